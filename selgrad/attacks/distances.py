@@ -1,0 +1,45 @@
+"""Distances between a dummy update and the observed one, over the entries that count.
+
+Squared L2: Zhu et al. 2019 (zhu2019dlg), equation 3. Cosine: Geiping et al. 2020 (geiping2020inverting), equation 4.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from selgrad import trees
+from selgrad.attacks.hidden import Target
+from selgrad.base import Grads
+
+
+def _counted(candidate: Grads, target: Target) -> Grads:
+    return jax.tree.map(lambda leaf, c: jnp.where(c, leaf, 0), candidate, target.counted)
+
+
+def squared_l2(candidate: Grads, target: Target) -> Float[Array, ""]:
+    """The sum over counted entries of (g'_i - g_i)^2."""
+    error = jax.tree.map(lambda leaf, t, c: jnp.where(c, leaf - t, 0), candidate, target.grads, target.counted)
+    return trees.dot(error, error)
+
+
+def _norm(tree: Grads) -> Float[Array, ""]:
+    # The square root has no derivative at 0, where nothing is counted.
+    square = trees.dot(tree, tree)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+
+
+def cosine(candidate: Grads, target: Target) -> Float[Array, ""]:
+    """1 - cos of the angle between the counted entries, one angle over all leaves; 1 where either side is 0."""
+    counted = _counted(candidate, target)
+    norms = _norm(counted) * _norm(target.grads)
+    return 1 - trees.dot(counted, target.grads) / jnp.where(norms > 0, norms, 1)
+
+
+def mean_leaf_cosine(candidate: Grads, target: Target) -> Float[Array, ""]:
+    """The mean over leaves of 1 - cos: LAMP's reading (balunovic2022lamp), which weighs a bias as much as a matrix."""
+    pairs = zip(
+        jax.tree.leaves(candidate), jax.tree.leaves(target.grads), jax.tree.leaves(target.counted), strict=True
+    )
+    return jnp.mean(jnp.stack([cosine([leaf], Target([t], [c])) for leaf, t, c in pairs]))

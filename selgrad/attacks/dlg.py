@@ -1,0 +1,38 @@
+"""Deep Leakage from Gradients: dummy pixels and soft labels are optimised until their gradient matches the observed one.
+
+Zhu, Liu, Han, "Deep Leakage from Gradients", NeurIPS 2019 (zhu2019dlg): argmin over x', y' of ||dl(x', y')/dw - g||^2 by L-BFGS.
+"""
+
+from __future__ import annotations
+
+from selgrad.attacks.distances import squared_l2
+from selgrad.attacks.hidden import Hidden
+from selgrad.attacks.kernel import gradient_matching, iterate
+from selgrad.attacks.minimisers import lbfgs
+from selgrad.base import Attack
+
+
+def dlg(
+    *,
+    num_steps: int = 300,
+    num_restarts: int = 1,
+    hidden: Hidden = "ignore",
+    evaluations_per_step: int = 20,
+    memory: int = 100,
+) -> Attack:
+    """L-BFGS on the squared gradient distance, images and label logits from N(0, 1).
+
+    Args:
+      num_steps: outer iterations; 300 as published.
+      num_restarts: independent starts, the best by the attack's own objective.
+      hidden: what becomes of encrypted entries.
+      evaluations_per_step: gradient evaluations per outer iteration; torch's L-BFGS spends up to 20.
+      memory: curvature pairs; 100 as torch keeps (with 20, twice as many evaluations on DLG's LeNet).
+    """
+    kernel = gradient_matching(
+        distance=squared_l2,
+        minimiser=lambda _: lbfgs(memory=memory),
+        hidden=hidden,
+        evaluations_per_step=evaluations_per_step,
+    )
+    return iterate(kernel, num_steps=num_steps, num_restarts=num_restarts)

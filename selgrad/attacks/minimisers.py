@@ -1,0 +1,184 @@
+"""Minimisers in fixed-step form: one evaluation of the objective's gradient per step, so that lanes under `vmap` never wait.
+
+A line search inside `vmap` runs until the slowest lane ends. Here a rejected trial point only shortens the lane's next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jaxtyping import PyTree
+
+Objective: TypeAlias = Callable[[PyTree], Array]
+
+
+class Minimiser(NamedTuple):
+    """`init(point) -> state`, which evaluates nothing, and `step(objective, state) -> state`, which evaluates once.
+
+    A state has `point`, the objective's `value` there (inf before the first step) and `done`.
+    """
+
+    init: Callable[[PyTree], Any]
+    step: Callable[[Objective, Any], Any]
+
+
+class LBFGSState(NamedTuple):
+    """The accepted point with its value and slope, the trial direction and length, and the curvature pairs in a ring.
+
+    `order` numbers the pairs by age (-1 marks an empty row), `products` holds S Y' and Y Y', all of which the compact form reads.
+    """
+
+    point: Array
+    value: Array
+    done: Array
+    slope: Array
+    direction: Array
+    length: Array
+    steps: Array
+    differences: Array
+    steps_differences: Array
+    differences_differences: Array
+    order: Array
+
+
+def _quasi_newton(state: LBFGSState, slope: Array, valid: Array) -> Array:
+    """-H g in the compact form of Byrd, Nocedal and Schnabel (byrd1994compact), equation 3.14 with H_0 = (s'y / y'y) I.
+
+    Four matrix-vector products instead of the two-loop recursion's 4 m dependent vector operations.
+    """
+    memory = valid.size
+    pair = valid[:, None] & valid[None, :]
+    identity = jnp.eye(memory, dtype=slope.dtype)
+    newest = jnp.argmax(jnp.where(valid, state.order, -1))
+    sy, yy = state.steps_differences, jnp.where(pair, state.differences_differences, 0)
+    curvature = jnp.where(valid, jnp.diagonal(sy), 1)
+    gamma = jnp.where(valid.any(), curvature[newest] / jnp.where(valid.any(), yy[newest, newest], 1), 1)
+    # R holds s_i'y_j for i not newer than j; sorted by age it is upper triangular.
+    age = jnp.argsort(jnp.where(valid, state.order, -1))
+    upper = jnp.where(pair & (state.order[:, None] <= state.order[None, :]), sy, 0) + jnp.where(valid, 0, 1) * identity
+    upper = upper[age][:, age]
+    s_slope, y_slope = (jnp.where(valid, m @ slope, 0) for m in (state.steps, state.differences))
+    u = jax.scipy.linalg.solve_triangular(upper, s_slope[age])
+    w = jnp.where(valid, curvature, 0)[age] * u + gamma * (yy[age][:, age] @ u) - gamma * y_slope[age]
+    back = jnp.argsort(age)
+    first = jax.scipy.linalg.solve_triangular(upper, w, trans=1)[back]
+    first, second = jnp.where(valid, first, 0), jnp.where(valid, u[back], 0)
+    return -(gamma * slope + first @ state.steps - gamma * (second @ state.differences))
+
+
+def lbfgs(*, memory: int = 100, tolerance: float = 1e-14) -> Minimiser:
+    """L-BFGS whose backtracking is spread over steps.
+
+    Each step evaluates one trial point. If it decreases the objective enough (Armijo, 1e-4) it is accepted and the next direction is
+    computed; else the trial length shrinks by quadratic interpolation. A non-finite trial is a rejected one, so a lane cannot diverge
+    from a finite start.
+
+    Args:
+      memory: curvature pairs kept.
+      tolerance: a lane is done when its objective falls below this, or its trial length underflows along the steepest descent.
+    """
+
+    def gentle(slope: Array) -> Array:
+        # As torch's L-BFGS: a first step is at most 1 and moves at most by 1 in L1 norm.
+        return jnp.minimum(1.0, 1.0 / jnp.maximum(jnp.abs(slope).sum(), 1e-30)).astype(slope.dtype)
+
+    def init(point: Array) -> LBFGSState:
+        # The first trial is the start itself: any finite value is below inf, and no pair comes of a step of length 0.
+        zero = jnp.zeros((), point.dtype)
+        rows = jnp.zeros((memory, point.size), point.dtype)
+        square = jnp.zeros((memory, memory), point.dtype)
+        return LBFGSState(
+            point=point,
+            value=zero + jnp.inf,
+            done=jnp.zeros((), bool),
+            slope=jnp.zeros_like(point),
+            direction=jnp.zeros_like(point),
+            length=zero,
+            steps=rows,
+            differences=rows,
+            steps_differences=square,
+            differences_differences=square,
+            order=jnp.full(memory, -1, jnp.int32),
+        )
+
+    def step(objective: Objective, state: LBFGSState) -> LBFGSState:
+        descent = jnp.vdot(state.slope, state.direction)
+        trial = state.point + state.length * state.direction
+        value, slope = jax.value_and_grad(objective)(trial)
+        finite = jnp.isfinite(value) & jnp.isfinite(slope).all()
+        accepted = finite & (value <= state.value + 1e-4 * state.length * descent) & ~state.done
+
+        # The oldest row (or the first empty one) is replaced; where nothing is stored it is written back unchanged, in place.
+        s, y = trial - state.point, slope - state.slope
+        curvature = jnp.vdot(s, y)
+        stored = accepted & (curvature > 1e-10 * jnp.vdot(y, y)) & (curvature > 0)
+        row = jnp.argmin(state.order)
+        steps = state.steps.at[row].set(jnp.where(stored, s, state.steps[row]))
+        differences = state.differences.at[row].set(jnp.where(stored, y, state.differences[row]))
+        new_y = jnp.where(stored, y, 0)
+        sy, ys, yy = steps @ new_y, differences @ jnp.where(stored, s, 0), differences @ new_y
+        at = (jnp.arange(memory) == row) & stored
+        products = jnp.where(at[None, :], sy[:, None], jnp.where(at[:, None], ys[None, :], state.steps_differences))
+        squares = jnp.where(at[None, :] | at[:, None], jnp.where(at[None, :], yy[:, None], yy[None, :]), state.differences_differences)
+        moved = state._replace(
+            point=jnp.where(accepted, trial, state.point),
+            value=jnp.where(accepted, value, state.value),
+            slope=jnp.where(accepted, slope, state.slope),
+            steps=steps,
+            differences=differences,
+            steps_differences=products,
+            differences_differences=squares,
+            order=jnp.where(at, state.order.max() + 1, state.order),
+        )
+        direction = _quasi_newton(moved, moved.slope, moved.order >= 0)
+        downhill = jnp.vdot(direction, moved.slope) < 0
+
+        # The minimum of the parabola through value, descent and the trial value, kept within [0.1, 0.5] of the rejected length.
+        parabola = -descent * state.length / (2 * (value - state.value - state.length * descent))
+        shrink = jnp.where(finite, jnp.clip(jnp.nan_to_num(parabola, nan=0.1), 0.1, 0.5), 0.1)
+        shorter = state.length * shrink
+        stuck = ~accepted & (shorter < 1e-7)
+        fresh = accepted | stuck
+        steepest = fresh & (stuck | ~downhill)
+        # Stuck right after a restart along the steepest descent: the float type holds no better point.
+        hopeless = stuck & (state.order < 0).all()
+        # A start that is not finite leaves value at inf and cannot be mended by shorter steps.
+        hopeless = hopeless | ~jnp.isfinite(moved.value)
+        return moved._replace(
+            direction=jnp.where(fresh, jnp.where(steepest, -moved.slope, direction), state.direction),
+            length=jnp.where(fresh, jnp.where(steepest, gentle(moved.slope), 1.0), shorter),
+            order=jnp.where(steepest, -1, moved.order),
+            done=state.done | hopeless | (moved.value < tolerance),
+        )
+
+    return Minimiser(init, step)
+
+
+class FirstOrderState(NamedTuple):
+    """The last evaluated point with its value, the point to evaluate next, and optax's state."""
+
+    point: PyTree
+    value: Array
+    done: Array
+    upcoming: PyTree
+    inner: Any
+
+
+def first_order(transformation: optax.GradientTransformation, *, project: Callable[[PyTree], PyTree] = lambda x: x) -> Minimiser:
+    """An optax transformation with a projection after every step; a lane that leaves the finite numbers stops there."""
+
+    def init(point: PyTree) -> FirstOrderState:
+        return FirstOrderState(point, jnp.float32(jnp.inf), jnp.zeros((), bool), point, transformation.init(point))
+
+    def step(objective: Objective, state: FirstOrderState) -> FirstOrderState:
+        value, slope = jax.value_and_grad(objective)(state.upcoming)
+        updates, inner = transformation.update(slope, state.inner, state.upcoming)
+        upcoming = project(optax.apply_updates(state.upcoming, updates))
+        return FirstOrderState(state.upcoming, value, state.done | ~jnp.isfinite(value), upcoming, inner)
+
+    return Minimiser(init, step)

@@ -1,0 +1,225 @@
+"""The types that the rooms of selgrad share: what a model is, what a defender knows, and what an attacker sees.
+
+A room imports this module and `trees`, never another room, so these types are the whole interface between them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import jax
+from jax import Array
+from jaxtyping import PyTree
+
+Key: TypeAlias = Array
+"""A typed PRNG key, `jax.random.key(seed)`, shape ()."""
+Params: TypeAlias = PyTree
+"""Model parameters: nested dicts of float arrays; leaves are named by path, `conv_0/kernel`."""
+Grads: TypeAlias = PyTree
+"""A client update: the tree, shapes and dtypes of the parameters."""
+Scores: TypeAlias = PyTree
+"""One float score per gradient entry, the tree and shapes of the gradient; a larger score is encrypted first."""
+Ranks: TypeAlias = PyTree
+"""One int32 per gradient entry, a permutation of 0 .. n-1 over the whole tree; rank 0 is encrypted first."""
+Mask: TypeAlias = PyTree
+"""One bool per gradient entry; True means encrypted, everywhere."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+    """Public facts about a model's input that an attacker knows too.
+
+    Attributes:
+      shape: of one input, channels last, e.g. (32, 32, 3).
+      num_classes: of the labels.
+      mean, std: per channel; what the model reads is (pixel - mean) / std with pixels in [0, 1].
+    """
+
+    shape: tuple[int, ...]
+    num_classes: int
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    @property
+    def low(self) -> tuple[float, ...]:
+        """The smallest value of each channel as the model reads it (pixel 0)."""
+        return tuple((0.0 - m) / s for m, s in zip(self.mean, self.std, strict=True))
+
+    @property
+    def high(self) -> tuple[float, ...]:
+        """The largest value of each channel as the model reads it (pixel 1)."""
+        return tuple((1.0 - m) / s for m, s in zip(self.mean, self.std, strict=True))
+
+    def normalise(self, pixels: Array) -> Array:
+        """Pixels in [0, 1], shape (..., *shape), to what the model reads."""
+        return (pixels - jax.numpy.asarray(self.mean, pixels.dtype)) / jax.numpy.asarray(self.std, pixels.dtype)
+
+    def pixels(self, inputs: Array) -> Array:
+        """The inverse of `normalise`; nothing is clipped."""
+        return inputs * jax.numpy.asarray(self.std, inputs.dtype) + jax.numpy.asarray(self.mean, inputs.dtype)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["inputs", "labels"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What a client trains on: `inputs` (B, *shape) float, as the model reads them, and `labels` (B,) int32."""
+
+    inputs: Array
+    labels: Array
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A frozen dataclass of hyperparameters; it hashes by value, so jit may take it as static."""
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """Public facts about the input."""
+        ...
+
+    @property
+    def head(self) -> str:
+        """Path of the last dense layer, whose `kernel` is (features, classes); label rules read its gradient."""
+        ...
+
+    @property
+    def bypassed(self) -> frozenset[str]:
+        """Paths of the leaves that `embed` reads: matching through embeddings cannot reach them."""
+        ...
+
+    def init(self, key: Key) -> Params:
+        """Fresh parameters, float32."""
+        ...
+
+    def embed(self, params: Params, inputs: Array) -> Array:
+        """What an attack optimises over: pixels for images, embeddings for text."""
+        ...
+
+    def logits(self, params: Params, embedded: Array) -> Array:
+        """Class scores (B, num_classes)."""
+        ...
+
+    def loss(self, params: Params, embedded: Array, labels: Array) -> Array:
+        """Mean soft-label cross-entropy; `labels` (B, num_classes) are probabilities, one-hot for a client."""
+        ...
+
+
+class Update(Protocol):
+    """How a client turns a batch into what it sends; a frozen dataclass that hashes by value.
+
+    The attacker simulates the same update on its dummy data, so it is differentiable in `embedded` and `labels`.
+    """
+
+    @property
+    def batch_size(self) -> int:
+        """Samples that the client holds."""
+        ...
+
+    def __call__(self, model: Model, params: Params, embedded: Array, labels: Array) -> Grads:
+        """The update for soft labels (B, num_classes)."""
+        ...
+
+    def new_params(self, params: Params, grads: Grads) -> Params:
+        """The client's weights after the update, given what it sends."""
+        ...
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "batch", "grads", "key"],
+    meta_fields=["model", "update"],
+)
+@dataclasses.dataclass(frozen=True)
+class GradientContext:
+    """What the defender knows when it scores its own update; a significance metric gets this and nothing else."""
+
+    model: Model
+    params: Params
+    batch: Batch
+    update: Update
+    grads: Grads
+    key: Key
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "visible", "mask", "labels"],
+    meta_fields=["model", "update"],
+)
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """All that an attacker ever holds.
+
+    Attributes:
+      model, update: the architecture and the client's procedure, both public in federated learning.
+      params: the global weights that the client started from.
+      visible: the client update with every encrypted entry set to 0; only entries with `mask` False carry information.
+      mask: True where encrypted; the attacker sees which entries are ciphertext.
+      labels: (B,) int32 where the threat model gives them away, else None.
+    """
+
+    model: Model
+    params: Params
+    visible: Grads
+    mask: Mask
+    update: Update
+    labels: Array | None
+
+
+class Reconstruction(NamedTuple):
+    """What an attack returns.
+
+    Attributes:
+      inputs: (B, *shape) float, in the units that the model reads.
+      labels: (B,) int32: the labels that belong to `inputs`, optimised or inferred; never the initial ones.
+      objective: () float, the attacker's own objective at `inputs`; inf where it diverged.
+      diverged: () bool; True where every restart left the finite numbers, and then `inputs` is the start.
+      restart: () int32, which restart was chosen (by `objective`).
+      all_inputs, all_objectives, all_labels: the same for every restart, leading axis (num_restarts,).
+      num_evaluations: () int32, evaluations of the objective's gradient spent per restart, the largest over restarts.
+    """
+
+    inputs: Array
+    labels: Array
+    objective: Array
+    diverged: Array
+    restart: Array
+    all_inputs: Array
+    all_labels: Array
+    all_objectives: Array
+    num_evaluations: Array
+
+
+Metric: TypeAlias = Callable[[GradientContext], Scores]
+"""Scores every entry of a client update at once; pure, jit-able, vmap-able."""
+Selector: TypeAlias = Callable[[Scores], Ranks]
+"""Orders all entries; the mask at k encrypted entries is `rank < k`, so masks are nested and a ratio axis costs scalars."""
+Measure: TypeAlias = Callable[[InputSpec, Batch, Reconstruction], Mapping[str, Array]]
+"""Compares a reconstruction, already aligned, with the truth; returns named scalars."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """A gradient inversion attack in three traceable phases, so that a long one can be timed, checkpointed and resumed.
+
+    Attributes:
+      start: (key, observation) -> state, with restarts as the leading axis of each leaf.
+      advance: (observation, state, num_steps) -> state; `num_steps` may be traced; finished restarts stay as they are.
+      finish: (observation, state) -> Reconstruction, the restart with the smallest own objective.
+      num_steps: steps of a whole attack.
+      num_restarts: independent starts.
+    """
+
+    start: Callable[[Key, Observation], Any]
+    advance: Callable[[Observation, Any, Any], Any]
+    finish: Callable[[Observation, Any], Reconstruction]
+    num_steps: int
+    num_restarts: int
+
+    def reconstruct(self, key: Key, observation: Observation) -> Reconstruction:
+        """Runs the whole attack; jit and vmap go around this."""
+        state = self.start(key, observation)
+        return self.finish(observation, self.advance(observation, state, self.num_steps))

@@ -1,0 +1,78 @@
+"""Orbax checkpoints: model parameters by seed, and the state of long attacks.
+
+A checkpoint is written under another name and renamed by Orbax, so an interrupted save leaves the previous one.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from selgrad import trees
+from selgrad.base import Params
+from selgrad.errors import SelgradError
+
+
+def save(path: str | Path, tree: Any) -> None:
+    """Writes a pytree of arrays, replacing what is there.
+
+    Raises:
+      SelgradError: if the disk is full or not writable.
+    """
+    import orbax.checkpoint as ocp
+
+    target = Path(path).absolute()
+    leaves, _ = jax.tree.flatten(tree)
+    host = {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(target, host, force=True)
+    except OSError as error:
+        raise SelgradError(f"cannot write checkpoint {str(target)!r}: {error.strerror or error}; make room and run the same command") from None
+
+
+def load(path: str | Path, like: Any) -> Any:
+    """Reads what `save` wrote, as arrays of the tree, shapes and dtypes of `like`.
+
+    Raises:
+      SelgradError: if there is none, it cannot be read, or it is of another tree.
+    """
+    import orbax.checkpoint as ocp
+
+    source = Path(path).expanduser().absolute()
+    if not source.is_dir():
+        raise SelgradError(f"there is no checkpoint at {str(path)!r}; give the folder of one")
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            host = checkpointer.restore(source)
+    except Exception as error:  # orbax and tensorstore raise errors of many kinds for a damaged folder
+        raise SelgradError(f"checkpoint {str(path)!r} cannot be read ({type(error).__name__}); it is damaged or no Orbax checkpoint") from None
+    leaves, treedef = jax.tree.flatten(like)
+    found = [host[name] for name in sorted(host)] if isinstance(host, dict) else []
+    names = trees.paths(like)
+    if len(found) != len(leaves):
+        raise SelgradError(f"checkpoint {str(path)!r} holds {len(found)} leaves and {len(leaves)} are needed; it is of another model or attack")
+    for name, leaf, want in zip(names, found, leaves, strict=True):
+        if np.shape(leaf) != np.shape(want):
+            raise SelgradError(f"checkpoint {str(path)!r}: leaf {name!r} has shape {np.shape(leaf)}, not {np.shape(want)}; it is of another model or attack")
+    return jax.tree.unflatten(treedef, [np.asarray(leaf, want.dtype) for leaf, want in zip(found, leaves, strict=True)])
+
+
+def load_params(path: str | Path, like: Params) -> Params:
+    """Model parameters, from an Orbax checkpoint.
+
+    Raises:
+      SelgradError: as `load`, or if a value is not finite.
+    """
+    params = jax.tree.map(jax.numpy.asarray, load(path, like))
+    trees.require_finite(params, f"checkpoint {str(path)!r}")
+    return params
+
+
+def remove(path: str | Path) -> None:
+    """Removes a checkpoint if it is there."""
+    shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,107 @@
+"""A loaded data set: pixels in [0, 1], labels, and the public facts about them.
+
+Every loader ends in `Dataset.make`, which checks shapes, takes the asked-for part and fixes the normalisation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from selgrad.base import Batch, InputSpec
+from selgrad.errors import DataError, UsageError
+
+Normalisation: TypeAlias = Literal["none", "channel"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Images in memory.
+
+    Attributes:
+      pixels: (N, H, W, C) float32 in [0, 1].
+      labels: (N,) int32.
+      spec: shape, classes and normalisation; `spec.normalise` is applied by `batch` and inverted before anything is measured.
+    """
+
+    pixels: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int32]
+    spec: InputSpec
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, index: int, batch_size: int) -> Batch:
+        """Batch `index`: samples index * batch_size and on, as the model reads them.
+
+        Raises:
+          UsageError: if the data set is too small.
+        """
+        start, stop = index * batch_size, (index + 1) * batch_size
+        if stop > len(self):
+            raise UsageError(f"batch {index} of {batch_size} samples needs {stop} samples and the data set holds {len(self)}; raise count")
+        pixels = jnp.asarray(self.pixels[start:stop])
+        return Batch(self.spec.normalise(pixels), jnp.asarray(self.labels[start:stop]))
+
+
+def make(
+    pixels: npt.NDArray[np.generic],
+    labels: npt.NDArray[np.generic],
+    *,
+    num_classes: int,
+    count: int | None,
+    offset: int,
+    normalisation: Normalisation,
+    source: str,
+) -> Dataset:
+    """Checks and wraps what a loader read.
+
+    Args:
+      pixels: (N, H, W, C) uint8, or float in [0, 1].
+      labels: (N,) integers in [0, num_classes).
+      num_classes: of the labels.
+      count: samples to keep, None for all.
+      offset: samples to leave out first.
+      normalisation: "none" keeps [0, 1], as DLG does; "channel" subtracts the mean and divides by the standard deviation of each channel over
+        the samples kept.
+      source: what to call the data in errors.
+    """
+    if pixels.ndim != 4 or len(pixels) != len(labels):
+        raise DataError(f"{source}: pixels of shape {pixels.shape} and {len(labels)} labels do not belong together")
+    if len(labels) and not (0 <= labels.min() and labels.max() < num_classes):
+        raise DataError(f"{source}: labels from {labels.min()} to {labels.max()} lie outside 0 .. {num_classes - 1}")
+    available = len(labels)
+    stop = available if count is None else offset + count
+    if offset < 0 or (count is not None and count < 1) or stop > available or offset >= available:
+        raise UsageError(f"{source}: offset={offset}, count={count} asks for samples {offset} .. {stop - 1}; there are {available}")
+    pixels, labels = pixels[offset:stop], labels[offset:stop]
+    scaled = (pixels / np.float32(255) if pixels.dtype == np.uint8 else pixels).astype(np.float32)
+    channels = scaled.shape[-1]
+    mean, std = (0.0,) * channels, (1.0,) * channels
+    if normalisation == "channel":
+        mean = tuple(float(x) for x in scaled.mean((0, 1, 2), dtype=np.float64))
+        std = tuple(float(x) for x in np.maximum(scaled.std((0, 1, 2), dtype=np.float64), 1e-3))
+    return Dataset(scaled, labels.astype(np.int32), InputSpec(scaled.shape[1:], num_classes, mean, std))
+
+
+def existing_file(folder: Path, *names: str) -> Path:
+    """The first of the names that exists in the folder.
+
+    Raises:
+      DataError: if the folder or every file is missing.
+    """
+    if not folder.is_dir():
+        raise DataError(f"data folder {str(folder)!r} does not exist; set dataset.path to the folder that holds {names[0]}")
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(f"data folder {str(folder)!r} holds none of {', '.join(names)}; set dataset.path to the folder that does")
+
+
+Loader: TypeAlias = Callable[..., Dataset]

@@ -1,0 +1,92 @@
+"""MNIST and Fashion-MNIST from their original files: idx, plain or gzipped.
+
+LeCun et al. 1998 (lecun1998mnist); Xiao, Rasul, Vollgraf 2017 (xiao2017fashion). The format: magic 0x0000TTDD, DD big-endian sizes, bytes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from selgrad.data.dataset import Dataset, Normalisation, existing_file, make
+from selgrad.errors import DataError
+
+
+def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
+    """The array of unsigned bytes in an idx file.
+
+    Args:
+      path: of the file; gzipped if its first bytes say so.
+      ndim: dimensions that it must have.
+
+    Raises:
+      DataError: if the file is truncated or of another format.
+    """
+    raw = path.read_bytes()
+    if raw[:2] == b"\x1f\x8b":
+        try:
+            raw = gzip.decompress(raw)
+        except (EOFError, OSError, zlib.error) as error:
+            raise DataError(f"{str(path)!r} is a truncated or damaged gzip file ({error}); fetch it again") from None
+    if len(raw) < 4 + 4 * ndim or raw[:4] != bytes((0, 0, 8, ndim)):
+        raise DataError(f"{str(path)!r} is no idx file of unsigned bytes with {ndim} dimensions (it begins {raw[:4].hex() or 'empty'})")
+    shape = struct.unpack(f">{ndim}I", raw[4 : 4 + 4 * ndim])
+    body = raw[4 + 4 * ndim :]
+    if len(body) != int(np.prod(shape, dtype=np.int64)):
+        raise DataError(f"{str(path)!r} holds {len(body)} bytes of data where its header says {shape}; it is truncated, fetch it again")
+    return np.frombuffer(body, np.uint8).reshape(shape)
+
+
+def _load(name: str, path: str, split: str, count: int | None, offset: int, normalisation: Normalisation) -> Dataset:
+    stem, folder = {"train": "train", "test": "t10k"}[split], Path(path).expanduser()
+    images, labels = (
+        read_idx(existing_file(folder, *(f"{stem}-{kind}{end}" for kind in kinds for end in ("", ".gz"))), ndim)
+        for kinds, ndim in ((("images-idx3-ubyte", "images.idx3-ubyte"), 3), (("labels-idx1-ubyte", "labels.idx1-ubyte"), 1))
+    )
+    return make(images[..., None], labels, num_classes=10, count=count, offset=offset, normalisation=normalisation, source=f"{name} in {path!r}")
+
+
+def mnist(
+    *,
+    path: str,
+    split: Literal["train", "test"] = "test",
+    count: int | None = None,
+    offset: int = 0,
+    normalisation: Normalisation = "none",
+) -> Dataset:
+    """28x28x1 handwritten digits, 10 classes.
+
+    Args:
+      path: folder of `t10k-images-idx3-ubyte.gz` and its companions, gzipped or not.
+      split: "train" or "test".
+      count: samples to keep, all by default.
+      offset: samples to leave out first.
+      normalisation: "none" keeps [0, 1]; "channel" standardises.
+    """
+    return _load("mnist", path, split, count, offset, normalisation)
+
+
+def fashion_mnist(
+    *,
+    path: str,
+    split: Literal["train", "test"] = "test",
+    count: int | None = None,
+    offset: int = 0,
+    normalisation: Normalisation = "none",
+) -> Dataset:
+    """28x28x1 pictures of clothes, 10 classes.
+
+    Args:
+      path: folder of `t10k-images-idx3-ubyte.gz` and its companions, gzipped or not.
+      split: "train" or "test".
+      count: samples to keep, all by default.
+      offset: samples to leave out first.
+      normalisation: "none" keeps [0, 1]; "channel" standardises.
+    """
+    return _load("fashion_mnist", path, split, count, offset, normalisation)

@@ -1,0 +1,81 @@
+"""Devices: how XLA is set up before JAX starts, one mesh axis over attacks, and how much memory a block may take.
+
+On a CPU, one XLA device per core with attacks sharded over them runs faster than one device with a thread pool (benchmarks/attack_throughput.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from selgrad.errors import SelgradError
+
+
+def configure() -> None:
+    """Sets XLA's flags for CPUs, unless the user has set them; call it before anything touches a JAX device.
+
+    The flags name the host platform only, so they do nothing on GPU and TPU.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" not in flags:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        flags += f" --xla_force_host_platform_device_count={cores} --xla_cpu_multi_thread_eigen=false"
+        os.environ["XLA_FLAGS"] = flags.strip()
+
+
+def mesh(num_lanes: int) -> Any:
+    """A mesh with the one axis `lanes`, over as many devices as there are lanes at most."""
+    import jax
+    import numpy as np
+
+    devices = jax.local_devices()
+    return jax.sharding.Mesh(np.asarray(devices[: max(1, min(len(devices), num_lanes))]), ("lanes",))
+
+
+def shard(function: Callable[..., Any], mesh: Any, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """`shard_map` without replication checks: each device runs its own lanes and none waits for another's loop."""
+    import jax
+
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def memory_budget() -> int:
+    """Bytes that one compiled block may take on all devices together: 60 % of what is free now."""
+    import jax
+
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return int(0.6 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))) * len(jax.local_devices())
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(0.6 * 1024 * int(lines["MemAvailable"].split()[0]))
+    except (OSError, KeyError, ValueError):
+        return 4 * 2**30
+
+
+def default_block_size() -> int:
+    """Attacks per block where memory allows: past this, throughput no longer grows (benchmarks/attack_throughput.py)."""
+    import jax
+
+    return 32 if jax.local_devices()[0].platform == "cpu" else 1024
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Writes a file under another name, flushes it to disk, and renames it: it is there whole or not at all.
+
+    Raises:
+      SelgradError: if the disk is full or not writable.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise SelgradError(f"cannot write {str(path)!r}: {error.strerror}; make room or choose another --out, then run the same command") from None

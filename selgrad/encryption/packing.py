@@ -1,0 +1,124 @@
+"""Packing: selected entries in index order, clipped to a public bound and rounded to a public grid; and the index list itself.
+
+NumPy on the host, float64 and int64; nothing here knows of keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+from selgrad import trees
+from selgrad.base import Grads, Mask
+from selgrad.encryption.profiles import Profile
+from selgrad.errors import EncryptionError
+
+_BITMAP, _DELTAS = b"B", b"D"
+
+
+def select(grads: Grads, mask: Mask) -> npt.NDArray[np.float64]:
+    """The encrypted entries of a client update, shape (num_selected,), in flattening order.
+
+    Raises:
+      GradientError: if the mask is of another tree.
+      EncryptionError: if a selected entry is NaN or infinite.
+    """
+    trees.require_same_tree(mask, grads)
+    pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(mask), strict=True)
+    values = np.concatenate([np.asarray(leaf)[np.asarray(m)] for leaf, m in pairs]).astype(np.float64)
+    require_finite(values)
+    return values
+
+
+def require_finite(values: npt.NDArray[np.float64]) -> None:
+    """Raises EncryptionError for NaN or infinity: one of them destroys the whole ciphertext without a sound."""
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        raise EncryptionError(
+            f"value {bad[0]} of {values.size} to encrypt is {values[bad[0]]} ({bad.size} in all); "
+            "it would destroy its whole ciphertext, check the client update"
+        )
+
+
+def quantise(values: npt.NDArray[np.float64], profile: Profile) -> npt.NDArray[np.int64]:
+    """Grid points of clipped values: round(clip(v, -bound, bound) * 2^grid_bits), ties to even."""
+    require_finite(values)
+    return np.rint(np.clip(values, -profile.bound, profile.bound) * 2.0**profile.grid_bits).astype(np.int64)
+
+
+def dequantise(points: npt.NDArray[np.int64], profile: Profile) -> npt.NDArray[np.float64]:
+    """The values of grid points."""
+    return points / 2.0**profile.grid_bits
+
+
+def mask_bits(mask: Mask) -> npt.NDArray[np.bool_]:
+    """The mask as one vector of bool in flattening order."""
+    return np.concatenate([np.asarray(leaf).reshape(-1) for leaf in jax.tree.leaves(mask)])
+
+
+def mask_hash(mask: Mask) -> str:
+    """SHA-256 over leaf paths, shapes and bits, so that sums of different selections are refused."""
+    digest = hashlib.sha256()
+    for name, leaf in zip(trees.paths(mask), jax.tree.leaves(mask), strict=True):
+        digest.update(f"{name}{leaf.shape}".encode() + np.packbits(np.asarray(leaf)).tobytes())
+    return digest.hexdigest()
+
+
+def encode_indices(bits: npt.NDArray[np.bool_]) -> bytes:
+    """The index list as sent once per mask: a bitmap, or gaps as base-128 varints, whichever is smaller, after one tag byte."""
+    bitmap = np.packbits(bits).tobytes()
+    gaps = np.diff(np.flatnonzero(bits), prepend=-1) - 1
+    lengths = np.maximum(1, -(-np.frexp(gaps.astype(np.float64))[1] // 7))
+    if int(lengths.sum()) >= len(bitmap):
+        return _BITMAP + bitmap
+    out = np.zeros(int(lengths.sum()), np.uint8)
+    ends = np.cumsum(lengths)
+    for position in range(int(lengths.max(initial=1))):
+        long_enough = lengths > position
+        more = lengths[long_enough] > position + 1
+        part = (gaps[long_enough] >> (7 * position)) & 0x7F
+        out[(ends - lengths)[long_enough] + position] = part | np.where(more, 0x80, 0)
+    return _DELTAS + out.tobytes()
+
+
+def decode_indices(encoded: bytes, num_total: int) -> npt.NDArray[np.bool_]:
+    """The inverse of `encode_indices`.
+
+    Raises:
+      EncryptionError: if the bytes are no index list over `num_total` entries.
+    """
+    tag, body = encoded[:1], np.frombuffer(encoded[1:], np.uint8)
+    if tag == _BITMAP and body.size == -(-num_total // 8):
+        bits: npt.NDArray[np.bool_] = np.unpackbits(body, count=num_total).astype(bool)
+        return bits
+    if tag != _DELTAS:
+        raise EncryptionError(f"the index list of {len(encoded)} bytes is no list over {num_total} entries; it was damaged or is of another model")
+    last = (body & 0x80) == 0
+    starts = np.flatnonzero(np.concatenate([[True], last[:-1]])) if body.size else np.zeros(0, np.int64)
+    shifts = np.arange(body.size) - np.repeat(starts, np.diff(np.append(starts, body.size)))
+    if body.size and (not last[-1] or shifts.max() > 8):
+        raise EncryptionError(f"the index list of {len(encoded)} bytes is truncated or damaged; send it again")
+    gaps = np.add.reduceat((body & 0x7F).astype(np.int64) << (7 * shifts), starts) if body.size else np.zeros(0, np.int64)
+    indices = np.cumsum(gaps + 1) - 1
+    if indices.size and indices[-1] >= num_total:
+        raise EncryptionError(f"the index list names entry {indices[-1]} of {num_total}; it is of another model")
+    result = np.zeros(num_total, bool)
+    result[indices] = True
+    return result
+
+
+def scatter(points: npt.NDArray[np.float64], mask: Mask, plain: Grads) -> Any:
+    """Puts decrypted values back into the tree: `plain` where exposed, `points` where encrypted."""
+    trees.require_same_tree(mask, plain)
+    vector = np.concatenate([np.asarray(leaf, np.float64).reshape(-1) for leaf in jax.tree.leaves(plain)])
+    bits = mask_bits(mask)
+    if points.size != int(bits.sum()):
+        raise EncryptionError(f"{points.size} decrypted values for a mask of {int(bits.sum())} entries; decrypt with the mask that was encrypted")
+    vector[bits] = points
+    leaves, treedef = jax.tree.flatten(plain)
+    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
+    return jax.tree.unflatten(treedef, [p.reshape(leaf.shape) for p, leaf in zip(np.split(vector, ends), leaves, strict=True)])

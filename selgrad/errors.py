@@ -1,0 +1,39 @@
+"""The two ways in which selgrad refuses: what was asked is wrong, or what was asked failed.
+
+Every message names the value and the remedy in one line; the command line prints it without a traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SelgradError(Exception):
+    """Something that was rightly asked could not be done (a truncated file, a wrong key); the command line exits with 1."""
+
+    exit_code = 1
+
+
+class UsageError(SelgradError, ValueError):
+    """Something was wrongly asked (an unknown metric, ratio 1.5); the command line exits with 2."""
+
+    exit_code = 2
+
+
+class DataError(SelgradError):
+    """A data file is missing, truncated or of another format."""
+
+
+class GradientError(SelgradError, ValueError):
+    """A gradient holds NaN or infinity, or a mask belongs to another tree."""
+
+
+class EncryptionError(SelgradError):
+    """The encryption refuses a value, a key, a ciphertext or the process that it runs in."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns `'; did you mean 'x'?'` for the nearest known name, else the list of all known names."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    listing = f"known: {', '.join(known)}" if known else "it takes none"
+    return f"did you mean {near[0]!r}? {listing}" if near else listing

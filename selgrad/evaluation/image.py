@@ -1,0 +1,56 @@
+"""Image measures: MSE, PSNR and SSIM between pixels in [0, 1], averaged over the batch.
+
+SSIM: Wang et al. 2004 (wang2004ssim) with the uniform 7x7 window and the sample covariance, scikit-image's defaults.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from selgrad.base import Batch, InputSpec, Reconstruction
+
+
+def mse(truth: Float[Array, "*b h w c"], image: Float[Array, "*b h w c"]) -> Float[Array, " *b"]:
+    """Mean squared error per image."""
+    return jnp.mean((truth - image) ** 2, axis=(-3, -2, -1))
+
+
+def psnr(truth: Float[Array, "*b h w c"], image: Float[Array, "*b h w c"]) -> Float[Array, " *b"]:
+    """Peak signal-to-noise ratio in dB for a data range of 1, at most 100 dB (an MSE of 1e-10)."""
+    return -10 * jnp.log10(jnp.maximum(mse(truth, image), 1e-10))
+
+
+def ssim(truth: Float[Array, "h w c"], image: Float[Array, "h w c"]) -> Float[Array, ""]:
+    """Structural similarity of one pair, in [-1, 1], averaged over channels and over windows inside the image.
+
+    The window is 7x7, or the largest odd square that fits a smaller image.
+    """
+    size = min(7, *((n - 1) // 2 * 2 + 1 for n in truth.shape[:2]))
+
+    def mean(x: Array) -> Array:
+        return jax.lax.reduce_window(x, 0.0, jax.lax.add, (size, size, 1), (1, 1, 1), "valid") / size**2
+
+    # Means are taken off first: in float32, E[x^2] - E[x]^2 loses what SSIM's small constants need.
+    shift_t, shift_i = truth.mean((0, 1)), image.mean((0, 1))
+    t, i = truth - shift_t, image - shift_i
+    unbiased = size**2 / (size**2 - 1)
+    mt, mi = mean(t), mean(i)
+    vt, vi, cov = (unbiased * (mean(a * b) - ma * mb) for a, b, ma, mb in ((t, t, mt, mt), (i, i, mi, mi), (t, i, mt, mi)))
+    mt, mi = mt + shift_t, mi + shift_i
+    c1, c2 = 0.01**2, 0.03**2
+    return jnp.mean((2 * mt * mi + c1) * (2 * cov + c2) / ((mt**2 + mi**2 + c1) * (vt + vi + c2)))
+
+
+def image_quality(spec: InputSpec, batch: Batch, reconstruction: Reconstruction) -> dict[str, Array]:
+    """`mse`, `psnr` (dB) and `ssim`, means over the batch, of pixels clipped to [0, 1] as an image file would hold them.
+
+    Args:
+      spec: normalisation, which is inverted first.
+      batch: the truth, (B, H, W, C).
+      reconstruction: aligned with the truth.
+    """
+    truth = spec.pixels(batch.inputs)
+    image = jnp.clip(spec.pixels(reconstruction.inputs), 0, 1)
+    return {"mse": mse(truth, image).mean(), "psnr": psnr(truth, image).mean(), "ssim": jax.vmap(ssim)(truth, image).mean()}

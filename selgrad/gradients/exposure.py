@@ -1,0 +1,29 @@
+"""What of a client update is exposed: the `Observation` that an attacker gets.
+
+Encryption never changes what an attacker sees of the exposed entries, so this is all that CKKS means to an attack.
+"""
+
+from __future__ import annotations
+
+from jax import Array
+
+from selgrad import trees
+from selgrad.base import Grads, Mask, Model, Observation, Params, Update
+
+
+def observe(
+    model: Model, update: Update, params: Params, grads: Grads, mask: Mask, labels: Array | None = None
+) -> Observation:
+    """Zeroes the encrypted entries and hands the rest to the attacker.
+
+    Args:
+      model, update, params: public.
+      grads: the client update.
+      mask: True where encrypted.
+      labels: (B,) int32, only where the threat model gives them away.
+
+    Raises:
+      GradientError: if the mask is of another tree.
+    """
+    trees.require_same_tree(mask, grads)
+    return Observation(model=model, params=params, visible=trees.hide(grads, mask), mask=mask, update=update, labels=labels)

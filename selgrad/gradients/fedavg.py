@@ -1,0 +1,64 @@
+"""FedAvg: the client takes local gradient steps and sends w_old - w_new.
+
+McMahan et al., AISTATS 2017 (mcmahan2017fedavg), algorithm 1, ClientUpdate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+from jax import Array
+from jaxtyping import Float
+
+from selgrad.base import Grads, Model, Params
+from selgrad.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class FedAvg:
+    """`num_steps` local steps of size `learning_rate` over the client's samples, in slices of `local_batch_size`."""
+
+    batch_size: int
+    num_steps: int
+    learning_rate: float
+    local_batch_size: int
+
+    def __call__(self, model: Model, params: Params, embedded: Float[Array, "b ..."], labels: Float[Array, "b c"]) -> Grads:
+        """w_old - w_new, a tree like `params`."""
+        slices = self.batch_size // self.local_batch_size
+
+        def step(current: Params, index: Array) -> tuple[Params, None]:
+            start = (index % slices) * self.local_batch_size
+            x = jax.lax.dynamic_slice_in_dim(embedded, start, self.local_batch_size)
+            y = jax.lax.dynamic_slice_in_dim(labels, start, self.local_batch_size)
+            grads = jax.grad(model.loss)(current, x, y)
+            return jax.tree.map(lambda w, g: w - self.learning_rate * g, current, grads), None
+
+        new, _ = jax.lax.scan(step, params, jax.numpy.arange(self.num_steps))
+        return jax.tree.map(lambda old, w: old - w, params, new)
+
+    def new_params(self, params: Params, grads: Grads) -> Params:
+        """The client's weights after its local steps."""
+        return jax.tree.map(lambda w, u: w - u, params, grads)
+
+
+def fedavg(*, batch_size: int = 1, num_steps: int = 5, learning_rate: float = 0.1, local_batch_size: int | None = None) -> FedAvg:
+    """Local gradient steps, sent as the difference of weights.
+
+    Args:
+      batch_size: samples that the client holds.
+      num_steps: local steps; step i reads slice i mod (batch_size / local_batch_size).
+      learning_rate: of the local steps.
+      local_batch_size: samples per step; default all of them.
+
+    Raises:
+      UsageError: if `local_batch_size` does not divide `batch_size`, or a number is not positive.
+    """
+    local = batch_size if local_batch_size is None else local_batch_size
+    for name, value in (("batch_size", batch_size), ("num_steps", num_steps), ("learning_rate", learning_rate), ("local_batch_size", local)):
+        if value <= 0:
+            raise UsageError(f"{name}={value} must be positive")
+    if batch_size % local:
+        raise UsageError(f"local_batch_size={local} does not divide batch_size={batch_size}")
+    return FedAvg(batch_size, num_steps, learning_rate, local)

@@ -1,0 +1,41 @@
+"""FedSGD: the client sends the gradient of its loss on one batch.
+
+McMahan et al., AISTATS 2017 (mcmahan2017fedavg), section 2; the setting of DLG, iDLG and Inverting Gradients.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+from jax import Array
+from jaxtyping import Float
+
+from selgrad.base import Grads, Model, Params
+from selgrad.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradient:
+    """One gradient on a batch of `batch_size` samples."""
+
+    batch_size: int
+
+    def __call__(self, model: Model, params: Params, embedded: Float[Array, "b ..."], labels: Float[Array, "b c"]) -> Grads:
+        """The gradient of the mean loss, a tree like `params`."""
+        return jax.grad(model.loss)(params, embedded, labels)
+
+    def new_params(self, params: Params, grads: Grads) -> Params:
+        """The weights themselves: a client that sends its gradient has not moved."""
+        return params
+
+
+def gradient(*, batch_size: int = 1) -> Gradient:
+    """The gradient of the mean loss over one batch.
+
+    Args:
+      batch_size: samples in the batch.
+    """
+    if batch_size < 1:
+        raise UsageError(f"batch_size={batch_size} must be at least 1")
+    return Gradient(batch_size)

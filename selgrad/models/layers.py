@@ -1,0 +1,48 @@
+"""Flax Linen layers built on selgrad's own convolution, and the initialisers that the attacks were published with.
+
+Parameters have the names, shapes and defaults of `flax.linen.Conv`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from selgrad.models.convolution import convolve
+
+Initializer = Callable[..., Any]
+
+
+def uniform_half(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+    """U(-0.5, 0.5) for weights and biases, as DLG's released code draws them."""
+    return jax.random.uniform(key, shape, dtype, -0.5, 0.5)
+
+
+class Conv(nn.Module):
+    """A square convolution over (B, H, W, C), parameters as in `flax.linen.Conv`: kernel (size, size, C, features)."""
+
+    features: int
+    size: int
+    stride: int = 1
+    padding: int = 0
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    bias_init: Initializer = nn.initializers.zeros_init()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
+        bias = self.param("bias", self.bias_init, (self.features,))
+        return convolve(x, kernel, stride=self.stride, padding=self.padding) + bias
+
+
+def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
+    """2x2 max pooling with stride 2, the last odd row and column dropped; no reduce-window, so higher derivatives are cheap."""
+    b, h, w, c = x.shape
+    x = x[:, : h - h % 2, : w - w % 2]
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))

@@ -1,0 +1,20 @@
+"""Significance metrics: which entries of a client update to encrypt first, one file each.
+
+`METRICS` maps a name to a factory; what the factory returns scores all entries at once and is jit-able and vmap-able.
+"""
+
+from selgrad.significance.fisher import fisher
+from selgrad.significance.layerwise import layerwise
+from selgrad.significance.magnitude import magnitude
+from selgrad.significance.product import product
+from selgrad.significance.random import random
+from selgrad.significance.sensitivity import sensitivity
+
+METRICS = {
+    "random": random,
+    "magnitude": magnitude,
+    "sensitivity": sensitivity,
+    "product": product,
+    "fisher": fisher,
+    "layerwise": layerwise,
+}

@@ -1,0 +1,43 @@
+"""MaskCrypt's product of the exposed weight error and the gradient: (w_exposed - w_new) * dl/dw.
+
+Hu and Li, "MaskCrypt: Federated Learning with Selective Homomorphic Encryption", IEEE TDSC 2024 (hu2024maskcrypt).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from selgrad.base import GradientContext, Metric, Scores
+
+
+def product(
+    *, exposed: Literal["zero", "old"] = "zero", signed: bool = False, gradient_at: Literal["old", "new"] = "old"
+) -> Metric:
+    """How much the loss changes, to first order, when the exposed weight stands for the client's new weight.
+
+    With `exposed="old"` and one gradient step it is proportional to g^2: magnitude's mask. With `exposed="zero"` it is -w * g.
+
+    Args:
+      exposed: what the server knows of the weight: nothing (0), or the old global weight.
+      signed: sort by the signed product, as MaskCrypt's code does, or by its absolute value.
+      gradient_at: the weights at which the loss is differentiated; MaskCrypt's client does so after training ("new").
+    """
+
+    def score(context: GradientContext) -> Scores:
+        model, params, batch = context.model, context.params, context.batch
+        new = context.update.new_params(params, context.grads)
+        labels = jax.nn.one_hot(batch.labels, model.input_spec.num_classes, dtype=batch.inputs.dtype)
+        at = new if gradient_at == "new" else params
+        grads = jax.grad(model.loss)(at, model.embed(params, batch.inputs), labels)
+        if exposed == "old":
+            # w_old - w_new is what the client sends, up to the step size; exact where the client sends its gradient.
+            error = context.grads
+        else:
+            error = jax.tree.map(jnp.negative, new)
+        scores = jax.tree.map(jnp.multiply, error, grads)
+        return scores if signed else jax.tree.map(jnp.abs, scores)
+
+    return score

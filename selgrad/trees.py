@@ -1,0 +1,130 @@
+"""Pytrees of gradient entries: leaves by path, exact top-k over all leaves, masked inner products.
+
+Every function treats the tree as one long vector, in the order in which JAX flattens it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, PyTree
+
+from selgrad.base import Mask, Ranks, Scores
+from selgrad.errors import GradientError, UsageError
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """`conv_0/kernel` for a key path of `jax.tree_util`."""
+    return "/".join(str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path)
+
+
+def paths(tree: PyTree) -> list[str]:
+    """The path of each leaf, in flattening order."""
+    return [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def size(tree: PyTree) -> int:
+    """The number of entries over all leaves."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def count(ratio: float, num_total: int) -> int:
+    """round(ratio * num_total), the exact number of encrypted entries.
+
+    Computed on the host in float64: in float32 the product is wrong from 2^24 entries on.
+
+    Raises:
+      UsageError: if the ratio lies outside [0, 1].
+
+    >>> count(0.425, 85036)
+    36140
+    """
+    if not 0.0 <= ratio <= 1.0:
+        raise UsageError(f"ratio={ratio} lies outside [0, 1]; give the share of the entries to encrypt, such as 0.1")
+    return round(ratio * num_total)
+
+
+def concatenate(tree: PyTree) -> Array:
+    """All leaves as one vector, shape (n,)."""
+    return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(tree)])
+
+
+def split(vector: Array, like: PyTree) -> PyTree:
+    """The inverse of `concatenate` for the tree and shapes of `like`."""
+    leaves, treedef = jax.tree.flatten(like)
+    ends = np.cumsum([int(np.prod(leaf.shape)) for leaf in leaves])
+    parts = [part.reshape(leaf.shape) for part, leaf in zip(jnp.split(vector, ends[:-1]), leaves, strict=True)]
+    return jax.tree.unflatten(treedef, parts)
+
+
+def descending_ranks(scores: Float[Array, " n"]) -> Array:
+    """The rank of each score, 0 for the largest, ties in index order; shape (n,), int32."""
+    order = jnp.argsort(scores, stable=True, descending=True)
+    return jnp.zeros(scores.shape, jnp.int32).at[order].set(jnp.arange(scores.size, dtype=jnp.int32), unique_indices=True)
+
+
+def rank(scores: Scores) -> Ranks:
+    """Ranks over all leaves together, so that equal scores give equal masks."""
+    return split(descending_ranks(concatenate(scores)), scores)
+
+
+def top(ranks: Ranks, num_selected: Any) -> Mask:
+    """The mask of exactly `num_selected` entries; the count may be traced."""
+    return jax.tree.map(lambda leaf: leaf < num_selected, ranks)
+
+
+def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
+    """The inner product over all entries."""
+    return sum((jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)), jnp.float32(0))
+
+
+def hide(tree: PyTree, mask: Mask) -> PyTree:
+    """The tree with every encrypted entry set to 0."""
+    return jax.tree.map(lambda leaf, m: jnp.where(m, 0, leaf), tree, mask)
+
+
+def matches(path: str, patterns: Iterable[str]) -> bool:
+    """Whether a leaf's path matches a shell pattern; `fc` and `fc/**` name everything below `fc`."""
+    return any(fnmatch.fnmatchcase(path, p.replace("**", "*")) or path.startswith(p.rstrip("/") + "/") for p in patterns)
+
+
+def matching_leaves(tree: PyTree, patterns: Iterable[str]) -> list[bool]:
+    """For each leaf whether one of the patterns names it.
+
+    Raises:
+      UsageError: if a pattern names no leaf.
+    """
+    names = paths(tree)
+    for pattern in patterns:
+        if not any(matches(name, [pattern]) for name in names):
+            raise UsageError(f"path pattern {pattern!r} names no leaf; the leaves are {', '.join(names)}")
+    return [matches(name, patterns) for name in names]
+
+
+def require_finite(tree: PyTree, what: str) -> None:
+    """Raises GradientError with the first leaf that holds NaN or infinity (on the host, outside jit)."""
+    for name, leaf in zip(paths(tree), jax.tree.leaves(tree), strict=True):
+        bad = np.size(leaf) - int(np.isfinite(np.asarray(leaf)).sum())
+        if bad:
+            raise GradientError(
+                f"{what} holds {bad} NaN or infinite entries in leaf {name!r}; "
+                "lower the learning rate or check the input, a score or ciphertext of NaN means nothing"
+            )
+
+
+def require_same_tree(mask: PyTree, tree: PyTree) -> None:
+    """Raises GradientError if a mask belongs to another tree."""
+    ours = {name: leaf.shape for name, leaf in zip(paths(tree), jax.tree.leaves(tree), strict=True)}
+    theirs = {name: leaf.shape for name, leaf in zip(paths(mask), jax.tree.leaves(mask), strict=True)}
+    for name in ours.keys() | theirs.keys():
+        if ours.get(name) != theirs.get(name):
+            raise GradientError(
+                f"the mask is of another tree: leaf {name!r} has shape {ours.get(name)} in the gradient and "
+                f"{theirs.get(name)} in the mask; make the mask from scores of this gradient"
+            )
