@@ -1,0 +1,260 @@
+"""The command line: quickstart, sweep, report, attack, list.
+
+Only click and the standard library are imported here, so `--help` answers at once; each command imports what it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from selgrad import __version__
+from selgrad.errors import SelgradError, UsageError
+
+_KINDS = ("dataset", "model", "update", "metric", "selector", "attack")
+_EXAMPLES = """
+\b
+Start here:
+  selgrad quickstart                    real digits and photographs, real CKKS, a few minutes, no network
+  selgrad list                          every data set, model, metric, selector and attack with its arguments
+  selgrad attack --ratio 0.1            one cell, with what the attacker sees and finds
+  selgrad sweep sweep.yaml --out DIR    a grid; run the same command again to go on after an interruption
+  selgrad report DIR                    figures and one HTML page from the records
+"""
+
+
+@click.group(epilog=_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="selgrad")
+def cli() -> None:
+    """Which gradient entries should a federated-learning client encrypt?
+
+    selgrad scores every entry of a client's gradient, encrypts the top share with CKKS, attacks what is left exposed, and measures what was
+    reconstructed and what the encryption cost.
+    """
+
+
+_WANDB = click.option(
+    "--wandb", type=click.Choice(["disabled", "offline", "online"]), default="disabled", show_default=True, help="Mirror the run in Weights & Biases."
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output instead of text.")
+
+
+def _print_summary(records: Any, out: Path, as_json: bool) -> None:
+    from selgrad.report.tables import stopping_ratios
+
+    if as_json:
+        stops = json.loads(stopping_ratios(records).to_json(orient="records"))
+        click.echo(json.dumps({"out": str(out), "cells": len(records), "report": str(out / "report.html"), "stopping_ratios": stops}))
+
+
+@cli.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("quickstart-run"), show_default=True, help="Folder for records, figures and report.")
+@_WANDB
+@_JSON
+def quickstart(out: Path, wandb: str, as_json: bool) -> None:
+    """Real images, a real gradient, real CKKS, a real attack: the whole of selgrad in a few minutes.
+
+    Runs offline on scikit-learn's handwritten digits and crops of scikit-image's photographs, and ends with a table, figures and an HTML page.
+    Run it twice and the second run only reads what the first one left.
+    """
+    from selgrad.quickstart import QUICKSTART
+    from selgrad.runner import run_sweep
+
+    _print_summary(run_sweep(QUICKSTART, out, wandb=wandb), out, as_json)
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for records, figures and report; continued if it holds this sweep.")
+@_WANDB
+@_JSON
+def sweep(config: Path, out: Path, wandb: str, as_json: bool) -> None:
+    """Run the grid that CONFIG (a YAML file) describes.
+
+    \b
+    Keys are names of registries; a mapping gives arguments; a list is an axis of the grid:
+      dataset: {name: digits, count: 8}
+      model: {name: lenet, activation: sigmoid}
+      metric: [random, magnitude, {name: sensitivity, target: [labels, inputs]}]
+      ratio: [0, 0.1, 0.5]
+      attack: {name: idlg, num_steps: 100, hidden: [zero, ignore]}
+
+    The plan is printed first. Records are written block by block; after Ctrl-C, a crash or SIGKILL the same command goes on where it
+    stopped. `selgrad list` shows every name and argument.
+    """
+    from selgrad.config import load
+    from selgrad.runner import run_sweep
+
+    _print_summary(run_sweep(load(config), out, wandb=wandb), out, as_json)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@_JSON
+def report(folder: Path, as_json: bool) -> None:
+    """Draw figures and write one self-contained HTML page from the records in DIR.
+
+    Works on any machine that has DIR, also while the sweep still runs.
+    """
+    from selgrad.report.page import make_report
+    from selgrad.report.tables import read_records
+
+    page = make_report(folder)
+    if as_json:
+        _print_summary(read_records(folder), folder, as_json)
+    else:
+        click.echo(f"report:  {page}\nfigures: {folder / 'figures'}")
+
+
+def _entry(kind: str, text: str) -> dict[str, Any]:
+    """`name` or `name:key=value,key=value`; values are read as YAML."""
+    import yaml
+
+    name, _, rest = text.partition(":")
+    result: dict[str, Any] = {"name": name}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise UsageError(f"--{kind} {text!r}: {part!r} is no key=value; write {name}:key=value,key=value")
+        result[key.strip()] = yaml.safe_load(value)
+    return result
+
+
+@cli.command()
+@click.option("--dataset", default="digits", show_default=True, help="NAME or NAME:key=value,...")
+@click.option("--model", default="lenet", show_default=True, help="NAME or NAME:key=value,...")
+@click.option("--update", default="gradient", show_default=True, help="NAME or NAME:key=value,...")
+@click.option("--metric", default="magnitude", show_default=True, help="NAME or NAME:key=value,...")
+@click.option("--selector", default="global_top", show_default=True, help="NAME or NAME:key=value,...")
+@click.option("--attack", default="idlg:num_steps=50", show_default=True, help="NAME or NAME:key=value,...")
+@click.option("--ratio", default=0.0, show_default=True, type=float, help="Share of entries to encrypt, in [0, 1].")
+@click.option("--sample", default=0, show_default=True, help="Which batch of the data set.")
+@click.option("--seed", default=0, show_default=True, help="Of weights, metric and attack.")
+@click.option("--known-labels", is_flag=True, help="Give the labels to the attacker.")
+@click.option("--out", type=click.Path(path_type=Path), help="PNG file for truth and reconstruction side by side.")
+@_JSON
+def attack(
+    dataset: str, model: str, update: str, metric: str, selector: str, attack: str, ratio: float, sample: int, seed: int,
+    known_labels: bool, out: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Attack one gradient at one ratio, and say what was found.
+
+    \b
+    selgrad attack --dataset photos --metric magnitude --ratio 0.1 --attack inverting_gradients:num_steps=1000,hidden=ignore --out cell.png
+    """
+    if not 0 <= ratio <= 1:
+        raise UsageError(f"ratio={ratio:g} lies outside [0, 1]; give the share of the entries to encrypt, such as 0.1")
+    from selgrad import devices
+
+    devices.configure()
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from selgrad.experiment import run_cell
+
+    given = {"dataset": dataset, "model": model, "update": update, "metric": metric, "selector": selector, "attack": attack}
+    entries: dict[str, Any] = {kind: _entry(kind, text) for kind, text in given.items()}
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("compiling")
+
+        def on_progress(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total, description=f"{entries['attack']['name']}, step {done} of {total}")
+
+        result = run_cell(**entries, ratio=ratio, sample=sample, seed=seed, known_labels=known_labels, on_progress=on_progress)
+    if out is not None:
+        _save_pair(out, result.truth, result.reconstruction)
+    if as_json:
+        found = {k: (None if v != v else v) for k, v in result.measures.items()}
+        document = {**entries, "ratio": ratio, "sample": sample, "seed": seed, **found, "labels": result.labels.tolist()}
+        click.echo(json.dumps({**document, "num_selected": result.num_selected, "num_total": result.num_total, "seconds": result.seconds}))
+        return
+    click.echo(f"encrypted  {result.num_selected:,} of {result.num_total:,} gradient entries ({metric}, {selector})")
+    click.echo(f"exposed    {result.num_total - result.num_selected:,} entries to {attack}")
+    if result.diverged:
+        click.echo("verdict    the attack diverged: no restart stayed finite")
+    else:
+        click.echo(f"objective  {result.objective:.3g} after {result.num_evaluations:.0f} gradient evaluations in {result.seconds:.1f} s")
+        click.echo(f"image      MSE {result.mse:.3g}, PSNR {result.psnr:.1f} dB, SSIM {result.ssim:.3f}")
+        click.echo(f"labels     {result.label_correct:.0%} correct: {result.labels.tolist()}")
+    if out is not None:
+        click.echo(f"picture    {out} (truth left, reconstruction right)")
+
+
+def _save_pair(path: Path, truth: Any, reconstruction: Any) -> None:
+    import numpy as np
+    from PIL import Image
+
+    rows = [np.concatenate([t, np.ones_like(t[:, :1]), r], axis=1) for t, r in zip(truth, reconstruction, strict=True)]
+    pixels = np.rint(np.concatenate(rows).squeeze() * 255).astype(np.uint8)
+    scale = max(1, 256 // max(truth.shape[1:3]))
+    image = Image.fromarray(pixels)
+    try:
+        image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(path)
+    except (OSError, ValueError) as error:
+        raise SelgradError(f"cannot write {str(path)!r} ({error}); give --out a file name that ends in .png in a folder that exists") from None
+
+
+@cli.command(name="list")
+@click.argument("kind", required=False, type=click.Choice(_KINDS))
+@_JSON
+def list_command(kind: str | None, as_json: bool) -> None:
+    """Show every registry: names, arguments, defaults and sources. KIND narrows it to one."""
+    import inspect
+
+    from selgrad.config import describe, parameters, registry
+
+    document: dict[str, Any] = {}
+    for one in [kind] if kind else _KINDS:
+        entries = {}
+        for name, factory in registry(one).items():
+            module = inspect.getdoc(inspect.getmodule(factory)) or ""
+            arguments = {}
+            for key, parameter in parameters(one, name).items():
+                required = parameter.default is inspect.Parameter.empty
+                arguments[key] = {"type": describe(parameter.annotation), "required": required, "default": None if required else parameter.default}
+            summary = (inspect.getdoc(factory) or "").split("\n\n")[0].replace("\n", " ")
+            source = module.split("\n\n")[-1].replace("\n", " ") if "\n\n" in module else ""
+            entries[name] = {"summary": summary, "source": source, "arguments": arguments}
+        document[one] = entries
+    if as_json:
+        click.echo(json.dumps(document))
+        return
+    for one, entries in document.items():
+        click.secho(f"\n{one}", bold=True)
+        for name, entry in entries.items():
+            click.echo(f"  {click.style(name, fg='cyan')}  {entry['summary']}")
+            if entry["source"]:
+                click.echo(f"      {entry['source']}")
+            for key, argument in entry["arguments"].items():
+                default = "required" if argument["required"] else f"default {json.dumps(argument['default'])}"
+                click.echo(f"      {key}: {argument['type']} ({default})")
+
+
+def main() -> None:
+    """Runs the command line; errors are one line on standard error, 2 for usage and 1 for failure."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except SelgradError as error:
+        click.echo(f"selgrad: error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("selgrad: interrupted; finished blocks are kept, run the same command to go on", err=True)
+        sys.exit(130)
+    except OSError as error:
+        click.echo(f"selgrad: error: {error.filename or 'input/output'}: {error.strerror or error}; check the path, its permissions and the disk", err=True)
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Figures of a report: quality against ratio, cost against protection, and the gallery of reconstructions.
+
+Each function draws one figure from records or kept reconstructions and leaves a PNG and an SVG beside each other.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+from selgrad.report.tables import curves, with_labels
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402 (the backend is chosen first)
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+_MARKERS = "osD^vPX*"
+_NAMES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "mse": "MSE", "success": "share of attacks that succeed"}
+
+
+def _save(figure: Any, folder: Path, name: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for ending in ("png", "svg"):
+        figure.savefig(folder / f"{name}.{ending}", dpi=150, bbox_inches="tight", metadata={"Date": None} if ending == "svg" else None)
+    plt.close(figure)
+
+
+def _panels(count: int) -> tuple[Any, list[Any]]:
+    columns = min(3, count)
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 3.5 * rows), squeeze=False, sharey=True, layout="constrained")
+    flat = list(axes.flat)
+    for empty in flat[count:]:
+        empty.set_axis_off()
+    return figure, flat[:count]
+
+
+def _ratio_axis(axis: Any, ratios: list[float]) -> None:
+    # Ratios are chosen unevenly (1 %, 5 %, 10 %, ...), so each measured ratio gets the same room.
+    axis.set_xticks(range(len(ratios)), [f"{100 * r:g}" for r in ratios])
+    axis.set_xlabel("entries encrypted (%)")
+    axis.grid(alpha=0.25)
+
+
+def quality_against_ratio(records: pd.DataFrame, folder: Path, measure: str = "psnr") -> str:
+    """One panel per attack, one curve per metric, 95 % bootstrap bands; returns the file's stem."""
+    data = curves(records.astype({"success": float}), measure)
+    panels, names = list(dict.fromkeys(data["panel"])), sorted(data["curve"].unique())
+    ratios = sorted(data["ratio"].unique())
+    figure, axes = _panels(len(panels))
+    for axis, panel in zip(axes, panels, strict=True):
+        for i, name in enumerate(names):
+            part = data[(data["panel"] == panel) & (data["curve"] == name)].sort_values("ratio")
+            # A small shift keeps curves that lie on each other apart.
+            x = np.asarray([ratios.index(r) for r in part["ratio"]]) + 0.05 * (i - (len(names) - 1) / 2)
+            colour = _COLOURS[i % len(_COLOURS)]
+            axis.plot(x, part["mean"], color=colour, marker=_MARKERS[i % len(_MARKERS)], markersize=4, linewidth=1.4, label=name)
+            axis.fill_between(x, part["low"], part["high"], color=colour, alpha=0.15, linewidth=0)
+        axis.set_title(panel, fontsize=9)
+        _ratio_axis(axis, ratios)
+    axes[0].set_ylabel(f"{_NAMES.get(measure, measure)} of the reconstruction")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=9)
+    stem = f"{measure}_against_ratio"
+    _save(figure, folder, stem)
+    return stem
+
+
+def cost_against_protection(records: pd.DataFrame, folder: Path) -> str | None:
+    """Bytes that a client uploads encrypted against the reconstruction's PSNR; None where no cost was measured."""
+    costed = with_labels(records).dropna(subset=["ciphertext_bytes"])
+    if costed.empty:
+        return None
+    costed = costed.assign(kilobytes=(costed["ciphertext_bytes"].astype(float) + costed["index_bytes"]) / 1000)
+    data = costed.groupby(["panel", "curve", "ratio"], as_index=False)[["kilobytes", "psnr"]].mean()
+    panels, names = list(dict.fromkeys(data["panel"])), sorted(data["curve"].unique())
+    figure, axes = _panels(len(panels))
+    for axis, panel in zip(axes, panels, strict=True):
+        for i, name in enumerate(names):
+            part = data[(data["panel"] == panel) & (data["curve"] == name)].sort_values("kilobytes")
+            axis.plot(
+                part["kilobytes"], part["psnr"], color=_COLOURS[i % len(_COLOURS)], marker=_MARKERS[i % len(_MARKERS)], markersize=4, label=name
+            )
+        axis.set_title(panel, fontsize=9)
+        axis.set_xscale("symlog", linthresh=max(1.0, float(data.loc[data["kilobytes"] > 0, "kilobytes"].min())))
+        axis.set_xlabel("ciphertexts and indices per client (kB)")
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel("PSNR (dB) of the reconstruction")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=9)
+    _save(figure, folder, "cost_against_protection")
+    return "cost_against_protection"
+
+
+def _load_gallery(out: Path) -> tuple[pd.DataFrame, list[Any], dict[int, Any]]:
+    rows, pixels = [], []
+    for file in sorted((out / "reconstructions").glob("*.npz")):
+        if file.name.startswith("truth-"):
+            continue
+        with np.load(file) as stored:
+            for i in range(len(stored["ratio"])):
+                row = {k: stored[k][i] for k in ("setting", "sample", "ratio", "metric", "selector", "attack")}
+                rows.append({**row, "image": len(pixels)})
+                pixels.append(stored["pixels"][i])
+    truths = {}
+    for file in (out / "reconstructions").glob("truth-*.npz"):
+        with np.load(file) as stored:
+            truths[int(file.stem.split("-")[1])] = stored["pixels"]
+    return pd.DataFrame(rows), pixels, truths
+
+
+def _tile(images: Any) -> Any:
+    """A batch (B, H, W, C) as one picture, its images side by side."""
+    return np.concatenate(list(images), axis=1).squeeze()
+
+
+def galleries(out: Path, folder: Path) -> list[str]:
+    """Per attack and kept sample: the truth above, below it reconstructions by metric (rows) and ratio (columns)."""
+    table, pixels, truths = _load_gallery(out)
+    stems: list[str] = []
+    if table.empty:
+        return stems
+    groups = list(table.groupby(["setting", "attack", "sample"], sort=True))
+    attacks = {key: i for i, key in enumerate(dict.fromkeys((s, a) for (s, a, _), _ in groups))}
+    several = table["selector"].nunique() > 1
+    for (setting, attack, sample), cells in groups:
+        cells = cells.assign(row=cells["metric"] + (" / " + cells["selector"] if several else ""))
+        names, ratios = sorted(cells["row"].unique()), sorted(cells["ratio"].unique())
+        truth = _tile(truths[int(setting)][int(sample)])
+        wide = max(1.0, truth.shape[1] / truth.shape[0])
+        figure, axes = plt.subplots(
+            len(names) + 1, len(ratios), figsize=(1.05 * wide * len(ratios) + 1.6, 1.12 * (len(names) + 1) + 0.4), squeeze=False, layout="constrained"
+        )
+        for axis in axes.flat:
+            axis.set_axis_off()
+        options = {"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": "nearest"}
+        axes[0, 0].imshow(truth, **options)
+        axes[0, 0].set_title("truth", fontsize=8)
+        for i, name in enumerate(names):
+            for j, ratio in enumerate(ratios):
+                found = cells[(cells["row"] == name) & (cells["ratio"] == ratio)]
+                if len(found):
+                    axes[i + 1, j].imshow(_tile(pixels[int(found["image"].iloc[0])]), **options)
+                if i == 0:
+                    axes[1, j].set_title(f"{100 * ratio:g} %", fontsize=8)
+            axes[i + 1, 0].text(-0.12, 0.5, name.replace("(", "\n("), transform=axes[i + 1, 0].transAxes, ha="right", va="center", fontsize=7)
+        figure.suptitle(f"{attack}, sample {sample}", fontsize=9)
+        stem = f"gallery_{attacks[setting, attack]}_{attack.split('(')[0]}_sample_{sample}"
+        _save(figure, folder, stem)
+        stems.append(stem)
+    return stems
+
+
+def finite(value: float) -> bool:
+    """Whether a table cell has a number to show."""
+    return not math.isnan(value)

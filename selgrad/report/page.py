@@ -1,0 +1,134 @@
+"""The report of a sweep: figures, and one self-contained HTML page that can be sent by mail.
+
+Everything comes from record files and kept reconstructions; no result is computed here.
+"""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+
+from selgrad.report import figures
+from selgrad.report.tables import read_records, stopping_ratios, verdict_grid
+
+_PAGE = jinja2.Template(
+    """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>selgrad: {{ name }}</title>
+<style>
+ body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; background: #fff; }
+ h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+ img { max-width: 100%; } figure { margin: 1rem 0; } figcaption { color: #57606a; font-size: .9rem; }
+ table { border-collapse: collapse; font-size: .9rem; display: block; overflow-x: auto; }
+ th, td { border: 1px solid #d0d7de; padding: .3rem .6rem; text-align: left; } th { background: #f6f8fa; }
+ .stopped { background: #e6f4ea; } .succeeds { background: #fdecea; } .never { color: #57606a; }
+ details { margin: 1rem 0; } pre { background: #f6f8fa; padding: 1rem; overflow-x: auto; font-size: .85rem; }
+</style></head><body>
+<h1>{{ name }}: which metric, at which ratio, stops which attack</h1>
+<p>{{ num_cells }} cells: {{ facts }}. An attack succeeds where {{ rule }}{% if diverged %}; {{ diverged }} cells diverged and count as failed{% endif %}.
+ {% if note %}{{ note }}{% endif %}</p>
+<h2>The smallest measured ratio that stops each attack</h2>
+<table><tr>{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% for row in grid %}<tr>{% for cell in row %}<td class="{{ 'succeeds' if 'still' in cell else 'stopped' if 'stopped' in cell else 'never' if 'never' in cell else '' }}">{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table>
+<p>“Stopped at r” means that no cell at r or at any larger measured ratio succeeded; with few cells that says little, so the table below gives the upper end
+ of the 95 % Wilson interval of the success rate at r. “Never succeeds”: the attack fails without any encryption too, and says nothing about a metric.</p>
+<details><summary>With confidence and cost</summary>
+<table><tr><th>attack</th><th>metric</th><th>verdict</th><th>success at ratio 0</th><th>cells at r</th><th>success rate at most</th><th>ciphertext kB per client</th></tr>
+{% for row in stops %}<tr><td>{{ row.panel }}</td><td>{{ row.curve }}</td><td>{{ row.verdict }}</td><td>{{ row.at_zero }}</td><td>{{ row.num_cells }}</td><td>{{ row.upper }}</td><td>{{ row.kilobytes }}</td></tr>
+{% endfor %}</table></details>
+{% for title, caption, images in sections %}<h2>{{ title }}</h2>
+<p>{{ caption }}</p>
+{% for image in images %}<figure><img alt="{{ title }}" src="data:image/{{ image.kind }};base64,{{ image.data }}"></figure>{% endfor %}
+{% endfor %}
+<h2>Configuration</h2><details><summary>config.yaml</summary><pre>{{ config }}</pre></details>
+<p>Records: <code>pandas.read_parquet("records")</code> or <code>polars.read_parquet("records/*.parquet")</code> in the sweep's folder. selgrad {{ version }},
+ run {{ run_id }}, {{ device }}.</p>
+</body></html>
+""",
+    autoescape=True,
+)
+
+
+def _image(folder: Path, stem: str, ending: str) -> dict[str, str]:
+    kind = {"svg": "svg+xml", "png": "png"}[ending]
+    return {"kind": kind, "data": base64.b64encode((folder / f"{stem}.{ending}").read_bytes()).decode()}
+
+
+def _facts(records: pd.DataFrame) -> str:
+    parts = [
+        (records["dataset_label"], "data set", "data sets"),
+        (records["model_label"], "model", "models"),
+        (records["metric_label"], "metric", "metrics"),
+        (records["ratio"], "ratio", "ratios"),
+        (records["attack_label"], "attack", "attacks"),
+        (records["sample"], "sample", "samples"),
+        (records["seed"], "seed", "seeds"),
+    ]
+    return ", ".join(f"{column.nunique()} {one if column.nunique() == 1 else many}" for column, one, many in parts)
+
+
+def make_report(out: str | Path) -> Path:
+    """Draws `figures/` and writes `report.html` in a sweep's folder.
+
+    Args:
+      out: the folder of a sweep, finished or not.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      SelgradError: if there are no records.
+    """
+    root = Path(out)
+    records = read_records(root)
+    folder = root / "figures"
+    sections = []
+    quality = [figures.quality_against_ratio(records, folder, measure) for measure in ("psnr", "ssim", "success")]
+    caption = "One curve per metric, mean over samples and seeds, with 95 % bootstrap bands. Lower is better protected."
+    sections.append(("Quality of the reconstruction against the ratio encrypted", caption, [_image(folder, stem, "svg") for stem in quality]))
+    cost = figures.cost_against_protection(records, folder)
+    if cost is not None:
+        caption = "What one client uploads encrypted, measured with real CKKS on its own selected entries; indices counted."
+        sections.append(("Cost against protection", caption, [_image(folder, cost, "svg")]))
+    pictures = figures.galleries(root, folder)
+    if pictures:
+        caption = "The truth above; below it what the attack returned, by metric (rows) and share of entries encrypted (columns)."
+        sections.append(("Reconstructions", caption, [_image(folder, stem, "png") for stem in pictures]))
+    stops = stopping_ratios(records)
+    stops.to_csv(folder / "stopping_ratios.csv", index=False)
+    header, grid = verdict_grid(stops)
+
+    def share(value: float) -> str:
+        return f"{value:.0%}" if figures.finite(value) else ""
+
+    rows = [
+        {
+            "panel": row.panel, "curve": row.curve, "verdict": row.verdict, "at_zero": share(row.success_at_0), "num_cells": row.num_cells or "",
+            "upper": share(row.upper), "kilobytes": f"{row.ciphertext_bytes / 1000:,.0f}" if figures.finite(row.ciphertext_bytes) else "",
+        }
+        for row in stops.itertuples()
+    ]  # fmt: skip
+    config = root / "config.yaml"
+    page = _PAGE.render(
+        name=records["sweep"].iloc[0],
+        num_cells=f"{len(records):,}",
+        facts=_facts(records),
+        rule=records["success_rule"].iloc[0],
+        diverged=int(records["diverged"].sum()),
+        note="" if cost is not None else "Encryption costs were not measured.",
+        header=header,
+        grid=grid,
+        stops=rows,
+        sections=sections,
+        config=config.read_text() if config.exists() else "",
+        version=records["selgrad_version"].iloc[0],
+        run_id=records["run_id"].iloc[0],
+        device=records["device"].iloc[0],
+    )
+    file = root / "report.html"
+    file.write_text(page, encoding="utf-8")
+    return file

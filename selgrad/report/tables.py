@@ -1,0 +1,135 @@
+"""Tables of a report, from record files alone: curves with confidence bands, and the smallest ratio that stops each attack.
+
+Nothing here imports JAX, so a report can be made on any machine that has the records.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from selgrad.errors import SelgradError
+
+_SETTING = ["dataset_label", "model_label", "update_label"]
+
+
+def read_records(out: str | Path) -> pd.DataFrame:
+    """All records of a sweep's folder, one row per cell, sorted so that the order of blocks does not matter.
+
+    Raises:
+      SelgradError: if there are none, or a file is damaged.
+    """
+    files: Sequence[Path] = sorted((Path(out) / "records").glob("*.parquet"))
+    if not files:
+        raise SelgradError(f"{str(out)!r} holds no records; run `selgrad sweep CONFIG --out {out}` first")
+    tables = []
+    for file in files:
+        try:
+            tables.append(pq.read_table(file).to_pandas())
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise SelgradError(f"{str(file)!r} is damaged ({reason}); remove it and run the same sweep again, only its block is repeated") from None
+    order = ["dataset_label", "model_label", "update_label", "attack_label", "selector_label", "metric_label", "ratio", "sample", "seed"]
+    return pd.concat(tables, ignore_index=True).sort_values(order, kind="stable", ignore_index=True)
+
+
+def metric_label(records: pd.DataFrame) -> pd.Series:
+    """The name of a curve: the metric, with the selector where the records hold several."""
+    if records["selector_label"].nunique() > 1:
+        return records["metric_label"] + " / " + records["selector_label"]
+    return records["metric_label"]
+
+
+def attack_label(records: pd.DataFrame) -> pd.Series:
+    """The name of a panel: attack and rung of the ladder, or the full arguments where that is not unique; and the setting, if several."""
+    short = records["attack"] + ", hidden: " + records["hidden"]
+    pairs = pd.DataFrame({"short": short, "full": records["attack_label"]}).drop_duplicates()
+    ambiguous = set(pairs.loc[pairs.duplicated("short", keep=False), "short"])
+    label = short.where(~short.isin(ambiguous), records["attack_label"])
+    if len(records[_SETTING].drop_duplicates()) > 1:
+        label = records["dataset_label"] + " / " + records["model_label"] + " / " + records["update_label"] + ": " + label
+    return label
+
+
+def with_labels(records: pd.DataFrame) -> pd.DataFrame:
+    """The records with the columns `panel` and `curve`."""
+    return records.assign(panel=attack_label(records), curve=metric_label(records))
+
+
+def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """The Wilson score interval of a share (Wilson 1927, wilson1927), 95 % by default.
+
+    >>> tuple(round(x, 3) for x in wilson(0, 20))
+    (0.0, 0.161)
+    """
+    if trials == 0:
+        return 0.0, 1.0
+    share, z2 = successes / trials, z * z
+    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = z / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def curves(records: pd.DataFrame, measure: str, *, num_resamples: int = 1000) -> pd.DataFrame:
+    """Mean of a measure by panel, curve and ratio, with a 95 % bootstrap interval over samples and seeds.
+
+    Diverged cells have no value and are left out; `num_cells` says how many are left.
+    """
+    rows = []
+    generator = np.random.default_rng(0)
+    for (panel, curve, ratio), cells in with_labels(records).groupby(["panel", "curve", "ratio"], sort=True):
+        values = cells[measure].dropna().to_numpy(float)
+        if not values.size:
+            continue
+        means = generator.choice(values, (num_resamples, values.size)).mean(axis=1)
+        low, high = np.quantile(means, [0.025, 0.975])
+        rows.append(
+            {"panel": panel, "curve": curve, "ratio": ratio, "mean": values.mean(), "low": low, "high": high, "num_cells": values.size}
+        )
+    return pd.DataFrame(rows, columns=["panel", "curve", "ratio", "mean", "low", "high", "num_cells"])
+
+
+def stopping_ratios(records: pd.DataFrame) -> pd.DataFrame:
+    """Per attack and metric the smallest measured ratio from which on no cell succeeded.
+
+    Returns:
+      Columns `panel`, `curve`, `ratio` (NaN where the attack still succeeds at the largest ratio), `verdict`, `success_at_0` (share without
+      encryption, NaN if not measured), `num_cells` at that ratio, `upper` (of the 95 % Wilson interval of the success rate there), and
+      `ciphertext_bytes` per client.
+    """
+    rows = []
+    for (panel, curve), cells in with_labels(records).groupby(["panel", "curve"], sort=True):
+        by_ratio = cells.groupby("ratio").agg(success=("success", "sum"), cells=("success", "size"), size=("ciphertext_bytes", "mean"))
+        stopped = by_ratio["success"].to_numpy()[::-1].cumsum()[::-1] == 0
+        at_zero = by_ratio.loc[0.0, "success"] / by_ratio.loc[0.0, "cells"] if 0.0 in by_ratio.index else math.nan
+        row = {"panel": panel, "curve": curve, "success_at_0": at_zero, "ratio": math.nan, "num_cells": 0, "upper": math.nan, "ciphertext_bytes": math.nan}
+        if not stopped.any():
+            row["verdict"] = f"still succeeds at {by_ratio.index[-1]:g}"
+        else:
+            position = int(stopped.argmax())
+            at = by_ratio.iloc[position]
+            row |= {
+                "ratio": by_ratio.index[position],
+                "num_cells": int(at["cells"]),
+                "upper": wilson(0, int(at["cells"]))[1],
+                "ciphertext_bytes": float(at["size"]) if pd.notna(at["size"]) else math.nan,
+                "verdict": "never succeeds" if position == 0 else f"stopped at {by_ratio.index[position]:g}",
+            }
+        rows.append(row)
+    return pd.DataFrame(rows, columns=["panel", "curve", "verdict", "ratio", "success_at_0", "num_cells", "upper", "ciphertext_bytes"])
+
+
+def verdict_grid(stops: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """The stopping ratios as a grid: header, then one row per curve with one column per panel."""
+    panels: Sequence[str] = list(dict.fromkeys(stops["panel"]))
+    body = []
+    for curve, rows in stops.groupby("curve", sort=True):
+        found = dict(zip(rows["panel"], rows["verdict"], strict=True))
+        body.append([str(curve), *(found.get(panel, "") for panel in panels)])
+    return ["metric", *panels], body

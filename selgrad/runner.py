@@ -1,0 +1,110 @@
+"""Runs a sweep from start to report, with the plan, a progress bar and the summary on a terminal.
+
+The command line and `selgrad.run_sweep` both come here; everything else about a sweep is in `selgrad.sweep`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from selgrad.config import SweepConfig, parse
+from selgrad.report.page import make_report
+from selgrad.report.tables import stopping_ratios, verdict_grid
+
+
+def duration(seconds: float) -> str:
+    """Such as `4 s`, `3 min`, `2.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def summary_table(records: pd.DataFrame) -> Table:
+    """The smallest ratio that stops each attack, one row per metric and one column per attack."""
+    header, grid = verdict_grid(stopping_ratios(records))
+    table = Table(title="Smallest measured ratio that stops the attack", title_justify="left")
+    for column in header:
+        table.add_column(column, overflow="fold")
+    for row in grid:
+        table.add_row(*row)
+    return table
+
+
+def run_sweep(
+    config: SweepConfig | Mapping[str, Any], out: str | Path, *, wandb: str = "disabled", quiet: bool = False, console: Console | None = None
+) -> pd.DataFrame:
+    """Runs or continues a sweep in a folder.
+
+    Args:
+      config: parsed, or a mapping as the YAML file holds it.
+      out: folder for `config.yaml`, `records/`, `figures/`, `report.html`.
+      wandb: "disabled", "offline" or "online".
+      quiet: print nothing.
+      console: where to print; standard error by default.
+
+    Returns:
+      The records, one row per cell.
+
+    Raises:
+      UsageError: if the configuration is not valid or the folder holds another sweep.
+      SelgradError: if a file, a ciphertext or the disk fails.
+    """
+    from selgrad import devices
+
+    devices.configure()
+    from selgrad.sweep import Sweep
+    from selgrad.tracking import make_tracker
+
+    screen = console or Console(stderr=True, quiet=quiet)
+    checked = config if isinstance(config, SweepConfig) else parse(config)
+    with screen.status("loading data and models"):
+        sweep = Sweep(checked, out)
+    with sweep.lock():
+        with screen.status("planning") as status:
+            plan = sweep.plan(on_event=lambda line: status.update(f"planning: {line}"))
+        waiting = [b for b in plan.blocks if not sweep.record_file(b).exists()]
+        shapes = {(b.setting, b.attack) for b in plan.blocks}
+        screen.print(
+            f"[bold]{checked.name}[/bold]: {plan.num_cells:,} cells in {len(plan.blocks)} blocks of {len(shapes)} compiled programs; "
+            f"{plan.num_cells - sum(b.num_cells for b in waiting):,} cells already done"
+        )
+        screen.print(
+            f"at most {plan.memory_bytes / 1e6:,.0f} MB at once, compiled in {duration(plan.compile_seconds)}, attacks take at most "
+            f"{duration(plan.seconds)}; records go to {sweep.out / 'records'}"
+        )
+        with screen.status("measuring the encryption") as status:
+            costs = sweep.costs(on_event=lambda line: status.update(line))
+        if sweep.encryption_note is not None:
+            screen.print(f"[yellow]cost columns stay empty: {sweep.encryption_note}[/yellow]", soft_wrap=True)
+        elif costs:
+            screen.print(f"round trip proven on {len(costs)} selections of real gradient entries: every decrypted integer equals the plain sum")
+        tracker = make_tracker(wandb, sweep.out, checked.name, sweep.run_id, checked.to_dict(), checked.wandb)
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
+        started, lines = time.perf_counter(), {"last": time.perf_counter(), "done": 0.0}
+        with Progress(*columns, console=screen, disable=quiet, transient=True) as progress:
+            task = progress.add_task("cells", total=plan.num_cells)
+
+            def on_progress(cells: float, line: str) -> None:
+                progress.update(task, advance=cells, description=line)
+                lines["done"] += cells
+                if not screen.is_terminal and time.perf_counter() - lines["last"] > 30:
+                    lines["last"] = time.perf_counter()
+                    spent = duration(time.perf_counter() - started)
+                    screen.print(f"{lines['done']:,.0f} of {plan.num_cells:,} cells after {spent}: {line}")
+
+            records = sweep.run(plan, costs, tracker, on_progress)
+        with screen.status("drawing the report"):
+            page = make_report(sweep.out)
+            tracker.finish(records, sweep.out / "figures")
+        screen.print(summary_table(records))
+        screen.print(f"attacks took {duration(time.perf_counter() - started)}")
+        screen.print(f"figures: {sweep.out / 'figures'}\nreport:  {page}\nrecords: {sweep.out / 'records'}", soft_wrap=True)
+    return records

@@ -1,0 +1,438 @@
+"""Sweeps: plan -> blocks -> records, resumable at any moment.
+
+A block's identity is the hash of its cells, its record file appears by an atomic rename, and a block whose file is there is never run
+again. So a killed sweep is finished by the same command, and its records equal those of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import io
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from selgrad import __version__, checkpoints, devices, encryption, trees
+from selgrad.config import Spec, SweepConfig, settings
+from selgrad.errors import SelgradError, UsageError
+from selgrad.experiment import Block, Lane, Outcome, Setting, assemble
+from selgrad.report.tables import read_records
+from selgrad.tracking import Tracker
+
+CHECKPOINT_SECONDS = 60.0
+"""A block that has run this long since its last checkpoint saves its attack state."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockPlan:
+    """One compiled call: an attack on a setting, for some seeds times some lanes.
+
+    Attributes:
+      setting: index into the sweep's settings.
+      attack: spec.
+      seeds: one per row.
+      lanes: one row of lanes per seed, all of one length.
+    """
+
+    setting: int
+    attack: Spec
+    seeds: tuple[int, ...]
+    lanes: tuple[tuple[Lane, ...], ...]
+
+    @property
+    def num_cells(self) -> int:
+        """Cells in the block."""
+        return sum(map(len, self.lanes))
+
+    @property
+    def identity(self) -> str:
+        """A hash of the cells."""
+        return hashlib.sha256(repr((self.setting, self.attack, self.lanes)).encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a sweep will run, decided once and kept in `plan.json` so that a resumed sweep has the same blocks.
+
+    Attributes:
+      num_cells: in all.
+      blocks: in the order in which they run.
+      memory_bytes: of the largest block.
+      compile_seconds: spent while planning.
+      seconds: estimated run time of all blocks; lanes that finish early make it shorter.
+    """
+
+    num_cells: int
+    blocks: tuple[BlockPlan, ...]
+    memory_bytes: int
+    compile_seconds: float
+    seconds: float
+
+
+class Sweep:
+    """A sweep and its folder.
+
+    Args:
+      config: what to run.
+      out: the folder; made if it is missing, continued if it holds the same sweep.
+
+    Raises:
+      UsageError: if the folder holds another sweep.
+    """
+
+    def __init__(self, config: SweepConfig, out: str | Path) -> None:
+        self.config, self.out = config, Path(out)
+        self.settings = [Setting(*specs) for specs in settings(config)]
+        self._compiled: dict[tuple[int, Spec, int, int], Block] = {}
+        self._saved = self._adopt()
+        self.run_id: str = self._saved["run_id"]
+        self._encryption_note: str | None = None
+
+    def _adopt(self) -> dict[str, Any]:
+        file = self.out / "plan.json"
+        if file.exists():
+            try:
+                saved: dict[str, Any] = json.loads(file.read_text())
+                known = saved["identity"]
+            except (ValueError, KeyError, TypeError):
+                raise SelgradError(f"{str(file)!r} is damaged; remove the folder {str(self.out)!r} or choose another --out") from None
+            if known != self.config.identity:
+                raise UsageError(f"folder {str(self.out)!r} holds another sweep (its config.yaml differs); choose another --out")
+            return saved
+        if self.out.exists() and not self.out.is_dir():
+            raise UsageError(f"{str(self.out)!r} is a file; choose a folder for --out")
+        if self.out.is_dir() and (self.out / "records").is_dir() and any((self.out / "records").glob("*.parquet")):
+            raise UsageError(f"folder {str(self.out)!r} holds records without a plan.json; choose another --out")
+        return {"identity": self.config.identity, "run_id": uuid.uuid4().hex[:12], "version": __version__, "block_sizes": {}}
+
+    def _save_plan(self) -> None:
+        content = json.dumps(self._saved, indent=1, sort_keys=True)
+        devices.write_atomically(self.out / "plan.json", lambda path: _write_text(path, content))
+
+    # Planning
+
+    def _lanes(self, setting: Setting, seed: int) -> list[Lane]:
+        config = self.config
+        return [
+            Lane(seed, sample, metric, selector, ratio)
+            for metric in config.metric
+            for selector in config.selector
+            for sample in range(setting.num_samples)
+            for ratio in config.ratio
+        ]
+
+    def _split(self, index: int, attack: Spec, lanes_per_block: int) -> Iterator[BlockPlan]:
+        rows = [self._lanes(self.settings[index], seed) for seed in self.config.seeds]
+        width = len(rows[0])
+        if width <= lanes_per_block:
+            seeds_per_block = max(1, lanes_per_block // width)
+            for at in range(0, len(rows), seeds_per_block):
+                part = rows[at : at + seeds_per_block]
+                yield BlockPlan(index, attack, self.config.seeds[at : at + len(part)], tuple(map(tuple, part)))
+            return
+        for seed, row in zip(self.config.seeds, rows, strict=True):
+            for at in range(0, width, lanes_per_block):
+                yield BlockPlan(index, attack, (seed,), (tuple(row[at : at + lanes_per_block]),))
+
+    def _compile(self, plan: BlockPlan, lanes_per_block: int) -> tuple[Block, Any, Any]:
+        """The compiled block for a plan; short rows are padded so that the last block needs no compilation of its own."""
+        setting = self.settings[plan.setting]
+        full = len(plan.lanes) == 1 and len(self._lanes(setting, plan.seeds[0])) > lanes_per_block
+        width = lanes_per_block if full else len(plan.lanes[0])
+        key = (plan.setting, plan.attack, len(plan.seeds), width)
+        block = self._compiled.get(key)
+        fresh = block is None
+        if block is None:
+            block = Block(setting, plan.attack, num_seeds=len(plan.seeds), num_lanes=width, known_labels=self.config.known_labels)
+        padded = [[*row, *([row[-1]] * (block.num_lanes - len(row)))] for row in plan.lanes]
+        params, lanes = assemble(setting, plan.seeds, padded)
+        if fresh:
+            block.compile(params, lanes)
+            self._compiled[key] = block
+        return block, params, lanes
+
+    def plan(self, on_event: Callable[[str], None] = lambda _: None) -> Plan:
+        """Chooses block sizes by memory, compiles every program, and times two steps of each attack.
+
+        Args:
+          on_event: called with one line before each long operation.
+        """
+        blocks: list[BlockPlan] = []
+        memory, compiling, seconds = 0, 0.0, 0.0
+        budget, sizes = devices.memory_budget(), self._saved["block_sizes"]
+        for index in range(len(self.settings)):
+            for attack in self.config.attack:
+                name = f"{index}:{attack.label}"
+                restarts = int(attack.get("num_restarts", 1))
+                asked = self.config.block_size or devices.default_block_size()
+                lanes_per_block = sizes.get(name) or max(1, asked // restarts)
+                while True:
+                    parts = list(self._split(index, attack, lanes_per_block))
+                    on_event(f"compiling {attack.label} for {self.settings[index].specs[1].label}")
+                    block, params, lanes = self._compile(parts[0], lanes_per_block)
+                    compiling += block.compile_seconds
+                    if block.memory_bytes <= budget or lanes_per_block == 1 or name in sizes:
+                        break
+                    lanes_per_block = max(1, lanes_per_block // 2)
+                sizes[name] = lanes_per_block
+                missing = [p for p in parts if not self.record_file(p).exists()]
+                if missing:
+                    state = jax.block_until_ready(block.advance(params, lanes, block.start(params, lanes), 1))
+                    started = time.perf_counter()
+                    jax.block_until_ready(block.advance(params, lanes, state, 1))
+                    seconds += (time.perf_counter() - started) * block.attack.num_steps * len(missing)
+                memory = max(memory, block.memory_bytes)
+                blocks.extend(parts)
+        self._save_plan()
+        text = yaml.safe_dump(self.config.to_dict(), sort_keys=False)
+        devices.write_atomically(self.out / "config.yaml", lambda path: _write_text(path, text))
+        return Plan(sum(b.num_cells for b in blocks), tuple(blocks), memory, compiling, seconds)
+
+    # Encryption
+
+    def costs(self, on_event: Callable[[str], None] = lambda _: None) -> dict[tuple[int, str, str, float], encryption.Cost] | None:
+        """Proves the round trip on real selected entries of every metric, selector and ratio, and measures its cost.
+
+        Each client encrypts its own update under the first sample's mask, the server adds, and the decrypted integers are compared.
+
+        Returns:
+          Costs by (setting, metric, selector, ratio), or None where encryption is off or does not load here (`encryption_note` says why).
+        """
+        options = self.config.encryption
+        if options is None:
+            return None
+        self._encryption_note = encryption.unavailable()
+        if self._encryption_note is not None:
+            return None
+        saved: dict[str, dict[str, Any]] = self._saved.setdefault("costs", {})
+        scheme: encryption.CKKS | None = None
+        keys: Any = None
+        result: dict[tuple[int, str, str, float], encryption.Cost] = {}
+        seed = self.config.seeds[0]
+        for index, setting in enumerate(self.settings):
+            for metric in self.config.metric:
+                for selector in self.config.selector:
+                    for ratio in self.config.ratio:
+                        name = json.dumps([index, metric.label, selector.label, ratio])
+                        if name not in saved:
+                            if scheme is None:
+                                scheme = encryption.CKKS(options["profile"])
+                                keys = scheme.keygen()
+                            on_event(f"encrypting {ratio:.1%} of {setting.specs[1].label} by {metric.label}")
+                            ranks = jax.tree.map(lambda leaf: leaf[0], setting.ranks(metric, selector, seed)[0])
+                            mask = jax.tree.map(np.asarray, trees.top(ranks, trees.count(ratio, setting.num_total)))
+                            grads = jax.tree.map(np.asarray, setting.client(seed).grads)
+                            clients = [
+                                encryption.select(jax.tree.map(lambda leaf, i=i: leaf[i % setting.num_samples], grads), mask)
+                                for i in range(options["num_clients"])
+                            ]
+                            cost = encryption.measure(scheme, keys, clients, encryption.mask_hash(mask))
+                            saved[name] = dataclasses.asdict(cost)
+                        result[index, metric.label, selector.label, ratio] = encryption.Cost(**saved[name])
+        self._save_plan()
+        return result
+
+    @property
+    def encryption_note(self) -> str | None:
+        """Why costs are empty, where they are."""
+        return self._encryption_note
+
+    # Running
+
+    def record_file(self, plan: BlockPlan) -> Path:
+        """Where a block's records lie once it is finished."""
+        return self.out / "records" / f"{plan.identity}.parquet"
+
+    def run(
+        self,
+        plan: Plan,
+        costs: dict[tuple[int, str, str, float], encryption.Cost] | None,
+        tracker: Tracker,
+        on_progress: Callable[[float, str], None] = lambda *_: None,
+    ) -> pd.DataFrame:
+        """Runs every block that has no record file yet.
+
+        Args:
+          plan: of this sweep.
+          costs: as `costs` returns them.
+          tracker: gets each finished block.
+          on_progress: called with cells finished since the last call (a fraction inside a block) and a line on what runs.
+
+        Returns:
+          All records.
+        """
+        for index, setting in enumerate(self.settings):
+            for seed in self.config.seeds:
+                folder = self.out / "models" / f"setting-{index}-seed-{seed}"
+                if not folder.exists():
+                    checkpoints.save(folder, setting.client(seed).params)
+            self._keep_truth(index, setting)
+        for part in plan.blocks:
+            if self.record_file(part).exists():
+                on_progress(float(part.num_cells), "already done")
+                continue
+            records = self._run_block(part, costs, on_progress)
+            tracker.block(part.attack.name, records)
+        return read_records(self.out)
+
+    def _run_block(self, part: BlockPlan, costs: Any, on_progress: Callable[[float, str], None]) -> pd.DataFrame:
+        lanes_per_block = self._saved["block_sizes"][f"{part.setting}:{part.attack.label}"]
+        block, params, lanes = self._compile(part, lanes_per_block)
+        checkpoint = self.out / "checkpoints" / part.identity
+        state, done, total = block.start(params, lanes), 0, block.attack.num_steps
+        if checkpoint.is_dir():
+            stored = checkpoints.load(checkpoint, like={"done": np.int64(0), "state": state})
+            done, state = int(stored["done"]), jax.tree.map(lambda old, new: jax.device_put(new, old.sharding), state, stored["state"])
+        started = saved = time.perf_counter()
+        chunk = 1
+        while done < total:
+            before = time.perf_counter()
+            chunk = min(chunk, total - done)
+            state = jax.block_until_ready(block.advance(params, lanes, state, chunk))
+            now = time.perf_counter()
+            done += chunk
+            on_progress(part.num_cells * chunk / total, f"{part.attack.label} on {self.settings[part.setting].specs[1].label}")
+            # About a second between two looks at the clock: often enough for a bar, Ctrl-C and checkpoints, rare enough to cost nothing.
+            chunk = max(1, int(chunk * min(2.0, 1.0 / max(now - before, 1e-3))))
+            if now - saved > CHECKPOINT_SECONDS and done < total:
+                checkpoints.save(checkpoint, {"done": np.int64(done), "state": state})
+                saved = now
+        outcome = jax.device_get(block.finish(params, lanes, state))
+        records = self._records(part, outcome, costs, (time.perf_counter() - started) / part.num_cells)
+        self._keep_gallery(part, outcome)
+        table = pa.Table.from_pandas(records, preserve_index=False)
+        devices.write_atomically(self.record_file(part), lambda path: pq.write_table(table, path))
+        checkpoints.remove(checkpoint)
+        return records
+
+    def _records(self, part: BlockPlan, outcome: Outcome, costs: Any, attack_seconds: float) -> pd.DataFrame:
+        setting, config = self.settings[part.setting], self.config
+        dataset, model, update = setting.specs
+        rows = []
+        for i, row in enumerate(part.lanes):
+            for j, lane in enumerate(row):
+                ranks, score_seconds, mask_seconds = setting.ranks(lane.metric, lane.selector, lane.seed)
+                selected = trees.count(lane.ratio, setting.num_total)
+                mask = jax.tree.map(lambda leaf, k=lane.sample, n=selected: leaf[k] < n, ranks)
+                measures = {name: value[i, j] for name, value in outcome.measures.items()}
+                quality = float(measures[config.success["measure"]])
+                limit = config.success["threshold"]
+                success = bool(quality < limit if config.success["measure"] == "mse" else quality > limit)
+                cost = None if costs is None else costs[part.setting, lane.metric.label, lane.selector.label, lane.ratio]
+                specs = {"dataset": dataset, "model": model, "update": update, "metric": lane.metric, "selector": lane.selector, "attack": part.attack}
+                identity = {k: [s.name, *s.arguments] for k, s in specs.items()}
+                cell = json.dumps([identity, lane.ratio, lane.sample, lane.seed, config.known_labels], sort_keys=True)
+                rows.append(
+                    {
+                        "cell_id": hashlib.sha256(cell.encode()).hexdigest()[:16],
+                        "sweep": config.name,
+                        **{k: s.name for k, s in specs.items()},
+                        **{f"{k}_label": s.label for k, s in specs.items()},
+                        **{f"{k}_arguments": s.arguments_json for k, s in specs.items()},
+                        "hidden": str(part.attack.get("hidden", "")),
+                        "ratio": lane.ratio,
+                        "sample": lane.sample,
+                        "seed": lane.seed,
+                        "known_labels": config.known_labels,
+                        **{k: float(measures[k]) for k in ("objective", "mse", "psnr", "ssim", "label_correct")},
+                        "success": success,
+                        "success_rule": f"{config.success['measure']} {'<' if config.success['measure'] == 'mse' else '>'} {limit:g}",
+                        "diverged": bool(measures["diverged"]),
+                        "restart": int(measures["restart"]),
+                        "num_evaluations": int(measures["num_evaluations"]),
+                        "num_total": setting.num_total,
+                        "num_selected": selected,
+                        "num_clients": None if cost is None or config.encryption is None else config.encryption["num_clients"],
+                        "num_ciphertexts": None if cost is None else cost.num_ciphertexts,
+                        "ciphertext_bytes": None if cost is None else cost.ciphertext_bytes,
+                        "index_bytes": len(encryption.encode_indices(encryption.mask_bits(mask))),
+                        "score_seconds": score_seconds,
+                        "mask_seconds": mask_seconds,
+                        "encrypt_seconds": None if cost is None else cost.encrypt_seconds,
+                        "add_seconds": None if cost is None else cost.add_seconds,
+                        "decrypt_seconds": None if cost is None else cost.decrypt_seconds,
+                        "attack_seconds": attack_seconds,
+                        "selgrad_version": __version__,
+                        "jax_version": jax.__version__,
+                        "device": jax.local_devices()[0].device_kind,
+                        "run_id": self.run_id,
+                    }
+                )
+        frame = pd.DataFrame(rows)
+        nullable = {"num_clients": "Int64", "num_ciphertexts": "Int64", "ciphertext_bytes": "Int64"}
+        floats = dict.fromkeys(("encrypt_seconds", "add_seconds", "decrypt_seconds"), "float64")
+        return frame.astype({**nullable, **floats})
+
+    def _keep_truth(self, index: int, setting: Setting) -> None:
+        file = self.out / "reconstructions" / f"truth-{index}.npz"
+        count = min(self.config.gallery, setting.num_samples)
+        if count and not file.exists():
+            batches = setting.client(self.config.seeds[0]).batches
+            _write_npz(file, pixels=_to_uint8(setting.input_spec.pixels(batches.inputs[:count])), labels=np.asarray(batches.labels[:count]))
+
+    def _keep_gallery(self, part: BlockPlan, outcome: Outcome) -> None:
+        keep = [
+            (i, j, lane) for i, row in enumerate(part.lanes) for j, lane in enumerate(row)
+            if lane.sample < self.config.gallery and lane.seed == self.config.seeds[0]
+        ]  # fmt: skip
+        if keep:
+            _write_npz(
+                self.out / "reconstructions" / f"{part.identity}.npz",
+                pixels=_to_uint8(np.stack([outcome.pixels[i, j] for i, j, _ in keep])),
+                setting=np.asarray([part.setting] * len(keep)),
+                sample=np.asarray([lane.sample for *_, lane in keep]),
+                ratio=np.asarray([lane.ratio for *_, lane in keep]),
+                metric=np.asarray([lane.metric.label for *_, lane in keep]),
+                selector=np.asarray([lane.selector.label for *_, lane in keep]),
+                attack=np.asarray([part.attack.label] * len(keep)),
+            )
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the folder for this process.
+
+        Raises:
+          SelgradError: if another process runs a sweep there.
+        """
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            handle = open(self.out / ".lock", "w")  # noqa: SIM115 (held until the end of the sweep)
+        except OSError as error:
+            raise SelgradError(f"cannot write in {str(self.out)!r}: {error.strerror}; choose another --out") from None
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise SelgradError(f"another process is running a sweep in {str(self.out)!r}; wait for it or choose another --out") from None
+            yield
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def _to_uint8(pixels: Any) -> Any:
+    return np.rint(np.nan_to_num(np.clip(np.asarray(pixels), 0, 1)) * 255).astype(np.uint8)
+
+
+def _write_npz(path: Path, **arrays: Any) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    devices.write_atomically(path, lambda target: _write_bytes(target, buffer.getvalue()))
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)

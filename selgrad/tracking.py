@@ -1,0 +1,116 @@
+"""Tracking: one small protocol, with Weights & Biases behind it, or nothing.
+
+Plain files (Parquet records, figures) are always written by the sweep itself; a tracker only mirrors them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from selgrad.errors import SelgradError, UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MODES = ("disabled", "offline", "online")
+
+
+class Tracker(Protocol):
+    """Mirrors a sweep somewhere else."""
+
+    def block(self, attack: str, records: pd.DataFrame) -> None:
+        """One finished block."""
+        ...
+
+    def finish(self, records: pd.DataFrame, figures: Path) -> None:
+        """The whole sweep: the per-cell table, curves and pictures."""
+        ...
+
+
+class NoTracker:
+    """Mirrors nothing."""
+
+    def block(self, attack: str, records: pd.DataFrame) -> None:
+        """Does nothing."""
+
+    def finish(self, records: pd.DataFrame, figures: Path) -> None:
+        """Does nothing."""
+
+
+class WandbTracker:
+    """Weights & Biases: one run per sweep, or one per attack in a common group.
+
+    Args:
+      mode: "offline" or "online".
+      folder: where W&B keeps its files.
+      name, run_id: of the sweep; the same id continues the same run.
+      config: the sweep's configuration.
+      settings: `project`, `entity`, `group`, `tags`, `runs`.
+    """
+
+    def __init__(self, mode: str, folder: Path, name: str, run_id: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        self._wandb = importlib.import_module("wandb")
+        self._mode, self._folder, self._name, self._run_id = mode, folder, name, run_id
+        self._config, self._settings = dict(config), settings
+        self._runs: dict[str, Any] = {}
+
+    def _run(self, attack: str) -> Any:
+        split = self._settings["runs"] == "attack"
+        key = attack if split else ""
+        if key not in self._runs:
+            try:
+                self._runs[key] = self._wandb.init(
+                    project=self._settings["project"],
+                    entity=self._settings["entity"],
+                    group=self._settings["group"] or (self._name if split else None),
+                    tags=[*self._settings["tags"], *([attack] if split else [])],
+                    name=f"{self._name}-{attack}" if split else self._name,
+                    id=f"{self._run_id}-{len(self._runs)}" if split else self._run_id,
+                    config=self._config,
+                    mode=self._mode,
+                    dir=str(self._folder),
+                    resume="allow" if self._mode == "online" else None,
+                    reinit="create_new",
+                    settings=self._wandb.Settings(silent=True, console="off"),
+                )
+            except self._wandb.errors.Error as error:
+                reason = str(error).splitlines()[0]
+                raise SelgradError(f"W&B did not start: {reason}; log in with `wandb login`, or use --wandb offline") from None
+        return self._runs[key]
+
+    def block(self, attack: str, records: pd.DataFrame) -> None:
+        """Logs a block's mean quality."""
+        means = records[["mse", "psnr", "ssim", "label_correct", "success"]].astype(float).mean()
+        self._run(attack).log({f"{attack}/{name}": value for name, value in means.items()} | {"cells": len(records)})
+
+    def finish(self, records: pd.DataFrame, figures: Path) -> None:
+        """Logs the per-cell table, a curve per metric and attack, and every figure."""
+        from selgrad.report.tables import metric_label  # reads records only
+
+        split = self._settings["runs"] == "attack"
+        for attack, cells in records.groupby("attack") if split else [("", records)]:
+            run = self._run(str(attack))
+            run.log({"cells_table": self._wandb.Table(dataframe=cells.astype({"selector": str}))})
+            curves = cells.assign(curve=metric_label(cells)).groupby(["attack", "hidden", "curve", "ratio"])[["psnr", "ssim", "success"]]
+            table = self._wandb.Table(dataframe=curves.mean(numeric_only=True).reset_index())
+            run.log({"curves": self._wandb.plot.line(table, "ratio", "psnr", stroke="curve", title="PSNR against ratio"), "curves_table": table})
+            for picture in sorted(figures.glob("*.png")):
+                run.log({f"figures/{picture.stem}": self._wandb.Image(str(picture))})
+        for run in self._runs.values():
+            run.finish(quiet=True)
+
+
+def make_tracker(
+    mode: str, folder: Path, name: str, run_id: str, config: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Tracker:
+    """The tracker for a mode of `MODES`.
+
+    Raises:
+      UsageError: for another mode.
+    """
+    if mode not in MODES:
+        raise UsageError(f"wandb mode {mode!r} is none of {', '.join(MODES)}")
+    return NoTracker() if mode == "disabled" else WandbTracker(mode, folder, name, run_id, config, settings)
