@@ -73,7 +73,7 @@ def quickstart(out: Path, wandb: str, as_json: bool) -> None:
 @_WANDB
 @_JSON
 def sweep(config: Path, out: Path, wandb: str, as_json: bool) -> None:
-    """Run the grid that CONFIG (a YAML file) describes.
+    r"""Run the grid that CONFIG (a YAML file) describes.
 
     \b
     Keys are names of registries; a mapping gives arguments; a list is an axis of the grid:
@@ -141,7 +141,7 @@ def attack(
     dataset: str, model: str, update: str, metric: str, selector: str, attack: str, ratio: float, sample: int, seed: int,
     known_labels: bool, out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Attack one gradient at one ratio, and say what was found.
+    r"""Attack one gradient at one ratio, and say what was found.
 
     \b
     selgrad attack --dataset photos --metric magnitude --ratio 0.1 --attack inverting_gradients:num_steps=1000,hidden=ignore --out cell.png

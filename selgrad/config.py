@@ -22,13 +22,12 @@ import yaml
 
 from selgrad.errors import UsageError, did_you_mean
 
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads 1e-4 as text; everybody who writes it means a number."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
 
 REGISTRIES = {
     "dataset": ("selgrad.data", "DATASETS"),
@@ -180,7 +179,7 @@ def expand(kind: str, entry: Any) -> list[Spec]:
         return [entry]
     if isinstance(entry, str):
         return [make_spec(kind, entry)]
-    if not isinstance(entry, Mapping) or "name" not in entry:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
         raise UsageError(f"{kind}: {entry!r} is neither a name nor a mapping with a name; known: {', '.join(sorted(registry(kind)))}")
     name, rest = entry["name"], {k: v for k, v in entry.items() if k != "name"}
     allowed = parameters(kind, name) if name in registry(kind) else {}
@@ -334,10 +333,10 @@ def parse(content: Mapping[str, Any]) -> SweepConfig:
         if merged[key] < 0:
             raise UsageError(f"{key}={merged[key]} must be 0 or more")
     specs: dict[str, Any] = {kind: tuple(expand(kind, merged[kind])) for kind in REGISTRIES}
-    for kind, found in specs.items():
+    for registry_name, found in specs.items():
         twice = [s.label for s in found if found.count(s) > 1]
         if twice:
-            raise UsageError(f"{kind}: {twice[0]} is listed twice with the same arguments; name each once")
+            raise UsageError(f"{registry_name}: {twice[0]} is listed twice with the same arguments; name each once")
     return SweepConfig(
         name=merged["name"],
         **specs,

@@ -241,6 +241,14 @@ class Lane:
     ratio: float
 
 
+def _take(index: Any, leaf: Any) -> Any:
+    return leaf[index]
+
+
+def _take_each(index: Any, *leaves: Any) -> Any:
+    return np.stack([leaf[i] for leaf, i in zip(leaves, index, strict=True)])
+
+
 def assemble(setting: Setting, seeds: Sequence[int], lanes: Sequence[Sequence[Lane]]) -> tuple[Params, Lanes]:
     """The arrays of a block.
 
@@ -256,16 +264,17 @@ def assemble(setting: Setting, seeds: Sequence[int], lanes: Sequence[Sequence[La
     for seed, row in zip(seeds, lanes, strict=True):
         client = setting.client(seed)
         index = np.asarray([lane.sample for lane in row])
+        take = functools.partial(jax.tree.map, functools.partial(_take, index))
         sources = [setting.ranks(lane.metric, lane.selector, seed)[0] for lane in row]
         key = fold(jax.random.key(seed), "attack")
         rows.append(
             Lanes(
                 # One start per sample and seed, shared by all metrics and ratios: differences between them are not luck.
                 key=jax.vmap(lambda i, key=key: jax.random.fold_in(key, i))(jnp.asarray(index)),
-                batch=jax.tree.map(lambda leaf: leaf[index], client.batches),
-                grads=jax.tree.map(lambda leaf: leaf[index], client.grads),
-                ranks=jax.tree.map(lambda *leaves: np.stack([leaf[i] for leaf, i in zip(leaves, index, strict=True)]), *sources),
-                num_selected=np.asarray([trees.count(lane.ratio, setting.num_total) for lane in row], np.int32),
+                batch=take(client.batches),
+                grads=take(client.grads),
+                ranks=jax.tree.map(functools.partial(_take_each, index), *sources),
+                num_selected=jnp.asarray([trees.count(lane.ratio, setting.num_total) for lane in row], jnp.int32),
             )
         )
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)

@@ -9,14 +9,15 @@ from typing import Any
 
 QUICKSTART: dict[str, Any] = {
     "name": "quickstart",
-    "dataset": [{"name": "digits", "count": 3}, {"name": "photos", "count": 3}],
+    "dataset": [{"name": "digits", "count": 3}, {"name": "photos", "count": 2}],
     "model": {"name": "lenet", "activation": "sigmoid"},
     "update": {"name": "gradient", "batch_size": 1},
     "metric": ["random", "magnitude", {"name": "sensitivity", "target": "inputs"}],
     "selector": "global_top",
-    "ratio": [0, 0.05, 0.2, 0.5, 1],
-    "attack": [{"name": "idlg", "num_steps": 40, "hidden": ["zero", "ignore"]}],
+    "ratio": [0, 0.05, 0.2, 0.5],
+    "attack": [{"name": "idlg", "num_steps": 60, "hidden": ["zero", "ignore"]}],
     "encryption": {"profile": "exact", "num_clients": 10},
+    "success": {"measure": "mse", "threshold": 0.01},
     "seeds": [0],
 }
 """A `selgrad sweep` configuration, as YAML would hold it."""

@@ -236,7 +236,7 @@ class Sweep:
                             mask = jax.tree.map(np.asarray, trees.top(ranks, trees.count(ratio, setting.num_total)))
                             grads = jax.tree.map(np.asarray, setting.client(seed).grads)
                             clients = [
-                                encryption.select(jax.tree.map(lambda leaf, i=i: leaf[i % setting.num_samples], grads), mask)
+                                encryption.select(jax.tree.map(lambda leaf, i=i % setting.num_samples: leaf[i], grads), mask)
                                 for i in range(options["num_clients"])
                             ]
                             cost = encryption.measure(scheme, keys, clients, encryption.mask_hash(mask))
@@ -393,6 +393,7 @@ class Sweep:
                 self.out / "reconstructions" / f"{part.identity}.npz",
                 pixels=_to_uint8(np.stack([outcome.pixels[i, j] for i, j, _ in keep])),
                 setting=np.asarray([part.setting] * len(keep)),
+                title=np.asarray([" / ".join(spec.label for spec in self.settings[part.setting].specs)] * len(keep)),
                 sample=np.asarray([lane.sample for *_, lane in keep]),
                 ratio=np.asarray([lane.ratio for *_, lane in keep]),
                 metric=np.asarray([lane.metric.label for *_, lane in keep]),

@@ -93,19 +93,19 @@ class WandbTracker:
         split = self._settings["runs"] == "attack"
         for attack, cells in records.groupby("attack") if split else [("", records)]:
             run = self._run(str(attack))
-            run.log({"cells_table": self._wandb.Table(dataframe=cells.astype({"selector": str}))})
+            # W&B's tables know no nullable integers; a missing cost becomes NaN.
+            plain = cells.astype({name: "float64" for name, dtype in cells.dtypes.items() if str(dtype) == "Int64"})
+            run.log({"cells_table": self._wandb.Table(dataframe=plain)})
             curves = cells.assign(curve=metric_label(cells)).groupby(["attack", "hidden", "curve", "ratio"])[["psnr", "ssim", "success"]]
             table = self._wandb.Table(dataframe=curves.mean(numeric_only=True).reset_index())
             run.log({"curves": self._wandb.plot.line(table, "ratio", "psnr", stroke="curve", title="PSNR against ratio"), "curves_table": table})
             for picture in sorted(figures.glob("*.png")):
                 run.log({f"figures/{picture.stem}": self._wandb.Image(str(picture))})
         for run in self._runs.values():
-            run.finish(quiet=True)
+            run.finish()
 
 
-def make_tracker(
-    mode: str, folder: Path, name: str, run_id: str, config: Mapping[str, Any], settings: Mapping[str, Any]
-) -> Tracker:
+def make_tracker(mode: str, folder: Path, name: str, run_id: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> Tracker:
     """The tracker for a mode of `MODES`.
 
     Raises:

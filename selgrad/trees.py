@@ -80,8 +80,16 @@ def top(ranks: Ranks, num_selected: Any) -> Mask:
 
 
 def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
-    """The inner product over all entries."""
-    return sum((jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)), jnp.float32(0))
+    """The inner product over all entries.
+
+    Summed over columns last: XLA's CPU compiler vectorises a sum over leading axes and not one over a flattened leaf.
+    """
+
+    def one(x: Array, y: Array) -> Array:
+        product = x * y
+        return product.reshape(-1, product.shape[-1]).sum(axis=0).sum() if product.ndim > 1 else product.sum()
+
+    return sum((one(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)), jnp.float32(0))
 
 
 def hide(tree: PyTree, mask: Mask) -> PyTree:

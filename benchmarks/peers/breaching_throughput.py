@@ -39,13 +39,20 @@ def run(num_steps: int) -> float:
     attacker = breaching.attacks.prepare_attack(model, loss, config, setup)
     image, label = torch.rand(1, 3, 32, 32), torch.tensor([3])
     gradients = torch.autograd.grad(loss(model(image), label), tuple(model.parameters()))
-    metadata = OmegaConf.create({
-        "modality": "vision", "shape": [3, 32, 32], "classes": 100, "mean": [0.0] * 3, "std": [1.0] * 3,
-        "normalize": False, "task": "classification", "size": 1,
-    })
+    metadata = OmegaConf.create(
+        {
+            "modality": "vision",
+            "shape": [3, 32, 32],
+            "classes": 100,
+            "mean": [0.0] * 3,
+            "std": [1.0] * 3,
+            "normalize": False,
+            "task": "classification",
+            "size": 1,
+        }
+    )
     payload = {"parameters": [p.detach() for p in model.parameters()], "buffers": [], "metadata": metadata}
-    shared = {"gradients": list(gradients), "buffers": None,
-              "metadata": {"num_data_points": 1, "labels": label, "local_hyperparams": None, "num_users": 1}}
+    shared = {"gradients": list(gradients), "buffers": None, "metadata": {"num_data_points": 1, "labels": label, "local_hyperparams": None, "num_users": 1}}
     start = time.perf_counter()
     attacker.reconstruct([payload], [shared], {}, dryrun=False)
     return num_steps / (time.perf_counter() - start)

@@ -39,7 +39,5 @@ def cosine(candidate: Grads, target: Target) -> Float[Array, ""]:
 
 def mean_leaf_cosine(candidate: Grads, target: Target) -> Float[Array, ""]:
     """The mean over leaves of 1 - cos: LAMP's reading (balunovic2022lamp), which weighs a bias as much as a matrix."""
-    pairs = zip(
-        jax.tree.leaves(candidate), jax.tree.leaves(target.grads), jax.tree.leaves(target.counted), strict=True
-    )
+    pairs = zip(jax.tree.leaves(candidate), jax.tree.leaves(target.grads), jax.tree.leaves(target.counted), strict=True)
     return jnp.mean(jnp.stack([cosine([leaf], Target([t], [c])) for leaf, t, c in pairs]))

@@ -44,6 +44,9 @@ class Kernel(NamedTuple):
     decode: Callable[[Observation, State], Candidate]
 
 
+_RUN_AWAY = 1e4
+
+
 def _anything_visible(observation: Observation) -> Array:
     return ~jnp.stack([m.all() for m in jax.tree.leaves(observation.mask)]).all()
 
@@ -113,7 +116,7 @@ def gradient_matching(
 
     def step(observation: Observation, state: State) -> State:
         function, method = objective(observation, state.labels), minimiser(observation)
-        body = lambda _, inner: method.step(function, inner)  # noqa: E731
+        body = lambda _, inner: method.step(function, inner)
         if evaluations_per_step == 1:
             inner = body(0, state.inner)
         else:
@@ -124,7 +127,8 @@ def gradient_matching(
     def decode(observation: Observation, state: State) -> Candidate:
         visible, inner = _anything_visible(observation), state.inner
         inputs, probabilities = unravel(observation, state.labels, jnp.where(visible, inner.point, state.start))
-        finite = jnp.isfinite(inner.value) & jnp.isfinite(inner.point).all()
+        # A saturated network gives a finite objective to a point that has run away; starts are N(0, 1) and pixels of order 1.
+        finite = jnp.isfinite(inner.value) & (jnp.abs(inner.point) < _RUN_AWAY).all()
         value = jnp.where(visible, jnp.where(finite, inner.value, jnp.inf), 0)
         return Candidate(inputs, jnp.argmax(probabilities, axis=-1).astype(jnp.int32), value)
 

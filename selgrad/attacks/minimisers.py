@@ -46,11 +46,12 @@ class LBFGSState(NamedTuple):
     order: Array
 
 
-def _quasi_newton(state: LBFGSState, slope: Array, valid: Array) -> Array:
+def _quasi_newton(state: LBFGSState, s_slope: Array, y_slope: Array) -> Array:
     """-H g in the compact form of Byrd, Nocedal and Schnabel (byrd1994compact), equation 3.14 with H_0 = (s'y / y'y) I.
 
-    Four matrix-vector products instead of the two-loop recursion's 4 m dependent vector operations.
+    Given S g and Y g, two more matrix-vector products instead of the two-loop recursion's 4 m dependent vector operations.
     """
+    slope, valid = state.slope, state.order >= 0
     memory = valid.size
     pair = valid[:, None] & valid[None, :]
     identity = jnp.eye(memory, dtype=slope.dtype)
@@ -62,7 +63,7 @@ def _quasi_newton(state: LBFGSState, slope: Array, valid: Array) -> Array:
     age = jnp.argsort(jnp.where(valid, state.order, -1))
     upper = jnp.where(pair & (state.order[:, None] <= state.order[None, :]), sy, 0) + jnp.where(valid, 0, 1) * identity
     upper = upper[age][:, age]
-    s_slope, y_slope = (jnp.where(valid, m @ slope, 0) for m in (state.steps, state.differences))
+    s_slope, y_slope = (jnp.where(valid, product, 0) for product in (s_slope, y_slope))
     u = jax.scipy.linalg.solve_triangular(upper, s_slope[age])
     w = jnp.where(valid, curvature, 0)[age] * u + gamma * (yy[age][:, age] @ u) - gamma * y_slope[age]
     back = jnp.argsort(age)
@@ -71,7 +72,7 @@ def _quasi_newton(state: LBFGSState, slope: Array, valid: Array) -> Array:
     return -(gamma * slope + first @ state.steps - gamma * (second @ state.differences))
 
 
-def lbfgs(*, memory: int = 100, tolerance: float = 1e-14) -> Minimiser:
+def lbfgs(*, memory: int = 100, max_step: float = 0.1, tolerance: float = 1e-14) -> Minimiser:
     """L-BFGS whose backtracking is spread over steps.
 
     Each step evaluates one trial point. If it decreases the objective enough (Armijo, 1e-4) it is accepted and the next direction is
@@ -80,6 +81,8 @@ def lbfgs(*, memory: int = 100, tolerance: float = 1e-14) -> Minimiser:
 
     Args:
       memory: curvature pairs kept.
+      max_step: root mean square by which a trial may move the variables. Without a bound a long first quasi-Newton step can decrease the
+        objective into the region where every sigmoid is saturated, from where no gradient leads back.
       tolerance: a lane is done when its objective falls below this, or its trial length underflows along the steepest descent.
     """
 
@@ -120,29 +123,33 @@ def lbfgs(*, memory: int = 100, tolerance: float = 1e-14) -> Minimiser:
         row = jnp.argmin(state.order)
         steps = state.steps.at[row].set(jnp.where(stored, s, state.steps[row]))
         differences = state.differences.at[row].set(jnp.where(stored, y, state.differences[row]))
-        new_y = jnp.where(stored, y, 0)
-        sy, ys, yy = steps @ new_y, differences @ jnp.where(stored, s, 0), differences @ new_y
+        new_y, new_slope = jnp.where(stored, y, 0), jnp.where(accepted, slope, state.slope)
+        # Reading the pairs is what a step costs. One product with two columns would read them once, and is slower: XLA packs them for it.
+        sy, s_slope = steps @ new_y, steps @ new_slope
+        yy, y_slope = differences @ new_y, differences @ new_slope
         at = (jnp.arange(memory) == row) & stored
-        products = jnp.where(at[None, :], sy[:, None], jnp.where(at[:, None], ys[None, :], state.steps_differences))
+        # Only s_i'y_j with i not newer than j is ever read, so a new pair needs its column alone.
+        products = jnp.where(at[None, :], sy[:, None], state.steps_differences)
         squares = jnp.where(at[None, :] | at[:, None], jnp.where(at[None, :], yy[:, None], yy[None, :]), state.differences_differences)
         moved = state._replace(
             point=jnp.where(accepted, trial, state.point),
             value=jnp.where(accepted, value, state.value),
-            slope=jnp.where(accepted, slope, state.slope),
+            slope=new_slope,
             steps=steps,
             differences=differences,
             steps_differences=products,
             differences_differences=squares,
             order=jnp.where(at, state.order.max() + 1, state.order),
         )
-        direction = _quasi_newton(moved, moved.slope, moved.order >= 0)
+        direction = _quasi_newton(moved, s_slope, y_slope)
         downhill = jnp.vdot(direction, moved.slope) < 0
 
         # The minimum of the parabola through value, descent and the trial value, kept within [0.1, 0.5] of the rejected length.
         parabola = -descent * state.length / (2 * (value - state.value - state.length * descent))
         shrink = jnp.where(finite, jnp.clip(jnp.nan_to_num(parabola, nan=0.1), 0.1, 0.5), 0.1)
         shorter = state.length * shrink
-        stuck = ~accepted & (shorter < 1e-7)
+        whole = jnp.minimum(1.0, max_step / jnp.maximum(jnp.sqrt(jnp.mean(direction**2)), 1e-30))
+        stuck = ~accepted & (shorter < 1e-7 * whole)
         fresh = accepted | stuck
         steepest = fresh & (stuck | ~downhill)
         # Stuck right after a restart along the steepest descent: the float type holds no better point.
@@ -151,7 +158,7 @@ def lbfgs(*, memory: int = 100, tolerance: float = 1e-14) -> Minimiser:
         hopeless = hopeless | ~jnp.isfinite(moved.value)
         return moved._replace(
             direction=jnp.where(fresh, jnp.where(steepest, -moved.slope, direction), state.direction),
-            length=jnp.where(fresh, jnp.where(steepest, gentle(moved.slope), 1.0), shorter),
+            length=jnp.where(fresh, jnp.where(steepest, gentle(moved.slope), whole), shorter),
             order=jnp.where(steepest, -1, moved.order),
             done=state.done | hopeless | (moved.value < tolerance),
         )

@@ -74,14 +74,14 @@ def make(
     """
     if pixels.ndim != 4 or len(pixels) != len(labels):
         raise DataError(f"{source}: pixels of shape {pixels.shape} and {len(labels)} labels do not belong together")
-    if len(labels) and not (0 <= labels.min() and labels.max() < num_classes):
+    if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
         raise DataError(f"{source}: labels from {labels.min()} to {labels.max()} lie outside 0 .. {num_classes - 1}")
     available = len(labels)
     stop = available if count is None else offset + count
     if offset < 0 or (count is not None and count < 1) or stop > available or offset >= available:
         raise UsageError(f"{source}: offset={offset}, count={count} asks for samples {offset} .. {stop - 1}; there are {available}")
     pixels, labels = pixels[offset:stop], labels[offset:stop]
-    scaled = (pixels / np.float32(255) if pixels.dtype == np.uint8 else pixels).astype(np.float32)
+    scaled = pixels.astype(np.float32) / np.float32(255 if pixels.dtype == np.uint8 else 1)
     channels = scaled.shape[-1]
     mean, std = (0.0,) * channels, (1.0,) * channels
     if normalisation == "channel":

@@ -11,9 +11,7 @@ from selgrad import trees
 from selgrad.base import Grads, Mask, Model, Observation, Params, Update
 
 
-def observe(
-    model: Model, update: Update, params: Params, grads: Grads, mask: Mask, labels: Array | None = None
-) -> Observation:
+def observe(model: Model, update: Update, params: Params, grads: Grads, mask: Mask, labels: Array | None = None) -> Observation:
     """Zeroes the encrypted entries and hands the rest to the attacker.
 
     Args:

@@ -155,5 +155,7 @@ batching.primitive_batchers[kernel_gradient_p] = _batch(kernel_gradient_p, False
 
 def convolve(x: Float[Array, "n h w c"], w: Float[Array, "s s c o"], *, stride: int = 1, padding: int = 0) -> Float[Array, "n i j o"]:
     """The cross-correlation of `flax.linen.Conv`, square kernels, equal padding on all sides; differentiable to any order."""
+    dtype = jnp.promote_types(x.dtype, w.dtype)
+    x, w = x.astype(dtype), w.astype(dtype)
     parameters = {"stride": stride, "padding": padding, "size": w.shape[0], "spatial": tuple(x.shape[1:3])}
     return _bind(forward_p, x, w, parameters)

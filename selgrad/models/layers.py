@@ -36,6 +36,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """(B, H, W, C) to (B, H', W', features)."""
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
         return convolve(x, kernel, stride=self.stride, padding=self.padding) + bias

@@ -6,7 +6,7 @@ Zhu, Liu, Han, "Deep Leakage from Gradients", NeurIPS 2019 (zhu2019dlg), whose r
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,7 @@ class _LeNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         activation = {"sigmoid": jax.nn.sigmoid, "relu": jax.nn.relu}[self.activation]
-        inits = {"kernel_init": uniform_half, "bias_init": uniform_half} if self.weights == "uniform" else {}
+        inits: dict[str, Any] = {"kernel_init": uniform_half, "bias_init": uniform_half} if self.weights == "uniform" else {}
         for i, stride in enumerate((2, 2, 1)):
             x = activation(Conv(12, 5, stride=stride, padding=2, name=f"conv_{i}", **inits)(x))
         return nn.Dense(self.num_classes, name="fc", **inits)(x.reshape(x.shape[0], -1))

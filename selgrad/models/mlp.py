@@ -30,9 +30,7 @@ class _MLP(nn.Module):
         return nn.Dense(self.num_classes, name=f"fc_{self.depth}")(x)
 
 
-def mlp(
-    input_spec: InputSpec, *, activation: Literal["relu", "sigmoid"] = "relu", width: int = 200, depth: int = 2
-) -> ImageClassifier:
+def mlp(input_spec: InputSpec, *, activation: Literal["relu", "sigmoid"] = "relu", width: int = 200, depth: int = 2) -> ImageClassifier:
     """A dense network; 199,210 parameters for 28x28x1 inputs and 10 classes, as published.
 
     Args:

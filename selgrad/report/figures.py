@@ -16,7 +16,7 @@ import pandas as pd
 from selgrad.report.tables import curves, with_labels
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 (the backend is chosen first)
+from matplotlib import pyplot as plt
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 _MARKERS = "osD^vPX*"
@@ -31,9 +31,10 @@ def _save(figure: Any, folder: Path, name: str) -> None:
 
 
 def _panels(count: int) -> tuple[Any, list[Any]]:
-    columns = min(3, count)
+    columns = 2 if count in (2, 4) else min(3, count)
     rows = -(-count // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 3.5 * rows), squeeze=False, sharey=True, layout="constrained")
+    size = (4.6 * columns, 3.5 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
     flat = list(axes.flat)
     for empty in flat[count:]:
         empty.set_axis_off()
@@ -83,11 +84,8 @@ def cost_against_protection(records: pd.DataFrame, folder: Path) -> str | None:
     for axis, panel in zip(axes, panels, strict=True):
         for i, name in enumerate(names):
             part = data[(data["panel"] == panel) & (data["curve"] == name)].sort_values("kilobytes")
-            axis.plot(
-                part["kilobytes"], part["psnr"], color=_COLOURS[i % len(_COLOURS)], marker=_MARKERS[i % len(_MARKERS)], markersize=4, label=name
-            )
+            axis.plot(part["kilobytes"], part["psnr"], color=_COLOURS[i % len(_COLOURS)], marker=_MARKERS[i % len(_MARKERS)], markersize=4, label=name)
         axis.set_title(panel, fontsize=9)
-        axis.set_xscale("symlog", linthresh=max(1.0, float(data.loc[data["kilobytes"] > 0, "kilobytes"].min())))
         axis.set_xlabel("ciphertexts and indices per client (kB)")
         axis.grid(alpha=0.25)
     axes[0].set_ylabel("PSNR (dB) of the reconstruction")
@@ -98,13 +96,14 @@ def cost_against_protection(records: pd.DataFrame, folder: Path) -> str | None:
 
 
 def _load_gallery(out: Path) -> tuple[pd.DataFrame, list[Any], dict[int, Any]]:
-    rows, pixels = [], []
+    rows: list[dict[str, Any]] = []
+    pixels: list[Any] = []
     for file in sorted((out / "reconstructions").glob("*.npz")):
         if file.name.startswith("truth-"):
             continue
         with np.load(file) as stored:
             for i in range(len(stored["ratio"])):
-                row = {k: stored[k][i] for k in ("setting", "sample", "ratio", "metric", "selector", "attack")}
+                row = {k: stored[k][i] for k in ("setting", "title", "sample", "ratio", "metric", "selector", "attack")}
                 rows.append({**row, "image": len(pixels)})
                 pixels.append(stored["pixels"][i])
     truths = {}
@@ -149,7 +148,7 @@ def galleries(out: Path, folder: Path) -> list[str]:
                 if i == 0:
                     axes[1, j].set_title(f"{100 * ratio:g} %", fontsize=8)
             axes[i + 1, 0].text(-0.12, 0.5, name.replace("(", "\n("), transform=axes[i + 1, 0].transAxes, ha="right", va="center", fontsize=7)
-        figure.suptitle(f"{attack}, sample {sample}", fontsize=9)
+        figure.suptitle(f"{cells['title'].iloc[0]}: {attack}, sample {sample}", fontsize=9)
         stem = f"gallery_{attacks[setting, attack]}_{attack.split('(')[0]}_sample_{sample}"
         _save(figure, folder, stem)
         stems.append(stem)

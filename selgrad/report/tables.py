@@ -89,9 +89,7 @@ def curves(records: pd.DataFrame, measure: str, *, num_resamples: int = 1000) ->
             continue
         means = generator.choice(values, (num_resamples, values.size)).mean(axis=1)
         low, high = np.quantile(means, [0.025, 0.975])
-        rows.append(
-            {"panel": panel, "curve": curve, "ratio": ratio, "mean": values.mean(), "low": low, "high": high, "num_cells": values.size}
-        )
+        rows.append({"panel": panel, "curve": curve, "ratio": ratio, "mean": values.mean(), "low": low, "high": high, "num_cells": values.size})
     return pd.DataFrame(rows, columns=["panel", "curve", "ratio", "mean", "low", "high", "num_cells"])
 
 

@@ -20,9 +20,7 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
 
 
-def layerwise(
-    *, order: Literal["depth", "reverse", "magnitude"] = "depth", paths: Sequence[str] | None = None
-) -> Metric:
+def layerwise(*, order: Literal["depth", "reverse", "magnitude"] = "depth", paths: Sequence[str] | None = None) -> Metric:
     """A score per leaf.
 
     Args:

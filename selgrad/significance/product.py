@@ -13,9 +13,7 @@ import jax.numpy as jnp
 from selgrad.base import GradientContext, Metric, Scores
 
 
-def product(
-    *, exposed: Literal["zero", "old"] = "zero", signed: bool = False, gradient_at: Literal["old", "new"] = "old"
-) -> Metric:
+def product(*, exposed: Literal["zero", "old"] = "zero", signed: bool = False, gradient_at: Literal["old", "new"] = "old") -> Metric:
     """How much the loss changes, to first order, when the exposed weight stands for the client's new weight.
 
     With `exposed="old"` and one gradient step it is proportional to g^2: magnitude's mask. With `exposed="zero"` it is -w * g.

@@ -1,0 +1,112 @@
+"""What the shared parts of attacks must be: rungs, label rules, divergence, and lanes that do not depend on their neighbours."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from selgrad import trees
+from selgrad.attacks import ATTACKS
+from selgrad.attacks.distances import cosine, squared_l2
+from selgrad.attacks.hidden import fill
+from selgrad.attacks.kernel import gradient_matching, iterate
+from selgrad.attacks.labels import most_negative_columns
+from selgrad.attacks.minimisers import first_order
+from selgrad.gradients import observe
+
+
+@pytest.fixture(scope="module")
+def seen(problem, spec):
+    p = problem(spec, model="lenet")
+    ranks = trees.rank(jax.tree.map(jnp.abs, p.grads))
+    return p, lambda ratio: observe(p.model, p.update, p.params, p.grads, trees.top(ranks, trees.count(ratio, trees.size(p.grads))))
+
+
+def test_an_observation_holds_nothing_of_the_hidden_entries(seen):
+    _, look = seen
+    observation = look(0.4)
+    for leaf, mask in zip(jax.tree.leaves(observation.visible), jax.tree.leaves(observation.mask), strict=True):
+        assert (np.asarray(leaf)[np.asarray(mask)] == 0).all()
+
+
+def test_rungs(seen):
+    p, look = seen
+    observation = look(0.4)
+    assert float(squared_l2(p.grads, fill(observation, "ignore"))) == 0, "the truth matches what is visible"
+    hidden = trees.dot(p.grads, p.grads) - trees.dot(observation.visible, observation.visible)
+    np.testing.assert_allclose(squared_l2(p.grads, fill(observation, "zero")), hidden, rtol=1e-4)
+    assert float(cosine(p.grads, fill(observation, "ignore"))) < 1e-6 < float(cosine(p.grads, fill(observation, "zero")))
+    average = fill(observation, "average")
+    for leaf, visible, mask in zip(*map(jax.tree.leaves, (average.grads, observation.visible, observation.mask)), strict=True):
+        visible, mask = np.asarray(visible), np.asarray(mask)
+        expected = visible[~mask].mean() if (~mask).any() else 0
+        np.testing.assert_allclose(np.asarray(leaf)[mask], expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("hidden", ["zero", "average", "ignore"])
+@pytest.mark.parametrize("distance", [squared_l2, cosine])
+def test_distances_and_derivatives_are_finite_where_nothing_is_visible(seen, distance, hidden):
+    p, look = seen
+    value, slope = jax.value_and_grad(lambda g: distance(g, fill(look(1.0), hidden)))(p.grads)
+    assert np.isfinite(value)
+    trees.require_finite(slope, "the slope")
+
+
+def test_idlg_reads_every_label_of_many_images(problem, spec):
+    p = problem(spec, model="lenet")
+    images, labels = jax.random.uniform(jax.random.key(5), (60, 1, 8, 8, 1)), jnp.arange(60) % 10
+
+    def one(image, label):
+        grads = p.update(p.model, p.params, image, jax.nn.one_hot(label[None], 10))
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), grads)
+        observation = observe(p.model, p.update, p.params, grads, nothing)
+        return most_negative_columns(jax.random.key(0), observation, fill(observation, "ignore"))[0]
+
+    np.testing.assert_array_equal(jax.jit(jax.vmap(one))(images, labels), labels)
+
+
+def test_labels_are_a_guess_where_the_last_layer_is_hidden(problem, spec):
+    p = problem(spec, model="lenet")
+    everything = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), p.grads)
+    observation = observe(p.model, p.update, p.params, p.grads, everything)
+    guesses = jax.vmap(lambda k: most_negative_columns(k, observation, fill(observation, "zero"))[0])(jax.random.split(jax.random.key(0), 200))
+    assert len(np.unique(guesses)) == 10
+
+
+def test_given_labels_are_used_as_given(problem, spec):
+    p = problem(spec, model="lenet")
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), p.grads)
+    wrong = (p.batch.labels + 3) % 10
+    for name in ATTACKS:
+        found = ATTACKS[name](num_steps=1).reconstruct(jax.random.key(0), observe(p.model, p.update, p.params, p.grads, nothing, wrong))
+        np.testing.assert_array_equal(found.labels, wrong)
+
+
+def test_a_diverging_attack_is_reported_and_not_returned(seen):
+    _, look = seen
+    explode = lambda _: first_order(optax.sgd(1e30))
+    attack = iterate(gradient_matching(distance=squared_l2, minimiser=explode, hidden="ignore"), num_steps=5, num_restarts=2)
+    found = attack.reconstruct(jax.random.key(0), look(0.0))
+    assert found.diverged and found.objective == jnp.inf
+    start = attack.start(jax.random.key(0), look(0.0)).start[found.restart, : found.inputs.size]
+    np.testing.assert_array_equal(found.inputs.reshape(-1), start)
+
+
+def test_advancing_in_pieces_is_advancing_at_once(seen):
+    _, look = seen
+    attack = ATTACKS["idlg"](num_steps=6, num_restarts=2, evaluations_per_step=3, memory=10)
+    observation = look(0.1)
+    advance = jax.jit(attack.advance)
+    state = attack.start(jax.random.key(0), observation)
+    pieces = advance(observation, advance(observation, state, 2), 4)
+    for a, b in zip(jax.tree.leaves(pieces), jax.tree.leaves(advance(observation, state, 6)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_no_attack_reads_the_truth():
+    """The observation is the whole input: two clients that send the same exposed entries are attacked alike."""
+    import inspect
+
+    for factory in ATTACKS.values():
+        assert list(inspect.signature(factory().start).parameters) == ["key", "observation"]

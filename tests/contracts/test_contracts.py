@@ -1,0 +1,194 @@
+"""One contract per registry: every entry faces it unasked, so a new metric, attack or model needs no test of its own to be held to it."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selgrad import trees
+from selgrad.attacks import ATTACKS
+from selgrad.base import Batch, InputSpec, Model, Reconstruction, Update
+from selgrad.config import REGISTRIES, make_spec, parameters, registry
+from selgrad.data import DATASETS
+from selgrad.evaluation import MEASURES
+from selgrad.gradients import UPDATES, observe
+from selgrad.masks import SELECTORS
+from selgrad.models import MODELS
+from selgrad.significance import METRICS
+
+NEEDED = {"by_path": {"paths": ["fc_1/**"]}}
+BUNDLED = ("digits", "photos")
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in REGISTRIES for name in registry(kind)])
+def test_every_factory_documents_each_argument_and_types_it(kind, name):
+    factory = registry(kind)[name]
+    text = inspect.getdoc(factory) or ""
+    assert text, f"{name} has no docstring"
+    for key, parameter in parameters(kind, name).items():
+        assert parameter.annotation is not inspect.Parameter.empty, f"{name}.{key} has no type"
+        if (kind, key) != ("model", "checkpoint"):
+            assert f"{key}:" in text or f"{key}, " in text or f", {key}:" in text, f"{name} does not document {key}"
+    source = inspect.getdoc(inspect.getmodule(factory)) or ""
+    assert len(source.split("\n\n")) >= 2, f"the module of {name} gives no source"
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("batch_size", [1, 3])
+class TestMetric:
+    def test_scores_every_entry_finitely_under_jit(self, problem, spec, name, batch_size):
+        p = problem(spec, batch_size=batch_size)
+        scores = jax.jit(METRICS[name]())(p.context)
+        assert jax.tree.structure(scores) == jax.tree.structure(p.grads)
+        assert jax.tree.map(jnp.shape, scores) == jax.tree.map(jnp.shape, p.grads)
+        trees.require_finite(scores, name)
+
+    def test_vmap_equals_one_at_a_time(self, problem, spec, name, batch_size):
+        p = problem(spec, batch_size=batch_size)
+        score = METRICS[name]()
+        contexts = [p.context, type(p.context)(**{**vars(p.context), "key": jax.random.key(5)})]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *contexts)
+        together = jax.vmap(score)(stacked)
+        for i, context in enumerate(contexts):
+            for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(score(context)), strict=True):
+                np.testing.assert_allclose(a[i], b, rtol=2e-4, atol=1e-6)
+
+    def test_order_of_samples_does_not_matter(self, problem, spec, name, batch_size):
+        if name in ("random", "sensitivity"):
+            pytest.skip("draws from a key")
+        p = problem(spec, batch_size=batch_size)
+        flipped = type(p.context)(**{**vars(p.context), "batch": Batch(p.batch.inputs[::-1], p.batch.labels[::-1])})
+        for a, b in zip(jax.tree.leaves(METRICS[name]()(p.context)), jax.tree.leaves(METRICS[name]()(flipped)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+class TestSelector:
+    @pytest.mark.parametrize("ratio", [0.0, 0.013, 0.425, 0.999, 1.0])
+    def test_selects_exactly_the_rounded_share(self, problem, spec, name, ratio):
+        p = problem(spec)
+        scores = METRICS["random"]()(p.context)
+        ranks = jax.jit(SELECTORS[name](**NEEDED.get(name, {})))(scores)
+        mask = jax.jit(trees.top)(ranks, trees.count(ratio, trees.size(scores)))
+        assert sum(int(m.sum()) for m in jax.tree.leaves(mask)) == round(ratio * trees.size(scores))
+
+    def test_ranks_are_a_permutation_so_masks_are_nested(self, problem, spec, name):
+        scores = jax.tree.map(jnp.ones_like, problem(spec).grads)  # ties everywhere
+        ranks = SELECTORS[name](**NEEDED.get(name, {}))(scores)
+        assert sorted(np.concatenate([np.ravel(r) for r in jax.tree.leaves(ranks)])) == list(range(trees.size(scores)))
+
+
+@pytest.mark.parametrize("name", MODELS)
+class TestModel:
+    def test_is_static_and_honours_the_protocol(self, name):
+        spec = InputSpec((12, 12, 3), 7, (0.5,) * 3, (0.2,) * 3)
+        model = MODELS[name](spec)
+        assert isinstance(model, Model)
+        assert hash(model) == hash(MODELS[name](spec)) and model == MODELS[name](spec)
+        params = model.init(jax.random.key(0))
+        kernel = params
+        for part in model.head.split("/"):
+            kernel = kernel[part]
+        assert kernel["kernel"].shape[-1] == 7
+        x = jax.random.normal(jax.random.key(1), (2, 12, 12, 3))
+        assert model.logits(params, model.embed(params, x)).shape == (2, 7)
+
+    def test_loss_is_linear_in_the_labels(self, name):
+        model = MODELS[name](InputSpec((12, 12, 3), 7))
+        params, x = model.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (2, 12, 12, 3))
+        a, b = jax.random.uniform(jax.random.key(2), (2, 2, 7))
+        mixed = model.loss(params, x, 0.3 * a + 0.7 * b)
+        np.testing.assert_allclose(mixed, 0.3 * model.loss(params, x, a) + 0.7 * model.loss(params, x, b), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", UPDATES)
+class TestUpdate:
+    def test_is_static_and_a_tree_of_the_parameters(self, problem, spec, name):
+        p = problem(spec, update=name, batch_size=2)
+        assert isinstance(p.update, Update) and hash(p.update) == hash(UPDATES[name](batch_size=2))
+        assert jax.tree.map(jnp.shape, p.grads) == jax.tree.map(jnp.shape, p.params)
+        trees.require_finite(p.grads, name)
+
+    def test_order_of_samples_does_not_matter(self, problem, spec, name):
+        p = problem(spec, update=name, batch_size=2)
+        labels = jax.nn.one_hot(p.batch.labels, 10)
+        flipped = p.update(p.model, p.params, p.batch.inputs[::-1], labels[::-1])
+        for a, b in zip(jax.tree.leaves(p.grads), jax.tree.leaves(flipped), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_bundled_data_are_pixels_in_the_unit_interval_and_normalisation_is_inverted(name):
+    data = DATASETS[name](count=5, offset=2, normalisation="channel")
+    assert len(data) == 5 and data.pixels.shape[1:] == data.spec.shape
+    assert data.pixels.min() >= 0 and data.pixels.max() <= 1 and data.pixels.std() > 0.05
+    batch = data.batch(1, 2)
+    np.testing.assert_allclose(data.spec.pixels(batch.inputs), data.pixels[2:4], atol=1e-6)
+    assert np.abs(np.asarray(data.spec.normalise(jnp.asarray(data.pixels))).mean((0, 1, 2))).max() < 1e-4
+
+
+@pytest.fixture(scope="module")
+def runs(problem, spec):
+    """Runs an attack once at ratios 0, 0.3 and 1, on the same observation for every rung."""
+    cache = {}
+
+    def run(name, hidden):
+        if (name, hidden) not in cache:
+            p = problem(spec, model="lenet")
+            num_steps = 400 if name == "inverting_gradients" else 30
+            attack = make_spec("attack", name, {"num_steps": num_steps, "num_restarts": 2, "hidden": hidden}).build()
+            ranks = trees.rank(METRICS["magnitude"]()(p.context))
+
+            def cell(count):
+                observation = observe(p.model, p.update, p.params, p.grads, trees.top(ranks, count))
+                return attack.reconstruct(jax.random.key(3), observation)
+
+            total = trees.size(p.grads)
+            counts = jnp.asarray([0, round(0.3 * total), total])
+            cache[name, hidden] = p, jax.jit(jax.vmap(cell))(counts)
+        return cache[name, hidden]
+
+    return run
+
+
+class TestAttack:
+    """Each attack must recover what is fully visible, fail on what is fully hidden, and stay finite between."""
+
+    @pytest.mark.parametrize("hidden", ["zero", "average", "ignore"])
+    @pytest.mark.parametrize("name", ATTACKS)
+    def test_succeeds_without_encryption_and_is_defined_everywhere(self, runs, name, hidden):
+        p, found = runs(name, hidden)
+        assert isinstance(found, Reconstruction)
+        error = ((np.clip(found.inputs, 0, 1) - np.asarray(p.batch.inputs)) ** 2).mean(axis=(1, 2, 3, 4))
+        assert error[0] < 1e-2, "everything is visible"
+        assert found.labels[0, 0] == p.batch.labels[0]
+        assert error[2] > 0.05, "nothing is visible"
+        assert np.isfinite(found.objective).all() and not found.diverged.any()
+        assert found.objective[2] == 0 and found.num_evaluations[2] == 0
+
+    @pytest.mark.parametrize("name", ATTACKS)
+    def test_the_best_restart_is_chosen_by_the_attackers_own_objective(self, runs, name):
+        _, found = runs(name, "ignore")
+        np.testing.assert_array_equal(found.objective, found.all_objectives.min(axis=1))
+        np.testing.assert_array_equal(found.restart, found.all_objectives.argmin(axis=1))
+        for i, best in enumerate(found.restart):
+            np.testing.assert_array_equal(found.inputs[i], found.all_inputs[i, best])
+            np.testing.assert_array_equal(found.labels[i], found.all_labels[i, best])
+
+    @pytest.mark.parametrize("name", ATTACKS)
+    def test_at_ratio_one_every_rung_returns_the_same_prior_sample(self, runs, name):
+        np.testing.assert_array_equal(runs(name, "zero")[1].inputs[2], runs(name, "ignore")[1].inputs[2])
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_every_measure_is_a_finite_scalar_and_names_itself_once(name):
+    spec = InputSpec((8, 8, 1), 10)
+    batch = Batch(jax.random.uniform(jax.random.key(0), (2, 8, 8, 1)), jnp.asarray([1, 2], jnp.int32))
+    scalar = jnp.zeros(())
+    found = Reconstruction(batch.inputs, batch.labels, scalar, scalar > 0, jnp.int32(0), batch.inputs[None], batch.labels[None], scalar[None], jnp.int32(1))
+    result = MEASURES[name](spec, batch, found)
+    assert result and all(np.shape(v) == () and np.isfinite(v) for v in result.values())
+    others = [key for other, measure in MEASURES.items() if other != name for key in measure(spec, batch, found)]
+    assert not set(result) & set(others)

@@ -1,0 +1,115 @@
+"""LeNet against float64 values made with PyTorch: gradients, matching objectives, their derivatives, Jacobian rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from selgrad.attacks.distances import cosine, mean_leaf_cosine, squared_l2
+from selgrad.attacks.hidden import Target
+from selgrad.base import InputSpec
+from selgrad.models import MODELS
+from selgrad.significance.jacobian import row_norms
+
+SPEC = InputSpec((32, 32, 3), 100, (0.0,) * 3, (1.0,) * 3)
+LAYERS = {"conv_0": "0", "conv_1": "2", "conv_2": "4", "fc": "7"}
+DISTANCES = {"l2": squared_l2, "cosine_all": cosine, "cosine_mean_per_leaf": mean_leaf_cosine}
+TOLERANCES = {"float64": 1e-9, "float32": 1e-4}
+
+
+def from_torch(tensors, dtype):
+    """OIHW convolutions to HWIO; the dense layer reads channels last here and channels first there."""
+    tree = {}
+    for ours, theirs in LAYERS.items():
+        weight = tensors[f"{theirs}.weight"]
+        if ours == "fc":
+            weight = weight.reshape(100, 12, 8, 8).transpose(0, 2, 3, 1).reshape(100, 768).T
+        else:
+            weight = weight.transpose(2, 3, 1, 0)
+        tree[ours] = {"kernel": jnp.asarray(weight, dtype), "bias": jnp.asarray(tensors[f"{theirs}.bias"], dtype)}
+    return tree
+
+
+@pytest.fixture(scope="module")
+def reference(reference_folder):
+    folder = reference_folder / "lenet-dlg"
+    return dict(np.load(folder / "reference.npz")), load_file(folder / "weights.safetensors"), load_file(folder / "gradients.safetensors")
+
+
+def image(array, dtype):
+    return jnp.asarray(array.transpose(0, 2, 3, 1), dtype)
+
+
+def relative(found, expected):
+    return float(np.linalg.norm(np.asarray(found, np.float64) - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_logits_loss_and_every_gradient(reference, x64, dtype):
+    values, weights, gradients = reference
+    model, params = MODELS["lenet"](SPEC), from_torch(weights, dtype)
+    x, y = image(values["image_nchw"], dtype), jnp.asarray(values["label_onehot"], dtype)
+    with jax.default_matmul_precision("highest"):
+        assert relative(model.logits(params, x), values["logits"]) < TOLERANCES[dtype]
+        loss, grads = jax.value_and_grad(model.loss)(params, x, y)
+    assert abs(float(loss) / float(values["loss"]) - 1) < TOLERANCES[dtype]
+    expected = from_torch(gradients, "float64")
+    for layer in LAYERS:
+        for leaf in ("kernel", "bias"):
+            assert grads[layer][leaf].dtype == dtype
+            assert relative(grads[layer][leaf], np.asarray(expected[layer][leaf])) < TOLERANCES[dtype], f"{layer}/{leaf}"
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("name", DISTANCES)
+def test_matching_objectives_and_their_derivatives(reference, x64, name, dtype):
+    values, weights, gradients = reference
+    model, params = MODELS["lenet"](SPEC), from_torch(weights, dtype)
+    observed = from_torch(gradients, dtype)
+    target = Target(observed, jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), observed))
+
+    def objective(x, logits):
+        return DISTANCES[name](jax.grad(model.loss)(params, x, jax.nn.softmax(logits)), target)
+
+    dummy = image(values["dummy_image_nchw"], dtype), jnp.asarray(values["dummy_label_logits"], dtype)
+    with jax.default_matmul_precision("highest"):
+        value, (by_image, by_label) = jax.jit(jax.value_and_grad(objective, (0, 1)))(*dummy)
+    assert abs(float(value) / float(values[f"match_{name}"]) - 1) < TOLERANCES[dtype]
+    assert relative(by_image, np.asarray(image(values[f"match_{name}_grad_image"], "float64"))) < TOLERANCES[dtype]
+    assert relative(by_label, values[f"match_{name}_grad_label"]) < TOLERANCES[dtype]
+
+
+def to_ours(flat_indices):
+    """Flat indices of the torch layout (100, 12, 8, 8) to flat indices of our kernel (8, 8, 12, 100)."""
+    out, channel, row, column = np.unravel_index(flat_indices, (100, 12, 8, 8))
+    return np.ravel_multi_index((row, column, channel, out), (8, 8, 12, 100))
+
+
+def test_jacobian_rows(reference, x64):
+    values, weights, _ = reference
+    model, params = MODELS["lenet"](SPEC), from_torch(weights, "float64")
+    y, index = jnp.asarray(values["label_onehot"]), to_ours(values["jacobian_rows_index_7_weight"])
+
+    def rows(x):
+        return {"rows": jax.grad(model.loss)(params, x, y)["fc"]["kernel"].reshape(-1)[index]}
+
+    x = image(values["image_nchw"], "float64")
+    exact = jax.jit(lambda x: row_norms(rows, x, num_probes=None, key=jax.random.key(0)))(x)["rows"]
+    np.testing.assert_allclose(exact, values["jacobian_row_norms_7_weight"], rtol=1e-9)
+
+
+def test_hutchinson_probes_agree_with_jacobian_rows_within_their_standard_error(reference, x64):
+    values, weights, _ = reference
+    model, params = MODELS["lenet"](SPEC), from_torch(weights, "float64")
+    y, index = jnp.asarray(values["label_onehot"]), to_ours(values["jacobian_rows_index_7_weight"])
+
+    def rows(x):
+        return {"rows": jax.grad(model.loss)(params, x, y)["fc"]["kernel"].reshape(-1)[index]}
+
+    probes = 256
+    found = jax.jit(lambda x: row_norms(rows, x, num_probes=probes, key=jax.random.key(0)))(image(values["image_nchw"], "float64"))["rows"]
+    error = np.asarray(found) ** 2 / values["jacobian_row_norms_7_weight"] ** 2 - 1
+    # A chi-squared mean of 256 draws has relative standard deviation sqrt(2 / 256) = 8.8 %; 200 correlated rows stay within 5 of them.
+    assert np.abs(error).max() < 5 * np.sqrt(2 / probes)
+    assert error.std() > 0.1 * np.sqrt(2 / probes)

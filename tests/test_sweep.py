@@ -1,0 +1,290 @@
+"""Sweeps: records, resumption after SIGKILL, interruption, disk and folder errors, and the report made from them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import polars
+import pytest
+import yaml
+
+from selgrad import checkpoints, encryption
+from selgrad.config import parse
+from selgrad.errors import SelgradError, UsageError
+from selgrad.report.page import make_report
+from selgrad.report.tables import read_records
+from selgrad.runner import run_sweep
+
+CONFIG = {
+    "name": "test",
+    "dataset": {"name": "digits", "count": 4},
+    "model": {"name": "mlp", "width": 12, "activation": "sigmoid"},
+    "metric": ["random", "magnitude"],
+    "ratio": [0, 0.2, 1],
+    "attack": {"name": "idlg", "num_steps": 8, "memory": 10},
+    "encryption": {"profile": "exact", "num_clients": 3},
+    "seeds": [0, 1],
+    "block_size": 4,
+    "gallery": 2,
+}
+TIMES = ["score_seconds", "mask_seconds", "encrypt_seconds", "add_seconds", "decrypt_seconds", "attack_seconds", "run_id"]
+
+
+def same(a: pd.DataFrame, b: pd.DataFrame) -> None:
+    """Equal to the last bit, times and the run's name apart."""
+    pd.testing.assert_frame_equal(a.drop(columns=TIMES), b.drop(columns=TIMES), check_exact=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep") / "out"
+    return out, run_sweep(CONFIG, out, quiet=True)
+
+
+def test_one_row_per_cell_with_every_column(finished):
+    out, records = finished
+    assert len(records) == 2 * 3 * 4 * 2
+    assert not records.duplicated("cell_id").any()
+    for column in [
+        "dataset",
+        "model",
+        "update",
+        "metric",
+        "selector",
+        "ratio",
+        "attack",
+        "hidden",
+        "sample",
+        "seed",
+        "objective",
+        "mse",
+        "psnr",
+        "ssim",
+        "label_correct",
+        "success",
+        "num_total",
+        "num_selected",
+        "index_bytes",
+        "score_seconds",
+        "selgrad_version",
+        "run_id",
+        "metric_arguments",
+        "attack_arguments",
+        "dataset_arguments",
+    ]:
+        assert records[column].notna().all(), column
+    assert (records["num_selected"] == (records["ratio"] * records["num_total"]).round()).all()
+    assert json.loads(records["attack_arguments"].iloc[0])["num_steps"] == 8
+    for name in ("config.yaml", "report.html", "figures/psnr_against_ratio.png", "figures/psnr_against_ratio.svg", "models"):
+        assert (out / name).exists(), name
+
+
+def test_costs_are_measured_where_openfhe_loads_and_empty_elsewhere(finished):
+    _, records = finished
+    if encryption.unavailable():
+        assert records[["num_ciphertexts", "encrypt_seconds"]].isna().all(axis=None)
+        return
+    assert (records.loc[records["ratio"] == 0, "num_ciphertexts"] == 0).all()
+    selected = records[records["ratio"] > 0]
+    assert (selected["num_ciphertexts"] == -(-selected["num_selected"] // 4095)).all()
+    assert (selected[["encrypt_seconds", "add_seconds", "decrypt_seconds", "ciphertext_bytes"]] > 0).all(axis=None)
+
+
+def test_pandas_and_polars_open_the_records_in_one_line(finished):
+    out, records = finished
+    assert len(pd.read_parquet(out / "records")) == len(polars.read_parquet(out / "records" / "*.parquet")) == len(records)
+
+
+def test_nothing_visible_gives_the_prior_sample_for_every_metric(finished):
+    _, records = finished
+    blind = records[records["ratio"] == 1].groupby(["sample", "seed"])
+    assert (blind["mse"].nunique() == 1).all() and (records.loc[records["ratio"] == 1, "objective"] == 0).all()
+    clear = records[records["ratio"] == 0].groupby(["sample", "seed"])
+    assert (clear["mse"].nunique() == 1).all(), "without encryption all metrics are the same cell"
+
+
+def test_a_second_run_runs_nothing_and_changes_nothing(finished):
+    out, records = finished
+    before = {f: f.stat().st_mtime_ns for f in (out / "records").iterdir()}
+    pd.testing.assert_frame_equal(run_sweep(CONFIG, out, quiet=True), records)
+    assert before == {f: f.stat().st_mtime_ns for f in (out / "records").iterdir()}
+
+
+def test_another_sweep_in_the_same_folder_is_refused(finished):
+    out, _ = finished
+    with pytest.raises(UsageError, match="holds another sweep"):
+        run_sweep({**CONFIG, "ratio": [0.5]}, out, quiet=True)
+
+
+def test_blocks_of_another_size_give_the_same_cells(finished, tmp_path):
+    _, records = finished
+    other = run_sweep({**CONFIG, "block_size": 24}, tmp_path / "out", quiet=True)
+    assert (other["cell_id"] == records["cell_id"]).all()
+    # Another block shape is another program; what is exact is the cell's problem, and a converged attack finds the same image.
+    converged = records["objective"] < 1e-8
+    np.testing.assert_allclose(other["mse"][converged], records["mse"][converged], atol=1e-3)
+
+
+def command(out: Path, config: Path) -> list[str]:
+    return [sys.executable, "-m", "selgrad.cli", "sweep", str(config), "--out", str(out)]
+
+
+def test_kill_at_any_moment_and_resume(finished, tmp_path):
+    """SIGKILL after each new record file, again and again; the same command finishes, and no block is run twice."""
+    _, records = finished
+    config, out = tmp_path / "config.yaml", tmp_path / "out"
+    config.write_text(yaml.safe_dump(CONFIG))
+    blocks, kills, kept = out / "records", 0, {}
+    while kills < 4:
+        before = set(blocks.glob("*.parquet")) if blocks.exists() else set()
+        process = subprocess.Popen(command(out, config), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wanted = len(before) + (0 if kills == 0 else 2)  # once while planning, then in the middle of the sweep
+        deadline = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < deadline:
+            done = set(blocks.glob("*.parquet")) if blocks.exists() else set()
+            if (kills and len(done) >= wanted) or (not kills and (out / "plan.json").exists()):
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.005)
+        process.wait()
+        kept |= {f: f.stat().st_mtime_ns for f in blocks.glob("*.parquet") if f not in kept} if blocks.exists() else {}
+        kills += 1
+        if process.returncode == 0:
+            break
+    assert subprocess.run(command(out, config), capture_output=True, timeout=600).returncode == 0
+    assert {f: f.stat().st_mtime_ns for f in kept} == kept, "a finished block was written again"
+    assert kills >= 2 and kept
+    same(read_records(out), records)
+
+
+def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path):
+    config, out = tmp_path / "config.yaml", tmp_path / "out"
+    config.write_text(yaml.safe_dump({**CONFIG, "attack": {"name": "idlg", "num_steps": 100_000, "memory": 10}}))
+    process = subprocess.Popen(command(out, config), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while not (out / "models").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "run the same command to go on" in error and "Traceback" not in error
+
+
+def test_a_long_attack_goes_on_from_its_checkpoint(finished, tmp_path, monkeypatch):
+    """Every step saved: the interrupted block starts where it was, and ends with the same bits."""
+    from selgrad import sweep as module
+
+    _, records = finished
+    monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0.0)
+    saved, real = [], checkpoints.save
+
+    def save(path, tree):
+        real(path, tree)
+        if "checkpoints" in str(path):
+            saved.append(int(tree["done"]))
+            if len(saved) == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(CONFIG, tmp_path / "out", quiet=True)
+    assert list((tmp_path / "out" / "checkpoints").iterdir())
+    loaded, load = [], checkpoints.load
+    monkeypatch.setattr(checkpoints, "load", lambda path, like: loaded.append(path) or load(path, like))
+    same(run_sweep(CONFIG, tmp_path / "out", quiet=True), records)
+    assert loaded and not list((tmp_path / "out" / "checkpoints").iterdir())
+
+
+def test_two_processes_do_not_share_a_folder(finished):
+    from selgrad.sweep import Sweep
+
+    out, _ = finished
+    with Sweep(parse(CONFIG), out).lock(), pytest.raises(SelgradError, match="another process is running"), Sweep(parse(CONFIG), out).lock():
+        pass
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(finished, tmp_path, monkeypatch):
+    from selgrad import devices
+
+    _, records = finished
+    replace, left = os.replace, [5]
+
+    def full(source, target):
+        if "records" in str(target):
+            left[0] -= 1
+            if left[0] == 0:
+                raise OSError(28, "No space left on device")
+        return replace(source, target)
+
+    monkeypatch.setattr(devices.os, "replace", full)
+    with pytest.raises(SelgradError, match=r"No space left on device; make room"):
+        run_sweep(CONFIG, tmp_path / "out", quiet=True)
+    assert len(list((tmp_path / "out" / "records").glob("*.parquet"))) == 4
+    monkeypatch.setattr(devices.os, "replace", replace)
+    same(run_sweep(CONFIG, tmp_path / "out", quiet=True), records)
+
+
+def test_damaged_records_are_named(finished, tmp_path):
+    out, _ = finished
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "x.parquet").write_bytes(next((out / "records").glob("*.parquet")).read_bytes()[:100])
+    with pytest.raises(SelgradError, match=r"x.parquet' is damaged"):
+        read_records(tmp_path)
+    with pytest.raises(SelgradError, match="holds no records"):
+        read_records(tmp_path / "nowhere")
+
+
+def test_the_report_is_one_self_contained_page(finished):
+    out, _ = finished
+    page = make_report(out).read_text()
+    assert page.count("data:image/") >= 6 and "http" not in page.replace("http://www.w3.org", "")
+    assert "stopped at" in page or "never succeeds" in page
+
+
+def test_stored_parameters_start_a_model_and_wrong_ones_are_refused(finished, tmp_path):
+    out, records = finished
+    stored = {**CONFIG, "model": {**CONFIG["model"], "checkpoint": str(out / "models" / "setting-0-seed-1")}, "seeds": [1], "encryption": None}
+    found = run_sweep(stored, tmp_path / "out", quiet=True)
+    expected = records[records["seed"] == 1].reset_index(drop=True)
+    np.testing.assert_allclose(found.loc[found["ratio"] == 0, "objective"], expected.loc[expected["ratio"] == 0, "objective"], atol=1e-6)
+    for model, message in (({"name": "mlp", "width": 13}, "has shape"), ({"name": "mlp", "depth": 1}, "leaves are needed|holds")):
+        wrong = {**stored, "model": {**model, "checkpoint": stored["model"]["checkpoint"]}}
+        with pytest.raises(SelgradError, match=message):
+            run_sweep(wrong, tmp_path / "wrong", quiet=True)
+    with pytest.raises(SelgradError, match="there is no checkpoint"):
+        run_sweep({**stored, "model": {**CONFIG["model"], "checkpoint": str(tmp_path / "none")}}, tmp_path / "none-out", quiet=True)
+
+
+@pytest.mark.parametrize("runs", ["sweep", "attack"])
+def test_wandb_offline_leaves_a_run(tmp_path, runs):
+    small = {
+        **CONFIG,
+        "metric": "magnitude",
+        "seeds": [0],
+        "encryption": None,
+        "dataset": {"name": "digits", "count": 1},
+        "wandb": {"runs": runs, "tags": ["t"]},
+    }
+    run_sweep(small, tmp_path / "out", wandb="offline", quiet=True)
+    assert list((tmp_path / "out" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_batches_and_local_steps_run_through_the_same_corridor(tmp_path):
+    config = {
+        **CONFIG,
+        "dataset": {"name": "digits", "count": 4},
+        "update": [{"name": "gradient", "batch_size": 2}, {"name": "fedavg", "batch_size": 2, "num_steps": 2}],
+        "selector": ["global_top", "per_leaf_top", {"name": "by_path", "paths": ["fc_2/**"]}],
+        "seeds": [0],
+        "encryption": None,
+    }
+    records = run_sweep(config, tmp_path / "out", quiet=True)
+    assert len(records) == 2 * 3 * 2 * 3 * 2
+    assert records["label_correct"].between(0, 1).all()

@@ -1,0 +1,66 @@
+"""Exact top-k, ranks, and the refusals of wrong masks and wrong numbers."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from selgrad import trees
+from selgrad.errors import GradientError, UsageError
+
+scores = hnp.arrays(np.float32, st.integers(1, 60), elements=st.integers(-3, 3).map(np.float32))
+
+
+@settings(deadline=None, max_examples=50)
+@given(scores)
+def test_ranks_sort_stably_and_descending(values):
+    ranks = np.asarray(trees.descending_ranks(jnp.asarray(values)))
+    expected = np.empty(values.size, int)
+    expected[np.argsort(-values, kind="stable")] = np.arange(values.size)
+    np.testing.assert_array_equal(ranks, expected)
+
+
+@settings(deadline=None, max_examples=50)
+@given(scores, st.floats(0, 1), st.floats(0, 1))
+def test_masks_are_nested_and_exact(values, a, b):
+    ranks = trees.descending_ranks(jnp.asarray(values))
+    small, large = (np.asarray(ranks < trees.count(r, values.size)) for r in sorted((a, b)))
+    assert not (small & ~large).any()
+    assert large.sum() == round(max(a, b) * values.size)
+
+
+def test_count_is_exact_where_float32_is_not():
+    assert trees.count(0.425, 109_482_243) == 46_529_953
+    assert round(np.float32(0.425) * np.float32(109_482_243)) != 46_529_953
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.5, float("nan")])
+def test_a_ratio_outside_the_unit_interval_is_refused(ratio):
+    with pytest.raises(UsageError, match=r"lies outside \[0, 1\]"):
+        trees.count(ratio, 10)
+
+
+def test_split_inverts_concatenate():
+    tree = {"a": jnp.arange(6.0).reshape(2, 3), "b": {"c": jnp.arange(4.0)}}
+    back = trees.split(trees.concatenate(tree), tree)
+    np.testing.assert_array_equal(back["a"], tree["a"])
+    np.testing.assert_array_equal(back["b"]["c"], tree["b"]["c"])
+    assert trees.paths(tree) == ["a", "b/c"]
+
+
+def test_a_mask_of_another_tree_is_refused_by_name():
+    with pytest.raises(GradientError, match="another tree: leaf 'b'"):
+        trees.require_same_tree({"a": jnp.zeros(3, bool), "b": jnp.zeros(2, bool)}, {"a": jnp.zeros(3)})
+
+
+def test_nan_is_refused_by_leaf():
+    with pytest.raises(GradientError, match="1 NaN or infinite entries in leaf 'a'"):
+        trees.require_finite({"a": jnp.asarray([1.0, jnp.nan])}, "the update")
+
+
+def test_path_patterns():
+    assert trees.matches("conv_0/kernel", ["conv*/**"]) and trees.matches("fc/bias", ["fc"]) and not trees.matches("fc_1/bias", ["fc"])
+    with pytest.raises(UsageError, match="names no leaf; the leaves are a"):
+        trees.matching_leaves({"a": jnp.zeros(1)}, ["conv*/**"])
