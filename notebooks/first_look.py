@@ -30,8 +30,7 @@ config = {
     "attack": {"name": "idlg", "num_steps": 20},
     "encryption": {"num_clients": 3},
 }
-run_sweep(config, out, quiet=True);
-
+run_sweep(config, out, quiet=True)
 # %% [markdown]
 # One row per cell, with what was reconstructed and what the encryption cost.
 
