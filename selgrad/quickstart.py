@@ -9,7 +9,7 @@ from typing import Any
 
 QUICKSTART: dict[str, Any] = {
     "name": "quickstart",
-    "dataset": [{"name": "digits", "count": 3}, {"name": "photos", "count": 2}],
+    "dataset": [{"name": "digits", "count": 3}, {"name": "photos", "count": 1, "offset": 1}],
     "model": {"name": "lenet", "activation": "sigmoid"},
     "update": {"name": "gradient", "batch_size": 1},
     "metric": ["random", "magnitude", {"name": "sensitivity", "target": "inputs"}],

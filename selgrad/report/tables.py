@@ -52,8 +52,9 @@ def attack_label(records: pd.DataFrame) -> pd.Series:
     pairs = pd.DataFrame({"short": short, "full": records["attack_label"]}).drop_duplicates()
     ambiguous = set(pairs.loc[pairs.duplicated("short", keep=False), "short"])
     label = short.where(~short.isin(ambiguous), records["attack_label"])
-    if len(records[_SETTING].drop_duplicates()) > 1:
-        label = records["dataset_label"] + " / " + records["model_label"] + " / " + records["update_label"] + ": " + label
+    varying = [column for column in _SETTING if records[column].nunique() > 1]
+    for column in reversed(varying):
+        label = records[column] + (": " if column == varying[-1] else " / ") + label
     return label
 
 
