@@ -1,7 +1,7 @@
 """DLG and iDLG on DLG's LeNet, ratio 0: how often one start, and the best of four, recovers a CIFAR-10 test image (MSE < 1e-3).
 
 Command: uv run python benchmarks/dlg_success.py --data DIR   (DIR holds the CIFAR-10 batches)
-Time: about half an hour on 2 cores (20 images, 4 restarts, 150 outer iterations of 20 evaluations, 100 classes, sigmoid, U(-0.5, 0.5)).
+Time: about an hour on 2 cores (20 images, 4 restarts, 300 outer iterations of 20 evaluations, 100 classes, sigmoid, U(-0.5, 0.5)).
 Expected: the original loops recover 16 of 30 (DLG) and 24 of 30 (iDLG) at one start; iDLG's labels are published as 100 % right.
 Leaves: benchmarks/results/dlg_success.json.
 """
@@ -83,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=f"{os.environ.get('SELGRAD_DATA', 'data')}/cifar10")
     parser.add_argument("--images", type=int, default=20)
-    parser.add_argument("--num-steps", type=int, default=150)
+    parser.add_argument("--num-steps", type=int, default=300)
     parser.add_argument("--attacks", nargs="+", default=["dlg", "idlg"])
     arguments = parser.parse_args()
     build = lambda count: Setting(

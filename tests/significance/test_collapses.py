@@ -1,4 +1,4 @@
-"""Where two metrics are the same mask under two names, as the mathematics says (docs/threat_model.md, FIELD notes in docs/design.md)."""
+"""Where two metrics are the same mask under two names, as the mathematics says (docs/design.md, "Where metrics collapse")."""
 
 import jax
 import jax.numpy as jnp
