@@ -49,8 +49,10 @@ def reference_folder() -> Path:
 @pytest.fixture
 def x64():
     """Double precision for one test."""
-    with jax.experimental.enable_x64():
-        yield
+    # The context manager for this has another name in each of the two JAX versions; the option has not.
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
 
 
 @pytest.fixture(scope="session")
