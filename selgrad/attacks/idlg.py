@@ -29,9 +29,9 @@ def idlg(
       num_restarts: independent starts, the best by the attack's own objective.
       hidden: what becomes of encrypted entries.
       evaluations_per_step: gradient evaluations per outer iteration; torch's L-BFGS spends up to 20.
-      memory: curvature pairs; 100 as torch keeps (with 20, twice as many evaluations on DLG's LeNet).
-      max_step: root mean square by which one evaluation may move the variables; ours, the published loop has no bound (1e9) and a share of
-        its starts ends saturated (benchmarks/dlg_success.py).
+      memory: curvature pairs; 100 as torch keeps; fewer need more evaluations on DLG's LeNet.
+      max_step: root mean square by which one evaluation may move the variables; ours, the published loop has no bound (1e9) and some of
+        its starts end saturated.
     """
     kernel = gradient_matching(
         distance=squared_l2,
