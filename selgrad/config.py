@@ -299,7 +299,7 @@ def parse(content: Mapping[str, Any]) -> SweepConfig:
     Raises:
       UsageError: naming the key, the value and the remedy.
     """
-    merged = _only(content, "the configuration", dict.fromkeys(_DEFAULTS))
+    _only(content, "the configuration", dict.fromkeys(_DEFAULTS))
     merged = {**_DEFAULTS, **content}
     for key in ("dataset", "model", "metric", "attack", "ratio"):
         if merged[key] is None:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, PyTree
+from jaxtyping import Float, Int, PyTree
 
 from selgrad.base import Mask, Ranks, Scores
 from selgrad.errors import GradientError, UsageError
@@ -63,10 +63,15 @@ def split(vector: Array, like: PyTree) -> PyTree:
     return jax.tree.unflatten(treedef, parts)
 
 
+def positions(order: Int[Array, " n"]) -> Int[Array, " n"]:
+    """The inverse permutation: the place of each entry in an order, int32."""
+    return jnp.zeros(order.shape, jnp.int32).at[order].set(jnp.arange(order.size, dtype=jnp.int32), unique_indices=True)
+
+
 def descending_ranks(scores: Float[Array, " n"]) -> Array:
     """The rank of each score, 0 for the largest, ties in index order; shape (n,), int32."""
     order = jnp.argsort(scores, stable=True, descending=True)
-    return jnp.zeros(scores.shape, jnp.int32).at[order].set(jnp.arange(scores.size, dtype=jnp.int32), unique_indices=True)
+    return positions(order)
 
 
 def rank(scores: Scores) -> Ranks:

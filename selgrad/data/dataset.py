@@ -6,7 +6,6 @@ Every loader ends in `Dataset.make`, which checks shapes, takes the asked-for pa
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -102,6 +101,3 @@ def existing_file(folder: Path, *names: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise DataError(f"data folder {str(folder)!r} holds none of {', '.join(names)}; set dataset.path to the folder that does")
-
-
-Loader: TypeAlias = Callable[..., Dataset]

@@ -50,11 +50,6 @@ def quantise(values: npt.NDArray[np.float64], profile: Profile) -> npt.NDArray[n
     return np.rint(np.clip(values, -profile.bound, profile.bound) * 2.0**profile.grid_bits).astype(np.int64)
 
 
-def dequantise(points: npt.NDArray[np.int64], profile: Profile) -> npt.NDArray[np.float64]:
-    """The values of grid points."""
-    return points / 2.0**profile.grid_bits
-
-
 def mask_bits(mask: Mask) -> npt.NDArray[np.bool_]:
     """The mask as one vector of bool in flattening order."""
     return np.concatenate([np.asarray(leaf).reshape(-1) for leaf in jax.tree.leaves(mask)])

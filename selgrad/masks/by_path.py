@@ -29,7 +29,6 @@ def by_path(*, paths: Sequence[str]) -> Selector:
         leaves = jax.tree.leaves(scores)
         last = jnp.concatenate([jnp.full(leaf.size, not c) for leaf, c in zip(leaves, chosen, strict=True)])
         ordered = jnp.lexsort((trees.descending_ranks(trees.concatenate(scores)), last))
-        ranks = jnp.zeros(ordered.shape, jnp.int32).at[ordered].set(jnp.arange(ordered.size, dtype=jnp.int32))
-        return trees.split(ranks, scores)
+        return trees.split(trees.positions(ordered), scores)
 
     return order

@@ -20,7 +20,6 @@ def per_leaf_top() -> Selector:
         quantiles = jnp.concatenate([(r + 0.5) / r.size for r in within])
         # Float32 quantiles tie in leaves of more than 2^23 entries; the rank itself then decides.
         ordered = jnp.lexsort((jnp.concatenate(within), quantiles))
-        ranks = jnp.zeros(ordered.shape, jnp.int32).at[ordered].set(jnp.arange(ordered.size, dtype=jnp.int32))
-        return trees.split(ranks, scores)
+        return trees.split(trees.positions(ordered), scores)
 
     return order

@@ -86,8 +86,8 @@ def to_ours(flat_indices):
     return np.ravel_multi_index((row, column, channel, out), (8, 8, 12, 100))
 
 
-def test_jacobian_rows(reference, x64):
-    values, weights, _ = reference
+def jacobian_rows(values, weights, num_probes):
+    """Norms of the reference's 200 rows of the last layer's Jacobian, and the reference's own."""
     model, params = MODELS["lenet"](SPEC), from_torch(weights, "float64")
     y, index = jnp.asarray(values["label_onehot"]), to_ours(values["jacobian_rows_index_7_weight"])
 
@@ -95,21 +95,21 @@ def test_jacobian_rows(reference, x64):
         return {"rows": jax.grad(model.loss)(params, x, y)["fc"]["kernel"].reshape(-1)[index]}
 
     x = image(values["image_nchw"], "float64")
-    exact = jax.jit(lambda x: row_norms(rows, x, num_probes=None, key=jax.random.key(0)))(x)["rows"]
-    np.testing.assert_allclose(exact, values["jacobian_row_norms_7_weight"], rtol=1e-9)
+    found = jax.jit(lambda x: row_norms(rows, x, num_probes=num_probes, key=jax.random.key(0)))(x)["rows"]
+    return np.asarray(found), values["jacobian_row_norms_7_weight"]
+
+
+def test_jacobian_rows(reference, x64):
+    values, weights, _ = reference
+    exact, expected = jacobian_rows(values, weights, None)
+    np.testing.assert_allclose(exact, expected, rtol=1e-9)
 
 
 def test_hutchinson_probes_agree_with_jacobian_rows_within_their_standard_error(reference, x64):
     values, weights, _ = reference
-    model, params = MODELS["lenet"](SPEC), from_torch(weights, "float64")
-    y, index = jnp.asarray(values["label_onehot"]), to_ours(values["jacobian_rows_index_7_weight"])
-
-    def rows(x):
-        return {"rows": jax.grad(model.loss)(params, x, y)["fc"]["kernel"].reshape(-1)[index]}
-
     probes = 256
-    found = jax.jit(lambda x: row_norms(rows, x, num_probes=probes, key=jax.random.key(0)))(image(values["image_nchw"], "float64"))["rows"]
-    error = np.asarray(found) ** 2 / values["jacobian_row_norms_7_weight"] ** 2 - 1
+    found, expected = jacobian_rows(values, weights, probes)
+    error = found**2 / expected**2 - 1
     # A chi-squared mean of 256 draws has relative standard deviation sqrt(2 / 256) = 8.8 %; 200 correlated rows stay within 5 of them.
     assert np.abs(error).max() < 5 * np.sqrt(2 / probes)
     assert error.std() > 0.1 * np.sqrt(2 / probes)
