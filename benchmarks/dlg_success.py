@@ -1,7 +1,9 @@
 """DLG and iDLG on DLG's LeNet, ratio 0: how often one start, and the best of four, recovers a CIFAR-10 test image (MSE < 1e-3).
 
+The images are numbers 40 to 59 of the test set: earlier ones were looked at while the step bound and the starts were chosen.
+
 Command: uv run python benchmarks/dlg_success.py --data DIR   (DIR holds the CIFAR-10 batches)
-Time: about an hour on 2 cores (20 images, 4 restarts, 300 outer iterations of 20 evaluations, 100 classes, sigmoid, U(-0.5, 0.5)).
+Time: about 25 minutes on 2 cores (20 images, 4 restarts, 300 outer iterations of 20 evaluations, 100 classes, sigmoid, U(-0.5, 0.5)).
 Expected: the original loops recover 16 of 30 (DLG) and 24 of 30 (iDLG) at one start; iDLG's labels are published as 100 % right.
 Leaves: benchmarks/results/dlg_success.json.
 """
@@ -34,33 +36,36 @@ def observation(setting, params, grads):
     return observe(setting.model, setting.update, params, grads, nothing)
 
 
-def run(setting, name, arguments):
-    client, attack = setting.client(0), ATTACKS[name](**arguments)
-    mesh = devices.mesh(setting.num_samples)
+def run(setting, name, arguments, first):
+    attack, client = ATTACKS[name](**arguments), setting.client(0)
+    batches, grads = jax.tree.map(lambda leaf: leaf[first:], (client.batches, client.grads))
+    num_samples = setting.num_samples - first
+    mesh = devices.mesh(num_samples)
 
     def cell(params, grads, key):
         return attack.reconstruct(key, observation(setting, params, grads))
 
     lanes = PartitionSpec("lanes")
     block = devices.shard(jax.vmap(cell, (None, 0, 0)), mesh, (PartitionSpec(), lanes, lanes), lanes)
-    keys = jax.random.split(jax.random.key(1), setting.num_samples)
-    compiled = jax.jit(block).lower(client.params, client.grads, keys).compile()
+    keys = jax.random.split(jax.random.key(1), num_samples)
+    compiled = jax.jit(block).lower(client.params, grads, keys).compile()
     started = time.perf_counter()
-    found = jax.block_until_ready(compiled(client.params, client.grads, keys))
+    found = jax.block_until_ready(compiled(client.params, grads, keys))
     seconds = time.perf_counter() - started
-    truth = np.asarray(client.batches.inputs)[:, None]
+    truth = np.asarray(batches.inputs)[:, None]
     errors = ((np.clip(found.all_inputs, 0, 1) - truth) ** 2).mean(axis=(2, 3, 4, 5))
-    right = np.asarray(found.all_labels)[:, :, 0] == np.asarray(client.batches.labels)
+    right = np.asarray(found.all_labels)[:, :, 0] == np.asarray(batches.labels)
     chosen = errors[np.arange(len(errors)), np.asarray(found.restart)]
     evaluations = int(np.asarray(found.num_evaluations).max()) * errors.size
     return {
         "attack": name,
         "arguments": arguments,
-        "images": len(errors),
+        "images": [first, first + len(errors) - 1],
         "one_start": float((errors < 1e-3).mean()),
         "best_of_all": float((chosen < 1e-3).mean()),
         "label_accuracy": float(right.mean()),
         "diverged": int((~np.isfinite(np.asarray(found.all_objectives))).sum()),
+        "share_below_1e-2": float((errors < 1e-2).mean()),
         "median_mse": float(np.median(errors)),
         "mse": np.round(errors, 8).tolist(),
         "seconds": seconds,
@@ -83,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=f"{os.environ.get('SELGRAD_DATA', 'data')}/cifar10")
     parser.add_argument("--images", type=int, default=20)
+    parser.add_argument("--first", type=int, default=40, help="number of the first image")
     parser.add_argument("--num-steps", type=int, default=300)
     parser.add_argument("--attacks", nargs="+", default=["dlg", "idlg"])
     arguments = parser.parse_args()
@@ -97,9 +103,9 @@ def main() -> None:
         "runs": [],
     }  # fmt: skip
     print(result)
-    setting, file = build(arguments.images), Path(__file__).parent / "results" / "dlg_success.json"
+    setting, file = build(arguments.first + arguments.images), Path(__file__).parent / "results" / "dlg_success.json"
     for name in arguments.attacks:
-        result["runs"].append(run(setting, name, {"num_steps": arguments.num_steps, "num_restarts": 4}))
+        result["runs"].append(run(setting, name, {"num_steps": arguments.num_steps, "num_restarts": 4}, arguments.first))
         print({k: v for k, v in result["runs"][-1].items() if k != "mse"}, flush=True)
         file.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -9,6 +9,7 @@ from selgrad.attacks.distances import squared_l2
 from selgrad.attacks.hidden import Hidden
 from selgrad.attacks.kernel import gradient_matching, iterate
 from selgrad.attacks.minimisers import lbfgs
+from selgrad.attacks.starts import Start
 from selgrad.base import Attack
 
 
@@ -17,6 +18,7 @@ def dlg(
     num_steps: int = 300,
     num_restarts: int = 1,
     hidden: Hidden = "ignore",
+    start: Start = "normal",
     evaluations_per_step: int = 20,
     memory: int = 100,
     max_step: float = 0.1,
@@ -27,6 +29,7 @@ def dlg(
       num_steps: outer iterations; 300 as published.
       num_restarts: independent starts, the best by the attack's own objective.
       hidden: what becomes of encrypted entries.
+      start: `normal`, N(0, 1) as published, or `grey`, which needs fewer steps.
       evaluations_per_step: gradient evaluations per outer iteration; torch's L-BFGS spends up to 20.
       memory: curvature pairs; 100 as torch keeps; fewer need more evaluations on DLG's LeNet.
       max_step: root mean square by which one evaluation may move the variables; ours, the published loop has no bound (1e9) and some of
@@ -36,6 +39,7 @@ def dlg(
         distance=squared_l2,
         minimiser=lambda _: lbfgs(memory=memory, max_step=max_step),
         hidden=hidden,
+        start=start,
         evaluations_per_step=evaluations_per_step,
     )
     return iterate(kernel, num_steps=num_steps, num_restarts=num_restarts)

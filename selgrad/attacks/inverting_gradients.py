@@ -16,6 +16,7 @@ from selgrad.attacks.kernel import gradient_matching, iterate
 from selgrad.attacks.labels import most_negative_columns
 from selgrad.attacks.minimisers import Minimiser, first_order
 from selgrad.attacks.priors import total_variation
+from selgrad.attacks.starts import Start
 from selgrad.base import Attack, Observation
 
 
@@ -31,6 +32,7 @@ def inverting_gradients(
     num_steps: int = 4800,
     num_restarts: int = 1,
     hidden: Hidden = "ignore",
+    start: Start = "normal",
     learning_rate: float = 0.1,
     total_variation_weight: float = 1e-4,
 ) -> Attack:
@@ -40,6 +42,7 @@ def inverting_gradients(
       num_steps: Adam steps; the library's default is 4,800, its command line's 24,000.
       num_restarts: independent starts, the best by the attack's own objective.
       hidden: what becomes of encrypted entries.
+      start: `normal`, N(0, 1) as published, or `grey`.
       learning_rate: 0.1 as published.
       total_variation_weight: 1e-4 as the published command line has it; the library's default is 0.1.
     """
@@ -59,6 +62,7 @@ def inverting_gradients(
         prior=lambda images: total_variation_weight * total_variation(images),
         minimiser=minimiser,
         hidden=hidden,
+        start=start,
         label_rule=most_negative_columns,
     )
     return iterate(kernel, num_steps=num_steps, num_restarts=num_restarts)

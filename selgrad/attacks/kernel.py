@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 from selgrad.attacks.hidden import Hidden, Target, fill
 from selgrad.attacks.minimisers import Minimiser, Objective
+from selgrad.attacks.starts import Start, draw
 from selgrad.base import Attack, Grads, Key, Observation, Reconstruction
 from selgrad.errors import UsageError
 
@@ -61,6 +62,7 @@ def gradient_matching(
     hidden: Hidden,
     prior: Callable[[Array], Array] | None = None,
     label_rule: LabelRule | None = None,
+    start: Start = "normal",
     evaluations_per_step: int = 1,
 ) -> Kernel:
     """Optimises dummy inputs, and soft labels where no rule gives them, until their update matches the observed one.
@@ -71,10 +73,11 @@ def gradient_matching(
       hidden: what becomes of encrypted entries.
       prior: penalty on the dummy inputs.
       label_rule: labels before the optimisation; None optimises label logits jointly. Labels that the threat model gives are used as given.
+      start: where dummy inputs start; label logits start from N(0, 1), as DLG's do.
       evaluations_per_step: minimiser steps in one step of the attack.
 
     Returns:
-      A kernel; inputs and label logits start from N(0, 1), as DLG's do.
+      A kernel.
     """
 
     def sizes(observation: Observation) -> tuple[tuple[int, ...], tuple[int, int]]:
@@ -100,8 +103,8 @@ def gradient_matching(
 
     def init(key: Key, observation: Observation) -> State:
         inputs_key, labels_key = jax.random.split(key)
-        inputs_shape, labels_shape = sizes(observation)
-        inputs = jax.random.normal(inputs_key, inputs_shape)
+        labels_shape = sizes(observation)[1]
+        inputs = draw(start, inputs_key, observation.update.batch_size, observation.model.input_spec)
         labels = observation.labels
         if labels is None and label_rule is not None:
             labels = label_rule(labels_key, observation, fill(observation, hidden))

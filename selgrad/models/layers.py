@@ -17,6 +17,7 @@ from jaxtyping import Float
 from selgrad.models.convolution import convolve
 
 Initializer = Callable[..., Any]
+_BLOCK = 32
 
 
 def uniform_half(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
@@ -40,6 +41,30 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
         return convolve(x, kernel, stride=self.stride, padding=self.padding) + bias
+
+
+class Dense(nn.Module):
+    """A dense layer over (B, C) whose long sums are taken in blocks of 32; parameters as in `flax.linen.Dense`.
+
+    An error in the logits scales the whole gradient, so rounding there is what ends gradient matching in float32. Sums of short sums
+    round less than one long one (`benchmarks/float32_noise.py`).
+    """
+
+    features: int
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    bias_init: Initializer = nn.initializers.zeros_init()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(B, C) to (B, features)."""
+        width = x.shape[-1]
+        kernel = self.param("kernel", self.kernel_init, (width, self.features))
+        bias = self.param("bias", self.bias_init, (self.features,))
+        if width % _BLOCK:
+            return x @ kernel + bias
+        blocks = width // _BLOCK
+        parts = jnp.einsum("bki,kif->kbf", x.reshape(-1, blocks, _BLOCK), kernel.reshape(blocks, _BLOCK, -1))
+        return parts.sum(axis=0) + bias
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:

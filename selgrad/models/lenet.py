@@ -14,7 +14,7 @@ from jax import Array
 
 from selgrad.base import InputSpec
 from selgrad.models.classifier import ImageClassifier
-from selgrad.models.layers import Conv, uniform_half
+from selgrad.models.layers import Conv, Dense, uniform_half
 
 
 class _LeNet(nn.Module):
@@ -28,7 +28,7 @@ class _LeNet(nn.Module):
         inits: dict[str, Any] = {"kernel_init": uniform_half, "bias_init": uniform_half} if self.weights == "uniform" else {}
         for i, stride in enumerate((2, 2, 1)):
             x = activation(Conv(12, 5, stride=stride, padding=2, name=f"conv_{i}", **inits)(x))
-        return nn.Dense(self.num_classes, name="fc", **inits)(x.reshape(x.shape[0], -1))
+        return Dense(self.num_classes, name="fc", **inits)(x.reshape(x.shape[0], -1))
 
 
 def lenet(

@@ -13,6 +13,8 @@ from selgrad.attacks.hidden import fill
 from selgrad.attacks.kernel import gradient_matching, iterate
 from selgrad.attacks.labels import most_negative_columns
 from selgrad.attacks.minimisers import first_order
+from selgrad.attacks.starts import draw
+from selgrad.base import InputSpec
 from selgrad.gradients import observe
 
 
@@ -72,6 +74,15 @@ def test_labels_are_a_guess_where_the_last_layer_is_hidden(problem, spec):
     observation = observe(p.model, p.update, p.params, p.grads, everything)
     guesses = jax.vmap(lambda k: most_negative_columns(k, observation, fill(observation, "zero"))[0])(jax.random.split(jax.random.key(0), 200))
     assert len(np.unique(guesses)) == 10
+
+
+def test_starts_are_noise_in_the_models_units_or_grey_in_pixels():
+    spec = InputSpec((20, 20, 2), 10, (0.2, 0.7), (0.5, 2.0))
+    noise = draw("normal", jax.random.key(0), 30, spec)
+    assert noise.shape == (30, 20, 20, 2) and abs(float(noise.mean())) < 0.02 and abs(float(noise.std()) - 1) < 0.02
+    pixels = draw("grey", jax.random.key(0), 30, spec) * jnp.asarray(spec.std) + jnp.asarray(spec.mean)
+    np.testing.assert_allclose(pixels.mean((0, 1, 2)), 0.5, atol=0.005)
+    np.testing.assert_allclose(pixels.std((0, 1, 2)), 0.1, atol=0.005)
 
 
 def test_given_labels_are_used_as_given(problem, spec):

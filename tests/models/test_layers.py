@@ -1,4 +1,4 @@
-"""selgrad's convolution against XLA's own, to the second derivative and under every pattern of vmap."""
+"""selgrad's layers against XLA's and Flax's own, to the second derivative and under every pattern of vmap."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from selgrad.models.convolution import convolve
-from selgrad.models.layers import Conv, max_pool
+from selgrad.models.layers import Conv, Dense, max_pool
 
 SHAPES = [(9, 5, 2, 2, 3, 4), (8, 3, 1, 1, 2, 5), (8, 5, 2, 2, 4, 3), (7, 3, 2, 0, 2, 2), (10, 5, 1, 2, 2, 3), (4, 5, 2, 2, 1, 2)]
 
@@ -66,6 +66,27 @@ def test_layer_has_the_parameters_of_flax():
     params = ours.init(jax.random.key(1), x)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, theirs.init(jax.random.key(1), x))
     np.testing.assert_allclose(ours.apply(params, x), theirs.apply(params, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [50, 96])
+def test_dense_equals_flax(x64, width):
+    x = jax.random.normal(jax.random.key(0), (3, width))
+    ours, theirs = Dense(7), nn.Dense(7)
+    params = ours.init(jax.random.key(1), x)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, theirs.init(jax.random.key(1), x))
+    np.testing.assert_allclose(ours.apply(params, x), theirs.apply(params, x), rtol=1e-12)
+
+
+def test_dense_rounds_less_than_one_long_sum():
+    """A running sum of n terms errs like n roundings of it; a sum of short sums like fewer."""
+    rng = np.random.default_rng(0)
+    x, kernel = rng.random((1, 4096)).astype(np.float32), rng.uniform(-0.5, 0.5, (4096, 200)).astype(np.float32)
+    ours = Dense(200).apply({"params": {"kernel": kernel, "bias": np.zeros(200, np.float32)}}, jnp.asarray(x))
+    exact = x.astype(np.float64) @ kernel.astype(np.float64)
+    running = np.zeros((1, 200), np.float32)
+    for row in range(4096):
+        running += x[:, row : row + 1] * kernel[row]
+    assert np.abs(ours - exact).std() < np.abs(running - exact).std() / 3
 
 
 def test_max_pool_equals_flax():
