@@ -1,6 +1,6 @@
 """Orbax checkpoints: model parameters by seed, and the state of long attacks.
 
-A checkpoint is written under another name and renamed by Orbax, so an interrupted save leaves the previous one.
+Orbax writes under another name and renames, and a series removes an older checkpoint only after a newer one is whole.
 """
 
 from __future__ import annotations
@@ -73,6 +73,39 @@ def load_params(path: str | Path, like: Params) -> Params:
     return params
 
 
-def remove(path: str | Path) -> None:
-    """Removes a checkpoint if it is there."""
-    shutil.rmtree(path, ignore_errors=True)
+class Series:
+    """The checkpoints of one long attack, one folder per number of steps done; a kill at any moment leaves a whole one.
+
+    Args:
+      folder: of the series.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def _steps(self) -> list[int]:
+        return sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdigit())
+
+    def save(self, done: int, state: Any) -> None:
+        """Keeps the state after `done` steps and removes older ones.
+
+        Raises:
+          SelgradError: if the disk is full or not writable; what was kept before stays.
+        """
+        older = self._steps()
+        save(self._folder / str(done), state)
+        for step in older:
+            shutil.rmtree(self._folder / str(step), ignore_errors=True)
+
+    def newest(self, like: Any) -> tuple[int, Any]:
+        """Steps done and the state, or (0, None) where no checkpoint can be read: the attack starts again and nothing finished is lost."""
+        for step in reversed(self._steps()):
+            try:
+                return step, load(self._folder / str(step), like)
+            except SelgradError:
+                continue
+        return 0, None
+
+    def remove(self) -> None:
+        """Removes the whole series."""
+        shutil.rmtree(self._folder, ignore_errors=True)

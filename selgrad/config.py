@@ -11,6 +11,7 @@ import importlib
 import inspect
 import itertools
 import json
+import math
 import re
 import types
 import typing
@@ -194,16 +195,19 @@ def expand(kind: str, entry: Any) -> list[Spec]:
     return [make_spec(kind, name, dict(combination)) for combination in itertools.product(*axes)]
 
 
-def _only(mapping: Any, what: str, allowed: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults in `allowed`, overridden by a mapping that may name nothing else and keeps their types."""
+def _only(mapping: Any, what: str, allowed: Mapping[str, Any], numbers: Sequence[str] = ()) -> dict[str, Any]:
+    """The defaults in `allowed`, overridden by a mapping that may name nothing else and keeps their types.
+
+    Only keys whose default is None may be None; of these, `numbers` are numbers and the rest is checked by the caller.
+    """
     if not isinstance(mapping, Mapping):
         raise UsageError(f"{what}: {mapping!r} is not a mapping; it takes {', '.join(allowed)}")
     for key, value in mapping.items():
         if key not in allowed:
             raise UsageError(f"{what} takes no key {key!r}; {did_you_mean(str(key), allowed)}")
         default = allowed[key]
-        kind = float if isinstance(default, float) else type(default)
-        if default is not None and value is not None and not _fits(value, kind) and not isinstance(default, list):
+        kind: Any = float | None if key in numbers else list[str] if isinstance(default, list) else float if isinstance(default, float) else type(default)
+        if (default is not None or key in numbers) and not _fits(value, kind):
             raise UsageError(f"{what}: {key}={value!r} is not {describe(kind)}")
     return {**allowed, **mapping}
 
@@ -217,7 +221,7 @@ class SweepConfig:
       dataset, model, update, metric, selector, attack: specs.
       ratio: shares of entries to encrypt, in [0, 1].
       seeds: of model weights, metric and attack; samples share starts across metrics and ratios, so that differences are not luck.
-      encryption: `profile` and `num_clients`, or None to leave encryption out.
+      encryption: `profile`, `num_clients` and `bound` (None: the profile's), or None to leave encryption out.
       known_labels: whether the threat model gives the labels away.
       success: `measure`, and the `threshold` below (mse) or above (psnr, ssim) which an attack has succeeded.
       gallery: samples whose reconstructions are kept.
@@ -312,12 +316,15 @@ def parse(content: Mapping[str, Any]) -> SweepConfig:
     if encryption in (None, False, "none"):
         encryption = None
     else:
-        encryption = _only(encryption, "encryption", {"profile": "exact", "num_clients": 10})
+        encryption = _only(encryption, "encryption", {"profile": "exact", "num_clients": 10, "bound": None}, numbers=("bound",))
         from selgrad.encryption.profiles import PROFILES
 
         if encryption["profile"] not in PROFILES:
             raise UsageError(f"unknown encryption profile {encryption['profile']!r}; {did_you_mean(str(encryption['profile']), PROFILES)}")
-        limit = PROFILES[encryption["profile"]].max_clients
+        profile = PROFILES[encryption["profile"]]
+        if encryption["bound"] is not None and not 0 < encryption["bound"] < math.inf:
+            raise UsageError(f"encryption: bound={encryption['bound']!r} is no positive number; give the largest entry to be held, such as 4")
+        limit = dataclasses.replace(profile, bound=encryption["bound"] or profile.bound).max_clients
         if not 1 <= encryption["num_clients"] <= limit:
             raise UsageError(f"encryption: num_clients={encryption['num_clients']} lies outside 1 .. {limit}, where a sum cannot overflow")
     success = _only(merged["success"], "success", {"measure": "mse", "threshold": 1e-3})

@@ -50,20 +50,35 @@ class Setting:
 
     Args:
       dataset, model, update: specs.
+      samples: which batches of the data set; all of them by default.
 
     Raises:
-      UsageError: if the data set is smaller than one batch.
+      UsageError: if the data set is smaller than one batch, has no such sample, or its gradients do not fit in memory.
       GradientError: if a client update is not finite.
     """
 
-    def __init__(self, dataset: Spec, model: Spec, update: Spec) -> None:
+    def __init__(self, dataset: Spec, model: Spec, update: Spec, samples: Sequence[int] | None = None) -> None:
         self.specs = (dataset, model, update)
         self.dataset: Dataset = dataset.build()
         self.model: Model = model.build(self.dataset.spec)
         self.update: Update = update.build()
-        self.num_samples = len(self.dataset) // self.update.batch_size
-        if not self.num_samples:
+        available = len(self.dataset) // self.update.batch_size
+        if not available:
             raise UsageError(f"batch_size={self.update.batch_size} is larger than the {len(self.dataset)} samples of {dataset.label}; raise count")
+        self.samples = tuple(range(available) if samples is None else samples)
+        for sample in self.samples:
+            if not 0 <= sample < available:
+                raise UsageError(f"sample={sample} lies outside 0 .. {available - 1}")
+        self.num_samples = len(self.samples)
+        self.num_total = trees.size(jax.eval_shape(self.model.init, jax.random.key(0)))
+        # Gradients, one metric's scores and their ranks.
+        needed, budget = 3 * 4 * self.num_samples * self.num_total, devices.memory_budget()
+        if needed > budget:
+            raise UsageError(
+                f"gradients, scores and ranks of {self.num_samples:,} samples of {self.num_total:,} entries need {needed / 1e9:.1f} GB, and "
+                f"{budget / 1e9:.1f} GB are free; lower count of {dataset.label}"
+            )
+        self._programs: dict[Any, Any] = {}
         self.client = functools.lru_cache(maxsize=2)(self._client)
         self.ranks = functools.lru_cache(maxsize=32)(self._ranks)
         self.scores = functools.lru_cache(maxsize=4)(self._scores)
@@ -79,37 +94,44 @@ class Setting:
         stored = self.specs[1].get("checkpoint")
         if stored is not None:
             params = checkpoints.load_params(stored, like=params)
-        batches = [self.dataset.batch(i, self.update.batch_size) for i in range(self.num_samples)]
+        batches = [self.dataset.batch(i, self.update.batch_size) for i in self.samples]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
 
-        def one(batch: Batch) -> Grads:
-            labels = jax.nn.one_hot(batch.labels, self.input_spec.num_classes)
-            return self.update(self.model, params, self.model.embed(params, batch.inputs), labels)
+        def every(params: Params, batches: Batch) -> Grads:
+            def one(batch: Batch) -> Grads:
+                labels = jax.nn.one_hot(batch.labels, self.input_spec.num_classes)
+                return self.update(self.model, params, self.model.embed(params, batch.inputs), labels)
 
-        with jax.default_matmul_precision("highest"):
-            grads = jax.jit(lambda b: jax.lax.map(one, b))(stacked)
+            return jax.lax.map(one, batches)
+
+        grads = self._program("update", every, params, stacked)(params, stacked)
         trees.require_finite(grads, f"the client update of {self.specs[1].label} (seed {seed})")
         return Client(params, stacked, grads)
 
-    @property
-    def num_total(self) -> int:
-        """Entries of one client update."""
-        return trees.size(self.client(0).params)
+    def _program(self, name: Any, function: Any, *arguments: Any) -> Any:
+        """The function compiled in full float32 precision, once for all seeds."""
+        if name not in self._programs:
+            with jax.default_matmul_precision("highest"):
+                self._programs[name] = jax.jit(function).lower(*arguments).compile()
+        return self._programs[name]
 
     def _scores(self, metric: Spec, seed: int) -> tuple[Scores, float]:
         """Scores of every sample, leading axis (num_samples,), and seconds per sample after compilation."""
         client, score = self.client(seed), metric.build()
         key = fold(jax.random.key(seed), "metric")
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(self.num_samples))
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(self.samples))
 
-        def one(item: tuple[Batch, Grads, Key]) -> Scores:
-            batch, grads, key = item
-            return score(GradientContext(model=self.model, params=client.params, batch=batch, update=self.update, grads=grads, key=key))
+        def every(params: Params, items: tuple[Batch, Grads, Key]) -> Scores:
+            def one(item: tuple[Batch, Grads, Key]) -> Scores:
+                batch, grads, key = item
+                return score(GradientContext(model=self.model, params=params, batch=batch, update=self.update, grads=grads, key=key))
 
-        with jax.default_matmul_precision("highest"):
-            compiled = jax.jit(lambda items: jax.lax.map(one, items)).lower((client.batches, client.grads, keys)).compile()
+            return jax.lax.map(one, items)
+
+        items = (client.batches, client.grads, keys)
+        compiled = self._program(metric, every, client.params, items)
         started = time.perf_counter()
-        scores = jax.block_until_ready(compiled((client.batches, client.grads, keys)))
+        scores = jax.block_until_ready(compiled(client.params, items))
         seconds = (time.perf_counter() - started) / self.num_samples
         trees.require_finite(scores, f"the scores of {metric.label}")
         return scores, seconds
@@ -117,7 +139,7 @@ class Setting:
     def _ranks(self, metric: Spec, selector: Spec, seed: int) -> tuple[Ranks, float, float]:
         """Ranks of every sample (NumPy, leading axis), seconds per sample to score, seconds per sample to rank."""
         scores, score_seconds = self.scores(metric, seed)
-        order = jax.jit(lambda s: jax.lax.map(selector.build(), s)).lower(scores).compile()
+        order = self._program(selector, lambda s: jax.lax.map(selector.build(), s), scores)
         started = time.perf_counter()
         ranks = jax.block_until_ready(order(scores))
         mask_seconds = (time.perf_counter() - started) / self.num_samples
@@ -188,8 +210,10 @@ class Block:
     def compile(self, params: Params, lanes: Lanes) -> None:
         """Compiles the three phases ahead of time and reads how much memory the largest takes."""
         started = time.perf_counter()
+        shapes = jax.eval_shape(self._start, params, lanes)
         self._start = self._start.lower(params, lanes).compile()
-        sample = self._start(params, lanes)
+        # Shapes only, so that a block too large for the device is found by the memory analysis and not by running it.
+        sample = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, self._start.output_shardings)
         self._advance = self._advance.lower(params, lanes, sample, jnp.int32(1)).compile()
         self._finish = self._finish.lower(params, lanes, sample).compile()
         self.compile_seconds = time.perf_counter() - started
@@ -270,7 +294,7 @@ def assemble(setting: Setting, seeds: Sequence[int], lanes: Sequence[Sequence[La
         rows.append(
             Lanes(
                 # One start per sample and seed, shared by all metrics and ratios: differences between them are not luck.
-                key=jax.vmap(lambda i, key=key: jax.random.fold_in(key, i))(jnp.asarray(index)),
+                key=jax.vmap(lambda i, key=key: jax.random.fold_in(key, i))(jnp.asarray(setting.samples)[index]),
                 batch=take(client.batches),
                 grads=take(client.grads),
                 ranks=jax.tree.map(functools.partial(_take_each, index), *sources),
@@ -344,10 +368,8 @@ def run_cell(
     Raises:
       UsageError: for an unknown name or argument, or a ratio outside [0, 1].
     """
-    setting = Setting(_spec("dataset", dataset), _spec("model", model), _spec("update", update))
-    if not 0 <= sample < setting.num_samples:
-        raise UsageError(f"sample={sample} lies outside 0 .. {setting.num_samples - 1}")
-    lane = Lane(seed, sample, _spec("metric", metric), _spec("selector", selector), ratio)
+    setting = Setting(_spec("dataset", dataset), _spec("model", model), _spec("update", update), samples=[sample])
+    lane = Lane(seed, 0, _spec("metric", metric), _spec("selector", selector), ratio)
     num_selected = trees.count(ratio, setting.num_total)
     block = Block(setting, _spec("attack", attack), num_seeds=1, num_lanes=1, known_labels=known_labels)
     params, lanes = assemble(setting, [seed], [[lane]])
@@ -362,7 +384,7 @@ def run_cell(
             on_progress(done, total)
     outcome = jax.device_get(block.finish(params, lanes, state))
     spec = setting.input_spec
-    truth = spec.pixels(setting.client(seed).batches.inputs[sample])
+    truth = spec.pixels(setting.client(seed).batches.inputs[0])
     return CellResult(
         measures={name: float(value[0, 0]) for name, value in outcome.measures.items()},
         truth=np.asarray(truth),

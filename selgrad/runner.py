@@ -85,7 +85,9 @@ def run_sweep(
         if sweep.encryption_note is not None:
             screen.print(f"[yellow]cost columns stay empty: {sweep.encryption_note}[/yellow]", soft_wrap=True)
         elif costs:
-            screen.print(f"round trip proven on {len(costs)} selections of real gradient entries: every decrypted integer equals the plain sum")
+            clipped = sum(cost.num_clipped for cost in costs.values())
+            note = f"; {clipped:,} entries lay beyond the public bound and were clipped (encryption: bound)" if clipped else ""
+            screen.print(f"round trip proven on {len(costs)} selections of real gradient entries: every decrypted integer equals the plain sum{note}")
         tracker = make_tracker(wandb, sweep.out, checked.name, sweep.run_id, checked.to_dict(), checked.wandb)
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
         started, lines = time.perf_counter(), {"last": time.perf_counter(), "done": 0.0}

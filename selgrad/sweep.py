@@ -111,6 +111,8 @@ class Sweep:
                 raise SelgradError(f"{str(file)!r} is damaged; remove the folder {str(self.out)!r} or choose another --out") from None
             if known != self.config.identity:
                 raise UsageError(f"folder {str(self.out)!r} holds another sweep (its config.yaml differs); choose another --out")
+            if saved.get("version") != __version__:
+                raise UsageError(f"folder {str(self.out)!r} was begun by selgrad {saved.get('version')}, this is {__version__}; choose another --out")
             return saved
         if self.out.exists() and not self.out.is_dir():
             raise UsageError(f"{str(self.out)!r} is a file; choose a folder for --out")
@@ -148,17 +150,19 @@ class Sweep:
                 yield BlockPlan(index, attack, (seed,), (tuple(row[at : at + lanes_per_block]),))
 
     def _compile(self, plan: BlockPlan, lanes_per_block: int) -> tuple[Block, Any, Any]:
-        """The compiled block for a plan; short rows are padded so that the last block needs no compilation of its own."""
+        """The compiled block for a plan; short rows and few seeds are padded so that the last block needs no compilation of its own."""
         setting = self.settings[plan.setting]
-        full = len(plan.lanes) == 1 and len(self._lanes(setting, plan.seeds[0])) > lanes_per_block
-        width = lanes_per_block if full else len(plan.lanes[0])
-        key = (plan.setting, plan.attack, len(plan.seeds), width)
+        whole = len(self._lanes(setting, plan.seeds[0]))
+        width = min(whole, lanes_per_block)
+        num_seeds = min(len(self.config.seeds), max(1, lanes_per_block // whole))
+        key = (plan.setting, plan.attack, num_seeds, width)
         block = self._compiled.get(key)
         fresh = block is None
         if block is None:
-            block = Block(setting, plan.attack, num_seeds=len(plan.seeds), num_lanes=width, known_labels=self.config.known_labels)
+            block = Block(setting, plan.attack, num_seeds=num_seeds, num_lanes=width, known_labels=self.config.known_labels)
         padded = [[*row, *([row[-1]] * (block.num_lanes - len(row)))] for row in plan.lanes]
-        params, lanes = assemble(setting, plan.seeds, padded)
+        missing = num_seeds - len(plan.seeds)
+        params, lanes = assemble(setting, [*plan.seeds, *plan.seeds[-1:] * missing], [*padded, *padded[-1:] * missing])
         if fresh:
             block.compile(params, lanes)
             self._compiled[key] = block
@@ -179,6 +183,10 @@ class Sweep:
                 restarts = int(attack.get("num_restarts", 1))
                 asked = self.config.block_size or devices.default_block_size()
                 lanes_per_block = sizes.get(name) or max(1, asked // restarts)
+                finished = list(self._split(index, attack, lanes_per_block))
+                if name in sizes and all(self.record_file(p).exists() for p in finished):
+                    blocks.extend(finished)
+                    continue
                 while True:
                     parts = list(self._split(index, attack, lanes_per_block))
                     on_event(f"compiling {attack.label} for {self.settings[index].specs[1].label}")
@@ -229,7 +237,8 @@ class Sweep:
                         name = json.dumps([index, metric.label, selector.label, ratio])
                         if name not in saved:
                             if scheme is None:
-                                scheme = encryption.CKKS(options["profile"])
+                                profile = encryption.PROFILES[options["profile"]]
+                                scheme = encryption.CKKS(dataclasses.replace(profile, bound=options["bound"] or profile.bound))
                                 keys = scheme.keygen()
                             on_event(f"encrypting {ratio:.1%} of {setting.specs[1].label} by {metric.label}")
                             ranks = jax.tree.map(lambda leaf: leaf[0], setting.ranks(metric, selector, seed)[0])
@@ -291,11 +300,11 @@ class Sweep:
     def _run_block(self, part: BlockPlan, costs: Any, on_progress: Callable[[float, str], None]) -> pd.DataFrame:
         lanes_per_block = self._saved["block_sizes"][f"{part.setting}:{part.attack.label}"]
         block, params, lanes = self._compile(part, lanes_per_block)
-        checkpoint = self.out / "checkpoints" / part.identity
-        state, done, total = block.start(params, lanes), 0, block.attack.num_steps
-        if checkpoint.is_dir():
-            stored = checkpoints.load(checkpoint, like={"done": np.int64(0), "state": state})
-            done, state = int(stored["done"]), jax.tree.map(lambda old, new: jax.device_put(new, old.sharding), state, stored["state"])
+        series = checkpoints.Series(self.out / "checkpoints" / part.identity)
+        state, total = block.start(params, lanes), block.attack.num_steps
+        done, stored = series.newest(like=state)
+        if stored is not None:
+            state = jax.tree.map(lambda old, new: jax.device_put(new, old.sharding), state, stored)
         started = saved = time.perf_counter()
         chunk = 1
         while done < total:
@@ -308,14 +317,14 @@ class Sweep:
             # About a second between two looks at the clock: often enough for a bar, Ctrl-C and checkpoints, rare enough to cost nothing.
             chunk = max(1, int(chunk * min(2.0, 1.0 / max(now - before, 1e-3))))
             if now - saved > CHECKPOINT_SECONDS and done < total:
-                checkpoints.save(checkpoint, {"done": np.int64(done), "state": state})
+                series.save(done, state)
                 saved = now
         outcome = jax.device_get(block.finish(params, lanes, state))
         records = self._records(part, outcome, costs, (time.perf_counter() - started) / part.num_cells)
         self._keep_gallery(part, outcome)
         table = pa.Table.from_pandas(records, preserve_index=False)
         devices.write_atomically(self.record_file(part), lambda path: pq.write_table(table, path))
-        checkpoints.remove(checkpoint)
+        series.remove()
         return records
 
     def _records(self, part: BlockPlan, outcome: Outcome, costs: Any, attack_seconds: float) -> pd.DataFrame:
@@ -347,7 +356,7 @@ class Sweep:
                         "sample": lane.sample,
                         "seed": lane.seed,
                         "known_labels": config.known_labels,
-                        **{k: float(measures[k]) for k in ("objective", "mse", "psnr", "ssim", "label_correct")},
+                        **{k: float(value) for k, value in measures.items() if k not in ("diverged", "restart", "num_evaluations")},
                         "success": success,
                         "success_rule": f"{config.success['measure']} {'<' if config.success['measure'] == 'mse' else '>'} {limit:g}",
                         "diverged": bool(measures["diverged"]),
@@ -358,6 +367,7 @@ class Sweep:
                         "num_clients": None if cost is None or config.encryption is None else config.encryption["num_clients"],
                         "num_ciphertexts": None if cost is None else cost.num_ciphertexts,
                         "ciphertext_bytes": None if cost is None else cost.ciphertext_bytes,
+                        "num_clipped": None if cost is None else cost.num_clipped,
                         "index_bytes": len(encryption.encode_indices(encryption.mask_bits(mask))),
                         "score_seconds": score_seconds,
                         "mask_seconds": mask_seconds,
@@ -372,7 +382,7 @@ class Sweep:
                     }
                 )
         frame = pd.DataFrame(rows)
-        nullable = {"num_clients": "Int64", "num_ciphertexts": "Int64", "ciphertext_bytes": "Int64"}
+        nullable = {"num_clients": "Int64", "num_ciphertexts": "Int64", "ciphertext_bytes": "Int64", "num_clipped": "Int64"}
         floats = dict.fromkeys(("encrypt_seconds", "add_seconds", "decrypt_seconds"), "float64")
         return frame.astype({**nullable, **floats})
 
@@ -418,6 +428,9 @@ class Sweep:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise SelgradError(f"another process is running a sweep in {str(self.out)!r}; wait for it or choose another --out") from None
+            # Another process may have begun or ended a sweep here since this one looked.
+            self._saved = self._adopt()
+            self.run_id = self._saved["run_id"]
             yield
 
 

@@ -19,17 +19,20 @@ from selgrad.errors import EncryptionError
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one round for one selection; bytes and encrypt seconds are per client, add and decrypt seconds per round."""
+    """Of one round for one selection; bytes and encrypt seconds are per client, add and decrypt seconds and clipped entries per round."""
 
     num_ciphertexts: int
     ciphertext_bytes: int
     encrypt_seconds: float
     add_seconds: float
     decrypt_seconds: float
+    num_clipped: int = 0
 
 
 def measure(scheme: CKKS, keys: Keys, clients: Sequence[npt.NDArray[np.float64]], mask_hash: str) -> Cost:
-    """Runs one round and checks that the decrypted aggregate equals the integer NumPy sum.
+    """Runs one round and checks that the decrypted aggregate equals the integer NumPy sum of the quantised entries.
+
+    Entries beyond the profile's bound are clipped before, as a client would; `num_clipped` counts them.
 
     Args:
       scheme, keys: to use.
@@ -60,4 +63,5 @@ def measure(scheme: CKKS, keys: Keys, clients: Sequence[npt.NDArray[np.float64]]
         encrypt_seconds=float(seconds[0]) / len(clients),
         add_seconds=float(seconds[1]),
         decrypt_seconds=float(seconds[2]),
+        num_clipped=sum(int((np.abs(values) > scheme.profile.bound).sum()) for values in clients),
     )

@@ -22,7 +22,7 @@ class Profile:
       prime_bits, scale_bits: of the one RNS prime and of the scaling factor.
       security: level asked of OpenFHE, which refuses a smaller ring.
       grid_bits: values are rounded to multiples of 2^-grid_bits.
-      bound: public bound; larger values are clipped to it.
+      bound: public bound; larger values are clipped to it. A larger bound leaves room for fewer clients.
     """
 
     name: str
