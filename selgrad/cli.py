@@ -5,7 +5,9 @@ Only click and the standard library are imported here, so `--help` answers at on
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import click
 from selgrad import __version__
 from selgrad.errors import SelgradError, UsageError
 
-_KINDS = ("dataset", "model", "update", "metric", "selector", "attack")
+_KINDS = ("dataset", "model", "update", "metric", "selector", "attack", "measure", "profile")
 _EXAMPLES = """
 \b
 Start here:
@@ -111,16 +113,16 @@ def report(folder: Path, as_json: bool) -> None:
 
 
 def _entry(kind: str, text: str) -> dict[str, Any]:
-    """`name` or `name:key=value,key=value`; values are read as YAML."""
-    import yaml
+    """`name` or `name:key=value,key=value`; values are read as YAML, and a comma inside brackets belongs to a value."""
+    from selgrad.config import read_yaml
 
     name, _, rest = text.partition(":")
     result: dict[str, Any] = {"name": name}
-    for part in filter(None, rest.split(",")):
+    for part in filter(None, re.split(r",(?![^\[]*\])", rest)):
         key, equals, value = part.partition("=")
         if not equals:
             raise UsageError(f"--{kind} {text!r}: {part!r} is no key=value; write {name}:key=value,key=value")
-        result[key.strip()] = yaml.safe_load(value)
+        result[key.strip()] = read_yaml(value, f"--{kind} {text!r}: {key.strip()}")
     return result
 
 
@@ -135,11 +137,12 @@ def _entry(kind: str, text: str) -> dict[str, Any]:
 @click.option("--sample", default=0, show_default=True, help="Which batch of the data set.")
 @click.option("--seed", default=0, show_default=True, help="Of weights, metric and attack.")
 @click.option("--known-labels", is_flag=True, help="Give the labels to the attacker.")
+@click.option("--num-clients", default=0, show_default=True, help="Encrypt the selection for so many clients and print what it cost; 0 leaves it out.")
 @click.option("--out", type=click.Path(path_type=Path), help="PNG file for truth and reconstruction side by side.")
 @_JSON
 def attack(
     dataset: str, model: str, update: str, metric: str, selector: str, attack: str, ratio: float, sample: int, seed: int,
-    known_labels: bool, out: Path | None, as_json: bool,
+    known_labels: bool, num_clients: int, out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     r"""Attack one gradient at one ratio, and say what was found.
 
@@ -164,15 +167,24 @@ def attack(
         def on_progress(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total, description=f"{entries['attack']['name']}, step {done} of {total}")
 
-        result = run_cell(**entries, ratio=ratio, sample=sample, seed=seed, known_labels=known_labels, on_progress=on_progress)
+        encryption = {"num_clients": num_clients} if num_clients else None
+        result = run_cell(**entries, ratio=ratio, sample=sample, seed=seed, known_labels=known_labels, encryption=encryption, on_progress=on_progress)
     if out is not None:
         _save_pair(out, result.truth, result.reconstruction)
     if as_json:
-        found = {k: (None if v != v else v) for k, v in result.measures.items()}
+        # JSON knows neither NaN nor infinity.
+        found = {k: (v if abs(v) < float("inf") else None) for k, v in result.measures.items()}
         document = {**entries, "ratio": ratio, "sample": sample, "seed": seed, **found, "labels": result.labels.tolist()}
-        click.echo(json.dumps({**document, "num_selected": result.num_selected, "num_total": result.num_total, "seconds": result.seconds}))
+        cost = None if result.cost is None else dataclasses.asdict(result.cost)
+        click.echo(json.dumps({**document, "num_selected": result.num_selected, "num_total": result.num_total, "seconds": result.seconds, "cost": cost}))
         return
     click.echo(f"encrypted  {result.num_selected:,} of {result.num_total:,} gradient entries ({metric}, {selector})")
+    if result.cost is not None:
+        paid = result.cost
+        click.echo(
+            f"CKKS       {paid.num_ciphertexts} ciphertexts, {paid.ciphertext_bytes:,} bytes per client; encrypt {1e3 * paid.encrypt_seconds:.1f} ms, add "
+            f"{1e3 * paid.add_seconds:.1f} ms, decrypt {1e3 * paid.decrypt_seconds:.1f} ms; {paid.num_clipped} entries clipped"
+        )
     click.echo(f"exposed    {result.num_total - result.num_selected:,} entries to {attack}")
     if result.diverged:
         click.echo("verdict    the attack diverged: no restart stayed finite")
@@ -198,6 +210,31 @@ def _save_pair(path: Path, truth: Any, reconstruction: Any) -> None:
         raise SelgradError(f"cannot write {str(path)!r} ({error}); give --out a file name that ends in .png in a folder that exists") from None
 
 
+def _measures() -> dict[str, Any]:
+    import inspect
+
+    from selgrad.evaluation import MEASURES
+
+    return {
+        name: {"summary": (inspect.getdoc(measure) or "").split("\n\n")[0].replace("\n", " "), "source": "", "arguments": {}}
+        for name, measure in MEASURES.items()
+    }
+
+
+def _profiles() -> dict[str, Any]:
+    from selgrad.encryption.profiles import PROFILES
+
+    return {
+        name: {
+            "summary": f"CKKS with N = {p.ring}, a {p.prime_bits}-bit modulus and {p.security}: {p.values_per_ciphertext:,} values per ciphertext on a "
+            f"grid of 2^-{p.grid_bits}, entries up to {p.bound:g}, at most {p.max_clients} clients.",
+            "source": "",
+            "arguments": {},
+        }
+        for name, p in PROFILES.items()
+    }  # fmt: skip
+
+
 @cli.command(name="list")
 @click.argument("kind", required=False, type=click.Choice(_KINDS))
 @_JSON
@@ -209,7 +246,10 @@ def list_command(kind: str | None, as_json: bool) -> None:
 
     document: dict[str, Any] = {}
     for one in [kind] if kind else _KINDS:
-        entries = {}
+        entries: dict[str, Any] = {}
+        if one in ("measure", "profile"):
+            document[one] = _measures() if one == "measure" else _profiles()
+            continue
         for name, factory in registry(one).items():
             module = inspect.getdoc(inspect.getmodule(factory)) or ""
             arguments = {}

@@ -297,6 +297,28 @@ def _numbers(what: str, value: Any, kind: type, remedy: str) -> tuple[Any, ...]:
     return tuple(kind(v) for v in values)
 
 
+def parse_encryption(given: Any) -> dict[str, Any] | None:
+    """`profile`, `num_clients` and `bound`, defaults filled in and checked; None leaves encryption out.
+
+    Raises:
+      UsageError: naming the key, the value and the remedy.
+    """
+    if given in (None, False, "none"):
+        return None
+    encryption = _only(given, "encryption", {"profile": "exact", "num_clients": 10, "bound": None}, numbers=("bound",))
+    from selgrad.encryption.profiles import PROFILES
+
+    if encryption["profile"] not in PROFILES:
+        raise UsageError(f"unknown encryption profile {encryption['profile']!r}; {did_you_mean(str(encryption['profile']), PROFILES)}")
+    profile = PROFILES[encryption["profile"]]
+    if encryption["bound"] is not None and not 0 < encryption["bound"] < math.inf:
+        raise UsageError(f"encryption: bound={encryption['bound']!r} is no positive number; give the largest entry to be held, such as 4")
+    limit = dataclasses.replace(profile, bound=encryption["bound"] or profile.bound).max_clients
+    if not 1 <= encryption["num_clients"] <= limit:
+        raise UsageError(f"encryption: num_clients={encryption['num_clients']} lies outside 1 .. {limit}, where a sum cannot overflow")
+    return encryption
+
+
 def parse(content: Mapping[str, Any]) -> SweepConfig:
     """A validated configuration.
 
@@ -312,21 +334,7 @@ def parse(content: Mapping[str, Any]) -> SweepConfig:
     for ratio in ratios:
         if not 0 <= ratio <= 1:
             raise UsageError(f"ratio={ratio:g} lies outside [0, 1]; give the share of the entries to encrypt, such as 0.1")
-    encryption = merged["encryption"]
-    if encryption in (None, False, "none"):
-        encryption = None
-    else:
-        encryption = _only(encryption, "encryption", {"profile": "exact", "num_clients": 10, "bound": None}, numbers=("bound",))
-        from selgrad.encryption.profiles import PROFILES
-
-        if encryption["profile"] not in PROFILES:
-            raise UsageError(f"unknown encryption profile {encryption['profile']!r}; {did_you_mean(str(encryption['profile']), PROFILES)}")
-        profile = PROFILES[encryption["profile"]]
-        if encryption["bound"] is not None and not 0 < encryption["bound"] < math.inf:
-            raise UsageError(f"encryption: bound={encryption['bound']!r} is no positive number; give the largest entry to be held, such as 4")
-        limit = dataclasses.replace(profile, bound=encryption["bound"] or profile.bound).max_clients
-        if not 1 <= encryption["num_clients"] <= limit:
-            raise UsageError(f"encryption: num_clients={encryption['num_clients']} lies outside 1 .. {limit}, where a sum cannot overflow")
+    encryption = parse_encryption(merged["encryption"])
     success = _only(merged["success"], "success", {"measure": "mse", "threshold": 1e-3})
     if success["measure"] not in ("mse", "psnr", "ssim"):
         raise UsageError(f"success: measure={success['measure']!r}; {did_you_mean(str(success['measure']), ('mse', 'psnr', 'ssim'))}")
@@ -358,6 +366,18 @@ def parse(content: Mapping[str, Any]) -> SweepConfig:
     )
 
 
+def read_yaml(text: str, what: str) -> Any:
+    """A value as configurations hold it, 1e-4 being a number.
+
+    Raises:
+      UsageError: if the text is no YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{what} is no YAML: {' '.join(str(error).split())}; put text with special characters in quotes") from None
+
+
 def load(path: str | Path) -> SweepConfig:
     """Reads and validates a YAML file.
 
@@ -366,12 +386,10 @@ def load(path: str | Path) -> SweepConfig:
     """
     file = Path(path)
     try:
-        content = yaml.load(file.read_text(), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        content = read_yaml(file.read_text(), f"configuration {str(file)!r}")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"configuration {str(file)!r} cannot be read ({reason}); give the path of a YAML file") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"configuration {str(file)!r} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, Mapping):
         raise UsageError(f"configuration {str(file)!r} holds no mapping of keys; see the example in README.md")
     return parse(content)

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,9 +20,9 @@ import numpy.typing as npt
 from jax import Array
 from jax.sharding import PartitionSpec
 
-from selgrad import checkpoints, devices, trees
+from selgrad import checkpoints, devices, encryption, trees
 from selgrad.base import Attack, Batch, GradientContext, Grads, InputSpec, Key, Model, Params, Ranks, Reconstruction, Scores, Update
-from selgrad.config import Spec, make_spec
+from selgrad.config import Spec, make_spec, parse_encryption
 from selgrad.data import Dataset
 from selgrad.errors import UsageError
 from selgrad.evaluation import MEASURES, align
@@ -306,6 +306,21 @@ def assemble(setting: Setting, seeds: Sequence[int], lanes: Sequence[Sequence[La
     return params, stacked
 
 
+def make_scheme(options: Mapping[str, Any]) -> encryption.CKKS:
+    """The crypto context of a configuration's `profile` and `bound`."""
+    profile = encryption.PROFILES[options["profile"]]
+    return encryption.CKKS(dataclasses.replace(profile, bound=options["bound"] or profile.bound))
+
+
+def encryption_cost(setting: Setting, lane: Lane, scheme: encryption.CKKS, keys: encryption.Keys, num_clients: int) -> encryption.Cost:
+    """One round on real entries: every client encrypts an update of the setting under the lane's mask; the sum is proven exact."""
+    ranks = jax.tree.map(lambda leaf: leaf[lane.sample], setting.ranks(lane.metric, lane.selector, lane.seed)[0])
+    mask = jax.tree.map(np.asarray, trees.top(ranks, trees.count(lane.ratio, setting.num_total)))
+    grads = jax.tree.map(np.asarray, setting.client(lane.seed).grads)
+    clients = [encryption.select(jax.tree.map(lambda leaf, i=i % setting.num_samples: leaf[i], grads), mask) for i in range(num_clients)]
+    return encryption.measure(scheme, keys, clients, encryption.mask_hash(mask))
+
+
 @dataclasses.dataclass(frozen=True)
 class CellResult:
     """One cell of an experiment.
@@ -316,6 +331,7 @@ class CellResult:
       labels: (B,) as recovered.
       num_selected, num_total: encrypted entries and all entries.
       seconds: of the attack, compilation apart.
+      cost: of the encryption, where it was asked for.
     """
 
     measures: dict[str, float]
@@ -325,6 +341,7 @@ class CellResult:
     num_selected: int
     num_total: int
     seconds: float
+    cost: encryption.Cost | None = None
 
     def __getattr__(self, name: str) -> float:
         try:
@@ -353,6 +370,7 @@ def run_cell(
     sample: int = 0,
     seed: int = 0,
     known_labels: bool = False,
+    encryption: Any = None,
     on_progress: Any = None,
 ) -> CellResult:
     """Runs one cell: the same code as a sweep, with one lane.
@@ -363,16 +381,23 @@ def run_cell(
       sample: which batch of the data set.
       seed: of weights, metric and attack.
       known_labels: whether the attacker is given the labels.
+      encryption: a mapping of `profile`, `num_clients`, `bound`, to encrypt the selection with CKKS and measure it; None leaves it out.
       on_progress: called with (steps done, steps in all) about every twentieth of the attack.
 
     Raises:
       UsageError: for an unknown name or argument, or a ratio outside [0, 1].
+      EncryptionError: where OpenFHE does not load, or the round trip is not exact.
     """
+    options = parse_encryption(encryption)
     setting = Setting(_spec("dataset", dataset), _spec("model", model), _spec("update", update), samples=[sample])
     lane = Lane(seed, 0, _spec("metric", metric), _spec("selector", selector), ratio)
     num_selected = trees.count(ratio, setting.num_total)
     block = Block(setting, _spec("attack", attack), num_seeds=1, num_lanes=1, known_labels=known_labels)
     params, lanes = assemble(setting, [seed], [[lane]])
+    cost = None
+    if options is not None:
+        scheme = make_scheme(options)
+        cost = encryption_cost(setting, lane, scheme, scheme.keygen(), options["num_clients"])
     block.compile(params, lanes)
     started, total = time.perf_counter(), block.attack.num_steps
     state, done = block.start(params, lanes), 0
@@ -393,4 +418,5 @@ def run_cell(
         num_selected=num_selected,
         num_total=setting.num_total,
         seconds=time.perf_counter() - started,
+        cost=cost,
     )

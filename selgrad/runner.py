@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from selgrad.config import SweepConfig, parse
+from selgrad.errors import SelgradError
 from selgrad.report.page import make_report
 from selgrad.report.tables import stopping_ratios, verdict_grid
 
@@ -60,6 +61,8 @@ def run_sweep(
     from selgrad import devices
 
     devices.configure()
+    import jax
+
     from selgrad.sweep import Sweep
     from selgrad.tracking import make_tracker
 
@@ -68,6 +71,8 @@ def run_sweep(
     with screen.status("loading data and models"):
         sweep = Sweep(checked, out)
     with sweep.lock():
+        tracker = make_tracker(wandb, sweep.out, checked.name, sweep.run_id, checked.to_dict(), checked.wandb)
+        tracker.open(list(dict.fromkeys(attack.name for attack in checked.attack)))
         with screen.status("planning") as status:
             plan = sweep.plan(on_event=lambda line: status.update(f"planning: {line}"))
         waiting = [b for b in plan.blocks if not sweep.record_file(b).exists()]
@@ -88,7 +93,6 @@ def run_sweep(
             clipped = sum(cost.num_clipped for cost in costs.values())
             note = f"; {clipped:,} entries lay beyond the public bound and were clipped (encryption: bound)" if clipped else ""
             screen.print(f"round trip proven on {len(costs)} selections of real gradient entries: every decrypted integer equals the plain sum{note}")
-        tracker = make_tracker(wandb, sweep.out, checked.name, sweep.run_id, checked.to_dict(), checked.wandb)
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
         started, lines = time.perf_counter(), {"last": time.perf_counter(), "done": 0.0}
         with Progress(*columns, console=screen, disable=quiet, transient=True) as progress:
@@ -102,7 +106,12 @@ def run_sweep(
                     spent = duration(time.perf_counter() - started)
                     screen.print(f"{lines['done']:,.0f} of {plan.num_cells:,} cells after {spent}: {line}")
 
-            records = sweep.run(plan, costs, tracker, on_progress)
+            try:
+                records = sweep.run(plan, costs, tracker, on_progress)
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                raise SelgradError("the device ran out of memory; finished blocks are kept, set block_size lower and give a new --out") from None
         with screen.status("drawing the report"):
             page = make_report(sweep.out)
             tracker.finish(records, sweep.out / "figures")

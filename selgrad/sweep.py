@@ -28,7 +28,7 @@ import yaml
 from selgrad import __version__, checkpoints, devices, encryption, trees
 from selgrad.config import Spec, SweepConfig, settings
 from selgrad.errors import SelgradError, UsageError
-from selgrad.experiment import Block, Lane, Outcome, Setting, assemble
+from selgrad.experiment import Block, Lane, Outcome, Setting, assemble, encryption_cost, make_scheme
 from selgrad.report.tables import read_records
 from selgrad.tracking import Tracker
 
@@ -237,18 +237,11 @@ class Sweep:
                         name = json.dumps([index, metric.label, selector.label, ratio])
                         if name not in saved:
                             if scheme is None:
-                                profile = encryption.PROFILES[options["profile"]]
-                                scheme = encryption.CKKS(dataclasses.replace(profile, bound=options["bound"] or profile.bound))
+                                scheme = make_scheme(options)
                                 keys = scheme.keygen()
                             on_event(f"encrypting {ratio:.1%} of {setting.specs[1].label} by {metric.label}")
-                            ranks = jax.tree.map(lambda leaf: leaf[0], setting.ranks(metric, selector, seed)[0])
-                            mask = jax.tree.map(np.asarray, trees.top(ranks, trees.count(ratio, setting.num_total)))
-                            grads = jax.tree.map(np.asarray, setting.client(seed).grads)
-                            clients = [
-                                encryption.select(jax.tree.map(lambda leaf, i=i % setting.num_samples: leaf[i], grads), mask)
-                                for i in range(options["num_clients"])
-                            ]
-                            cost = encryption.measure(scheme, keys, clients, encryption.mask_hash(mask))
+                            lane = Lane(seed, 0, metric, selector, ratio)
+                            cost = encryption_cost(setting, lane, scheme, keys, options["num_clients"])
                             saved[name] = dataclasses.asdict(cost)
                         result[index, metric.label, selector.label, ratio] = encryption.Cost(**saved[name])
         self._save_plan()

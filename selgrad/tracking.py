@@ -6,7 +6,7 @@ Plain files (Parquet records, figures) are always written by the sweep itself; a
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +21,10 @@ MODES = ("disabled", "offline", "online")
 class Tracker(Protocol):
     """Mirrors a sweep somewhere else."""
 
+    def open(self, attacks: Sequence[str]) -> None:
+        """Before anything runs, so that a missing login is found at once."""
+        ...
+
     def block(self, attack: str, records: pd.DataFrame) -> None:
         """One finished block."""
         ...
@@ -32,6 +36,9 @@ class Tracker(Protocol):
 
 class NoTracker:
     """Mirrors nothing."""
+
+    def open(self, attacks: Sequence[str]) -> None:
+        """Does nothing."""
 
     def block(self, attack: str, records: pd.DataFrame) -> None:
         """Does nothing."""
@@ -68,7 +75,7 @@ class WandbTracker:
                     group=self._settings["group"] or (self._name if split else None),
                     tags=[*self._settings["tags"], *([attack] if split else [])],
                     name=f"{self._name}-{attack}" if split else self._name,
-                    id=f"{self._run_id}-{len(self._runs)}" if split else self._run_id,
+                    id=f"{self._run_id}-{attack}" if split else self._run_id,
                     config=self._config,
                     mode=self._mode,
                     dir=str(self._folder),
@@ -81,6 +88,11 @@ class WandbTracker:
                 raise SelgradError(f"W&B did not start: {reason}; log in with `wandb login`, or use --wandb offline") from None
         return self._runs[key]
 
+    def open(self, attacks: Sequence[str]) -> None:
+        """Starts the run, or one per attack."""
+        for attack in attacks:
+            self._run(attack)
+
     def block(self, attack: str, records: pd.DataFrame) -> None:
         """Logs a block's mean quality."""
         means = records[["mse", "psnr", "ssim", "label_correct", "success"]].astype(float).mean()
@@ -88,7 +100,7 @@ class WandbTracker:
 
     def finish(self, records: pd.DataFrame, figures: Path) -> None:
         """Logs the per-cell table, a curve per metric and attack, and every figure."""
-        from selgrad.report.tables import metric_label  # reads records only
+        from selgrad.report.tables import with_labels  # reads records only
 
         split = self._settings["runs"] == "attack"
         for attack, cells in records.groupby("attack") if split else [("", records)]:
@@ -96,9 +108,11 @@ class WandbTracker:
             # W&B's tables know no nullable integers; a missing cost becomes NaN.
             plain = cells.astype({name: "float64" for name, dtype in cells.dtypes.items() if str(dtype) == "Int64"})
             run.log({"cells_table": self._wandb.Table(dataframe=plain)})
-            curves = cells.assign(curve=metric_label(cells)).groupby(["attack", "hidden", "curve", "ratio"])[["psnr", "ssim", "success"]]
-            table = self._wandb.Table(dataframe=curves.mean(numeric_only=True).reset_index())
-            run.log({"curves": self._wandb.plot.line(table, "ratio", "psnr", stroke="curve", title="PSNR against ratio"), "curves_table": table})
+            labelled = with_labels(cells).astype({"success": float})
+            labelled["line"] = labelled["panel"] + ": " + labelled["curve"]
+            means = labelled.groupby(["line", "panel", "curve", "ratio"])[["psnr", "ssim", "success"]].mean()
+            table = self._wandb.Table(dataframe=means.reset_index())
+            run.log({"curves": self._wandb.plot.line(table, "ratio", "psnr", stroke="line", title="PSNR against ratio"), "curves_table": table})
             for picture in sorted(figures.glob("*.png")):
                 run.log({f"figures/{picture.stem}": self._wandb.Image(str(picture))})
         for run in self._runs.values():

@@ -31,6 +31,13 @@ def test_every_command_teaches(command):
         (["attack", "--ratio", "1.5"], 2, "ratio=1.5 lies outside [0, 1]"),
         (["attack", "--attack", "dlg:steps=3"], 2, "takes no argument 'steps'"),
         (["attack", "--attack", "dlg:steps"], 2, "is no key=value"),
+        (["attack", "--attack", "dlg:memory=0"], 2, "memory=0 must be at least 1"),
+        (["attack", "--attack", "dlg:max_step=-1"], 2, "max_step=-1 must be positive"),
+        (["attack", "--attack", "dlg:evaluations_per_step=0"], 2, "evaluations_per_step=0 must be at least 1"),
+        (["attack", "--selector", "by_path:paths=[conv*/**,fc"], 2, "is no YAML"),
+        (["attack", "--model", "lenet:num_classes=5"], 2, "less than the data set's 10 classes"),
+        (["attack", "--dataset", "image_folder:path=.,label_pattern='('"], 2, "is no regular expression"),
+        (["attack", "--dataset", "image_folder:path=.,size=-3"], 2, "size=-3 must be at least 1"),
         (["attack", "--attack", "dlg:num_steps=0"], 2, "num_steps=0 must be at least 1"),
         (["attack", "--dataset", "digits:count=5000"], 2, "there are 1797"),
         (["attack", "--dataset", "mnist:path=/nowhere"], 1, "data folder '/nowhere' does not exist"),
@@ -50,7 +57,8 @@ def test_wrong_input_is_a_clear_line_and_the_right_code(arguments, code, message
 
 def test_list_shows_every_argument_as_json():
     document = json.loads(run("list", "--json").stdout)
-    assert set(document) == {"dataset", "model", "update", "metric", "selector", "attack"}
+    assert set(document) == {"dataset", "model", "update", "metric", "selector", "attack", "measure", "profile"}
+    assert "181 clients" in document["profile"]["exact"]["summary"]
     assert document["attack"]["dlg"]["arguments"]["num_steps"] == {"type": "int", "required": False, "default": 300}
     assert "zhu2019dlg" in document["attack"]["dlg"]["source"]
     assert "sensitivity" in run("list", "metric").stdout
@@ -62,6 +70,17 @@ def test_attack_finds_a_digit_and_saves_a_picture(tmp_path):
     found = json.loads(result.stdout)
     assert found["mse"] < 1e-3 and found["label_correct"] == 1 and found["num_selected"] == 0
     assert (tmp_path / "cell.png").stat().st_size > 100
+
+
+def test_an_attack_measures_its_encryption_and_takes_lists():
+    pytest.importorskip("openfhe", exc_type=ImportError)
+    selector = "by_path:paths=['conv_0/**','fc/**']"
+    result = run(
+        "attack", "--attack", "idlg:num_steps=2", "--dataset", "digits:count=1", "--ratio", "0.5", "--selector", selector, "--num-clients", "3", "--json"
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["cost"]["num_ciphertexts"] == -(-found["num_selected"] // 4095) and found["cost"]["num_clipped"] == 0
 
 
 def test_a_sweep_prints_its_plan_and_one_json_document(tmp_path):

@@ -55,6 +55,11 @@ def test_names_and_tags_do_not_change_a_sweeps_identity_but_its_cells_do():
         ({"attack": {"name": "dlg", "num_steps": True}}, "num_steps=True is not int"),
         ({"dataset": "mnist"}, "dataset 'mnist' needs path"),
         ({"encryption": {"num_clients": 500}}, r"num_clients=500 lies outside 1 .. 181"),
+        ({"encryption": {"num_clients": None}}, "num_clients=None is not int"),
+        ({"encryption": {"bound": -1}}, "bound=-1 is no positive number"),
+        ({"encryption": {"bound": 100.0}}, r"num_clients=10 lies outside 1 .. 1,"),
+        ({"success": {"threshold": None}}, "threshold=None is not number"),
+        ({"wandb": {"tags": "one"}}, "tags='one' is not list of text"),
         ({"encryption": {"profile": "exakt"}}, "did you mean 'exact'?"),
         ({"success": {"measure": "msee"}}, "did you mean 'mse'?"),
         ({"wandb": {"runs": "cell"}}, "neither 'sweep' nor 'attack'"),
@@ -83,9 +88,10 @@ def test_exponents_without_a_point_are_numbers(tmp_path):
 
 
 keys = st.sampled_from(["dataset", "model", "metric", "attack", "ratio", "seeds", "encryption", "success", "gallery", "name", "wandb", "zzz"])
+inside = st.sampled_from(["name", "count", "target", "measure", "threshold", "profile", "num_clients", "bound", "project", "tags", "runs", "num_steps", "x"])
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.floats(-2, 2) | st.sampled_from(["random", "digits", "dlg", "name", "x"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "count", "target", "measure", "x"]), inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(inside, inner, max_size=3),
     max_leaves=5,
 )
 

@@ -13,7 +13,7 @@ import json, sys
 from selgrad import run_sweep
 records = run_sweep(json.loads(sys.argv[1]), sys.argv[2], quiet=True)
 import jax
-print(json.dumps([jax.local_device_count(), records[["cell_id", "objective", "mse", "num_selected"]].to_dict("list")]))
+print(json.dumps([jax.local_device_count(), records[["cell_id", "ratio", "objective", "mse", "num_selected"]].to_dict("list")]))
 """
 CONFIG = {
     "dataset": {"name": "digits", "count": 3}, "model": {"name": "mlp", "width": 12, "activation": "sigmoid"}, "metric": ["random", "magnitude"],
@@ -31,8 +31,9 @@ def test_one_device_and_eight_give_the_same_records(tmp_path):
         assert devices == count
     assert found[1]["cell_id"] == found[8]["cell_id"] and found[1]["num_selected"] == found[8]["num_selected"]
     # Lanes per device differ, so matrix products round differently; attacks that converged end at the same image.
-    converged = np.asarray(found[1]["objective"]) < 1e-9
-    assert converged.any()
+    # At ratio 1 nothing runs and the objective is 0.
+    converged = (np.asarray(found[1]["objective"]) < 1e-9) & (np.asarray(found[1]["ratio"]) < 1)
+    assert converged[np.asarray(found[1]["ratio"]) == 0].all()
     np.testing.assert_allclose(np.asarray(found[8]["mse"])[converged], np.asarray(found[1]["mse"])[converged], atol=1e-4)
 
 

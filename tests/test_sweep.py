@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pandas as pd
 import polars
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from selgrad import checkpoints, encryption
+from selgrad.base import InputSpec
 from selgrad.config import parse
 from selgrad.errors import SelgradError, UsageError
 from selgrad.report.page import make_report
@@ -188,7 +190,7 @@ def test_a_long_attack_goes_on_from_its_checkpoint(finished, tmp_path, monkeypat
     def save(path, tree):
         real(path, tree)
         if "checkpoints" in str(path):
-            saved.append(int(tree["done"]))
+            saved.append(int(path.name))
             if len(saved) == 2:
                 raise KeyboardInterrupt
 
@@ -200,6 +202,46 @@ def test_a_long_attack_goes_on_from_its_checkpoint(finished, tmp_path, monkeypat
     monkeypatch.setattr(checkpoints, "load", lambda path, like: loaded.append(path) or load(path, like))
     same(run_sweep(CONFIG, tmp_path / "out", quiet=True), records)
     assert loaded and not list((tmp_path / "out" / "checkpoints").iterdir())
+
+
+def test_a_series_of_checkpoints_survives_a_kill_at_any_moment(tmp_path, monkeypatch):
+    series, state = checkpoints.Series(tmp_path / "block"), {"x": np.arange(4.0)}
+    assert series.newest(state) == (0, None)
+    series.save(10, state)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save", killed)  # before the newer one is whole
+        with pytest.raises(KeyboardInterrupt):
+            series.save(20, {"x": np.ones(4)})
+    assert series.newest(state)[0] == 10
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.shutil, "rmtree", killed)  # after it is, with the older one still there
+        with pytest.raises(KeyboardInterrupt):
+            series.save(20, {"x": np.ones(4)})
+    done, found = series.newest(state)
+    assert done == 20 and (found["x"] == 1).all()
+    next(file for file in (tmp_path / "block" / "20").rglob("*") if file.name == "_METADATA").unlink()  # a removal that was cut short
+    done, found = series.newest(state)
+    assert done == 10 and (found["x"] == np.arange(4.0)).all()
+
+
+def test_another_version_does_not_go_on_with_a_sweep(finished, tmp_path):
+    out, _ = finished
+    saved = json.loads((out / "plan.json").read_text())
+    (tmp_path / "plan.json").write_text(json.dumps({**saved, "version": "0.0.1"}))
+    with pytest.raises(SelgradError, match=r"begun by selgrad 0.0.1"):
+        run_sweep(CONFIG, tmp_path, quiet=True)
+
+
+def test_a_sweep_that_is_done_compiles_nothing(finished, monkeypatch):
+    from selgrad.experiment import Block
+
+    out, records = finished
+    monkeypatch.setattr(Block, "compile", lambda *_: pytest.fail("compiled"))
+    same(run_sweep(CONFIG, out, quiet=True), records)
 
 
 def test_two_processes_do_not_share_a_folder(finished):
@@ -249,11 +291,17 @@ def test_the_report_is_one_self_contained_page(finished):
 
 
 def test_stored_parameters_start_a_model_and_wrong_ones_are_refused(finished, tmp_path):
-    out, records = finished
-    stored = {**CONFIG, "model": {**CONFIG["model"], "checkpoint": str(out / "models" / "setting-0-seed-1")}, "seeds": [1], "encryption": None}
-    found = run_sweep(stored, tmp_path / "out", quiet=True)
-    expected = records[records["seed"] == 1].reset_index(drop=True)
-    np.testing.assert_allclose(found.loc[found["ratio"] == 0, "objective"], expected.loc[expected["ratio"] == 0, "objective"], atol=1e-6)
+    out, _ = finished
+    other = out / "models" / "setting-0-seed-1"
+    stored = {**CONFIG, "model": {**CONFIG["model"], "checkpoint": str(other)}, "seeds": [0], "encryption": None}
+    run_sweep(stored, tmp_path / "out", quiet=True)
+    like = parse(CONFIG).model[0].build(InputSpec((8, 8, 1), 10)).init(jax.random.key(0))
+    used, expected, fresh = (
+        jax.tree.leaves(checkpoints.load_params(folder, like))
+        for folder in (tmp_path / "out" / "models" / "setting-0-seed-0", other, out / "models" / "setting-0-seed-0")
+    )
+    assert all((a == b).all() for a, b in zip(used, expected, strict=True)), "seed 0 runs on the stored weights of seed 1"
+    assert any((a != b).any() for a, b in zip(used, fresh, strict=True))
     for model, message in (({"name": "mlp", "width": 13}, "has shape"), ({"name": "mlp", "depth": 1}, "leaves are needed|holds")):
         wrong = {**stored, "model": {**model, "checkpoint": stored["model"]["checkpoint"]}}
         with pytest.raises(SelgradError, match=message):

@@ -78,7 +78,12 @@ def gradient_matching(
 
     Returns:
       A kernel.
+
+    Raises:
+      UsageError: if `evaluations_per_step` is not positive.
     """
+    if evaluations_per_step < 1:
+        raise UsageError(f"evaluations_per_step={evaluations_per_step} must be at least 1")
 
     def sizes(observation: Observation) -> tuple[tuple[int, ...], tuple[int, int]]:
         spec, batch_size = observation.model.input_spec, observation.update.batch_size

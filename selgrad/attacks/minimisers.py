@@ -14,6 +14,8 @@ import optax
 from jax import Array
 from jaxtyping import PyTree
 
+from selgrad.errors import UsageError
+
 Objective: TypeAlias = Callable[[PyTree], Array]
 
 
@@ -84,10 +86,17 @@ def lbfgs(*, memory: int = 100, max_step: float = 0.1, tolerance: float = 1e-14)
       max_step: root mean square by which a trial may move the variables. Without a bound a long first quasi-Newton step can decrease the
         objective into the region where every sigmoid is saturated, from where no gradient leads back.
       tolerance: a lane is done when its objective falls below this, or its trial length underflows along the steepest descent.
+
+    Raises:
+      UsageError: if `memory` or `max_step` is not positive.
     """
+    if memory < 1:
+        raise UsageError(f"memory={memory} must be at least 1")
+    if not max_step > 0:
+        raise UsageError(f"max_step={max_step} must be positive")
 
     def gentle(slope: Array) -> Array:
-        # As torch's L-BFGS: a first step is at most 1 and moves at most by 1 in L1 norm.
+        # As torch's L-BFGS along the steepest descent: a step is at most 1 and moves at most by 1 in L1 norm.
         return jnp.minimum(1.0, 1.0 / jnp.maximum(jnp.abs(slope).sum(), 1e-30)).astype(slope.dtype)
 
     def init(point: Array) -> LBFGSState:

@@ -64,6 +64,10 @@ def huggingface(
         _column(loaded.features, image_column, "Image", ("image", "img")),
         _column(loaded.features, label_column, "ClassLabel", ("label", "fine_label")),
     )
+    if offset < 0 or offset >= len(loaded) or (count is not None and count < 1):
+        raise UsageError(f"{repository}: offset={offset}, count={count} asks for no sample; there are {len(loaded)}")
+    if size is not None and size < 1:
+        raise UsageError(f"size={size} must be at least 1 pixel")
     labels = np.asarray(loaded[label])
     stop = len(loaded) if count is None else min(offset + count, len(loaded))
     images = []

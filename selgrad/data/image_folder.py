@@ -39,6 +39,12 @@ def image_folder(
     """
     from PIL import Image, UnidentifiedImageError
 
+    if size is not None and size < 1:
+        raise UsageError(f"size={size} must be at least 1 pixel")
+    try:
+        pattern = re.compile(label_pattern or "")
+    except re.error as error:
+        raise UsageError(f"label_pattern={label_pattern!r} is no regular expression ({error})") from None
     root = Path(path).expanduser()
     if not root.is_dir():
         raise DataError(f"data folder {str(root)!r} does not exist; set dataset.path to a folder of images")
@@ -51,7 +57,7 @@ def image_folder(
         if label_pattern is None:
             labels.append(folders.index(file.parent))
         else:
-            match = re.search(label_pattern, file.name)
+            match = pattern.search(file.name)
             if match is None or not match.groups() or not match[1].isdigit():
                 raise UsageError(f"label_pattern={label_pattern!r} finds no number in the file name {file.name!r}")
             labels.append(int(match[1]))

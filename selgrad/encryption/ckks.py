@@ -123,10 +123,15 @@ class Ciphertexts:
         if hashlib.sha256(rest).digest() != digest:
             raise EncryptionError(f"the ciphertexts of {len(raw)} bytes are truncated or damaged (checksum); ask the client to send them again")
         header_end = 4 + int.from_bytes(rest[:4], "big")
-        fields = json.loads(rest[4:header_end])
-        ends = np.cumsum([0, *fields.pop("lengths")])
-        body = rest[header_end:]
-        return cls(parts=tuple(body[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)), **fields)
+        try:
+            fields = json.loads(rest[4:header_end])
+            ends = np.cumsum([0, *fields.pop("lengths")])
+            body = rest[header_end:]
+            return cls(parts=tuple(body[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)), **fields)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EncryptionError(
+                f"the header of {len(raw)} bytes of ciphertexts is malformed ({type(error).__name__}); ask the client to send them again"
+            ) from None
 
 
 class CKKS:
@@ -210,6 +215,13 @@ class CKKS:
         if asked != found:
             raise EncryptionError(f"{what} {found!s:.16} does not match {asked!s:.16}; {remedy}")
 
+    def _require_whole(self, ciphertexts: Ciphertexts) -> None:
+        expected = self.profile.num_ciphertexts(ciphertexts.num_values)
+        if len(ciphertexts.parts) != expected:
+            raise EncryptionError(
+                f"{len(ciphertexts.parts)} ciphertexts for {ciphertexts.num_values} values, which fill {expected}; ask the client to send them again"
+            )
+
     def add(self, clients: Sequence[Ciphertexts]) -> Ciphertexts:
         """The encrypted sum over clients; needs no key.
 
@@ -225,13 +237,17 @@ class CKKS:
             self._require_same("key", first.key_tag, other.key_tag, "all clients must encrypt under one public key")
             self._require_same("mask", first.mask_hash, other.mask_hash, "sum only clients that encrypted the same entries")
             self._require_same("number of values", first.num_values, other.num_values, "sum only clients of one model")
+            self._require_whole(other)
         total = sum(c.num_clients for c in clients)
         self.profile.require_clients(total)
 
         def one(*parts: bytes) -> bytes:
             result = self._load(parts[0])
             for part in parts[1:]:
-                self._context.EvalAddInPlace(result, self._load(part))
+                try:
+                    self._context.EvalAddInPlace(result, self._load(part))
+                except RuntimeError as error:
+                    raise EncryptionError(f"OpenFHE refuses to add: {str(error).splitlines()[0]}; are both under one key?") from None
             serialised: bytes = self._fhe.Serialize(result, self._fhe.BINARY)
             return serialised
 
@@ -249,6 +265,7 @@ class CKKS:
         self._require_same("profile", profile.parameter_hash, ciphertexts.parameter_hash, "decrypt with the profile that encrypted")
         self._require_same("key", keys.tag, ciphertexts.key_tag, "decrypt with the secret key of the public key that encrypted")
         self._require_same("mask", mask_hash, ciphertexts.mask_hash, "decrypt with the mask that was encrypted")
+        self._require_whole(ciphertexts)
 
         def one(part: bytes) -> npt.NDArray[np.int64]:
             try:

@@ -13,6 +13,7 @@ import jax
 from jax import Array
 
 from selgrad.base import InputSpec
+from selgrad.errors import UsageError
 from selgrad.models.classifier import ImageClassifier
 from selgrad.models.layers import Conv, Dense, uniform_half
 
@@ -45,6 +46,11 @@ def lenet(
       activation: sigmoid as published (the attack needs a twice differentiable network), or relu.
       weights: "uniform" draws weights and biases from U(-0.5, 0.5) as DLG does; "standard" is LeCun normal with zero biases.
       num_classes: size of the last layer where it is to be larger than the data set's number of classes (DLG always has 100).
+
+    Raises:
+      UsageError: if it is smaller.
     """
+    if num_classes is not None and num_classes < input_spec.num_classes:
+        raise UsageError(f"num_classes={num_classes} of the model is less than the data set's {input_spec.num_classes} classes")
     input_spec = dataclasses.replace(input_spec, num_classes=num_classes or input_spec.num_classes)
     return ImageClassifier(_LeNet(input_spec.num_classes, activation, weights), input_spec, head="fc")

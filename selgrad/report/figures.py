@@ -49,7 +49,7 @@ def _ratio_axis(axis: Any, ratios: list[float]) -> None:
 
 
 def quality_against_ratio(records: pd.DataFrame, folder: Path, measure: str = "psnr") -> str:
-    """One panel per attack, one curve per metric, 95 % bootstrap bands; returns the file's stem."""
+    """One panel per attack, one curve per metric, 95 % bands; returns the file's stem."""
     data = curves(records.astype({"success": float}), measure)
     panels, names = list(dict.fromkeys(data["panel"])), sorted(data["curve"].unique())
     ratios = sorted(data["ratio"].unique())
@@ -62,7 +62,9 @@ def quality_against_ratio(records: pd.DataFrame, folder: Path, measure: str = "p
             colour = _COLOURS[i % len(_COLOURS)]
             axis.plot(x, part["mean"], color=colour, marker=_MARKERS[i % len(_MARKERS)], markersize=4, linewidth=1.4, label=name)
             axis.fill_between(x, part["low"], part["high"], color=colour, alpha=0.15, linewidth=0)
-        axis.set_title(panel, fontsize=9)
+        cells = data.loc[data["panel"] == panel, "num_cells"]
+        count = f"{cells.min()}" if cells.min() == cells.max() else f"{cells.min()} to {cells.max()}"
+        axis.set_title(f"{panel} (n = {count})", fontsize=9)
         _ratio_axis(axis, ratios)
     axes[0].set_ylabel(f"{_NAMES.get(measure, measure)} of the reconstruction")
     handles, labels = axes[0].get_legend_handles_labels()

@@ -35,7 +35,8 @@ _PAGE = jinja2.Template(
 {% for row in grid %}<tr>{% for cell in row %}<td class="{{ 'succeeds' if 'still' in cell else 'stopped' if 'stopped' in cell else 'never' if 'never' in cell else '' }}">{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>
 <p>“Stopped at r” means that no cell at r or at any larger measured ratio succeeded; with few cells that says little, so the table below gives the upper end
- of the 95 % Wilson interval of the success rate at r. “Never succeeds”: the attack fails without any encryption too, and says nothing about a metric.</p>
+ of the 95 % Wilson interval of the success rate at r. “Never succeeds”: the attack fails without any encryption too, and says nothing about a metric. “No success from r on”: r is the smallest measured ratio, so
+ whether the attack works at all was not measured.</p>
 <details><summary>With confidence and cost</summary>
 <table><tr><th>attack</th><th>metric</th><th>verdict</th><th>success at ratio 0</th><th>cells at r</th><th>success rate at most</th><th>ciphertext kB per client</th></tr>
 {% for row in stops %}<tr><td>{{ row.panel }}</td><td>{{ row.curve }}</td><td>{{ row.verdict }}</td><td>{{ row.at_zero }}</td><td>{{ row.num_cells }}</td><td>{{ row.upper }}</td><td>{{ row.kilobytes }}</td></tr>
@@ -88,7 +89,7 @@ def make_report(out: str | Path) -> Path:
     folder = root / "figures"
     sections = []
     quality = [figures.quality_against_ratio(records, folder, measure) for measure in ("psnr", "ssim", "success")]
-    caption = "One curve per metric, mean over samples and seeds, with 95 % bootstrap bands. Lower is better protected."
+    caption = "One curve per metric, mean over samples and seeds, with 95 % bands (bootstrap over samples, none below four; Wilson's for shares). Lower is better protected."
     sections.append(("Quality of the reconstruction against the ratio encrypted", caption, [_image(folder, stem, "svg") for stem in quality]))
     cost = figures.cost_against_protection(records, folder)
     if cost is not None:

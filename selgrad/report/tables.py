@@ -5,6 +5,7 @@ Nothing here imports JAX, so a report can be made on any machine that has the re
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from selgrad.errors import SelgradError
 
 _SETTING = ["dataset_label", "model_label", "update_label"]
+_FEWEST_SAMPLES = 4
 
 
 def read_records(out: str | Path) -> pd.DataFrame:
@@ -46,12 +48,27 @@ def metric_label(records: pd.DataFrame) -> pd.Series:
     return records["metric_label"]
 
 
+def dataset_label(records: pd.DataFrame) -> pd.Series:
+    """The data set's label, with those arguments (path, split, count, offset) in which two of one label differ."""
+    pairs = records[["dataset_label", "dataset_arguments"]].drop_duplicates()
+    names: dict[tuple[str, str], str] = {}
+    for label, group in pairs.groupby("dataset_label"):
+        arguments = {text: json.loads(text) for text in group["dataset_arguments"]}
+        keys = sorted({key for one in arguments.values() for key in one})
+        differing = [key for key in keys if len({json.dumps(one.get(key)) for one in arguments.values()}) > 1]
+        for text, one in arguments.items():
+            names[str(label), text] = f"{label}[{', '.join(f'{key}={one.get(key)}' for key in differing)}]" if differing else str(label)
+    found = [names[pair] for pair in zip(records["dataset_label"], records["dataset_arguments"], strict=True)]
+    return pd.Series(found, index=records.index)
+
+
 def attack_label(records: pd.DataFrame) -> pd.Series:
     """The name of a panel: attack and rung of the ladder, or the full arguments where that is not unique; and the setting, if several."""
     short = records["attack"] + ", hidden: " + records["hidden"]
     pairs = pd.DataFrame({"short": short, "full": records["attack_label"]}).drop_duplicates()
     ambiguous = set(pairs.loc[pairs.duplicated("short", keep=False), "short"])
     label = short.where(~short.isin(ambiguous), records["attack_label"])
+    records = records.assign(dataset_label=dataset_label(records))
     varying = [column for column in _SETTING if records[column].nunique() > 1]
     for column in reversed(varying):
         label = records[column] + (": " if column == varying[-1] else " / ") + label
@@ -77,20 +94,31 @@ def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def curves(records: pd.DataFrame, measure: str, *, num_resamples: int = 1000) -> pd.DataFrame:
-    """Mean of a measure by panel, curve and ratio, with a 95 % bootstrap interval over samples and seeds.
+def _interval(cells: pd.DataFrame, measure: str, generator: np.random.Generator, num_resamples: int) -> tuple[float, float]:
+    """Wilson's for a share; else a bootstrap that draws whole samples, since one sample's seeds are no independent cells."""
+    if measure == "success":
+        return wilson(int(cells[measure].sum()), len(cells))
+    by_sample = cells.groupby("sample")[measure].agg(["sum", "count"]).to_numpy(float)
+    if len(by_sample) < _FEWEST_SAMPLES:
+        return math.nan, math.nan
+    sums, counts = by_sample[generator.integers(len(by_sample), size=(num_resamples, len(by_sample)))].sum(axis=1).T
+    low, high = np.quantile(sums / counts, [0.025, 0.975])
+    return float(low), float(high)
 
-    Diverged cells have no value and are left out; `num_cells` says how many are left.
+
+def curves(records: pd.DataFrame, measure: str, *, num_resamples: int = 1000) -> pd.DataFrame:
+    """Mean of a measure by panel, curve and ratio, with a 95 % interval.
+
+    The interval is Wilson's for `success`, and else a bootstrap over samples; it is NaN below four samples, which say nothing about others.
+    Diverged cells have no value and are left out; `num_cells` says how many are left, and the mean of none is NaN.
     """
     rows = []
     generator = np.random.default_rng(0)
-    for (panel, curve, ratio), cells in with_labels(records).groupby(["panel", "curve", "ratio"], sort=True):
-        values = cells[measure].dropna().to_numpy(float)
-        if not values.size:
-            continue
-        means = generator.choice(values, (num_resamples, values.size)).mean(axis=1)
-        low, high = np.quantile(means, [0.025, 0.975])
-        rows.append({"panel": panel, "curve": curve, "ratio": ratio, "mean": values.mean(), "low": low, "high": high, "num_cells": values.size})
+    for (panel, curve, ratio), every in with_labels(records).groupby(["panel", "curve", "ratio"], sort=True):
+        cells = every.dropna(subset=[measure]).astype({measure: float})
+        low, high = _interval(cells, measure, generator, num_resamples) if len(cells) else (math.nan, math.nan)
+        mean = float(cells[measure].mean())
+        rows.append({"panel": panel, "curve": curve, "ratio": ratio, "mean": mean, "low": low, "high": high, "num_cells": len(cells)})
     return pd.DataFrame(rows, columns=["panel", "curve", "ratio", "mean", "low", "high", "num_cells"])
 
 
@@ -118,8 +146,11 @@ def stopping_ratios(records: pd.DataFrame) -> pd.DataFrame:
                 "num_cells": int(at["cells"]),
                 "upper": wilson(0, int(at["cells"]))[1],
                 "ciphertext_bytes": float(at["size"]) if pd.notna(at["size"]) else math.nan,
-                "verdict": "never succeeds" if position == 0 else f"stopped at {by_ratio.index[position]:g}",
+                "verdict": f"stopped at {by_ratio.index[position]:g}",
             }
+            if position == 0:
+                # Without a cell at ratio 0 nobody knows whether the attack ever worked.
+                row["verdict"] = "never succeeds" if by_ratio.index[0] == 0 else f"no success from {by_ratio.index[0]:g} on"
         rows.append(row)
     return pd.DataFrame(rows, columns=["panel", "curve", "verdict", "ratio", "success_at_0", "num_cells", "upper", "ciphertext_bytes"])
 

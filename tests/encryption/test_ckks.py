@@ -1,6 +1,7 @@
 """Real OpenFHE: exact sums at the edges of the profile, and every refusal."""
 
 import dataclasses
+import hashlib
 import os
 
 import numpy as np
@@ -102,6 +103,25 @@ def test_truncated_and_damaged_bytes_are_refused(scheme, keys, data):
         raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
     with pytest.raises(EncryptionError, match=r"truncated or damaged|no selgrad ciphertexts"):
         Ciphertexts.from_bytes(bytes(raw))
+
+
+def test_a_client_with_a_missing_ciphertext_is_refused(scheme, keys):
+    whole = scheme.encrypt(keys, np.ones(5000), "mask")
+    short = dataclasses.replace(whole, parts=whole.parts[:1])
+    for refused in (lambda: scheme.add([whole, short]), lambda: scheme.decrypt(keys, short, "mask")):
+        with pytest.raises(EncryptionError, match="1 ciphertexts for 5000 values, which fill 2"):
+            refused()
+
+
+@pytest.mark.parametrize("header", [b"", b"[]", b"{}", b'{"lengths": 3}', b'{"lengths": [], "zzz": 1}', b"\xff\xfe"])
+def test_a_malformed_header_with_a_right_checksum_is_refused(header):
+    rest = len(header).to_bytes(4, "big") + header
+    with pytest.raises(EncryptionError, match="malformed"):
+        Ciphertexts.from_bytes(b"selgrad-ckks\x00\x01" + hashlib.sha256(rest).digest() + rest)
+
+
+def test_clipped_entries_are_counted(scheme, keys):
+    assert measure(scheme, keys, [np.asarray([0.5, 1.0, -1.5]), np.asarray([2.0, 0.0, 3.0])], "mask").num_clipped == 3
 
 
 @pytest.mark.parametrize("part", [b"", b"\0" * 1000, b"\x01" * 64])

@@ -8,8 +8,10 @@ from safetensors.numpy import load_file
 
 from selgrad.attacks.distances import cosine, mean_leaf_cosine, squared_l2
 from selgrad.attacks.hidden import Target
-from selgrad.base import InputSpec
+from selgrad.base import Batch, GradientContext, InputSpec
+from selgrad.gradients import UPDATES
 from selgrad.models import MODELS
+from selgrad.significance import METRICS
 from selgrad.significance.jacobian import row_norms
 
 SPEC = InputSpec((32, 32, 3), 100, (0.0,) * 3, (1.0,) * 3)
@@ -103,6 +105,18 @@ def test_jacobian_rows(reference, x64):
     values, weights, _ = reference
     exact, expected = jacobian_rows(values, weights, None)
     np.testing.assert_allclose(exact, expected, rtol=1e-9)
+
+
+def test_the_metric_gives_the_jacobian_rows(reference, x64):
+    values, weights, _ = reference
+    model, update, params = MODELS["lenet"](SPEC), UPDATES["gradient"](), from_torch(weights, "float64")
+    batch = Batch(image(values["image_nchw"], "float64"), jnp.argmax(values["label_onehot"], axis=-1).astype(jnp.int32))
+    grads = update(model, params, batch.inputs, jnp.asarray(values["label_onehot"]))
+    context = GradientContext(model=model, params=params, batch=batch, update=update, grads=grads, key=jax.random.key(1))
+    scores = jax.jit(METRICS["sensitivity"](target="inputs", num_probes=256))(context)
+    found = np.asarray(scores["fc"]["kernel"]).reshape(-1)[to_ours(values["jacobian_rows_index_7_weight"])]
+    error = found**2 / values["jacobian_row_norms_7_weight"] ** 2 - 1
+    assert np.abs(error).max() < 5 * np.sqrt(2 / 256)
 
 
 def test_hutchinson_probes_agree_with_jacobian_rows_within_their_standard_error(reference, x64):

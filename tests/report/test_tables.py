@@ -13,9 +13,9 @@ def records(successes: dict[float, list[bool]], **columns) -> pd.DataFrame:
         {
             "dataset_label": "digits", "model_label": "lenet", "update_label": "gradient", "selector_label": "global_top", "metric_label": "magnitude",
             "attack": "dlg", "attack_label": "dlg", "hidden": "ignore", "ratio": ratio, "success": success, "psnr": 30.0 if success else 5.0,
-            "ciphertext_bytes": 1000.0 * ratio, **columns,
+            "ciphertext_bytes": 1000.0 * ratio, "dataset_arguments": "{}", "sample": sample, **columns,
         }
-        for ratio, found in successes.items() for success in found
+        for ratio, found in successes.items() for sample, success in enumerate(found)
     ]  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -27,13 +27,14 @@ def records(successes: dict[float, list[bool]], **columns) -> pd.DataFrame:
         ({0.0: [True], 0.1: [False], 0.5: [True], 1.0: [False]}, 1.0, "stopped at 1"),  # a gap does not count as stopped
         ({0.0: [False, False], 0.5: [False, False]}, 0.0, "never succeeds"),
         ({0.0: [True], 0.5: [True]}, np.nan, "still succeeds at 0.5"),
+        ({0.1: [False], 0.5: [False]}, 0.1, "no success from 0.1 on"),
     ],
 )
 def test_the_smallest_ratio_from_which_on_nothing_succeeds(successes, ratio, verdict):
     (row,) = stopping_ratios(records(successes)).itertuples()
     assert row.verdict == verdict
     np.testing.assert_equal(row.ratio, ratio)
-    assert row.success_at_0 == np.mean(successes[0.0])
+    np.testing.assert_equal(row.success_at_0, np.mean(successes[0.0]) if 0.0 in successes else np.nan)
     if not np.isnan(ratio):
         assert row.upper == pytest.approx(wilson(0, len(successes[ratio]))[1])
 
@@ -45,11 +46,26 @@ def test_wilson_equals_scipy(successes, trials):
 
 
 def test_curves_leave_diverged_cells_out_and_say_how_many_are_left():
-    table = records({0.0: [True, True, True], 0.5: [False, False]})
-    table.loc[0, "psnr"] = np.nan
+    table = records({0.0: [True] * 6, 0.5: [False, False], 1.0: [False]})
+    table.loc[table.index[:6], "psnr"] = [np.nan, 20, 30, 40, 50, 60]
+    table.loc[table["ratio"] == 1, "psnr"] = np.nan
     found = curves(table, "psnr").set_index("ratio")
-    assert found.loc[0.0, "num_cells"] == 2 and found.loc[0.0, "mean"] == 30
-    assert (found["low"] <= found["mean"]).all() and (found["mean"] <= found["high"]).all()
+    assert list(found["num_cells"]) == [5, 2, 0]
+    assert found.loc[0.0, "mean"] == 40 and np.isnan(found.loc[1.0, "mean"])
+    assert 20 < found.loc[0.0, "low"] < 35 and 45 < found.loc[0.0, "high"] < 60
+    assert np.isnan(found.loc[0.5, "low"]), "two samples say nothing about others"
+
+
+def test_shares_have_wilson_bands():
+    found = curves(records({0.0: [True, True, True], 0.5: [False, False, False]}), "success").set_index("ratio")
+    assert (found.loc[0.5, "low"], found.loc[0.5, "high"]) == wilson(0, 3) and found.loc[0.0, "high"] == 1
+
+
+def test_seeds_of_one_sample_are_no_independent_cells():
+    """Five samples with nine equal seeds each: the band is that of five values, not of 45."""
+    once = records({0.0: [True] * 5}).assign(psnr=[10.0, 20, 30, 40, 50])
+    one, many = curves(once, "psnr"), curves(pd.concat([once] * 9, ignore_index=True), "psnr")
+    np.testing.assert_allclose(many[["low", "high"]], one[["low", "high"]])
 
 
 def test_panels_name_what_tells_them_apart():
@@ -57,5 +73,7 @@ def test_panels_name_what_tells_them_apart():
     assert set(attack_label(two)) == {"dlg, hidden: ignore", "dlg, hidden: zero"}
     steps = pd.concat([records({0.0: [True]}), records({0.0: [True]}, attack_label="dlg(num_steps=5)")])
     assert set(attack_label(steps)) == {"dlg", "dlg(num_steps=5)"}
+    splits = pd.concat([records({0.0: [True]}, dataset_arguments=f'{{"count": 2, "split": "{split}"}}') for split in ("test", "train")])
+    assert set(attack_label(splits)) == {"digits[split=test]: dlg, hidden: ignore", "digits[split=train]: dlg, hidden: ignore"}
     models = pd.concat([records({0.0: [True]}), records({0.0: [True]}, model_label="cnn")])
     assert set(attack_label(models)) == {"lenet: dlg, hidden: ignore", "cnn: dlg, hidden: ignore"}
