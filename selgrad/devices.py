@@ -51,9 +51,18 @@ def memory_budget() -> int:
         return int(0.6 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))) * len(jax.local_devices())
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(0.6 * 1024 * int(lines["MemAvailable"].split()[0]))
+        free = 1024 * int(lines["MemAvailable"].split()[0])
     except (OSError, KeyError, ValueError):
-        return 4 * 2**30
+        free = 7 * 2**30
+    try:
+        # A container's own limit; the file holds "max" where there is none.
+        group = Path("/sys/fs/cgroup")
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(stat["inactive_file"])
+        free = min(free, int((group / "memory.max").read_text()) - used)
+    except (OSError, KeyError, ValueError):
+        pass
+    return int(0.6 * max(0, free))
 
 
 def default_block_size() -> int:

@@ -195,6 +195,11 @@ class Sweep:
                     if block.memory_bytes <= budget or lanes_per_block == 1 or name in sizes:
                         break
                     lanes_per_block = max(1, lanes_per_block // 2)
+                if block.memory_bytes > budget and name not in sizes:
+                    raise SelgradError(
+                        f"one cell of {attack.label} needs {block.memory_bytes / 1e9:.1f} GB and {budget / 1e9:.1f} GB are free; "
+                        "take fewer restarts, a smaller memory or a smaller model"
+                    )
                 sizes[name] = lanes_per_block
                 missing = [p for p in parts if not self.record_file(p).exists()]
                 if missing:

@@ -286,7 +286,7 @@ def test_damaged_records_are_named(finished, tmp_path):
 def test_the_report_is_one_self_contained_page(finished):
     out, _ = finished
     page = make_report(out).read_text()
-    assert page.count("data:image/") >= 5 and "http" not in page.replace("http://www.w3.org", "")
+    assert page.count("data:image/") >= 6 and "http" not in page.replace("http://www.w3.org", "")
     assert "stopped at" in page or "never succeeds" in page
 
 

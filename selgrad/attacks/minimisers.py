@@ -195,6 +195,7 @@ def first_order(transformation: optax.GradientTransformation, *, project: Callab
         value, slope = jax.value_and_grad(objective)(state.upcoming)
         updates, inner = transformation.update(slope, state.inner, state.upcoming)
         upcoming = project(optax.apply_updates(state.upcoming, updates))
-        return FirstOrderState(state.upcoming, value, state.done | ~jnp.isfinite(value), upcoming, inner)
+        moved = FirstOrderState(state.upcoming, value, ~jnp.isfinite(value), upcoming, inner)
+        return jax.tree.map(lambda new, old: jnp.where(state.done, old, new), moved, state)
 
     return Minimiser(init, step)

@@ -20,7 +20,7 @@ from matplotlib import pyplot as plt
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 _MARKERS = "osD^vPX*"
-_NAMES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "mse": "MSE", "success": "share of attacks that succeed"}
+_NAMES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "mse": "MSE", "success": "share of attacks that succeed", "label_correct": "share of labels recovered"}
 
 
 def _save(figure: Any, folder: Path, name: str) -> None:
@@ -66,7 +66,8 @@ def quality_against_ratio(records: pd.DataFrame, folder: Path, measure: str = "p
         count = f"{cells.min()}" if cells.min() == cells.max() else f"{cells.min()} to {cells.max()}"
         axis.set_title(f"{panel} (n = {count})", fontsize=9)
         _ratio_axis(axis, ratios)
-    axes[0].set_ylabel(f"{_NAMES.get(measure, measure)} of the reconstruction")
+    name = _NAMES.get(measure, measure)
+    axes[0].set_ylabel(name if name.startswith("share") else f"{name} of the reconstruction")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=9)
     stem = f"{measure}_against_ratio"
