@@ -37,7 +37,7 @@ def main() -> None:
     (results / "ratio_sweep.json").write_text(json.dumps({"hardware": hardware, "stopping_ratios": stops}, indent=1) + "\n")
     figures = HERE.parent / "docs" / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    for stem in ("psnr_against_ratio", "cost_against_protection"):
+    for stem in ("psnr_against_ratio", "success_against_ratio", "cost_against_protection"):
         shutil.copy(Path(arguments.out) / "figures" / f"{stem}.png", figures / f"ratio_sweep_{stem}.png")
 
 

@@ -161,7 +161,8 @@ def attack(
 
     given = {"dataset": dataset, "model": model, "update": update, "metric": metric, "selector": selector, "attack": attack}
     entries: dict[str, Any] = {kind: _entry(kind, text) for kind, text in given.items()}
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("compiling")
 
         def on_progress(done: int, total: int) -> None:
