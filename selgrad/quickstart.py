@@ -15,7 +15,7 @@ QUICKSTART: dict[str, Any] = {
     "metric": ["random", "magnitude", {"name": "sensitivity", "target": "inputs"}],
     "selector": "global_top",
     "ratio": [0, 0.05, 0.2, 0.5],
-    "attack": [{"name": "idlg", "num_steps": 30, "num_restarts": 2, "start": "grey", "hidden": ["zero", "ignore"]}],
+    "attack": [{"name": "idlg", "num_steps": 20, "num_restarts": 2, "start": "grey", "hidden": ["zero", "ignore"]}],
     "encryption": {"profile": "exact", "num_clients": 10},
     "success": {"measure": "mse", "threshold": 0.01},
     "seeds": [0],
