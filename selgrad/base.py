@@ -44,6 +44,11 @@ class InputSpec:
     std: tuple[float, ...] = (1.0,)
 
     @property
+    def label_shape(self) -> tuple[int, ...]:
+        """One label an image."""
+        return ()
+
+    @property
     def low(self) -> tuple[float, ...]:
         """The smallest value of each channel as the model reads it (pixel 0)."""
         return tuple((0.0 - m) / s for m, s in zip(self.mean, self.std, strict=True))
@@ -62,13 +67,44 @@ class InputSpec:
         return inputs * jax.numpy.asarray(self.std, inputs.dtype) + jax.numpy.asarray(self.mean, inputs.dtype)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["inputs", "labels"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class TextSpec:
+    """Public facts about a language model's input that an attacker knows too.
+
+    Attributes:
+      shape: (length,), to which every sequence is padded.
+      num_classes: of the labels; the vocabulary where the labels are tokens.
+      vocabulary_size: number of token ids.
+      pad_id: of the padding.
+      start_id, end_id: of the tokens that open and close every sequence (BERT's [CLS] and [SEP]); None where there are none.
+      special_ids: tokens that no sentence holds, these and others such as [MASK] and [UNK].
+      label_shape: () for one label a sequence, (length,) where each position has one.
+    """
+
+    shape: tuple[int, ...]
+    num_classes: int
+    vocabulary_size: int
+    pad_id: int = 0
+    start_id: int | None = None
+    end_id: int | None = None
+    special_ids: tuple[int, ...] = ()
+    label_shape: tuple[int, ...] = ()
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["inputs", "labels", "valid"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What a client trains on: `inputs` (B, *shape) float, as the model reads them, and `labels` (B,) int32."""
+    """What a client trains on.
+
+    Attributes:
+      inputs: (B, *shape), as the model reads them: float pixels, or int32 token ids.
+      labels: (B, *label_shape) int32; -1 where a position has none.
+      valid: (B, length) bool, False on padding; None for images.
+    """
 
     inputs: Array
     labels: Array
+    valid: Array | None = None
 
 
 @runtime_checkable
@@ -76,7 +112,7 @@ class Model(Protocol):
     """A frozen dataclass of hyperparameters; it hashes by value, so jit may take it as static."""
 
     @property
-    def input_spec(self) -> InputSpec:
+    def input_spec(self) -> InputSpec | TextSpec:
         """Public facts about the input."""
         ...
 
@@ -90,20 +126,75 @@ class Model(Protocol):
         """Paths of the leaves that `embed` reads: matching through embeddings cannot reach them."""
         ...
 
+    @property
+    def always_encrypted(self) -> frozenset[str]:
+        """Paths of the leaves that are encrypted whatever a metric says."""
+        ...
+
     def init(self, key: Key) -> Params:
         """Fresh parameters, float32."""
+        ...
+
+    def split(self, params: Params) -> tuple[Params, Params]:
+        """What a client trains and sends, and what is frozen; together all parameters."""
+        ...
+
+    def merge(self, sent: Params, frozen: Params) -> Params:
+        """The inverse of `split`."""
+        ...
+
+    def targets(self, batch: Batch) -> Array:
+        """What the loss compares with, (B, *label_shape) int32: the labels, or for a language model the tokens themselves."""
         ...
 
     def embed(self, params: Params, inputs: Array) -> Array:
         """What an attack optimises over: pixels for images, embeddings for text."""
         ...
 
-    def logits(self, params: Params, embedded: Array) -> Array:
-        """Class scores (B, num_classes)."""
+    def logits(self, params: Params, embedded: Array, valid: Array | None = None) -> Array:
+        """Class scores (B, *label_shape, num_classes)."""
         ...
 
-    def loss(self, params: Params, embedded: Array, labels: Array) -> Array:
-        """Mean soft-label cross-entropy; `labels` (B, num_classes) are probabilities, one-hot for a client."""
+    def loss(self, params: Params, embedded: Array, labels: Array, valid: Array | None = None) -> Array:
+        """Mean soft-label cross-entropy; `labels` (B, *label_shape, num_classes) are probabilities, one-hot for a client."""
+        ...
+
+
+@runtime_checkable
+class TextModel(Model, Protocol):
+    """A transformer: what attacks on text read of a model besides its loss."""
+
+    @property
+    def embedding(self) -> str:
+        """Path of the word-embedding matrix (vocabulary, width) in the parameters."""
+        ...
+
+    @property
+    def attention_kernels(self) -> tuple[tuple[str, ...], ...]:
+        """Per layer the paths of the dense kernels (width, ...) that read the layer's attention input: query, key and value."""
+        ...
+
+    @property
+    def causal(self) -> bool:
+        """Whether a position reads only itself and what is before it."""
+        ...
+
+    def attention_inputs(self, params: Params, embedded: Array, valid: Array | None, num_layers: int) -> tuple[Array, ...]:
+        """(B, length, width) for each of the first layers: what its attention kernels multiply."""
+        ...
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """An attacker's own model of language; a frozen dataclass that hashes by value."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of token ids."""
+        ...
+
+    def log_perplexity(self, params: Params, tokens: Array, valid: Array) -> Array:
+        """Mean negative log-likelihood per token of sequences (B, length), shape (B,), in nats."""
         ...
 
 
@@ -119,8 +210,15 @@ class Update(Protocol):
         """Samples that the client holds."""
         ...
 
-    def __call__(self, model: Model, params: Params, embedded: Array, labels: Array) -> Grads:
-        """The update for soft labels (B, num_classes)."""
+    def __call__(self, model: Model, params: Params, embedded: Array, labels: Array, valid: Array | None = None) -> Grads:
+        """The update for embedded inputs and soft labels (B, *label_shape, num_classes): what an attacker can simulate.
+
+        Leaves that only `embed` reads get no gradient here.
+        """
+        ...
+
+    def client(self, model: Model, params: Params, batch: Batch, labels: Array, offset: Array | None = None) -> Grads:
+        """The update of real inputs, through `embed`; `offset` is added to the embedded inputs, to differentiate by."""
         ...
 
     def new_params(self, params: Params, grads: Grads) -> Params:
@@ -144,10 +242,38 @@ class GradientContext:
     grads: Grads
     key: Key
 
+    @property
+    def labels(self) -> Array:
+        """The batch's labels as probabilities, one-hot, (B, *label_shape, num_classes) float."""
+        return jax.nn.one_hot(self.model.targets(self.batch), self.model.input_spec.num_classes)
+
+
+def loss_gradient(
+    model: Model, params: Params, embed: Callable[[Params], Array], labels: Array, valid: Array | None = None
+) -> Grads:
+    """d loss / d w over what a client sends, with `embed` inside the derivative."""
+    sent, frozen = model.split(params)
+
+    def loss(sent: Params) -> Array:
+        whole = model.merge(sent, frozen)
+        return model.loss(whole, embed(whole), labels, valid)
+
+    return jax.grad(loss)(sent)
+
+
+def embedding_of(model: Model, batch: Batch, offset: Array | None = None) -> Callable[[Params], Array]:
+    """params -> the batch's embedded inputs, plus an offset."""
+
+    def embed(params: Params) -> Array:
+        embedded = model.embed(params, batch.inputs)
+        return embedded if offset is None else embedded + offset
+
+    return embed
+
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["params", "visible", "mask", "labels"],
+    data_fields=["params", "visible", "mask", "labels", "valid", "auxiliary"],
     meta_fields=["model", "update"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +285,9 @@ class Observation:
       params: the global weights that the client started from.
       visible: the client update with every encrypted entry set to 0; only entries with `mask` False carry information.
       mask: True where encrypted; the attacker sees which entries are ciphertext.
-      labels: (B,) int32 where the threat model gives them away, else None.
+      labels: (B, *label_shape) int32 where the threat model gives them away, else None.
+      valid: (B, length) bool, where there is padding and the threat model gives it away, else None.
+      auxiliary: what the attacker brought itself, such as the parameters of its language model.
     """
 
     model: Model
@@ -168,14 +296,16 @@ class Observation:
     mask: Mask
     update: Update
     labels: Array | None
+    valid: Array | None = None
+    auxiliary: Any = None
 
 
 class Reconstruction(NamedTuple):
     """What an attack returns.
 
     Attributes:
-      inputs: (B, *shape) float, in the units that the model reads.
-      labels: (B,) int32: the labels that belong to `inputs`, optimised or inferred; never the initial ones.
+      inputs: (B, *shape), in the units that the model reads: float pixels, or int32 token ids.
+      labels: (B, *label_shape) int32: the labels that belong to `inputs`, optimised or inferred; never the initial ones.
       objective: () float, the attacker's own objective at `inputs`; inf where it diverged.
       diverged: () bool; True where every restart left the finite numbers or ran away (beyond 1e4), and then `inputs` is the start.
       restart: () int32, which restart was chosen (by `objective`).
@@ -199,7 +329,9 @@ Metric: TypeAlias = Callable[[GradientContext], Scores]
 Selector: TypeAlias = Callable[[Scores], Ranks]
 """Orders all entries; the mask at k encrypted entries is `rank < k`, so masks are nested and a ratio axis costs scalars."""
 Measure: TypeAlias = Callable[[InputSpec, Batch, Reconstruction], Mapping[str, Array]]
-"""Compares a reconstruction, already aligned, with the truth; returns named scalars."""
+"""Compares reconstructed images, already aligned, with the truth; returns named scalars."""
+TextMeasure: TypeAlias = Callable[[str, str], Mapping[str, float]]
+"""Compares one decoded sentence with the truth, (truth, found), on the host; returns named scalars."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +344,7 @@ class Attack:
       finish: (observation, state) -> Reconstruction, the restart with the smallest own objective.
       num_steps: steps of a whole attack.
       num_restarts: independent starts.
+      traceable: whether the phases may be traced by JAX; the others run on the host, one observation after the other.
     """
 
     start: Callable[[Key, Observation], Any]
@@ -219,6 +352,7 @@ class Attack:
     finish: Callable[[Observation, Any], Reconstruction]
     num_steps: int
     num_restarts: int
+    traceable: bool = True
 
     def reconstruct(self, key: Key, observation: Observation) -> Reconstruction:
         """Runs the whole attack; jit and vmap go around this."""

@@ -6,7 +6,7 @@ Every function treats the tree as one long vector, in the order in which JAX fla
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -27,6 +27,43 @@ def path_name(path: tuple[Any, ...]) -> str:
 def paths(tree: PyTree) -> list[str]:
     """The path of each leaf, in flattening order."""
     return [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def at(tree: PyTree, path: str) -> Any:
+    """The leaf or subtree at a path such as `encoder/layer_0/kernel` of nested dicts.
+
+    Raises:
+      KeyError: if there is none.
+    """
+    for part in path.split("/"):
+        tree = tree[part]
+    return tree
+
+
+def partition(tree: PyTree, chosen: Callable[[str], bool]) -> tuple[PyTree, PyTree]:
+    """Nested dicts split in two by the paths of their leaves; `merge` puts them together again."""
+
+    def walk(node: Any, path: str) -> tuple[Any, Any]:
+        yes, no = {}, {}
+        for name, child in node.items():
+            inner = f"{path}/{name}" if path else name
+            if isinstance(child, dict):
+                a, b = walk(child, inner)
+                yes |= {name: a} if a else {}
+                no |= {name: b} if b else {}
+            elif chosen(inner):
+                yes[name] = child
+            else:
+                no[name] = child
+        return yes, no
+
+    return walk(tree, "")
+
+
+def merge(a: PyTree, b: PyTree) -> PyTree:
+    """The inverse of `partition`."""
+    both = {name: merge(a[name], b[name]) for name in a.keys() & b.keys()}
+    return {**a, **b, **both}
 
 
 def size(tree: PyTree) -> int:
@@ -82,6 +119,37 @@ def rank(scores: Scores) -> Ranks:
 def top(ranks: Ranks, num_selected: Any) -> Mask:
     """The mask of exactly `num_selected` entries; the count may be traced."""
     return jax.tree.map(lambda leaf: leaf < num_selected, ranks)
+
+
+def exact_top(scores: Scores, num_selected: Any) -> Mask:
+    """`top(rank(scores), num_selected)` without sorting: bits of the threshold one by one, ties by index.
+
+    Needs little more memory than the scores and the mask, where sorting 10^8 entries needs five times as much.
+    """
+    leaves, treedef = jax.tree.flatten(scores)
+
+    def key(leaf: Array) -> Array:
+        # Float32 bits as unsigned integers of the same order, -0 and 0 alike.
+        bits = jax.lax.bitcast_convert_type(jnp.where(leaf == 0, 0, leaf).astype(jnp.float32), jnp.uint32)
+        return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+
+    def count_from(threshold: Array) -> Array:
+        return sum((jnp.sum(key(leaf) >= threshold, dtype=jnp.int32) for leaf in leaves), jnp.int32(0))
+
+    def lower(i: Array, threshold: Array) -> Array:
+        trial = threshold | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
+        return jnp.where(count_from(trial) >= num_selected, trial, threshold)
+
+    # The largest threshold that still leaves enough entries; those above it are all taken, those on it in order of index.
+    threshold = jax.lax.fori_loop(0, 32, lower, jnp.uint32(0))
+    above = sum((jnp.sum(key(leaf) > threshold, dtype=jnp.int32) for leaf in leaves), jnp.int32(0))
+    missing, result = num_selected - above, []
+    for leaf in leaves:
+        tied = (key(leaf) == threshold).reshape(-1)
+        before = jnp.cumsum(tied, dtype=jnp.int32)
+        result.append((key(leaf) > threshold) | (tied & (before <= missing)).reshape(leaf.shape))
+        missing = missing - before[-1]
+    return jax.tree.unflatten(treedef, result)
 
 
 def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:

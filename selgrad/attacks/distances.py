@@ -38,6 +38,16 @@ def cosine(candidate: Grads, target: Target) -> Float[Array, ""]:
 
 
 def mean_leaf_cosine(candidate: Grads, target: Target) -> Float[Array, ""]:
-    """The mean over leaves of 1 - cos: LAMP's reading (balunovic2022lamp), which weighs a bias as much as a matrix."""
+    """The mean over leaves of 1 - cos: LAMP's reading (balunovic2022lamp), which weighs a bias as much as a matrix.
+
+    A leaf whose whole target lies below the rounding of the gradient counts as 0, hence as 1 - cos = 1: the gradient of an attention key's
+    bias is 0 in exact arithmetic, and the direction of its rounding errors says nothing.
+    """
     pairs = zip(jax.tree.leaves(candidate), jax.tree.leaves(target.grads), jax.tree.leaves(target.counted), strict=True)
-    return jnp.mean(jnp.stack([cosine([leaf], Target([t], [c])) for leaf, t, c in pairs]))
+    floor = _norm(target.grads)
+    floor = floor * jnp.finfo(floor.dtype).eps
+
+    def one(leaf: Array, t: Array, c: Array) -> Array:
+        return jnp.where(_norm([t]) > floor, cosine([leaf], Target([t], [c])), 1)
+
+    return jnp.mean(jnp.stack([one(leaf, t, c) for leaf, t, c in pairs]))

@@ -5,23 +5,37 @@ Encryption never changes what an attacker sees of the exposed entries, so this i
 
 from __future__ import annotations
 
+from typing import Any
+
 from jax import Array
 
 from selgrad import trees
 from selgrad.base import Grads, Mask, Model, Observation, Params, Update
 
 
-def observe(model: Model, update: Update, params: Params, grads: Grads, mask: Mask, labels: Array | None = None) -> Observation:
+def observe(
+    model: Model,
+    update: Update,
+    params: Params,
+    grads: Grads,
+    mask: Mask,
+    labels: Array | None = None,
+    valid: Array | None = None,
+    auxiliary: Any = None,
+) -> Observation:
     """Zeroes the encrypted entries and hands the rest to the attacker.
 
     Args:
       model, update, params: public.
       grads: the client update.
       mask: True where encrypted.
-      labels: (B,) int32, only where the threat model gives them away.
+      labels: (B, *label_shape) int32, only where the threat model gives them away.
+      valid: (B, length) bool, only where there is padding and the threat model gives it away.
+      auxiliary: what the attacker brought itself.
 
     Raises:
       GradientError: if the mask is of another tree.
     """
     trees.require_same_tree(mask, grads)
-    return Observation(model=model, params=params, visible=trees.hide(grads, mask), mask=mask, update=update, labels=labels)
+    visible = trees.hide(grads, mask)
+    return Observation(model=model, params=params, visible=visible, mask=mask, update=update, labels=labels, valid=valid, auxiliary=auxiliary)

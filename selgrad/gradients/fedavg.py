@@ -6,12 +6,12 @@ McMahan et al., AISTATS 2017 (mcmahan2017fedavg), algorithm 1, ClientUpdate.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 from jax import Array
-from jaxtyping import Float
 
-from selgrad.base import Grads, Model, Params
+from selgrad.base import Batch, Grads, Model, Params
 from selgrad.errors import UsageError
 
 
@@ -24,19 +24,39 @@ class FedAvg:
     learning_rate: float
     local_batch_size: int
 
-    def __call__(self, model: Model, params: Params, embedded: Float[Array, "b ..."], labels: Float[Array, "b c"]) -> Grads:
-        """w_old - w_new, a tree like `params`."""
+    def __call__(self, model: Model, params: Params, embedded: Array, labels: Array, valid: Array | None = None) -> Grads:
+        """w_old - w_new, a tree like the parameters that are sent."""
+        return self._run(model, params, lambda _, part: part(embedded), labels, valid)
+
+    def client(self, model: Model, params: Params, batch: Batch, labels: Array, offset: Array | None = None) -> Grads:
+        """The same of real inputs, embedded anew with the weights of each step."""
+
+        def embed(current: Params, part: Callable[[Array], Array]) -> Array:
+            embedded = model.embed(current, part(batch.inputs))
+            return embedded if offset is None else embedded + part(offset)
+
+        return self._run(model, params, embed, labels, batch.valid)
+
+    def _run(
+        self, model: Model, params: Params, embed: Callable[[Params, Callable[[Array], Array]], Array], labels: Array, valid: Array | None
+    ) -> Grads:
         slices = self.batch_size // self.local_batch_size
+        sent, frozen = model.split(params)
 
         def step(current: Params, index: Array) -> tuple[Params, None]:
             start = (index % slices) * self.local_batch_size
-            x = jax.lax.dynamic_slice_in_dim(embedded, start, self.local_batch_size)
-            y = jax.lax.dynamic_slice_in_dim(labels, start, self.local_batch_size)
-            grads = jax.grad(model.loss)(current, x, y)
-            return jax.tree.map(lambda w, g: w - self.learning_rate * g, current, grads), None
 
-        new, _ = jax.lax.scan(step, params, jax.numpy.arange(self.num_steps))
-        return jax.tree.map(lambda old, w: old - w, params, new)
+            def part(whole: Array) -> Array:
+                return jax.lax.dynamic_slice_in_dim(whole, start, self.local_batch_size)
+
+            def loss(trained: Params) -> Array:
+                weights = model.merge(trained, frozen)
+                return model.loss(weights, embed(weights, part), part(labels), None if valid is None else part(valid))
+
+            return jax.tree.map(lambda w, g: w - self.learning_rate * g, current, jax.grad(loss)(current)), None
+
+        new, _ = jax.lax.scan(step, sent, jax.numpy.arange(self.num_steps))
+        return jax.tree.map(lambda old, w: old - w, sent, new)
 
     def new_params(self, params: Params, grads: Grads) -> Params:
         """The client's weights after its local steps."""

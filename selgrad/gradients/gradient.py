@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 from jax import Array
-from jaxtyping import Float
 
-from selgrad.base import Grads, Model, Params
+from selgrad.base import Batch, Grads, Model, Params, embedding_of, loss_gradient
 from selgrad.errors import UsageError
 
 
@@ -21,9 +19,13 @@ class Gradient:
 
     batch_size: int
 
-    def __call__(self, model: Model, params: Params, embedded: Float[Array, "b ..."], labels: Float[Array, "b c"]) -> Grads:
-        """The gradient of the mean loss, a tree like `params`."""
-        return jax.grad(model.loss)(params, embedded, labels)
+    def __call__(self, model: Model, params: Params, embedded: Array, labels: Array, valid: Array | None = None) -> Grads:
+        """The gradient of the mean loss, a tree like the parameters that are sent."""
+        return loss_gradient(model, params, lambda _: embedded, labels, valid)
+
+    def client(self, model: Model, params: Params, batch: Batch, labels: Array, offset: Array | None = None) -> Grads:
+        """The same of real inputs."""
+        return loss_gradient(model, params, embedding_of(model, batch, offset), labels, batch.valid)
 
     def new_params(self, params: Params, grads: Grads) -> Params:
         """The weights themselves: a client that sends its gradient has not moved."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from selgrad.base import InputSpec, Key, Params
+from selgrad.base import Batch, InputSpec, Key, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,20 +24,33 @@ class ImageClassifier:
     input_spec: InputSpec
     head: str
     bypassed: frozenset[str] = frozenset()
+    always_encrypted: frozenset[str] = frozenset()
 
     def init(self, key: Key) -> Params:
         """Fresh float32 parameters."""
         return self.network.init(key, jnp.zeros((1, *self.input_spec.shape)))["params"]
 
+    def split(self, params: Params) -> tuple[Params, Params]:
+        """Everything is trained and sent."""
+        return params, {}
+
+    def merge(self, sent: Params, frozen: Params) -> Params:
+        """All parameters."""
+        return sent
+
+    def targets(self, batch: Batch) -> Array:
+        """The labels."""
+        return batch.labels
+
     def embed(self, params: Params, inputs: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
         """The identity: an attack on images optimises over the pixels themselves."""
         return inputs
 
-    def logits(self, params: Params, embedded: Float[Array, "b ..."]) -> Float[Array, "b c"]:
+    def logits(self, params: Params, embedded: Float[Array, "b ..."], valid: None = None) -> Float[Array, "b c"]:
         """Class scores."""
         result: Array = self.network.apply({"params": params}, embedded)  # type: ignore[assignment]
         return result
 
-    def loss(self, params: Params, embedded: Float[Array, "b ..."], labels: Float[Array, "b c"]) -> Float[Array, ""]:
+    def loss(self, params: Params, embedded: Float[Array, "b ..."], labels: Float[Array, "b c"], valid: None = None) -> Float[Array, ""]:
         """Mean over the batch of the cross-entropy with the label probabilities; linear in `labels`."""
         return -jnp.mean(jnp.sum(labels * jax.nn.log_softmax(self.logits(params, embedded)), axis=-1))

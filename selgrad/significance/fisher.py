@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from selgrad.base import GradientContext, Grads, Metric, Scores
+from selgrad.base import Batch, GradientContext, Metric, Scores, embedding_of, loss_gradient
 
 
 def fisher() -> Metric:
@@ -17,14 +17,14 @@ def fisher() -> Metric:
 
     def score(context: GradientContext) -> Scores:
         model, params, batch = context.model, context.params, context.batch
-        inputs = model.embed(params, batch.inputs)
-        labels = jax.nn.one_hot(batch.labels, model.input_spec.num_classes, dtype=inputs.dtype)
+        size = len(batch.inputs)
 
-        def add(total: Scores, sample: tuple[Array, Array]) -> tuple[Scores, None]:
-            grads: Grads = jax.grad(model.loss)(params, sample[0][None], sample[1][None])
-            return jax.tree.map(lambda t, g: t + g**2 / len(inputs), total, grads), None
+        def add(total: Scores, sample: tuple[Batch, Array]) -> tuple[Scores, None]:
+            one, labels = jax.tree.map(lambda leaf: leaf[None], sample)
+            grads = loss_gradient(model, params, embedding_of(model, one), labels, one.valid)
+            return jax.tree.map(lambda t, g: t + g**2 / size, total, grads), None
 
-        total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, context.grads), (inputs, labels))
+        total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, context.grads), (batch, context.labels))
         return total
 
     return score

@@ -10,7 +10,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from selgrad.base import GradientContext, Metric, Scores
+from selgrad.base import GradientContext, Metric, Scores, embedding_of, loss_gradient
 
 
 def product(*, exposed: Literal["zero", "old"] = "zero", signed: bool = False, gradient_at: Literal["old", "new"] = "old") -> Metric:
@@ -26,10 +26,10 @@ def product(*, exposed: Literal["zero", "old"] = "zero", signed: bool = False, g
 
     def score(context: GradientContext) -> Scores:
         model, params, batch = context.model, context.params, context.batch
-        new = context.update.new_params(params, context.grads)
-        labels = jax.nn.one_hot(batch.labels, model.input_spec.num_classes, dtype=batch.inputs.dtype)
-        at = new if gradient_at == "new" else params
-        grads = jax.grad(model.loss)(at, model.embed(params, batch.inputs), labels)
+        sent, frozen = model.split(params)
+        new = context.update.new_params(sent, context.grads)
+        at = model.merge(new, frozen) if gradient_at == "new" else params
+        grads = loss_gradient(model, at, embedding_of(model, batch), context.labels, batch.valid)
         if exposed == "old":
             # w_old - w_new is what the client sends, up to the step size; exact where the client sends its gradient.
             error = context.grads

@@ -34,22 +34,26 @@ def sensitivity(*, target: Literal["label", "labels", "inputs"] = "label", num_p
 
     def score(context: GradientContext) -> Scores:
         model, params, batch = context.model, context.params, context.batch
-        inputs = model.embed(params, batch.inputs)
-        one_hot = jax.nn.one_hot(batch.labels, model.input_spec.num_classes, dtype=inputs.dtype)
+        one_hot = context.labels
 
         def by_labels(labels: Array) -> Grads:
-            return context.update(model, params, inputs, labels)
+            return context.update.client(model, params, batch, labels)
 
-        def by_inputs(values: Array) -> Grads:
-            return context.update(model, params, values, one_hot)
+        def by_inputs(offset: Array) -> Grads:
+            return context.update.client(model, params, batch, one_hot, offset)
 
         if target == "inputs":
-            return row_norms(by_inputs, inputs, num_probes=probes, key=context.key)
+            embedded = jax.eval_shape(model.embed, params, batch.inputs)
+            return row_norms(by_inputs, jnp.zeros(embedded.shape, embedded.dtype), num_probes=probes, key=context.key)
         if target == "labels":
             return row_norms(by_labels, one_hot, num_probes=probes, key=context.key)
         _, linear = jax.linearize(by_labels, one_hot)
-        samples = jnp.arange(len(batch.labels))
-        each = jax.lax.map(lambda k: jax.tree.map(jnp.abs, linear(jnp.where(samples[:, None] == k, one_hot, 0))), samples)
+        samples = jnp.arange(len(one_hot))
+
+        def alone(sample: Array) -> Array:
+            return jnp.where((samples == sample).reshape(-1, *[1] * (one_hot.ndim - 1)), one_hot, 0)
+
+        each = jax.lax.map(lambda k: jax.tree.map(jnp.abs, linear(alone(k))), samples)
         return jax.tree.map(lambda leaf: leaf.mean(axis=0), each)
 
     return score

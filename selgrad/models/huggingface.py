@@ -1,0 +1,298 @@
+"""Hugging Face checkpoints of BERT and GPT-2: config.json and safetensors, sharded too, read and written back by name.
+
+Every field of a configuration that changes the forward pass is honoured or refused; dropout plays no part in evaluation mode.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from selgrad import trees
+from selgrad.base import Params
+from selgrad.errors import DataError, UsageError
+from selgrad.models._transformer import ACTIVATIONS, Transformer, TransformerConfig
+
+_SHARED = (
+    (r"layer_(\d+)/attention/(query|key|value)", r"encoder.layer.\1.attention.self.\2"),
+    (r"layer_(\d+)/attention/output", r"encoder.layer.\1.attention.output.dense"),
+    (r"layer_(\d+)/attention_norm", r"encoder.layer.\1.attention.output.LayerNorm"),
+    (r"layer_(\d+)/mlp/up", r"encoder.layer.\1.intermediate.dense"),
+    (r"layer_(\d+)/mlp/down", r"encoder.layer.\1.output.dense"),
+    (r"layer_(\d+)/mlp_norm", r"encoder.layer.\1.output.LayerNorm"),
+    (r"embeddings/(word|position|token_type)", r"embeddings.\1_embeddings"),
+    (r"embeddings/norm", "embeddings.LayerNorm"),
+    (r"pooler", "pooler.dense"),
+)
+_BERT = [*((ours, f"bert.{theirs}") for ours, theirs in _SHARED)] + [
+    (r"classifier", "classifier"),
+    (r"masked_head/dense", "cls.predictions.transform.dense"),
+    (r"masked_head/norm", "cls.predictions.transform.LayerNorm"),
+    (r"masked_head", "cls.predictions"),
+]
+_GPT2 = [
+    (r"layer_(\d+)/attention/qkv", r"transformer.h.\1.attn.c_attn"),
+    (r"layer_(\d+)/attention/output", r"transformer.h.\1.attn.c_proj"),
+    (r"layer_(\d+)/attention_norm", r"transformer.h.\1.ln_1"),
+    (r"layer_(\d+)/mlp/up", r"transformer.h.\1.mlp.c_fc"),
+    (r"layer_(\d+)/mlp/down", r"transformer.h.\1.mlp.c_proj"),
+    (r"layer_(\d+)/mlp_norm", r"transformer.h.\1.ln_2"),
+    (r"embeddings/word", "transformer.wte"),
+    (r"embeddings/position", "transformer.wpe"),
+    (r"final_norm", "transformer.ln_f"),
+    (r"classifier", "score"),
+]
+_FRESH = ("classifier", "pooler", "masked_head")
+"""Parts that a checkpoint may lack: they start fresh."""
+_IGNORED = re.compile(
+    r"(.*\.)?(position_ids|token_type_ids|attn\.bias|attn\.masked_bias|inv_freq)$|cls\.|lm_head\.|classifier\.|score\.|(bert\.)?pooler\.|qa_outputs\."
+)
+"""Tensors that change nothing here: buffers of positions and causal masks, and heads of other tasks."""
+
+
+def _folder_file(source: str, name: str) -> Path | None:
+    """A file of a local folder or a hub repository; None where there is none."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    if folder.is_absolute() or source.startswith(("./", "../", "~")) or source.count("/") > 1:
+        raise DataError(f"checkpoint folder {source!r} does not exist; give a folder with config.json and safetensors, or a name on the hub")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(source, name))
+    except LocalEntryNotFoundError:
+        raise DataError(f"{source!r} is no local folder and the Hugging Face hub cannot be reached; give the folder of a checkpoint") from None
+    except EntryNotFoundError:
+        return None
+    except Exception as error:  # the hub's client raises errors of many packages; each means that the file could not be had
+        raise DataError(f"{source!r} could not be read from the Hugging Face hub: {type(error).__name__}: {str(error).splitlines()[0]}") from None
+
+
+def read_config(source: str, model_type: str) -> dict[str, Any]:
+    """config.json of a checkpoint.
+
+    Raises:
+      DataError: if it is missing or no JSON.
+      UsageError: if it is of another architecture.
+    """
+    file = _folder_file(source, "config.json")
+    if file is None:
+        raise DataError(f"checkpoint {source!r} holds no config.json; give a Hugging Face folder")
+    try:
+        found = json.loads(file.read_text())
+        kind = found.get("model_type")
+    except (ValueError, OSError, AttributeError) as error:
+        raise DataError(f"{str(file)!r} is no readable configuration ({error})") from None
+    if kind != model_type:
+        raise UsageError(f"checkpoint {source!r} is of a {kind!r} model and this is {model_type!r}; choose the model of its name")
+    result: dict[str, Any] = found
+    return result
+
+
+def _refuse(source: str, config: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]]) -> None:
+    for key, values in allowed.items():
+        if key in config and config[key] not in values:
+            raise UsageError(f"checkpoint {source!r}: {key}={config[key]!r} is not built; this model honours {key} of {', '.join(map(repr, values))}")
+
+
+_PLAIN = {
+    "add_cross_attention": (False,),
+    "is_encoder_decoder": (False,),
+    "pruned_heads": ({}, None),
+    "problem_type": (None, "single_label_classification"),
+    "tie_word_embeddings": (True,),
+    "quantization_config": (None,),
+}
+
+
+def _number(source: str, config: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    value = config.get(key, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+        raise DataError(f"checkpoint {source!r}: {key}={value!r} is no positive number; config.json is damaged or of another model")
+    return value
+
+
+def bert_config(source: str, *, lora_rank: int, lora_alpha: float) -> TransformerConfig:
+    """The configuration of a BERT checkpoint.
+
+    Raises:
+      UsageError: if it asks for what is not built: a decoder, relative positions, pruned heads, an unknown activation, untied embeddings.
+      DataError: if it is missing or damaged.
+    """
+    given = read_config(source, "bert")
+    positions = {"is_decoder": (False,), "position_embedding_type": ("absolute", None), "hidden_act": tuple(ACTIVATIONS)}
+    _refuse(source, given, {**_PLAIN, **positions})
+    number = functools.partial(_number, source, given)
+    return TransformerConfig(
+        vocabulary_size=number("vocab_size"),
+        max_positions=number("max_position_embeddings", 512),
+        token_types=number("type_vocab_size", 2),
+        width=number("hidden_size"),
+        num_layers=number("num_hidden_layers"),
+        num_heads=number("num_attention_heads"),
+        mlp_width=number("intermediate_size"),
+        activation=given.get("hidden_act", "gelu"),
+        epsilon=number("layer_norm_eps", 1e-12),
+        initializer_range=number("initializer_range", 0.02),
+        lora_rank=lora_rank,
+        lora_alpha=lora_alpha,
+    )
+
+
+def gpt2_config(source: str, *, lora_rank: int, lora_alpha: float) -> TransformerConfig:
+    """The configuration of a GPT-2 checkpoint.
+
+    Raises:
+      UsageError: if it asks for what is not built.
+      DataError: if it is missing or damaged.
+    """
+    given = read_config(source, "gpt2")
+    _refuse(source, given, {**_PLAIN, "activation_function": tuple(ACTIVATIONS)})
+    number = functools.partial(_number, source, given)
+    width = number("n_embd")
+    return TransformerConfig(
+        vocabulary_size=number("vocab_size"),
+        max_positions=number("n_positions", 1024),
+        token_types=0,
+        width=width,
+        num_layers=number("n_layer"),
+        num_heads=number("n_head"),
+        mlp_width=given.get("n_inner") or 4 * width,
+        activation=given.get("activation_function", "gelu_new"),
+        epsilon=number("layer_norm_epsilon", 1e-5),
+        scale_attention=bool(given.get("scale_attn_weights", True)),
+        scale_by_layer=bool(given.get("scale_attn_by_inverse_layer_idx", False)),
+        initializer_range=number("initializer_range", 0.02),
+        lora_rank=lora_rank,
+        lora_alpha=lora_alpha,
+    )
+
+
+def _theirs(model: Transformer, path: str) -> tuple[str, bool]:
+    """The Hugging Face name of one of our leaves, and whether the matrix is transposed there."""
+    module, leaf = path.rsplit("/", 1)
+    for pattern, replacement in _GPT2 if model.causal else _BERT:
+        if re.fullmatch(pattern, module):
+            name = re.sub(pattern, replacement, module)
+            # torch's Linear keeps (out, in); GPT-2's Conv1D keeps (in, out) as we do.
+            transposed = leaf == "kernel" and (not model.causal or module == "classifier")
+            return f"{name}.{'bias' if leaf == 'bias' else 'weight'}", transposed
+    raise KeyError(path)
+
+
+@functools.lru_cache(maxsize=2)
+def _read_tensors(source: str) -> dict[str, npt.NDArray[Any]]:
+    """All tensors of a checkpoint by name."""
+    file = _folder_file(source, "model.safetensors")
+    files = [] if file is None else [file]
+    if file is None:
+        index = _folder_file(source, "model.safetensors.index.json")
+        if index is None:
+            raise DataError(f"checkpoint {source!r} holds no model.safetensors; save it in that format")
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, OSError):
+            raise DataError(f"{str(index)!r} is no index of shards; the checkpoint is damaged") from None
+        for name in names:
+            shard = _folder_file(source, name)
+            if shard is None:
+                raise DataError(f"checkpoint {source!r} lacks the shard {name!r} that its index names")
+            files.append(shard)
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    for one in files:
+        try:
+            tensors |= safetensors.numpy.load_file(one)
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise DataError(f"{str(one)!r} is damaged or no safetensors file ({error}); fetch it again") from None
+    return tensors
+
+
+def named_leaves(model: Transformer, params: Params) -> Iterator[tuple[str, str, bool]]:
+    """Our path, the Hugging Face name and whether it is transposed there, for each leaf but adapters."""
+    for path in trees.paths(params):
+        if not path.endswith(("lora_a", "lora_b")):
+            yield path, *_theirs(model, path)
+
+
+def load_params(model: Transformer, fresh: Params) -> Params:
+    """The checkpoint's weights in the place of fresh ones; heads that it lacks stay fresh.
+
+    Raises:
+      DataError: if a tensor is missing, of another shape, not finite, or nothing of this architecture.
+    """
+    source = model.pretrained or ""
+    tensors = dict(_read_tensors(source))
+    prefix = "transformer." if model.causal else "bert."
+    leaves, treedef = dict(zip(trees.paths(fresh), jax.tree.leaves(fresh), strict=True)), jax.tree.structure(fresh)
+    for path, name, transposed in named_leaves(model, fresh):
+        # A checkpoint of the bare encoder has no prefix.
+        stored = tensors.pop(name, None)
+        if stored is None:
+            stored = tensors.pop(name.removeprefix(prefix), None)
+        if stored is None:
+            if path.startswith(_FRESH):
+                continue
+            raise DataError(f"checkpoint {source!r} lacks the tensor {name!r}; it is of another model or damaged")
+        value = stored.T if transposed else stored
+        if value.shape != leaves[path].shape:
+            raise DataError(f"checkpoint {source!r}: {name!r} has shape {stored.shape}, which gives {value.shape} and not {leaves[path].shape}")
+        if not np.isfinite(value.astype(np.float32)).all():
+            raise DataError(f"checkpoint {source!r}: {name!r} holds NaN or infinity")
+        leaves[path] = jnp.asarray(value, leaves[path].dtype)
+    strange = sorted(name for name in tensors if not _IGNORED.match(name))
+    if strange:
+        raise DataError(f"checkpoint {source!r} holds {len(strange)} tensors that no part of the model reads, such as {strange[0]!r}; it is of another model")
+    return jax.tree.unflatten(treedef, list(leaves.values()))
+
+
+def save_pretrained(model: Transformer, params: Params, folder: str | Path) -> None:
+    """Writes config.json and model.safetensors, which transformers reads.
+
+    Raises:
+      UsageError: if the model has adapters, which that format does not hold.
+    """
+    config = model.config
+    if config.lora_rank:
+        raise UsageError("a checkpoint with adapters has no place in config.json and model.safetensors; merge them first")
+    root = Path(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    heads = {"classification": "ForSequenceClassification", "causal_lm": "LMHeadModel", "masked_lm": "ForMaskedLM"}
+    shared = {"tie_word_embeddings": True, "vocab_size": config.vocabulary_size, "initializer_range": config.initializer_range}
+    if model.causal:
+        name = "GPT2"
+        own = {
+            "model_type": "gpt2", "n_embd": config.width, "n_layer": config.num_layers, "n_head": config.num_heads, "n_inner": config.mlp_width,
+            "n_positions": config.max_positions, "activation_function": config.activation, "layer_norm_epsilon": config.epsilon,
+            "scale_attn_weights": config.scale_attention, "scale_attn_by_inverse_layer_idx": config.scale_by_layer,
+        }  # fmt: skip
+    else:
+        name = "Bert"
+        own = {
+            "model_type": "bert", "hidden_size": config.width, "num_hidden_layers": config.num_layers, "num_attention_heads": config.num_heads,
+            "intermediate_size": config.mlp_width, "max_position_embeddings": config.max_positions, "type_vocab_size": config.token_types,
+            "hidden_act": config.activation, "layer_norm_eps": config.epsilon,
+        }  # fmt: skip
+    labels: dict[str, Any] = {}
+    if model.task == "classification":
+        count = model.input_spec.num_classes
+        labels = {"id2label": {str(i): f"LABEL_{i}" for i in range(count)}, "label2id": {f"LABEL_{i}": i for i in range(count)}}
+    content = {"architectures": [name + heads[model.task]], **shared, **own, **labels, "pad_token_id": model.input_spec.pad_id}
+    (root / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    tensors = {}
+    for path, theirs, transposed in named_leaves(model, params):
+        value = np.asarray(trees.at(params, path))
+        tensors[theirs] = np.ascontiguousarray(value.T if transposed else value)
+    safetensors.numpy.save_file(tensors, root / "model.safetensors", metadata={"format": "pt"})
