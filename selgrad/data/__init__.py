@@ -4,14 +4,20 @@
 """
 
 from selgrad.data.cifar import cifar10, cifar100
+from selgrad.data.cola import cola
 from selgrad.data.dataset import Dataset
 from selgrad.data.digits import digits
 from selgrad.data.huggingface import huggingface
 from selgrad.data.idx import fashion_mnist, mnist
 from selgrad.data.image_folder import image_folder
 from selgrad.data.photos import photos
+from selgrad.data.rotten_tomatoes import rotten_tomatoes
+from selgrad.data.sentences import sentences
+from selgrad.data.sst2 import sst2
+from selgrad.data.text import TextDataset
+from selgrad.data.text_file import shakespeare, text_file
 
-__all__ = ["DATASETS", "Dataset"]
+__all__ = ["DATASETS", "Dataset", "TextDataset"]
 
 DATASETS = {
     "digits": digits,
@@ -22,4 +28,10 @@ DATASETS = {
     "cifar100": cifar100,
     "image_folder": image_folder,
     "huggingface": huggingface,
+    "sentences": sentences,
+    "cola": cola,
+    "sst2": sst2,
+    "rotten_tomatoes": rotten_tomatoes,
+    "shakespeare": shakespeare,
+    "text_file": text_file,
 }
