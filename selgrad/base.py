@@ -175,6 +175,11 @@ class TextModel(Model, Protocol):
         ...
 
     @property
+    def num_heads(self) -> int:
+        """Attention heads of each layer."""
+        ...
+
+    @property
     def causal(self) -> bool:
         """Whether a position reads only itself and what is before it."""
         ...
@@ -311,6 +316,7 @@ class Reconstruction(NamedTuple):
       restart: () int32, which restart was chosen (by `objective`).
       all_inputs, all_objectives, all_labels: the same for every restart, leading axis (num_restarts,).
       num_evaluations: () int32, evaluations of the objective's gradient spent per restart, the largest over restarts.
+      report: what an attack on the host says of itself, as JSON: which leaves it could use and why not the others.
     """
 
     inputs: Array
@@ -322,6 +328,7 @@ class Reconstruction(NamedTuple):
     all_labels: Array
     all_objectives: Array
     num_evaluations: Array
+    report: str = ""
 
 
 Metric: TypeAlias = Callable[[GradientContext], Scores]

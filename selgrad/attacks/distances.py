@@ -33,8 +33,9 @@ def _norm(tree: Grads) -> Float[Array, ""]:
 def cosine(candidate: Grads, target: Target) -> Float[Array, ""]:
     """1 - cos of the angle between the counted entries, one angle over all leaves; 1 where either side is 0."""
     counted = _counted(candidate, target)
-    norms = _norm(counted) * _norm(target.grads)
-    return 1 - trees.dot(counted, target.grads) / jnp.where(norms > 0, norms, 1)
+    mine, theirs = _norm(counted), _norm(target.grads)
+    # Divided one after the other: the square of a product of two small norms underflows in the derivative.
+    return 1 - trees.dot(counted, target.grads) / jnp.where(mine > 0, mine, 1) / jnp.where(theirs > 0, theirs, 1)
 
 
 def mean_leaf_cosine(candidate: Grads, target: Target) -> Float[Array, ""]:
@@ -48,6 +49,14 @@ def mean_leaf_cosine(candidate: Grads, target: Target) -> Float[Array, ""]:
     floor = floor * jnp.finfo(floor.dtype).eps
 
     def one(leaf: Array, t: Array, c: Array) -> Array:
-        return jnp.where(_norm([t]) > floor, cosine([leaf], Target([t], [c])), 1)
+        alive = _norm([t]) > floor
+        return cosine([jnp.where(alive, leaf, 0)], Target([jnp.where(alive, t, 0)], [c]))
 
     return jnp.mean(jnp.stack([one(leaf, t, c) for leaf, t, c in pairs]))
+
+
+def l2_l1(candidate: Grads, target: Target, alpha: float) -> Float[Array, ""]:
+    """The sum over counted entries of (g'_i - g_i)^2 + alpha |g'_i - g_i|: TAG's reading (deng2021tag), with one weight for all layers."""
+    error = jax.tree.map(lambda leaf, t, c: jnp.where(c, leaf - t, 0), candidate, target.grads, target.counted)
+    # |e| as e * sign(e), so that both sums take the same vectorised path.
+    return trees.dot(error, error) + alpha * trees.dot(error, jax.tree.map(lambda e: jax.lax.stop_gradient(jnp.sign(e)), error))

@@ -9,6 +9,7 @@ from selgrad.attacks.distances import squared_l2
 from selgrad.attacks.hidden import Hidden
 from selgrad.attacks.kernel import gradient_matching, iterate
 from selgrad.attacks.minimisers import lbfgs
+from selgrad.attacks.spaces import pixels
 from selgrad.attacks.starts import Start
 from selgrad.base import Attack
 
@@ -39,7 +40,7 @@ def dlg(
         distance=squared_l2,
         minimiser=lambda _: lbfgs(memory=memory, max_step=max_step),
         hidden=hidden,
-        start=start,
+        space=pixels(start),
         evaluations_per_step=evaluations_per_step,
     )
     return iterate(kernel, num_steps=num_steps, num_restarts=num_restarts)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from selgrad import trees
 from selgrad.base import Grads, Observation
 
 Hidden: TypeAlias = Literal["zero", "average", "ignore"]
@@ -31,15 +32,17 @@ def fill(observation: Observation, hidden: Hidden) -> Target:
       hidden: "zero" matches every entry, hidden ones against 0; "average" against the mean of the leaf's visible entries (0 where none is
         visible); "ignore" matches visible entries only.
     """
-    visible, mask = observation.visible, observation.mask
+    visible, mask, bypassed = observation.visible, observation.mask, observation.model.bypassed
+    # A dummy in the place of the embeddings gives the leaves that embedding reads no gradient to compare.
+    reached = jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.full(leaf.shape, trees.path_name(path) not in bypassed), mask)
     if hidden == "ignore":
-        return Target(visible, jax.tree.map(jnp.logical_not, mask))
-    everything = jax.tree.map(jnp.ones_like, mask)
+        return Target(jax.tree.map(lambda leaf, r: jnp.where(r, leaf, 0), visible, reached), jax.tree.map(lambda m, r: ~m & r, mask, reached))
+    everything = reached
     if hidden == "zero":
-        return Target(visible, everything)
+        return Target(jax.tree.map(lambda leaf, r: jnp.where(r, leaf, 0), visible, reached), everything)
 
-    def average(leaf: Array, m: Array) -> Array:
+    def average(leaf: Array, m: Array, r: Array) -> Array:
         mean = leaf.sum() / jnp.maximum((~m).sum(), 1)
-        return jnp.where(m, mean, leaf)
+        return jnp.where(r, jnp.where(m, mean, leaf), 0)
 
-    return Target(jax.tree.map(average, visible, mask), everything)
+    return Target(jax.tree.map(average, visible, mask, reached), everything)

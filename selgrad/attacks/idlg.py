@@ -10,6 +10,7 @@ from selgrad.attacks.hidden import Hidden
 from selgrad.attacks.kernel import gradient_matching, iterate
 from selgrad.attacks.labels import most_negative_columns
 from selgrad.attacks.minimisers import lbfgs
+from selgrad.attacks.spaces import pixels
 from selgrad.attacks.starts import Start
 from selgrad.base import Attack
 
@@ -40,7 +41,7 @@ def idlg(
         distance=squared_l2,
         minimiser=lambda _: lbfgs(memory=memory, max_step=max_step),
         hidden=hidden,
-        start=start,
+        space=pixels(start),
         label_rule=most_negative_columns,
         evaluations_per_step=evaluations_per_step,
     )

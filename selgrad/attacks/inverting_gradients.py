@@ -16,6 +16,7 @@ from selgrad.attacks.kernel import gradient_matching, iterate
 from selgrad.attacks.labels import most_negative_columns
 from selgrad.attacks.minimisers import Minimiser, first_order
 from selgrad.attacks.priors import total_variation
+from selgrad.attacks.spaces import pixels
 from selgrad.attacks.starts import Start
 from selgrad.base import Attack, Observation
 
@@ -59,10 +60,10 @@ def inverting_gradients(
 
     kernel = gradient_matching(
         distance=cosine,
-        prior=lambda images: total_variation_weight * total_variation(images),
+        prior=lambda _, images: total_variation_weight * total_variation(images),
         minimiser=minimiser,
         hidden=hidden,
-        start=start,
+        space=pixels(start),
         label_rule=most_negative_columns,
     )
     return iterate(kernel, num_steps=num_steps, num_restarts=num_restarts)

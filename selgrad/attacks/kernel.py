@@ -5,6 +5,7 @@ A `Kernel` is one start of one attack on one observation: `init` and `step` in t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,18 +16,20 @@ from jax.flatten_util import ravel_pytree
 
 from selgrad.attacks.hidden import Hidden, Target, fill
 from selgrad.attacks.minimisers import Minimiser, Objective
-from selgrad.attacks.starts import Start, draw
+from selgrad.attacks.spaces import SpaceRule
 from selgrad.base import Attack, Grads, Key, Observation, Reconstruction
 from selgrad.errors import UsageError
 
 
 class State(NamedTuple):
-    """One restart: the minimiser's state, the start, the fixed labels (None if optimised), and evaluations spent."""
+    """One restart: the minimiser's state, the start, the fixed labels (None if optimised), evaluations spent, steps done and a key."""
 
     inner: Any
     start: Array
     labels: Array | None
     num_evaluations: Array
+    num_steps: Array
+    key: Key
 
 
 class Candidate(NamedTuple):
@@ -35,6 +38,7 @@ class Candidate(NamedTuple):
     inputs: Array
     labels: Array
     objective: Array
+    start: Array
 
 
 class Kernel(NamedTuple):
@@ -53,6 +57,23 @@ def _anything_visible(observation: Observation) -> Array:
 
 
 LabelRule = Callable[[Key, Observation, Target], Array]
+Value = Callable[[Array], Array]
+"""Dummy inputs -> the attack's objective there."""
+
+
+class Search(NamedTuple):
+    """Discrete moves beside the optimisation.
+
+    Attributes:
+      start: (key, observation, value) -> dummy inputs to start from.
+      refine: (key, observation, value, dummy inputs, step) -> dummy inputs after a step of the attack, and the objective there.
+      evaluations_per_start, evaluations_per_step: of the objective.
+    """
+
+    start: Callable[[Key, Observation, Value], Array]
+    refine: Callable[[Key, Observation, Value, Array, Array], tuple[Array, Array]]
+    evaluations_per_start: int
+    evaluations_per_step: int
 
 
 def gradient_matching(
@@ -60,10 +81,11 @@ def gradient_matching(
     distance: Callable[[Grads, Target], Array],
     minimiser: Callable[[Observation], Minimiser],
     hidden: Hidden,
-    prior: Callable[[Array], Array] | None = None,
+    space: SpaceRule,
+    prior: Callable[[Observation, Array], Array] | None = None,
     label_rule: LabelRule | None = None,
-    start: Start = "normal",
     evaluations_per_step: int = 1,
+    search: Search | None = None,
 ) -> Kernel:
     """Optimises dummy inputs, and soft labels where no rule gives them, until their update matches the observed one.
 
@@ -71,10 +93,11 @@ def gradient_matching(
       distance: between the dummy update and the target.
       minimiser: for the attacker's bounds, from the observation.
       hidden: what becomes of encrypted entries.
+      space: what is optimised, from the observation: pixels or embeddings.
       prior: penalty on the dummy inputs.
       label_rule: labels before the optimisation; None optimises label logits jointly. Labels that the threat model gives are used as given.
-      start: where dummy inputs start; label logits start from N(0, 1), as DLG's do.
       evaluations_per_step: minimiser steps in one step of the attack.
+      search: discrete moves, before the first step and after each; it needs a first-order minimiser.
 
     Returns:
       A kernel.
@@ -85,31 +108,36 @@ def gradient_matching(
     if evaluations_per_step < 1:
         raise UsageError(f"evaluations_per_step={evaluations_per_step} must be at least 1")
 
-    def sizes(observation: Observation) -> tuple[tuple[int, ...], tuple[int, int]]:
-        spec, batch_size = observation.model.input_spec, observation.update.batch_size
-        return (batch_size, *spec.shape), (batch_size, spec.num_classes)
+    def label_sizes(observation: Observation) -> tuple[int, ...]:
+        spec = observation.model.input_spec
+        return (observation.update.batch_size, *spec.label_shape, spec.num_classes)
 
     def unravel(observation: Observation, state_labels: Array | None, point: Array) -> tuple[Array, Array]:
-        inputs_shape, labels_shape = sizes(observation)
+        place, labels_shape = space(observation), label_sizes(observation)
         if state_labels is not None:
-            return point.reshape(inputs_shape), jax.nn.one_hot(state_labels, labels_shape[1], dtype=point.dtype)
-        num_inputs = point.size - labels_shape[0] * labels_shape[1]
-        return point[:num_inputs].reshape(inputs_shape), jax.nn.softmax(point[num_inputs:].reshape(labels_shape))
+            return place.fix(point.reshape(place.shape)), jax.nn.one_hot(state_labels, labels_shape[-1], dtype=point.dtype)
+        num_inputs = math.prod(place.shape)
+        return place.fix(point[:num_inputs].reshape(place.shape)), jax.nn.softmax(point[num_inputs:].reshape(labels_shape))
 
     def objective(observation: Observation, labels: Array | None) -> Objective:
         target = fill(observation, hidden)
 
         def value(point: Array) -> Array:
             inputs, probabilities = unravel(observation, labels, point)
-            candidate = observation.update(observation.model, observation.params, inputs, probabilities)
-            return distance(candidate, target) + (0.0 if prior is None else prior(inputs))
+            candidate = observation.update(observation.model, observation.params, inputs, probabilities, observation.valid)
+            return distance(candidate, target) + (0.0 if prior is None else prior(observation, inputs))
 
         return value
 
+    def value_of_inputs(observation: Observation, labels: Array | None, point: Array) -> Value:
+        function = objective(observation, labels)
+        rest = point[math.prod(space(observation).shape) :]
+        return lambda inputs: function(jnp.concatenate([inputs.reshape(-1), rest]))
+
     def init(key: Key, observation: Observation) -> State:
-        inputs_key, labels_key = jax.random.split(key)
-        labels_shape = sizes(observation)[1]
-        inputs = draw(start, inputs_key, observation.update.batch_size, observation.model.input_spec)
+        inputs_key, labels_key, key = jax.random.split(key, 3)
+        labels_shape = label_sizes(observation)
+        inputs = space(observation).draw(inputs_key)
         labels = observation.labels
         if labels is None and label_rule is not None:
             labels = label_rule(labels_key, observation, fill(observation, hidden))
@@ -117,10 +145,14 @@ def gradient_matching(
             point = ravel_pytree((inputs, jax.random.normal(labels_key, labels_shape)))[0]
         else:
             point = inputs.reshape(-1)
+        if search is not None:
+            inputs = search.start(inputs_key, observation, value_of_inputs(observation, labels, point))
+            point = jnp.concatenate([inputs.reshape(-1), point[inputs.size :]])
         inner = minimiser(observation).init(point)
         # Where nothing is visible there is nothing to optimise for: the attack is done and returns its prior sample.
         inner = inner._replace(done=~_anything_visible(observation))
-        return State(inner, point, labels, jnp.zeros((), jnp.int32))
+        spent = jnp.full((), 0 if search is None else search.evaluations_per_start, jnp.int32)
+        return State(inner, point, labels, spent, jnp.zeros((), jnp.int32), key)
 
     def step(observation: Observation, state: State) -> State:
         function, method = objective(observation, state.labels), minimiser(observation)
@@ -129,8 +161,24 @@ def gradient_matching(
             inner = body(0, state.inner)
         else:
             inner = jax.lax.fori_loop(0, evaluations_per_step, body, state.inner)
-        spent = jnp.where(state.inner.done, 0, evaluations_per_step)
-        return state._replace(inner=inner, num_evaluations=state.num_evaluations + spent)
+        each = evaluations_per_step
+        if search is not None:
+            inner = refined(observation, state, inner)
+            each += search.evaluations_per_step
+        spent = jnp.where(state.inner.done, 0, each)
+        return state._replace(inner=inner, num_evaluations=state.num_evaluations + spent, num_steps=state.num_steps + 1)
+
+    def refined(observation: Observation, state: State, inner: Any) -> Any:
+        assert search is not None
+        point, shape = inner.upcoming, space(observation).shape
+        size = math.prod(shape)
+        key = jax.random.fold_in(state.key, state.num_steps)
+        value = value_of_inputs(observation, state.labels, point)
+        inputs, found = search.refine(key, observation, value, point[:size].reshape(shape), state.num_steps)
+        moved = jnp.concatenate([inputs.reshape(-1), point[size:]])
+        done = inner.done | ~jnp.isfinite(found)
+        keep = lambda new, old: jnp.where(inner.done, old, new)
+        return inner._replace(point=keep(moved, inner.point), upcoming=keep(moved, inner.upcoming), value=keep(found, inner.value), done=done)
 
     def decode(observation: Observation, state: State) -> Candidate:
         visible, inner = _anything_visible(observation), state.inner
@@ -138,7 +186,9 @@ def gradient_matching(
         # A saturated network gives a finite objective to a point that has run away; starts are N(0, 1) and pixels of order 1.
         finite = jnp.isfinite(inner.value) & (jnp.abs(inner.point) < _RUN_AWAY).all()
         value = jnp.where(visible, jnp.where(finite, inner.value, jnp.inf), 0)
-        return Candidate(inputs, jnp.argmax(probabilities, axis=-1).astype(jnp.int32), value)
+        labels = jnp.argmax(probabilities, axis=-1).astype(jnp.int32) if state.labels is None else state.labels
+        read = space(observation).read
+        return Candidate(read(inputs), labels, value, read(unravel(observation, state.labels, state.start)[0]))
 
     return Kernel(init, step, decode)
 
@@ -176,9 +226,8 @@ def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
             every = jax.vmap(kernel.decode, (None, 0))(observation, state)
         best = jnp.argmin(every.objective)
         diverged = ~jnp.isfinite(every.objective[best])
-        first = state.start[best, : every.inputs[best].size].reshape(every.inputs[best].shape)
         return Reconstruction(
-            inputs=jnp.where(diverged, first, every.inputs[best]),
+            inputs=jnp.where(diverged, every.start[best], every.inputs[best]),
             labels=every.labels[best],
             objective=every.objective[best],
             diverged=diverged,

@@ -224,6 +224,11 @@ class Transformer:
         kept = [name for name in names if not (self.config.lora_rank and name == "key")]
         return tuple(tuple(f"layer_{i}/attention/{name}/{leaf}" for name in kept) for i in range(self.config.num_layers))
 
+    @property
+    def num_heads(self) -> int:
+        """Attention heads of each layer."""
+        return self.config.num_heads
+
     def init(self, key: Key) -> Params:
         """Fresh float32 parameters, or the pretrained ones with fresh parts where the checkpoint has none."""
         fresh: Params = self.network.init(key, jnp.zeros((1, *self.input_spec.shape, self.config.width)), None)["params"]

@@ -1,0 +1,335 @@
+"""DAGER: exact recovery of text, by testing which tokens' embeddings lie in the row space of the first attention layers' gradients.
+
+Petrov, Dimitrov, Baader, Müller, Vechev, "DAGER: Exact Gradient Inversion for Large Language Models", NeurIPS 2024 (petrov2024dager).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from selgrad import trees
+from selgrad.attacks import row_space
+from selgrad.attacks.hidden import Hidden
+from selgrad.attacks.labels import last_layer_counts
+from selgrad.attacks.hidden import fill
+from selgrad.attacks.spaces import known_tokens, possible_tokens, text_parts
+from selgrad.base import Attack, Key, Observation, Reconstruction, TextModel
+
+Tokens = npt.NDArray[np.int32]
+
+
+class _Candidates(NamedTuple):
+    """Per position the token ids that pass the first test and their distances, nearest first."""
+
+    tokens: list[npt.NDArray[np.int64]]
+    distances: list[npt.NDArray[np.float64]]
+
+
+@lru_cache(maxsize=8)
+def _reader(model: TextModel, num_layers: int) -> Callable[..., Any]:
+    """(params, tokens, valid) -> the input of attention layer `num_layers`, compiled once per model and shape."""
+
+    def read(params: Any, tokens: Any, valid: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return model.attention_inputs(params, model.embed(params, tokens), valid, num_layers)[-1]
+
+    return jax.jit(read)
+
+
+def _layer_inputs(observation: Observation, tokens: Tokens, valid: npt.NDArray[np.bool_], num_layers: int, at_once: int) -> npt.NDArray[Any]:
+    """The input of attention layer `num_layers` (from 1), (n, T, width), in batches of one size so that one program serves all."""
+    model, _ = text_parts(observation)
+    read, found = _reader(model, num_layers), []
+    for start in range(0, len(tokens), at_once):
+        part, real = tokens[start : start + at_once], valid[start : start + at_once]
+        missing = at_once - len(part)
+        part, real = np.pad(part, ((0, missing), (0, 0)), mode="edge"), np.pad(real, ((0, missing), (0, 0)), mode="edge")
+        found.append(np.asarray(read(observation.params, part, real))[: at_once - missing])
+    return np.concatenate(found)
+
+
+def _space(observation: Observation, layer: int, hidden: Hidden, max_rank: int, tolerance: float) -> row_space.RowSpace:
+    model, _ = text_parts(observation)
+    sent = set(trees.paths(observation.visible))
+    kernels = [
+        (path, np.asarray(trees.at(observation.visible, path)), np.asarray(trees.at(observation.mask, path)))
+        for path in model.attention_kernels[layer]
+        if path in sent
+    ]
+    return row_space.find(kernels, hidden=hidden, max_rank=max_rank, rank_tolerance=tolerance)
+
+
+def _first_test(
+    observation: Observation, space: row_space.RowSpace, threshold: float, max_candidates: int, at_once: int, real: npt.NDArray[np.bool_]
+) -> _Candidates:
+    """Tests every token at every position against the first layer's row space; known tokens are taken as known."""
+    model, spec = text_parts(observation)
+    length = spec.shape[0]
+    allowed = np.flatnonzero(np.asarray(possible_tokens(observation)))
+    found = np.ones((length, len(allowed)))
+    if space.basis.shape[1]:
+        read, everywhere = _reader(model, 1), np.ones((at_once, length), bool)
+        for start in range(0, len(allowed), at_once):
+            part = allowed[start : start + at_once]
+            padded = np.pad(part, (0, at_once - len(part)), mode="edge")
+            same = np.broadcast_to(padded[:, None], (at_once, length)).astype(np.int32)
+            inputs = np.asarray(read(observation.params, same, everywhere))[: len(part)]
+            found[:, start : start + len(part)] = space.distances(inputs).T
+    known_ids, known = (np.asarray(x) for x in known_tokens(observation))
+    tokens, distances = [], []
+    for position in range(length):
+        order = np.argsort(found[position], kind="stable")[:max_candidates]
+        order = order[found[position][order] < threshold] if (found[position][order] < threshold).any() else order[:1]
+        ids, values = allowed[order], found[position][order]
+        fixed = np.unique(known_ids[:, position][known[:, position] & real[:, position]])
+        if known[:, position].all():
+            ids, values = fixed, np.zeros(len(fixed))
+        elif len(fixed):
+            ids, values = np.concatenate([ids, fixed]), np.concatenate([values, np.zeros(len(fixed))])
+        tokens.append(ids.astype(np.int64))
+        distances.append(values)
+    return _Candidates(tokens, distances)
+
+
+def _second_distance(
+    observation: Observation, space: row_space.RowSpace, tokens: Tokens, valid: npt.NDArray[np.bool_], at_once: int
+) -> npt.NDArray[np.float64]:
+    """Distances of the second layer's inputs, (n, T)."""
+    return space.distances(_layer_inputs(observation, tokens, valid, 2, at_once))
+
+
+def _pick(found: list[tuple[float, Tokens]], lengths: npt.NDArray[np.int64], spare: Callable[[int], Tokens]) -> list[Tokens]:
+    """One sequence per length, the nearest first, none of them the beginning of another; `spare` where none is left.
+
+    Beginnings of true sequences pass every test, so the longest are chosen first.
+    """
+    result: dict[int, Tokens] = {}
+    for index in np.argsort(-lengths, kind="stable"):
+        length = int(lengths[index])
+        for _, tokens in sorted((item for item in found if len(item[1]) == length), key=lambda item: item[0]):
+            if not any(np.array_equal(tokens, other[:length]) for other in result.values()):
+                result[int(index)] = tokens
+                break
+        else:
+            result[int(index)] = spare(length)
+    return [result[i] for i in range(len(lengths))]
+
+
+def _grow(
+    observation: Observation, space: row_space.RowSpace, candidates: _Candidates, lengths: npt.NDArray[np.int64], threshold: float, beam: int, at_once: int
+) -> list[Tokens]:
+    """Decoders: a prefix's second-layer inputs depend on nothing after it, so sequences grow token by token."""
+    _, spec = text_parts(observation)
+    width = spec.shape[0]
+    alive: list[tuple[float, Tokens]] = [(0.0, np.zeros(0, np.int32))]
+    finished: list[tuple[float, Tokens]] = []
+    for position in range(int(lengths.max())):
+        grown = [(score, np.append(prefix, token).astype(np.int32)) for score, prefix in alive for token in candidates.tokens[position]]
+        first = {int(t): d for t, d in zip(candidates.tokens[position], candidates.distances[position], strict=True)}
+        padded = np.stack([np.pad(tokens, (0, width - len(tokens)), mode="edge") for _, tokens in grown])
+        real = np.broadcast_to(np.arange(width) <= position, padded.shape)
+        if space.basis.shape[1]:
+            second = _second_distance(observation, space, padded, real, at_once)[:, position]
+        else:
+            second = np.asarray([first[int(tokens[-1])] for _, tokens in grown])
+        scored = sorted(((max(score, float(d)), tokens) for (score, tokens), d in zip(grown, second, strict=True)), key=lambda item: item[0])
+        passing = [item for item in scored if item[0] < threshold]
+        alive = (passing or scored)[:beam]
+        # One that ends here must not keep the others from growing, so it is kept aside and grows on.
+        finished += [item for item in alive if (lengths == position + 1).any()]
+    return _pick(finished, lengths, lambda length: alive[0][1][:length])
+
+
+def _affinities(observation: Observation, occurring: list[tuple[int, int]]) -> npt.NDArray[np.float64] | None:
+    """How strongly two of the occurring (position, token) pairs attend to each other, (n, n) in [0, 1]; None where it cannot be computed.
+
+    With the layer's inputs X known, D = pinv(X') dL/dW is what flowed back to each query and key. For a head with attention scores S,
+    D_Q = (dL/dS) K and D_K = (dL/dS)' Q, so dL/dS follows, and it is 0 between tokens of different sentences. This grouping is ours; it is exact
+    while the head's width holds as many tokens as occur, and a least-norm estimate beyond.
+    """
+    model, spec = text_parts(observation)
+    paths = [path for path in model.attention_kernels[0] if path.endswith(("query/kernel", "key/kernel"))]
+    sent = set(trees.paths(observation.visible))
+    if len(paths) != 2 or any(path not in sent or bool(trees.at(observation.mask, path).any()) for path in paths):
+        return None
+    positions, ids = (np.asarray(x) for x in zip(*occurring, strict=True))
+    tokens = np.broadcast_to(ids[:, None], (len(ids), spec.shape[0])).astype(np.int32)
+    inputs = _layer_inputs(observation, tokens, np.ones(tokens.shape, bool), 1, 256)[np.arange(len(ids)), positions].astype(np.float64)
+    if np.linalg.matrix_rank(inputs, tol=1e-4 * np.linalg.norm(inputs, 2)) < len(inputs):
+        # A word seen at two positions makes others' shifted twins pass the first test too; what flowed back to whom is then not determined.
+        return None
+    inverse = np.linalg.pinv(inputs.T, rcond=1e-6)
+    heads = []
+    for path in paths:
+        weight, bias = (np.asarray(trees.at(observation.params, name), np.float64) for name in (path, path.removesuffix("kernel") + "bias"))
+        flow = inverse @ np.asarray(trees.at(observation.visible, path), np.float64)
+        heads.append([part.reshape(len(ids), model.num_heads, -1).swapaxes(0, 1) for part in (inputs @ weight + bias, flow)])
+    (queries, query_flows), (keys, key_flows) = heads
+    result = np.zeros((len(ids), len(ids)))
+    for query, query_flow, key, key_flow in zip(queries, query_flows, keys, key_flows, strict=True):
+        # A softmax's scores move their own sum nowhere: each row of dL/dS sums to 0.
+        columns = np.concatenate([key, np.full((len(ids), 1), np.abs(key).mean())], axis=1)
+        wanted = np.concatenate([query_flow, np.zeros((len(ids), 1))], axis=1)
+        left, right = np.linalg.pinv(columns, rcond=1e-7), np.linalg.pinv(query.T, rcond=1e-7)
+        slopes = np.zeros_like(result)
+        for _ in range(20):
+            slopes = slopes + (wanted - slopes @ columns) @ left
+            slopes = slopes + right @ (key_flow.T - query.T @ slopes)
+        size = np.abs(slopes)
+        size = size / np.maximum(size.max(axis=1, keepdims=True), 1e-30)
+        result = np.maximum(result, np.maximum(size, size.T))
+    return result
+
+
+def _assemble(
+    observation: Observation, space: row_space.RowSpace, candidates: _Candidates, lengths: npt.NDArray[np.int64], threshold: float, beam: int, at_once: int
+) -> list[Tokens]:
+    """Encoders: every position reads all, so whole sequences are improved position by position from many starts.
+
+    First by who attends to whom, which needs no forward pass; then those against the second layer's row space.
+    """
+    _, spec = text_parts(observation)
+    width, generator = spec.shape[0], np.random.default_rng(0)
+    known_ids, known = (np.asarray(x) for x in known_tokens(observation))
+    occurring = [(p, int(t)) for p in range(int(lengths.max())) for t in candidates.tokens[p]]
+    place = {pair: i for i, pair in enumerate(occurring)}
+    affinity = _affinities(observation, occurring) if len(lengths) > 1 else None
+    bonds = None if affinity is None else np.log(affinity + 1e-6)
+    num_chains = beam if bonds is not None else max(1, beam // 8)
+    found: list[tuple[float, Tokens]] = []
+    for length in np.unique(lengths):
+        row = int(np.flatnonzero(lengths == length)[0])
+        choices = [np.asarray([known_ids[row, p]]) if known[row, p] else candidates.tokens[p] for p in range(length)]
+        single = np.asarray([c[0] for c in choices], np.int32)
+        if all(len(c) == 1 for c in choices):
+            found.append((0.0, single))
+            continue
+        chains = np.stack([[generator.choice(c) for c in choices] for _ in range(num_chains)] + [single]).astype(np.int32)
+
+        def by_layer(sequences: Tokens, length: int = int(length)) -> npt.NDArray[np.float64]:
+            padded = np.pad(sequences, ((0, 0), (0, width - length)))
+            real = np.broadcast_to(np.arange(width) < length, padded.shape)
+            return _second_distance(observation, space, padded, real, at_once)[:, :length].mean(axis=1)
+
+        def by_bonds(sequences: Tokens, length: int = int(length)) -> npt.NDArray[np.float64]:
+            assert bonds is not None
+            at = np.asarray([[place[p, int(t)] for p, t in enumerate(tokens)] for tokens in sequences])
+            return -bonds[at[:, :, None], at[:, None, :]].mean(axis=(1, 2))
+
+        if bonds is not None:
+            chains, _ = _improve(chains, choices, by_bonds, generator)
+            chains = np.unique(chains, axis=0)
+            chains = chains[np.argsort(by_bonds(chains))][: max(4 * len(lengths), 8)]
+        if space.basis.shape[1]:
+            values = by_layer(chains)
+            if bonds is None:
+                chains, values = _improve(chains, choices, by_layer, generator)
+        else:
+            values = np.arange(len(chains), dtype=np.float64)
+        found += list(zip(values.tolist(), chains, strict=True))
+    return _pick(found, lengths, lambda length: np.asarray([c[0] for c in candidates.tokens[:length]], np.int32))
+
+
+def _improve(
+    chains: Tokens, choices: list[npt.NDArray[np.int64]], score: Callable[[Tokens], npt.NDArray[np.float64]], generator: np.random.Generator
+) -> tuple[Tokens, npt.NDArray[np.float64]]:
+    """Coordinate descent: at each position in turn the choice of the lowest score, until nothing changes."""
+    values = score(chains)
+    for _ in range(6):
+        before = chains.copy()
+        for position in generator.permutation(len(choices)):
+            options = choices[position]
+            if len(options) == 1:
+                continue
+            trial = np.repeat(chains[:, None], len(options), axis=1)
+            trial[:, :, position] = options
+            trials = score(trial.reshape(-1, len(choices))).reshape(len(chains), -1)
+            best = trials.argmin(axis=1)
+            chains, values = trial[np.arange(len(chains)), best], trials[np.arange(len(chains)), best]
+        if np.array_equal(chains, before):
+            break
+    return chains, values
+
+
+def dager(
+    *,
+    hidden: Hidden = "ignore",
+    first_threshold: float = 1e-2,
+    second_threshold: float = 1e-2,
+    rank_tolerance: float = 1e-8,
+    max_candidates: int = 32,
+    beam: int = 64,
+    tokens_at_once: int = 1024,
+) -> Attack:
+    """Row-space tests per token and position, then a beam (decoders) or improvement from many starts (encoders) against the second layer.
+
+    Uses the visible gradients of query, key and value kernels of the first two layers, and says which. Hidden entries are completed at low rank
+    (`ignore`, ours) or taken as 0 or the mean (`zero`, `average`). It runs on the host in float64, one observation after the other.
+
+    Args:
+      hidden: what becomes of encrypted entries.
+      first_threshold: relative distance of a token's embedding from the first layer's row space below which it may occur. The published 1e-5
+        presumes float64; float32 gradients leave 1e-3 (docs/design.md).
+      second_threshold: the same for the second layer.
+      rank_tolerance: singular values below this share of the largest are noise; the rank is at most the number of tokens.
+      max_candidates: tokens kept at each position.
+      beam: prefixes, or whole sequences, kept.
+      tokens_at_once: embedded in one batch; bounds the memory.
+    """
+
+    def reconstruct(key: Key, observation: Observation) -> Reconstruction:
+        model, spec = text_parts(observation)
+        size, length = observation.update.batch_size, spec.shape[0]
+        real = np.ones((size, length), bool) if observation.valid is None else np.asarray(observation.valid)
+        lengths = real.sum(axis=1)
+        at_once = max(8, tokens_at_once // 8)
+        spaces = [_space(observation, layer, hidden, int(real.sum()), rank_tolerance) for layer in range(min(2, len(model.attention_kernels)))]
+        labels = observation.labels
+        if labels is None:
+            target = fill(observation, hidden)
+            single = len(spec.label_shape) == 0
+            labels = last_layer_counts(key, observation, target) if single else jnp.zeros((size, *spec.label_shape), jnp.int32)
+        if spaces[0].basis.shape[1]:
+            second = spaces[1] if len(spaces) > 1 else row_space.RowSpace(np.zeros((0, 0)), np.zeros(0, np.int64), (), ())
+            candidates = _first_test(observation, spaces[0], first_threshold, max_candidates, tokens_at_once, real)
+            assemble = _grow if model.causal else _assemble
+            rows = assemble(observation, second, candidates, lengths, second_threshold, beam, at_once)
+            tokens = np.full((size, length), spec.pad_id, np.int32)
+            for i, row in enumerate(rows):
+                tokens[i, : lengths[i]] = row[: lengths[i]]
+            objective = float(np.mean([d.min() for d in candidates.distances if len(d)]))
+        else:
+            # Nothing can be tested: a sample of the prior, as every attack returns at ratio 1.
+            known_ids, known = (np.asarray(x) for x in known_tokens(observation))
+            allowed = np.flatnonzero(np.asarray(possible_tokens(observation)))
+            drawn = np.asarray(jax.random.choice(key, jnp.asarray(allowed), (size, length)))
+            tokens, objective = np.where(known, known_ids, drawn).astype(np.int32), 1.0
+        if not spec.label_shape and observation.labels is None:
+            labels = jnp.asarray(labels)
+        elif spec.label_shape and observation.labels is None:
+            labels = jnp.where(jnp.asarray(real), jnp.asarray(tokens), -1)
+        report = {"used": [leaf for s in spaces for leaf in s.leaves], "unused": [leaf for s in spaces for leaf in s.unused]}
+        found = jnp.asarray(tokens)
+        value = jnp.float32(objective)
+        return Reconstruction(
+            inputs=found,
+            labels=jnp.asarray(labels, jnp.int32),
+            objective=value,
+            diverged=jnp.zeros((), bool),
+            restart=jnp.int32(0),
+            all_inputs=found[None],
+            all_labels=jnp.asarray(labels, jnp.int32)[None],
+            all_objectives=value[None],
+            num_evaluations=jnp.int32(0),
+            report=json.dumps(report),
+        )
+
+    return Attack(lambda key, _: key, lambda _, state, __: state, lambda observation, key: reconstruct(key, observation), 1, 1, traceable=False)

@@ -1,0 +1,35 @@
+"""DLG on text: dummy word embeddings are optimised until their gradient matches the observed one in squared distance.
+
+Zhu, Liu, Han, NeurIPS 2019 (zhu2019dlg), section 4.3; by Adam, as LAMP's comparison runs it (balunovic2022lamp).
+"""
+
+from __future__ import annotations
+
+import optax
+
+from selgrad.attacks.distances import squared_l2
+from selgrad.attacks.hidden import Hidden
+from selgrad.attacks.kernel import gradient_matching, iterate
+from selgrad.attacks.labels import last_layer_counts
+from selgrad.attacks.minimisers import first_order
+from selgrad.attacks.spaces import embeddings
+from selgrad.base import Attack
+
+
+def dlg_text(*, num_steps: int = 2500, num_restarts: int = 1, hidden: Hidden = "ignore", learning_rate: float = 0.1) -> Attack:
+    """Adam on the squared gradient distance, read as the nearest tokens; labels from the last layer's gradient where they are not given.
+
+    Args:
+      num_steps: Adam steps.
+      num_restarts: independent starts, the best by the attack's own objective.
+      hidden: what becomes of encrypted entries.
+      learning_rate: of Adam.
+    """
+    kernel = gradient_matching(
+        distance=squared_l2,
+        minimiser=lambda _: first_order(optax.adam(learning_rate)),
+        hidden=hidden,
+        space=embeddings,
+        label_rule=last_layer_counts,
+    )
+    return iterate(kernel, num_steps=num_steps, num_restarts=num_restarts)

@@ -1,0 +1,139 @@
+"""The space that a layer's inputs span, from the gradients of the dense kernels that read them, with whatever of these is visible.
+
+dL/dW = X' D for a kernel that multiplies X (tokens, width): its columns lie in the span of X's rows. Petrov et al. 2024 (petrov2024dager),
+theorem 5.1. Hidden entries are completed as a low-rank matrix: alternating least squares, Jain et al. 2013 (jain2013lowrank).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from selgrad.attacks.hidden import Hidden
+
+Matrix = npt.NDArray[np.float64]
+
+
+class RowSpace(NamedTuple):
+    """An orthonormal basis of what the inputs span.
+
+    Attributes:
+      basis: (num_rows, rank) float64, columns orthonormal; rank 0 where nothing can be said.
+      rows: (num_rows,) the coordinates of the inputs that it covers; others were hidden whole.
+      leaves: paths of the kernels that were used.
+      unused: paths of the kernels that were not, each with the reason.
+    """
+
+    basis: Matrix
+    rows: npt.NDArray[np.int64]
+    leaves: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def distances(self, inputs: Any) -> npt.NDArray[np.float64]:
+        """||x - projection of x|| / ||x|| over the covered coordinates, shape inputs.shape[:-1], in [0, 1]; 1 where nothing can be said."""
+        x = np.asarray(inputs)[..., self.rows]
+        if not self.basis.shape[1]:
+            return np.ones(x.shape[:-1])
+        x = x.astype(np.float32)
+        inside = x @ self.basis.astype(np.float32)
+        # In float32 for speed over a vocabulary; what is close is computed again by the caller's threshold in float64.
+        whole = np.maximum((x**2).sum(axis=-1), 1e-30)
+        found = np.sqrt(np.maximum(whole - (inside**2).sum(axis=-1), 0) / whole).astype(np.float64)
+        close = found < 0.05
+        if close.any():
+            y = x[close].astype(np.float64)
+            found[close] = np.linalg.norm(y - (y @ self.basis) @ self.basis.T, axis=-1) / np.maximum(np.linalg.norm(y, axis=-1), 1e-30)
+        return found
+
+
+def complete(matrix: Matrix, visible: npt.NDArray[np.bool_], rank: int, num_steps: int = 60, tolerance: float = 1e-9) -> Matrix:
+    """A factor L (rows, rank) of the matrix of that rank that agrees with the visible entries, by alternating least squares.
+
+    Args:
+      matrix: hidden entries are not read.
+      visible: of the same shape.
+      rank: of the completion.
+      num_steps: at most.
+      tolerance: the relative residual on visible entries that ends it.
+    """
+    seen = np.where(visible, matrix, 0.0)
+    weights = visible.astype(np.float64)
+    left = np.linalg.svd(seen / max(weights.mean(), 1e-3), full_matrices=False)[0][:, :rank]
+    scale = np.linalg.norm(seen) or 1.0
+
+    def solve(factor: Matrix, values: Matrix, weight: Matrix) -> Matrix:
+        """Per column of `values` the least-squares coefficients on the rows it shows, (columns, rank)."""
+        pairs = (factor[:, :, None] * factor[:, None, :]).reshape(len(factor), -1)
+        normal = (weight.T @ pairs).reshape(-1, factor.shape[1], factor.shape[1])
+        normal += 1e-13 * np.trace(normal, axis1=1, axis2=2)[:, None, None] * np.eye(factor.shape[1])
+        normal += 1e-30 * np.eye(factor.shape[1])
+        result: Matrix = np.linalg.solve(normal, ((values * weight).T @ factor)[..., None])[..., 0]
+        return result
+
+    previous = np.inf
+    for _ in range(num_steps):
+        right = solve(left, seen, weights)
+        # An orthonormal factor keeps the normal equations as well conditioned as they can be.
+        right = np.linalg.qr(right)[0]
+        left = solve(right, seen.T, weights.T)
+        residual = np.linalg.norm(np.where(visible, left @ right.T - matrix, 0)) / scale
+        if residual < tolerance or residual > 0.999 * previous and residual < 1e-6:
+            break
+        previous = residual
+        left = np.linalg.qr(left)[0]
+    return left
+
+
+def find(
+    kernels: Sequence[tuple[str, npt.NDArray[Any], npt.NDArray[np.bool_]]], *, hidden: Hidden, max_rank: int, rank_tolerance: float
+) -> RowSpace:
+    """The row space of a layer's inputs.
+
+    Args:
+      kernels: path, visible gradient (width, features) and mask of each kernel that reads them.
+      hidden: `zero` and `average` take hidden entries for that; `ignore` leaves out rows and columns that are hidden whole and completes the rest.
+      max_rank: tokens in the batch; the inputs span no more.
+      rank_tolerance: singular values below this share of the largest are noise.
+    """
+    used, unused, parts, masks = [], [], [], []
+    for path, grads, mask in kernels:
+        if mask.all():
+            unused.append(f"{path} (hidden whole)")
+            continue
+        values = np.asarray(grads, np.float64)
+        if hidden == "average":
+            values = np.where(mask, values[~mask].mean(), values)
+        used.append(path)
+        parts.append(values)
+        masks.append(mask)
+    if not used:
+        return RowSpace(np.zeros((0, 0)), np.zeros(0, np.int64), (), tuple(unused))
+    matrix, mask = np.concatenate(parts, axis=1), np.concatenate(masks, axis=1)
+    rows = np.arange(len(matrix))
+    if hidden == "ignore" and mask.any():
+        # What is hidden whole says nothing; a row or column with fewer visible entries than the rank is not determined by them.
+        for _ in range(20):
+            keep_rows = (~mask).sum(axis=1) >= min(max_rank, mask.shape[1])
+            keep_columns = (~mask[keep_rows]).sum(axis=0) >= min(max_rank, keep_rows.sum()) if keep_rows.any() else np.zeros(mask.shape[1], bool)
+            if keep_rows.all() and keep_columns.all():
+                break
+            matrix, mask, rows = matrix[keep_rows][:, keep_columns], mask[keep_rows][:, keep_columns], rows[keep_rows]
+            if not matrix.size:
+                return RowSpace(np.zeros((0, 0)), np.zeros(0, np.int64), (), (*unused, *(f"{path} (too little visible)" for path in used)))
+        if mask.any() and max_rank < len(matrix):
+            # Columns are many; the fullest few times the rank determine the space as well as all of them.
+            order = np.argsort(mask.sum(axis=0), kind="stable")[: 4 * max_rank]
+            if mask[:, order].any():
+                matrix = complete(matrix[:, order], ~mask[:, order], max_rank)
+            else:
+                matrix = matrix[:, order]
+    left, singular, _ = np.linalg.svd(matrix, full_matrices=False)
+    rank = int((singular > rank_tolerance * singular[0]).sum()) if singular.size and singular[0] > 0 else 0
+    rank = min(rank, max_rank)
+    if rank >= len(matrix):
+        # Everything lies in the whole space: no test can fail, and none says anything.
+        return RowSpace(np.zeros((len(matrix), 0)), rows, (), (*unused, *(f"{path} (rank {rank} of {len(matrix)}: full)" for path in used)))
+    return RowSpace(left[:, :rank], rows, tuple(used), tuple(unused))

@@ -1,0 +1,123 @@
+"""What an attack optimises over: pixels, or word embeddings that are read as the nearest tokens at the end.
+
+A space is made from an observation and says how dummy inputs start, which parts of them are known, and what they stand for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from selgrad import trees
+from selgrad.attacks.starts import Start, draw
+from selgrad.base import InputSpec, Key, Observation, TextModel, TextSpec
+from selgrad.errors import UsageError
+
+
+class Space(NamedTuple):
+    """Dummy inputs of one observation.
+
+    Attributes:
+      shape: of the dummy inputs, (B, ...).
+      draw: key -> a start.
+      fix: dummy inputs -> the same with what is known put in.
+      read: dummy inputs -> what a `Reconstruction` holds.
+    """
+
+    shape: tuple[int, ...]
+    draw: Callable[[Key], Array]
+    fix: Callable[[Array], Array]
+    read: Callable[[Array], Array]
+
+
+SpaceRule = Callable[[Observation], Space]
+
+
+def pixels(start: Start) -> SpaceRule:
+    """Images as they are."""
+
+    def make(observation: Observation) -> Space:
+        spec, size = observation.model.input_spec, observation.update.batch_size
+        if not isinstance(spec, InputSpec):
+            raise UsageError("this attack optimises pixels and the data are text; choose dlg_text, tag, lamp or dager")
+        return Space((size, *spec.shape), lambda key: draw(start, key, size, spec), lambda x: x, lambda x: x)
+
+    return make
+
+
+def text_parts(observation: Observation) -> tuple[TextModel, TextSpec]:
+    """The model and its spec, if they are of text.
+
+    Raises:
+      UsageError: if they are of images.
+    """
+    spec = observation.model.input_spec
+    if not isinstance(spec, TextSpec):
+        raise UsageError("this attack reads text and the data are images; choose dlg, idlg or inverting_gradients")
+    return cast(TextModel, observation.model), spec
+
+
+def known_tokens(observation: Observation) -> tuple[Int[Array, "b t"], Bool[Array, "b t"]]:
+    """Tokens that the attacker knows, and where: the opening one, and where the padding is known the closing one and the padding."""
+    _, spec = text_parts(observation)
+    shape = (observation.update.batch_size, *spec.shape)
+    tokens, known = jnp.full(shape, spec.pad_id, jnp.int32), jnp.zeros(shape, bool)
+    if spec.start_id is not None:
+        tokens, known = tokens.at[:, 0].set(spec.start_id), known.at[:, 0].set(True)
+    if observation.valid is not None:
+        known = known | ~observation.valid
+        if spec.end_id is not None:
+            last = jnp.arange(shape[1]) == observation.valid.sum(axis=1, keepdims=True) - 1
+            tokens, known = jnp.where(last, spec.end_id, tokens), known | last
+    return tokens, known
+
+
+def possible_tokens(observation: Observation) -> Bool[Array, " v"]:
+    """Tokens that a sentence may hold: no special ones, and where rows of the word-embedding gradient are visible, only those it names.
+
+    A row is ruled out if it is wholly visible and 0: a token that occurs has a gradient there.
+    """
+    model, spec = text_parts(observation)
+    size = trees.at(observation.params, model.embedding).shape[0]
+    possible = jnp.ones(size, bool).at[jnp.asarray(spec.special_ids, jnp.int32)].set(False) & (jnp.arange(size) < spec.vocabulary_size)
+    if model.embedding in trees.paths(observation.visible) and model.embedding in model.bypassed:
+        rows, hidden = trees.at(observation.visible, model.embedding), trees.at(observation.mask, model.embedding)
+        named = (rows != 0).any(axis=1) | hidden.any(axis=1)
+        # An embedding tied to the output layer has gradients everywhere and names nothing.
+        possible = jnp.where((possible & named).any(), possible & named, possible)
+    return possible
+
+
+def nearest_tokens(observation: Observation, embedded: Float[Array, "b t d"]) -> Int[Array, "b t"]:
+    """The possible token of the largest cosine similarity at each position, and the known tokens where they are known."""
+    model, _ = text_parts(observation)
+    table = trees.at(observation.params, model.embedding)
+    unit = table / jnp.maximum(jnp.linalg.norm(table, axis=1, keepdims=True), 1e-12)
+    scores = jnp.where(possible_tokens(observation), embedded @ unit.T, -jnp.inf)
+    tokens, known = known_tokens(observation)
+    return jnp.where(known, tokens, jnp.argmax(scores, axis=-1).astype(jnp.int32))
+
+
+def embeddings(observation: Observation) -> Space:
+    """Word embeddings, starting at random with the mean norm of the vocabulary's, read as the nearest tokens by cosine.
+
+    Known tokens are put in at every step, as LAMP does with [CLS], [SEP] and the padding (balunovic2022lamp).
+    """
+    model, spec = text_parts(observation)
+    table = trees.at(observation.params, model.embedding)
+    shape = (observation.update.batch_size, *spec.shape, table.shape[1])
+    tokens, known = known_tokens(observation)
+
+    def start(key: Key) -> Array:
+        noise = jax.random.normal(key, shape)
+        return noise / jnp.linalg.norm(noise, axis=-1, keepdims=True) * jnp.linalg.norm(table, axis=1).mean()
+
+    def fix(embedded: Array) -> Array:
+        return jnp.where(known[..., None], table[tokens], embedded)
+
+    return Space(shape, start, fix, lambda embedded: nearest_tokens(observation, embedded))
