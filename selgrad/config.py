@@ -223,7 +223,9 @@ class SweepConfig:
       seeds: of model weights, metric and attack; samples share starts across metrics and ratios, so that differences are not luck.
       encryption: `profile`, `num_clients` and `bound` (None: the profile's), or None to leave encryption out.
       known_labels: whether the threat model gives the labels away.
-      success: `measure`, and the `threshold` below (mse) or above (psnr, ssim) which an attack has succeeded.
+      known_padding: whether it says which positions of a text are padding, as LAMP's does.
+      success: `measure`, and the `threshold` below (mse) or above (all others) which an attack has succeeded; None is mse 1e-3 for images and
+        rougeL 0.5 for text.
       gallery: samples whose reconstructions are kept.
       block_size: attacks (lanes times restarts) per compiled block; 0 chooses by memory.
       wandb: `project`, `entity`, `group`, `tags`, `runs` ("sweep" or "attack").
@@ -240,6 +242,7 @@ class SweepConfig:
     seeds: tuple[int, ...]
     encryption: Mapping[str, Any] | None
     known_labels: bool
+    known_padding: bool
     success: Mapping[str, Any]
     gallery: int
     block_size: int
@@ -277,6 +280,7 @@ _DEFAULTS: dict[str, Any] = {
     "seeds": [0],
     "encryption": {},
     "known_labels": False,
+    "known_padding": True,
     "success": {},
     "gallery": 4,
     "block_size": 0,
@@ -335,13 +339,16 @@ def parse(content: Mapping[str, Any]) -> SweepConfig:
         if not 0 <= ratio <= 1:
             raise UsageError(f"ratio={ratio:g} lies outside [0, 1]; give the share of the entries to encrypt, such as 0.1")
     encryption = parse_encryption(merged["encryption"])
-    success = _only(merged["success"], "success", {"measure": "mse", "threshold": 1e-3})
-    if success["measure"] not in ("mse", "psnr", "ssim"):
-        raise UsageError(f"success: measure={success['measure']!r}; {did_you_mean(str(success['measure']), ('mse', 'psnr', 'ssim'))}")
+    success = _only(merged["success"], "success", {"measure": None, "threshold": None}, numbers=("threshold",))
+    known = ("mse", "psnr", "ssim", "rouge1", "rouge2", "rougeL", "token_accuracy", "exact_match")
+    if success["measure"] not in (None, *known):
+        raise UsageError(f"success: measure={success['measure']!r}; {did_you_mean(str(success['measure']), known)}")
+    if success["measure"] is not None and success["threshold"] is None:
+        raise UsageError(f"success: measure={success['measure']!r} needs a threshold")
     wandb = _only(merged["wandb"], "wandb", {"project": "selgrad", "entity": None, "group": None, "tags": [], "runs": "sweep"})
     if wandb["runs"] not in ("sweep", "attack"):
         raise UsageError(f"wandb: runs={wandb['runs']!r} is neither 'sweep' nor 'attack'")
-    for key, kind in (("name", str), ("known_labels", bool), ("gallery", int), ("block_size", int)):
+    for key, kind in (("name", str), ("known_labels", bool), ("known_padding", bool), ("gallery", int), ("block_size", int)):
         if not _fits(merged[key], kind):
             raise UsageError(f"{key}={merged[key]!r} is not {describe(kind)}")
     for key in ("gallery", "block_size"):
@@ -359,6 +366,7 @@ def parse(content: Mapping[str, Any]) -> SweepConfig:
         seeds=_numbers("seeds", merged["seeds"], int, "give integers such as [0, 1]"),
         encryption=encryption,
         known_labels=merged["known_labels"],
+        known_padding=merged["known_padding"],
         success=success,
         gallery=merged["gallery"],
         block_size=merged["block_size"],

@@ -21,11 +21,25 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from selgrad import checkpoints, devices, encryption, trees
-from selgrad.base import Attack, Batch, GradientContext, Grads, InputSpec, Key, Model, Params, Ranks, Reconstruction, Scores, Update
+from selgrad.base import (
+    Attack,
+    Batch,
+    GradientContext,
+    Grads,
+    InputSpec,
+    Key,
+    Model,
+    Params,
+    Ranks,
+    Reconstruction,
+    Scores,
+    TextSpec,
+    Update,
+)
 from selgrad.config import Spec, make_spec, parse_encryption
-from selgrad.data import Dataset
+from selgrad.data import Dataset, TextDataset
 from selgrad.errors import UsageError
-from selgrad.evaluation import MEASURES, align
+from selgrad.evaluation import MEASURES, TEXT_MEASURES, align, align_texts, token_accuracy
 from selgrad.gradients import observe
 
 
@@ -59,7 +73,7 @@ class Setting:
 
     def __init__(self, dataset: Spec, model: Spec, update: Spec, samples: Sequence[int] | None = None) -> None:
         self.specs = (dataset, model, update)
-        self.dataset: Dataset = dataset.build()
+        self.dataset: Dataset | TextDataset = dataset.build()
         self.model: Model = model.build(self.dataset.spec)
         self.update: Update = update.build()
         available = len(self.dataset) // self.update.batch_size
@@ -70,7 +84,10 @@ class Setting:
             if not 0 <= sample < available:
                 raise UsageError(f"sample={sample} lies outside 0 .. {available - 1}")
         self.num_samples = len(self.samples)
-        self.num_total = trees.size(jax.eval_shape(self.model.init, jax.random.key(0)))
+        sent = jax.eval_shape(lambda key: self.model.split(self.model.init(key))[0], jax.random.key(0))
+        self.num_total = trees.size(sent)
+        always = [trees.matches(path, self.model.always_encrypted) for path in trees.paths(sent)]
+        self.num_always = sum(int(np.prod(leaf.shape)) for leaf, yes in zip(jax.tree.leaves(sent), always, strict=True) if yes)
         # Gradients, one metric's scores and their ranks.
         needed, budget = 3 * 4 * self.num_samples * self.num_total, devices.memory_budget()
         if needed > budget:
@@ -84,9 +101,13 @@ class Setting:
         self.scores = functools.lru_cache(maxsize=4)(self._scores)
 
     @property
-    def input_spec(self) -> InputSpec:
+    def input_spec(self) -> InputSpec | TextSpec:
         """Of the model, which may have more classes than the data set."""
         return self.model.input_spec
+
+    def num_selected(self, ratio: float) -> int:
+        """Encrypted entries: those that always are, and the ratio of the others."""
+        return self.num_always + trees.count(ratio, self.num_total - self.num_always)
 
     def _client(self, seed: int) -> Client:
         key = fold(jax.random.key(seed), "params")
@@ -99,8 +120,8 @@ class Setting:
 
         def every(params: Params, batches: Batch) -> Grads:
             def one(batch: Batch) -> Grads:
-                labels = jax.nn.one_hot(batch.labels, self.input_spec.num_classes)
-                return self.update(self.model, params, self.model.embed(params, batch.inputs), labels)
+                labels = jax.nn.one_hot(self.model.targets(batch), self.input_spec.num_classes)
+                return self.update.client(self.model, params, batch, labels)
 
             return jax.lax.map(one, batches)
 
@@ -139,7 +160,13 @@ class Setting:
     def _ranks(self, metric: Spec, selector: Spec, seed: int) -> tuple[Ranks, float, float]:
         """Ranks of every sample (NumPy, leading axis), seconds per sample to score, seconds per sample to rank."""
         scores, score_seconds = self.scores(metric, seed)
-        order = self._program(selector, lambda s: jax.lax.map(selector.build(), s), scores)
+        choose, always = selector.build(), self.model.always_encrypted
+
+        def rank(one: Scores) -> Ranks:
+            ranks = choose(one)
+            return trees.rank_first(ranks, [trees.matches(path, always) for path in trees.paths(ranks)]) if always else ranks
+
+        order = self._program(selector, lambda s: jax.lax.map(rank, s), scores)
         started = time.perf_counter()
         ranks = jax.block_until_ready(order(scores))
         mask_seconds = (time.perf_counter() - started) / self.num_samples
@@ -157,11 +184,19 @@ class Lanes(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a block leaves of each lane: measures by name, pixels (B, *shape) in [0, 1], and labels (B,)."""
+    """What a block leaves of each lane.
+
+    Attributes:
+      measures: by name.
+      outputs: pixels (B, *shape) in [0, 1], or tokens (B, length).
+      labels: (B, *label_shape).
+      reports: what host attacks say of themselves, by (row, lane).
+    """
 
     measures: dict[str, Array]
-    pixels: Array
+    outputs: Array
     labels: Array
+    reports: dict[tuple[int, int], str] = {}  # noqa: RUF012 (never changed)
 
 
 class Block:
@@ -171,34 +206,40 @@ class Block:
       setting: data, model, update.
       attack: spec.
       num_seeds, num_lanes: sizes of the two axes.
-      known_labels: whether the observation carries the labels.
+      known_labels, known_padding: whether the observation carries the labels, and which positions are padding.
     """
 
-    def __init__(self, setting: Setting, attack: Spec, *, num_seeds: int, num_lanes: int, known_labels: bool) -> None:
-        self.attack: Attack = attack.build()
+    def __init__(self, setting: Setting, attack: Spec, *, num_seeds: int, num_lanes: int, known_labels: bool, known_padding: bool = True) -> None:
+        self.attack, self._auxiliary = build_attack(attack, setting)
+        self.num_steps = self.attack.num_steps
         self.num_seeds = num_seeds
         self.mesh = devices.mesh(num_lanes)
         self.num_lanes = -(-num_lanes // self.mesh.size) * self.mesh.size
         model, update, method = setting.model, setting.update, self.attack
 
-        def observation(params: Params, lane: Lanes) -> Any:
+        def observation(params: tuple[Params, Any], lane: Lanes) -> Any:
+            weights, auxiliary = params
             mask = trees.top(lane.ranks, lane.num_selected)
-            return observe(model, update, params, lane.grads, mask, lane.batch.labels if known_labels else None)
+            labels = model.targets(lane.batch) if known_labels else None
+            valid = lane.batch.valid if known_padding else None
+            return observe(model, update, weights, lane.grads, mask, labels, valid, auxiliary)
 
-        def start(params: Params, lane: Lanes) -> Any:
+        self._observe = observation
+
+        def start(params: tuple[Params, Any], lane: Lanes) -> Any:
             return method.start(lane.key, observation(params, lane))
 
-        def advance(params: Params, lane: Lanes, state: Any, num_steps: Array) -> Any:
+        def advance(params: tuple[Params, Any], lane: Lanes, state: Any, num_steps: Array) -> Any:
             return method.advance(observation(params, lane), state, num_steps)
 
-        def finish(params: Params, lane: Lanes, state: Any) -> Outcome:
+        def finish(params: tuple[Params, Any], lane: Lanes, state: Any) -> Outcome:
             return measure(model.input_spec, lane.batch, method.finish(observation(params, lane), state))
 
         everywhere, lanes = PartitionSpec(), PartitionSpec(None, "lanes")
 
         def block(phase: Any, in_axes: tuple[int | None, ...], in_specs: tuple[Any, ...]) -> Any:
             inner = jax.vmap(phase, (None, *in_axes))
-            outer = jax.vmap(inner, (0, *in_axes))
+            outer = jax.vmap(inner, ((0, None), *in_axes))
             return jax.jit(devices.shard(outer, self.mesh, (everywhere, *in_specs), lanes))
 
         self._start = block(start, (0,), (lanes,))
@@ -210,6 +251,7 @@ class Block:
     def compile(self, params: Params, lanes: Lanes) -> None:
         """Compiles the three phases ahead of time and reads how much memory the largest takes."""
         started = time.perf_counter()
+        params = (params, self._auxiliary)
         shapes = jax.eval_shape(self._start, params, lanes)
         self._start = self._start.lower(params, lanes).compile()
         # Shapes only, so that a block too large for the device is found by the memory analysis and not by running it.
@@ -227,20 +269,105 @@ class Block:
 
     def start(self, params: Params, lanes: Lanes) -> Any:
         """The state of every lane before its first step."""
-        return self._start(params, lanes)
+        return self._start((params, self._auxiliary), lanes)
 
     def advance(self, params: Params, lanes: Lanes, state: Any, num_steps: int) -> Any:
         """The state after so many more steps; lanes that are done stay as they are."""
-        return self._advance(params, lanes, state, jnp.int32(num_steps))
+        return self._advance((params, self._auxiliary), lanes, state, jnp.int32(num_steps))
 
     def finish(self, params: Params, lanes: Lanes, state: Any) -> Outcome:
         """Measures and reconstructions."""
-        outcome: Outcome = self._finish(params, lanes, state)
-        return outcome
+        outcome: Outcome = self._finish((params, self._auxiliary), lanes, state)
+        return Outcome(outcome.measures, outcome.outputs, outcome.labels)
 
 
-def measure(spec: InputSpec, batch: Batch, found: Reconstruction) -> Outcome:
-    """Aligns a reconstruction with the truth and measures it; a diverged one has NaN in every measure."""
+class HostBlock:
+    """An attack that cannot be traced, behind the interface of `Block`: one lane after the other, a lane being a step.
+
+    Args:
+      setting, attack, num_seeds, num_lanes, known_labels, known_padding: as for `Block`.
+    """
+
+    compile_seconds = 0.0
+    memory_bytes = 0
+
+    def __init__(self, setting: Setting, attack: Spec, *, num_seeds: int, num_lanes: int, known_labels: bool, known_padding: bool = True) -> None:
+        self._block = Block(setting, attack, num_seeds=num_seeds, num_lanes=num_lanes, known_labels=known_labels, known_padding=known_padding)
+        self.attack, self.num_seeds, self.num_lanes = self._block.attack, num_seeds, num_lanes
+        self.num_steps = num_seeds * num_lanes
+        self._observation = jax.jit(self._block._observe)
+        self._setting = setting
+
+    def compile(self, params: Params, lanes: Lanes) -> None:
+        """Nothing to do before the first lane."""
+
+    def start(self, params: Params, lanes: Lanes) -> dict[str, Any]:
+        """Room for what each lane will have found."""
+        rows, columns = lanes.num_selected.shape
+        size, spec = len(lanes.batch.inputs[0, 0]), self._setting.input_spec
+        return {
+            "done": np.zeros((), np.int64),
+            "outputs": np.zeros((rows, columns, size, *spec.shape), np.int32),
+            "labels": np.zeros((rows, columns, size, *spec.label_shape), np.int32),
+            "numbers": np.zeros((rows, columns, 4), np.float64),
+            "reports": np.zeros((rows, columns, 4096), np.uint8),
+        }
+
+    def advance(self, params: Params, lanes: Lanes, state: dict[str, Any], num_steps: int) -> dict[str, Any]:
+        """Attacks the next lanes."""
+        state = {name: np.array(value) for name, value in state.items()}
+        for _ in range(num_steps):
+            done = int(state["done"])
+            if done >= self.num_steps:
+                break
+            i, j = divmod(done, self.num_lanes)
+            weights = jax.tree.map(lambda leaf, i=i: leaf[i], params)
+            lane = jax.tree.map(lambda leaf, i=i, j=j: leaf[i, j], lanes)
+            found = self.attack.reconstruct(lane.key, self._observation((weights, self._block._auxiliary), lane))
+            state["outputs"][i, j], state["labels"][i, j] = np.asarray(found.inputs), np.asarray(found.labels)
+            state["numbers"][i, j] = [float(x) for x in (found.objective, found.diverged, found.restart, found.num_evaluations)]
+            text = found.report.encode()[:4096]
+            state["reports"][i, j, : len(text)] = np.frombuffer(text, np.uint8)
+            state["done"] = np.asarray(done + 1)
+        return state
+
+    def finish(self, params: Params, lanes: Lanes, state: dict[str, Any]) -> Outcome:
+        """What was found."""
+        names = ("objective", "diverged", "restart", "num_evaluations")
+        reports = {(i, j): bytes(state["reports"][i, j]).rstrip(b"\0").decode() for i in range(len(state["reports"])) for j in range(self.num_lanes)}
+        measures: dict[str, Any] = {name: state["numbers"][..., k] for k, name in enumerate(names)}
+        return Outcome(measures, state["outputs"], state["labels"], reports)
+
+
+def make_block(setting: Setting, attack: Spec, **sizes: Any) -> Block | HostBlock:
+    """A compiled block, or one on the host where the attack cannot be traced."""
+    kind = Block if build_attack(attack, setting)[0].traceable else HostBlock
+    return kind(setting, attack, **sizes)
+
+
+def build_attack(attack: Spec, setting: Setting) -> tuple[Attack, Any]:
+    """The attack, and what the attacker brings: the parameters of its language model, where it names one.
+
+    Raises:
+      UsageError: if the language model has another vocabulary than the clients.
+    """
+    folder = attack.get("language_model")
+    if folder is None:
+        return attack.build(), None
+    from selgrad.language_model import load
+
+    spec = setting.input_spec
+    if not isinstance(spec, TextSpec):
+        raise UsageError(f"{attack.name} reads text and {setting.specs[0].label} holds images; choose dlg, idlg or inverting_gradients")
+    model, params = load(folder, spec)
+    return dataclasses.replace(attack, arguments=tuple((k, model if k == "language_model" else v) for k, v in attack.arguments)).build(), params
+
+
+def measure(spec: InputSpec | TextSpec, batch: Batch, found: Reconstruction) -> Outcome:
+    """Aligns reconstructed images with the truth and measures them; a diverged one has NaN in every measure. Text is measured where it is decoded."""
+    if isinstance(spec, TextSpec):
+        numbers = {name: getattr(found, name) for name in ("objective", "diverged", "restart", "num_evaluations")}
+        return Outcome(numbers, found.inputs, found.labels)
     aligned = align(spec, batch, found)
     measures: dict[str, Array] = {
         "objective": found.objective,
@@ -252,6 +379,64 @@ def measure(spec: InputSpec, batch: Batch, found: Reconstruction) -> Outcome:
         for name, value in compare(spec, batch, aligned).items():
             measures[name] = jnp.where(found.diverged, jnp.nan, value)
     return Outcome(measures, jnp.clip(spec.pixels(aligned.inputs), 0, 1), aligned.labels)
+
+
+class Found(NamedTuple):
+    """One lane's result on the host.
+
+    Attributes:
+      measures: by name.
+      outputs: aligned pixels or tokens.
+      labels: aligned.
+      truth, texts: decoded sentences, empty for images.
+    """
+
+    measures: dict[str, float]
+    outputs: npt.NDArray[Any]
+    labels: npt.NDArray[np.int32]
+    truth: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+
+
+def complete(setting: Setting, outcome: Outcome, row: int, column: int, lane: Lane) -> Found:
+    """What a block on the device left of one lane, with what only the host can measure: decoded text."""
+    numbers = {name: float(value[row, column]) for name, value in outcome.measures.items()}
+    outputs, labels = np.asarray(outcome.outputs[row, column]), np.asarray(outcome.labels[row, column])
+    spec, dataset = setting.input_spec, setting.dataset
+    if not isinstance(spec, TextSpec) or not isinstance(dataset, TextDataset):
+        return Found(numbers, outputs, labels)
+    batch = jax.tree.map(lambda leaf: np.asarray(leaf[lane.sample]), setting.client(lane.seed).batches)
+    truths, texts = ([dataset.decode(sequence) for sequence in tokens] for tokens in (batch.inputs, outputs))
+    order = align_texts(truths, texts)
+    outputs, labels, texts = outputs[order], labels[order], [texts[i] for i in order]
+    content = np.asarray(batch.valid) & ~np.isin(batch.inputs, spec.special_ids)
+    measures = {**token_accuracy(batch.inputs, outputs, content)}
+    for compare in TEXT_MEASURES.values():
+        each = [compare(t, f) for t, f in zip(truths, texts, strict=True)]
+        measures |= {name: float(np.mean([one[name] for one in each])) for name in each[0]}
+    wanted = np.asarray(setting.model.targets(batch))
+    measures["label_correct"] = float((labels == wanted)[wanted >= 0].mean())
+    if numbers["diverged"]:
+        measures = dict.fromkeys(measures, float("nan"))
+    return Found({**numbers, **measures}, outputs, labels, tuple(truths), tuple(texts))
+
+
+def success_rule(given: Mapping[str, Any], spec: InputSpec | TextSpec) -> tuple[str, float]:
+    """The measure and threshold of success: as asked, or by the kind of data MSE < 1e-3 or ROUGE-L > 0.5."""
+    default = ("rougeL", 0.5) if isinstance(spec, TextSpec) else ("mse", 1e-3)
+    return given["measure"] or default[0], default[1] if given["threshold"] is None else given["threshold"]
+
+
+def succeeded(rule: tuple[str, float], measures: Mapping[str, float]) -> bool:
+    """Whether an attack succeeded: below the threshold for an error, above it for a quality.
+
+    Raises:
+      UsageError: if the data have no such measure.
+    """
+    name, threshold = rule
+    if name not in measures:
+        raise UsageError(f"success: these data have no measure {name!r}; they have {', '.join(measures)}")
+    return measures[name] < threshold if name == "mse" else measures[name] > threshold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,7 +483,7 @@ def assemble(setting: Setting, seeds: Sequence[int], lanes: Sequence[Sequence[La
                 batch=take(client.batches),
                 grads=take(client.grads),
                 ranks=jax.tree.map(functools.partial(_take_each, index), *sources),
-                num_selected=jnp.asarray([trees.count(lane.ratio, setting.num_total) for lane in row], jnp.int32),
+                num_selected=jnp.asarray([setting.num_selected(lane.ratio) for lane in row], jnp.int32),
             )
         )
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
@@ -315,7 +500,7 @@ def make_scheme(options: Mapping[str, Any]) -> encryption.CKKS:
 def encryption_cost(setting: Setting, lane: Lane, scheme: encryption.CKKS, keys: encryption.Keys, num_clients: int) -> encryption.Cost:
     """One round on real entries: every client encrypts an update of the setting under the lane's mask; the sum is proven exact."""
     ranks = jax.tree.map(lambda leaf: leaf[lane.sample], setting.ranks(lane.metric, lane.selector, lane.seed)[0])
-    mask = jax.tree.map(np.asarray, trees.top(ranks, trees.count(lane.ratio, setting.num_total)))
+    mask = jax.tree.map(np.asarray, trees.top(ranks, setting.num_selected(lane.ratio)))
     grads = jax.tree.map(np.asarray, setting.client(lane.seed).grads)
     clients = [encryption.select(jax.tree.map(lambda leaf, i=i % setting.num_samples: leaf[i], grads), mask) for i in range(num_clients)]
     return encryption.measure(scheme, keys, clients, encryption.mask_hash(mask))
@@ -326,22 +511,25 @@ class CellResult:
     """One cell of an experiment.
 
     Attributes:
-      measures: `objective`, `mse`, `psnr` (dB), `ssim`, `label_correct`, `diverged`, `restart`, `num_evaluations`.
-      truth, reconstruction: (B, *shape) pixels in [0, 1].
-      labels: (B,) as recovered.
+      measures: `objective`, `label_correct`, `diverged`, `restart`, `num_evaluations`; of images `mse`, `psnr` (dB), `ssim`; of text `rouge1`,
+        `rouge2`, `rougeL`, `token_accuracy`, `exact_match`.
+      truth, reconstruction: (B, *shape) pixels in [0, 1], or decoded sentences.
+      labels: (B, *label_shape) as recovered.
       num_selected, num_total: encrypted entries and all entries.
       seconds: of the attack, compilation apart.
       cost: of the encryption, where it was asked for.
+      report: what an attack on the host says of itself, as JSON.
     """
 
     measures: dict[str, float]
-    truth: npt.NDArray[np.float32]
-    reconstruction: npt.NDArray[np.float32]
+    truth: npt.NDArray[np.float32] | tuple[str, ...]
+    reconstruction: npt.NDArray[np.float32] | tuple[str, ...]
     labels: npt.NDArray[np.int32]
     num_selected: int
     num_total: int
     seconds: float
     cost: encryption.Cost | None = None
+    report: str = ""
 
     def __getattr__(self, name: str) -> float:
         try:
@@ -370,6 +558,7 @@ def run_cell(
     sample: int = 0,
     seed: int = 0,
     known_labels: bool = False,
+    known_padding: bool = True,
     encryption: Any = None,
     on_progress: Any = None,
 ) -> CellResult:
@@ -381,6 +570,7 @@ def run_cell(
       sample: which batch of the data set.
       seed: of weights, metric and attack.
       known_labels: whether the attacker is given the labels.
+      known_padding: whether it is told which positions of a text are padding.
       encryption: a mapping of `profile`, `num_clients`, `bound`, to encrypt the selection with CKKS and measure it; None leaves it out.
       on_progress: called with (steps done, steps in all) about every twentieth of the attack.
 
@@ -391,15 +581,15 @@ def run_cell(
     options = parse_encryption(encryption)
     setting = Setting(_spec("dataset", dataset), _spec("model", model), _spec("update", update), samples=[sample])
     lane = Lane(seed, 0, _spec("metric", metric), _spec("selector", selector), ratio)
-    num_selected = trees.count(ratio, setting.num_total)
-    block = Block(setting, _spec("attack", attack), num_seeds=1, num_lanes=1, known_labels=known_labels)
+    num_selected = setting.num_selected(ratio)
+    block = make_block(setting, _spec("attack", attack), num_seeds=1, num_lanes=1, known_labels=known_labels, known_padding=known_padding)
     params, lanes = assemble(setting, [seed], [[lane]])
     cost = None
     if options is not None:
         scheme = make_scheme(options)
         cost = encryption_cost(setting, lane, scheme, scheme.keygen(), options["num_clients"])
     block.compile(params, lanes)
-    started, total = time.perf_counter(), block.attack.num_steps
+    started, total = time.perf_counter(), block.num_steps
     state, done = block.start(params, lanes), 0
     chunk = total if on_progress is None else max(1, total // 20)
     while done < total:
@@ -408,15 +598,16 @@ def run_cell(
         if on_progress is not None:
             on_progress(done, total)
     outcome = jax.device_get(block.finish(params, lanes, state))
-    spec = setting.input_spec
-    truth = spec.pixels(setting.client(seed).batches.inputs[0])
+    spec, found = setting.input_spec, complete(setting, outcome, 0, 0, lane)
+    truth = found.truth if isinstance(spec, TextSpec) else np.asarray(spec.pixels(setting.client(seed).batches.inputs[0]))
     return CellResult(
-        measures={name: float(value[0, 0]) for name, value in outcome.measures.items()},
-        truth=np.asarray(truth),
-        reconstruction=np.asarray(outcome.pixels[0, 0]),
-        labels=np.asarray(outcome.labels[0, 0]),
+        measures=found.measures,
+        truth=truth,
+        reconstruction=found.texts if isinstance(spec, TextSpec) else found.outputs,
+        labels=found.labels,
         num_selected=num_selected,
         num_total=setting.num_total,
         seconds=time.perf_counter() - started,
         cost=cost,
+        report=outcome.reports.get((0, 0), ""),
     )

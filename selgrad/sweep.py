@@ -26,9 +26,23 @@ import pyarrow.parquet as pq
 import yaml
 
 from selgrad import __version__, checkpoints, devices, encryption, trees
+from selgrad.base import TextSpec
 from selgrad.config import Spec, SweepConfig, settings
 from selgrad.errors import SelgradError, UsageError
-from selgrad.experiment import Block, Lane, Outcome, Setting, assemble, encryption_cost, make_scheme
+from selgrad.experiment import (
+    Block,
+    Found,
+    HostBlock,
+    Lane,
+    Setting,
+    assemble,
+    complete,
+    encryption_cost,
+    make_block,
+    make_scheme,
+    succeeded,
+    success_rule,
+)
 from selgrad.report.tables import read_records
 from selgrad.tracking import Tracker
 
@@ -96,7 +110,7 @@ class Sweep:
     def __init__(self, config: SweepConfig, out: str | Path) -> None:
         self.config, self.out = config, Path(out)
         self.settings = [Setting(*specs) for specs in settings(config)]
-        self._compiled: dict[tuple[int, Spec, int, int], Block] = {}
+        self._compiled: dict[tuple[int, Spec, int, int], Block | HostBlock] = {}
         self._saved = self._adopt()
         self.run_id: str = self._saved["run_id"]
         self._encryption_note: str | None = None
@@ -149,7 +163,7 @@ class Sweep:
             for at in range(0, width, lanes_per_block):
                 yield BlockPlan(index, attack, (seed,), (tuple(row[at : at + lanes_per_block]),))
 
-    def _compile(self, plan: BlockPlan, lanes_per_block: int) -> tuple[Block, Any, Any]:
+    def _compile(self, plan: BlockPlan, lanes_per_block: int) -> tuple[Block | HostBlock, Any, Any]:
         """The compiled block for a plan; short rows and few seeds are padded so that the last block needs no compilation of its own."""
         setting = self.settings[plan.setting]
         whole = len(self._lanes(setting, plan.seeds[0]))
@@ -159,7 +173,8 @@ class Sweep:
         block = self._compiled.get(key)
         fresh = block is None
         if block is None:
-            block = Block(setting, plan.attack, num_seeds=num_seeds, num_lanes=width, known_labels=self.config.known_labels)
+            threat = {"known_labels": self.config.known_labels, "known_padding": self.config.known_padding}
+            block = make_block(setting, plan.attack, num_seeds=num_seeds, num_lanes=width, **threat)
         padded = [[*row, *([row[-1]] * (block.num_lanes - len(row)))] for row in plan.lanes]
         missing = num_seeds - len(plan.seeds)
         params, lanes = assemble(setting, [*plan.seeds, *plan.seeds[-1:] * missing], [*padded, *padded[-1:] * missing])
@@ -206,7 +221,7 @@ class Sweep:
                     state = jax.block_until_ready(block.advance(params, lanes, block.start(params, lanes), 1))
                     started = time.perf_counter()
                     jax.block_until_ready(block.advance(params, lanes, state, 1))
-                    seconds += (time.perf_counter() - started) * block.attack.num_steps * len(missing)
+                    seconds += (time.perf_counter() - started) * block.num_steps * len(missing)
                 memory = max(memory, block.memory_bytes)
                 blocks.extend(parts)
         self._save_plan()
@@ -299,10 +314,10 @@ class Sweep:
         lanes_per_block = self._saved["block_sizes"][f"{part.setting}:{part.attack.label}"]
         block, params, lanes = self._compile(part, lanes_per_block)
         series = checkpoints.Series(self.out / "checkpoints" / part.identity)
-        state, total = block.start(params, lanes), block.attack.num_steps
+        state, total = block.start(params, lanes), block.num_steps
         done, stored = series.newest(like=state)
         if stored is not None:
-            state = jax.tree.map(lambda old, new: jax.device_put(new, old.sharding), state, stored)
+            state = jax.tree.map(lambda old, new: jax.device_put(new, old.sharding) if isinstance(old, jax.Array) else new, state, stored)
         started = saved = time.perf_counter()
         chunk = 1
         while done < total:
@@ -318,30 +333,32 @@ class Sweep:
                 series.save(done, state)
                 saved = now
         outcome = jax.device_get(block.finish(params, lanes, state))
-        records = self._records(part, outcome, costs, (time.perf_counter() - started) / part.num_cells)
-        self._keep_gallery(part, outcome)
+        setting = self.settings[part.setting]
+        found = {(i, j): complete(setting, outcome, i, j, lane) for i, row in enumerate(part.lanes) for j, lane in enumerate(row)}
+        records = self._records(part, found, outcome.reports, costs, (time.perf_counter() - started) / part.num_cells)
+        self._keep_gallery(part, found)
         table = pa.Table.from_pandas(records, preserve_index=False)
         devices.write_atomically(self.record_file(part), lambda path: pq.write_table(table, path))
         series.remove()
         return records
 
-    def _records(self, part: BlockPlan, outcome: Outcome, costs: Any, attack_seconds: float) -> pd.DataFrame:
+    def _records(
+        self, part: BlockPlan, found: dict[tuple[int, int], Found], reports: dict[tuple[int, int], str], costs: Any, attack_seconds: float
+    ) -> pd.DataFrame:
         setting, config = self.settings[part.setting], self.config
         dataset, model, update = setting.specs
         rows = []
         for i, row in enumerate(part.lanes):
             for j, lane in enumerate(row):
                 ranks, score_seconds, mask_seconds = setting.ranks(lane.metric, lane.selector, lane.seed)
-                selected = trees.count(lane.ratio, setting.num_total)
+                selected = setting.num_selected(lane.ratio)
                 mask = jax.tree.map(lambda leaf, k=lane.sample, n=selected: leaf[k] < n, ranks)
-                measures = {name: value[i, j] for name, value in outcome.measures.items()}
-                quality = float(measures[config.success["measure"]])
-                limit = config.success["threshold"]
-                success = bool(quality < limit if config.success["measure"] == "mse" else quality > limit)
+                measures = found[i, j].measures
+                rule = success_rule(config.success, setting.input_spec)
                 cost = None if costs is None else costs[part.setting, lane.metric.label, lane.selector.label, lane.ratio]
                 specs = {"dataset": dataset, "model": model, "update": update, "metric": lane.metric, "selector": lane.selector, "attack": part.attack}
                 identity = {k: [s.name, *s.arguments] for k, s in specs.items()}
-                cell = json.dumps([identity, lane.ratio, lane.sample, lane.seed, config.known_labels], sort_keys=True)
+                cell = json.dumps([identity, lane.ratio, lane.sample, lane.seed, config.known_labels, config.known_padding], sort_keys=True)
                 rows.append(
                     {
                         "cell_id": hashlib.sha256(cell.encode()).hexdigest()[:16],
@@ -354,9 +371,11 @@ class Sweep:
                         "sample": lane.sample,
                         "seed": lane.seed,
                         "known_labels": config.known_labels,
+                        "known_padding": config.known_padding,
+                        "embedding": str(model.get("embedding", "")),
                         **{k: float(value) for k, value in measures.items() if k not in ("diverged", "restart", "num_evaluations")},
-                        "success": success,
-                        "success_rule": f"{config.success['measure']} {'<' if config.success['measure'] == 'mse' else '>'} {limit:g}",
+                        "success": succeeded(rule, measures),
+                        "success_rule": f"{rule[0]} {'<' if rule[0] == 'mse' else '>'} {rule[1]:g}",
                         "diverged": bool(measures["diverged"]),
                         "restart": int(measures["restart"]),
                         "num_evaluations": int(measures["num_evaluations"]),
@@ -373,6 +392,7 @@ class Sweep:
                         "add_seconds": None if cost is None else cost.add_seconds,
                         "decrypt_seconds": None if cost is None else cost.decrypt_seconds,
                         "attack_seconds": attack_seconds,
+                        "attack_report": reports.get((i, j), ""),
                         "selgrad_version": __version__,
                         "jax_version": jax.__version__,
                         "device": jax.local_devices()[0].device_kind,
@@ -387,21 +407,34 @@ class Sweep:
     def _keep_truth(self, index: int, setting: Setting) -> None:
         file = self.out / "reconstructions" / f"truth-{index}.npz"
         count = min(self.config.gallery, setting.num_samples)
+        if isinstance(setting.input_spec, TextSpec):
+            return
         if count and not file.exists():
             batches = setting.client(self.config.seeds[0]).batches
             _write_npz(file, pixels=_to_uint8(setting.input_spec.pixels(batches.inputs[:count])), labels=np.asarray(batches.labels[:count]))
 
-    def _keep_gallery(self, part: BlockPlan, outcome: Outcome) -> None:
+    def _keep_gallery(self, part: BlockPlan, found: dict[tuple[int, int], Found]) -> None:
         keep = [
             (i, j, lane) for i, row in enumerate(part.lanes) for j, lane in enumerate(row)
             if lane.sample < self.config.gallery and lane.seed == self.config.seeds[0]
         ]  # fmt: skip
-        if keep:
+        title = " / ".join(spec.label for spec in self.settings[part.setting].specs)
+        if keep and isinstance(self.settings[part.setting].input_spec, TextSpec):
+            rows = [
+                {
+                    "setting": part.setting, "title": title, "sample": lane.sample, "ratio": lane.ratio, "metric": lane.metric.label,
+                    "selector": lane.selector.label, "attack": part.attack.label, "truth": list(found[i, j].truth), "found": list(found[i, j].texts),
+                }
+                for i, j, lane in keep
+            ]  # fmt: skip
+            text = json.dumps(rows, indent=1, ensure_ascii=False)
+            devices.write_atomically(self.out / "reconstructions" / f"{part.identity}.json", lambda path: _write_text(path, text))
+        elif keep:
             _write_npz(
                 self.out / "reconstructions" / f"{part.identity}.npz",
-                pixels=_to_uint8(np.stack([outcome.pixels[i, j] for i, j, _ in keep])),
+                pixels=_to_uint8(np.stack([found[i, j].outputs for i, j, _ in keep])),
                 setting=np.asarray([part.setting] * len(keep)),
-                title=np.asarray([" / ".join(spec.label for spec in self.settings[part.setting].specs)] * len(keep)),
+                title=np.asarray([title] * len(keep)),
                 sample=np.asarray([lane.sample for *_, lane in keep]),
                 ratio=np.asarray([lane.ratio for *_, lane in keep]),
                 metric=np.asarray([lane.metric.label for *_, lane in keep]),

@@ -116,6 +116,12 @@ def rank(scores: Scores) -> Ranks:
     return split(descending_ranks(concatenate(scores)), scores)
 
 
+def rank_first(ranks: Ranks, chosen: Iterable[bool]) -> Ranks:
+    """The same order with all entries of the chosen leaves before all others."""
+    flags = jnp.concatenate([jnp.full(leaf.size, not yes) for leaf, yes in zip(jax.tree.leaves(ranks), chosen, strict=True)])
+    return split(positions(jnp.lexsort((concatenate(ranks), flags))), ranks)
+
+
 def top(ranks: Ranks, num_selected: Any) -> Mask:
     """The mask of exactly `num_selected` entries; the count may be traced."""
     return jax.tree.map(lambda leaf: leaf < num_selected, ranks)

@@ -1,0 +1,80 @@
+"""Text measures: ROUGE-1, ROUGE-2 and ROUGE-L between decoded sentences, as F1 in [0, 1].
+
+Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004 (lin2004rouge), with the tokenization of the package rouge-score: lower case,
+everything but letters a-z and digits separates words, no stemming.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+_SEPARATOR = re.compile(r"[^a-z0-9]+")
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in _SEPARATOR.sub(" ", text.lower()).split(" ") if word]
+
+
+def _f1(overlap: int, truth: int, found: int) -> float:
+    precision, recall = overlap / max(found, 1), overlap / max(truth, 1)
+    return 2 * precision * recall / (precision + recall) if overlap else 0.0
+
+
+def _ngrams(words: list[str], size: int) -> Counter[tuple[str, ...]]:
+    return Counter(tuple(words[i : i + size]) for i in range(len(words) - size + 1))
+
+
+def _longest_common(a: list[str], b: list[str]) -> int:
+    row = [0] * (len(b) + 1)
+    for x in a:
+        diagonal = 0
+        for j, y in enumerate(b, 1):
+            above = row[j]
+            row[j] = diagonal + 1 if x == y else max(above, row[j - 1])
+            diagonal = above
+    return row[-1]
+
+
+def rouge(truth: str, found: str) -> dict[str, float]:
+    """`rouge1`, `rouge2` and `rougeL`, F1 in [0, 1].
+
+    >>> {name: round(value, 3) for name, value in rouge("the cat sat down", "the cat sat up").items()}
+    {'rouge1': 0.75, 'rouge2': 0.667, 'rougeL': 0.75}
+    """
+    a, b = _words(truth), _words(found)
+    result = {}
+    for size in (1, 2):
+        mine, theirs = _ngrams(a, size), _ngrams(b, size)
+        result[f"rouge{size}"] = _f1(sum((mine & theirs).values()), sum(mine.values()), sum(theirs.values()))
+    result["rougeL"] = _f1(_longest_common(a, b), len(a), len(b))
+    return result
+
+
+def align_texts(truths: Sequence[str], found: Sequence[str]) -> npt.NDArray[np.int64]:
+    """For each true sentence the index of the found one, by the assignment of the largest total ROUGE; identity at batch 1.
+
+    A gradient is a sum over samples and so has no order. The truth picks the order here, for measuring only.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    scores = np.asarray([[sum(rouge(t, f).values()) for f in found] for t in truths])
+    return np.asarray(linear_sum_assignment(-scores)[1])
+
+
+def token_accuracy(
+    truth: npt.NDArray[np.int32], found: npt.NDArray[np.int32], content: npt.NDArray[np.bool_]
+) -> dict[str, float]:
+    """`token_accuracy`, the share of content tokens found at their place, and `exact_match`, the share of sequences without an error.
+
+    Args:
+      truth, found: (B, T) aligned.
+      content: (B, T) True where a token is neither padding nor special.
+    """
+    right = (truth == found) | ~content
+    accuracy = (right & content).sum() / max(int(content.sum()), 1)
+    return {"token_accuracy": float(accuracy), "exact_match": float(right.all(axis=1).mean())}

@@ -1,0 +1,147 @@
+"""The attacker's own language model: GPT-2 from a Hugging Face folder, or trained here on local text.
+
+LAMP judges token orders by its perplexity (balunovic2022lamp). It reads the clients' token ids, so it must have their tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from selgrad import checkpoints
+from selgrad.base import LanguageModel, Params, TextSpec
+from selgrad.data import TextDataset
+from selgrad.errors import SelgradError, UsageError
+from selgrad.models import MODELS
+from selgrad.models.huggingface import save_pretrained
+
+
+@lru_cache(maxsize=2)
+def load(folder: str, spec: TextSpec) -> tuple[LanguageModel, Params]:
+    """A causal GPT-2 and its parameters, for the attacks of clients with this spec.
+
+    Raises:
+      UsageError: if its vocabulary is not the clients'.
+      DataError: if there is no checkpoint there.
+    """
+    model = MODELS["gpt2"](spec, pretrained=folder, task="causal_lm")
+    if model.vocabulary_size != spec.vocabulary_size:
+        raise UsageError(
+            f"the language model in {folder!r} knows {model.vocabulary_size} tokens and the clients' tokenizer {spec.vocabulary_size}; "
+            "train one with the same --dataset and tokenizer (selgrad train-lm)"
+        )
+    return model, model.init(jax.random.key(0))
+
+
+def train(
+    dataset: TextDataset,
+    out: str | Path,
+    *,
+    size: Any = "tiny",
+    num_steps: int = 1000,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    checkpoint_steps: int = 200,
+    on_progress: Callable[[int, int, float], None] = lambda *_: None,
+) -> dict[str, float]:
+    """Trains a GPT-2 from scratch on a text data set by Adam and writes a Hugging Face folder; the same command goes on where it was stopped.
+
+    A tenth of the samples is held out to measure the perplexity.
+
+    Args:
+      dataset: text; its tokenizer becomes the model's.
+      out: folder for config.json and model.safetensors, and `checkpoints/` of Orbax meanwhile.
+      size: tiny, mini, small or base.
+      num_steps: of Adam, with a linear warm-up of a tenth and a cosine decay.
+      batch_size: samples a step.
+      learning_rate: at its peak.
+      seed: of weights and order.
+      checkpoint_steps: between two checkpoints.
+      on_progress: called with (steps done, steps in all, loss).
+
+    Returns:
+      `loss` of the last step, `held_out_perplexity`, and that of a model that knows only word frequencies, `unigram_perplexity`.
+
+    Raises:
+      UsageError: if the data set has fewer than 20 samples.
+    """
+    if len(dataset) < 20:
+        raise UsageError(f"a language model needs at least 20 samples and the data set holds {len(dataset)}; raise count")
+    for name, value in (("num_steps", num_steps), ("batch_size", batch_size), ("checkpoint_steps", checkpoint_steps)):
+        if value < 1:
+            raise UsageError(f"{name}={value} must be at least 1")
+    root, model = Path(out), MODELS["gpt2"](dataset.spec, size=size, task="causal_lm")
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(dataset))
+    held_out, trained = order[: len(dataset) // 10], order[len(dataset) // 10 :]
+    warm_up = max(1, num_steps // 10)
+    transformation = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(optax.warmup_cosine_decay_schedule(0.0, learning_rate, warm_up, num_steps), weight_decay=0.01)
+    )  # fmt: skip
+
+    def loss(params: Params, tokens: Any, valid: Any) -> Any:
+        # Cross-entropy by gathering: one-hot labels over a vocabulary of 30,000 would need more memory than the model.
+        each = model.log_perplexity(params, tokens, valid)
+        weights = valid[:, 1:].sum(axis=1)
+        return (each * weights).sum() / jnp.maximum(weights.sum(), 1)
+
+    @jax.jit
+    def step(params: Params, state: Any, tokens: Any, valid: Any) -> Any:
+        value, grads = jax.value_and_grad(loss)(params, tokens, valid)
+        updates, state = transformation.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    params = model.init(jax.random.key(seed))
+    state = transformation.init(params)
+    identity = {"size": size, "num_steps": num_steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed, "samples": len(dataset)}
+    recipe = root / "training.json"
+    if recipe.exists():
+        try:
+            stored_recipe = json.loads(recipe.read_text()).get("recipe")
+        except (ValueError, AttributeError):
+            stored_recipe = None
+        if stored_recipe != identity:
+            raise UsageError(f"folder {str(root)!r} holds a language model of another recipe; choose another --out")
+    else:
+        from selgrad import devices
+
+        devices.write_atomically(recipe, lambda path: _write(path, {"recipe": identity}))
+    series = checkpoints.Series(root / "checkpoints")
+    done, stored = series.newest(like=(params, state))
+    if stored is not None:
+        params, state = jax.tree.map(jnp.asarray, stored)
+    if done >= num_steps and (root / "model.safetensors").exists():
+        result: dict[str, float] = json.loads(recipe.read_text())["result"]
+        return result
+    value = float("nan")
+    for number in range(done, num_steps):
+        # Drawn by the step's number, so that a resumed run sees what an uninterrupted one does.
+        chosen = np.random.default_rng([seed, number]).choice(trained, batch_size)
+        params, state, value = step(params, state, dataset.tokens[chosen], dataset.valid[chosen])
+        if (number + 1) % checkpoint_steps == 0 or number + 1 == num_steps:
+            if not np.isfinite(float(value)):
+                raise SelgradError(f"training diverged at step {number + 1}; lower the learning rate")
+            series.save(number + 1, (params, state))
+        if number % 10 == 0 or number + 1 == num_steps:
+            on_progress(number + 1, num_steps, float(value))
+    measured = [float(loss(params, dataset.tokens[held_out[i : i + 32]], dataset.valid[held_out[i : i + 32]])) for i in range(0, len(held_out), 32)]
+    weights = [dataset.valid[held_out[i : i + 32]][:, 1:].sum() for i in range(0, len(held_out), 32)]
+    counts = np.bincount(dataset.tokens[trained][dataset.valid[trained]], minlength=dataset.spec.vocabulary_size) + 1.0
+    unigram = -np.log(counts / counts.sum())[dataset.tokens[held_out][:, 1:][dataset.valid[held_out][:, 1:]]].mean()
+    found = {"loss": float(value), "held_out_perplexity": float(np.exp(np.average(measured, weights=weights))), "unigram_perplexity": float(np.exp(unigram))}
+    save_pretrained(model, params, root)
+    recipe.write_text(json.dumps({"recipe": identity, "result": found}, indent=1) + "\n")
+    return found
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")
