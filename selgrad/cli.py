@@ -1,4 +1,4 @@
-"""The command line: quickstart, sweep, report, attack, list.
+"""The command line: quickstart, sweep, report, attack, train-lm, list.
 
 Only click and the standard library are imported here, so `--help` answers at once; each command imports what it runs.
 """
@@ -170,15 +170,20 @@ def attack(
 
         encryption = {"num_clients": num_clients} if num_clients else None
         result = run_cell(**entries, ratio=ratio, sample=sample, seed=seed, known_labels=known_labels, encryption=encryption, on_progress=on_progress)
+    if out is not None and isinstance(result.truth, tuple):
+        raise UsageError(f"--out {str(out)!r} is for pictures and these data are text; leave it out")
     if out is not None:
         _save_pair(out, result.truth, result.reconstruction)
     if as_json:
         # JSON knows neither NaN nor infinity.
         found = {k: (v if abs(v) < float("inf") else None) for k, v in result.measures.items()}
+        if isinstance(result.truth, tuple):
+            found |= {"truth": list(result.truth), "found": list(result.reconstruction), "report": json.loads(result.report or "null")}
         document = {**entries, "ratio": ratio, "sample": sample, "seed": seed, **found, "labels": result.labels.tolist()}
         cost = None if result.cost is None else dataclasses.asdict(result.cost)
         click.echo(json.dumps({**document, "num_selected": result.num_selected, "num_total": result.num_total, "seconds": result.seconds, "cost": cost}))
         return
+    text = isinstance(result.truth, tuple)
     click.echo(f"encrypted  {result.num_selected:,} of {result.num_total:,} gradient entries ({metric}, {selector})")
     if result.cost is not None:
         paid = result.cost
@@ -190,11 +195,66 @@ def attack(
     if result.diverged:
         click.echo("verdict    the attack diverged: no restart stayed finite")
     else:
+        if result.report:
+            told = json.loads(result.report)
+            click.echo(f"leaves     used {', '.join(told['used']) or 'none'}; not used {', '.join(told['unused']) or 'none'}")
         click.echo(f"objective  {result.objective:.3g} after {result.num_evaluations:.0f} gradient evaluations in {result.seconds:.1f} s")
-        click.echo(f"image      MSE {result.mse:.3g}, PSNR {result.psnr:.1f} dB, SSIM {result.ssim:.3f}")
+        if text:
+            click.echo(f"text       ROUGE-1 {result.rouge1:.3f}, ROUGE-2 {result.rouge2:.3f}, ROUGE-L {result.rougeL:.3f}")
+            for truth, found in zip(result.truth, result.reconstruction, strict=True):
+                click.echo(f"truth      {truth}\nfound      {found}")
+        else:
+            click.echo(f"image      MSE {result.mse:.3g}, PSNR {result.psnr:.1f} dB, SSIM {result.ssim:.3f}")
         click.echo(f"labels     {result.label_correct:.0%} correct: {result.labels.tolist()}")
     if out is not None:
         click.echo(f"picture    {out} (truth left, reconstruction right)")
+
+
+@cli.command(name="train-lm")
+@click.option("--dataset", default="sentences", show_default=True, help="NAME or NAME:key=value,... of a text data set; its tokenizer becomes the model's.")
+@click.option("--size", type=click.Choice(["tiny", "mini", "small", "base"]), default="tiny", show_default=True, help="Of the GPT-2.")
+@click.option("--steps", default=1000, show_default=True, help="Steps of Adam.")
+@click.option("--batch-size", default=32, show_default=True, help="Samples a step.")
+@click.option("--learning-rate", default=1e-3, show_default=True, help="At its peak.")
+@click.option("--seed", default=0, show_default=True, help="Of weights and order.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the model; continued if it holds this training.")
+@_JSON
+def train_lm(dataset: str, size: str, steps: int, batch_size: int, learning_rate: float, seed: int, out: Path, as_json: bool) -> None:
+    r"""Train the language model that LAMP's attacker brings, on local text.
+
+    \b
+    selgrad train-lm --dataset text_file:path=corpus.txt,tokenizer=tokenizers/bert --out lm
+    selgrad attack --dataset ... --model bert --attack lamp:language_model=lm
+
+    It must have the clients' tokenizer; give the attacker other text than the clients'. Writes a Hugging Face folder (GPT-2) and says the
+    perplexity on held-out samples. After an interruption the same command goes on from the last checkpoint.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from selgrad import language_model
+    from selgrad.data import TextDataset
+    from selgrad.experiment import _spec
+
+    console = Console(stderr=True)
+    loaded = _spec("dataset", _entry("dataset", dataset)).build()
+    if not isinstance(loaded, TextDataset):
+        raise UsageError(f"--dataset {dataset!r} holds images; choose a text data set (selgrad list dataset)")
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("compiling", total=steps)
+
+        def on_progress(done: int, total: int, loss: float) -> None:
+            progress.update(task, completed=done, description=f"loss {loss:.3f}")
+
+        found = language_model.train(
+            loaded, out, size=size, num_steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed, on_progress=on_progress
+        )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps({"out": str(out), **found}))
+        return
+    click.echo(f"loss        {found['loss']:.3f} nats a token in the last step")
+    click.echo(f"perplexity  {found['held_out_perplexity']:.1f} on held-out samples; word frequencies alone give {found['unigram_perplexity']:.1f}")
+    click.echo(f"model       {out} (config.json, model.safetensors)")
 
 
 def _save_pair(path: Path, truth: Any, reconstruction: Any) -> None:
@@ -214,11 +274,12 @@ def _save_pair(path: Path, truth: Any, reconstruction: Any) -> None:
 def _measures() -> dict[str, Any]:
     import inspect
 
-    from selgrad.evaluation import MEASURES
+    from selgrad.evaluation import MEASURES, TEXT_MEASURES
 
+    every: dict[str, Any] = {**MEASURES, **TEXT_MEASURES}
     return {
         name: {"summary": (inspect.getdoc(measure) or "").split("\n\n")[0].replace("\n", " "), "source": "", "arguments": {}}
-        for name, measure in MEASURES.items()
+        for name, measure in every.items()
     }
 
 

@@ -163,6 +163,12 @@ class CKKS:
         self._context = fhe.GenCryptoContext(parameters)
         self._context.Enable(fhe.PKESchemeFeature.PKE)
         self._context.Enable(fhe.PKESchemeFeature.LEVELEDSHE)
+        # OpenFHE fills its tables of roots when they are first used, without a lock: two threads that come first together can crash the process
+        # (1 of 30 runs on two cores). One round in one thread fills them.
+        self._threads = 1
+        keys = self.keygen()
+        once = self.encrypt(keys, np.zeros(1), "")
+        self.decrypt(keys, self.add([once, once]), "")
         self._threads = num_threads or min(8, os.cpu_count() or 1)
 
     def _map(self, function: Callable[..., Any], *items: Iterable[Any]) -> list[Any]:

@@ -5,6 +5,8 @@ Each function draws one figure from records or kept reconstructions and leaves a
 
 from __future__ import annotations
 
+import difflib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,18 @@ from matplotlib import pyplot as plt
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 _MARKERS = "osD^vPX*"
-_NAMES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "mse": "MSE", "success": "share of attacks that succeed", "label_correct": "share of labels recovered"}
+_NAMES = {
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "mse": "MSE",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "token_accuracy": "share of tokens in place",
+    "exact_match": "share of sentences without an error",
+    "success": "share of attacks that succeed",
+    "label_correct": "share of labels recovered",
+}
 
 
 def _save(figure: Any, folder: Path, name: str) -> None:
@@ -41,6 +54,11 @@ def _panels(count: int) -> tuple[Any, list[Any]]:
     return figure, flat[:count]
 
 
+def drawn_measures(records: pd.DataFrame) -> list[str]:
+    """What there is to draw: of images PSNR and SSIM, of text ROUGE-1, ROUGE-2 and ROUGE-L; success and labels of both."""
+    return [name for name in ("psnr", "ssim", "rouge1", "rouge2", "rougeL", "success", "label_correct") if name in records and records[name].notna().any()]
+
+
 def _ratio_axis(axis: Any, ratios: list[float]) -> None:
     # Ratios are chosen unevenly (1 %, 5 %, 10 %, ...), so each measured ratio gets the same room.
     axis.set_xticks(range(len(ratios)), [f"{100 * r:g}" for r in ratios])
@@ -50,7 +68,11 @@ def _ratio_axis(axis: Any, ratios: list[float]) -> None:
 
 def quality_against_ratio(records: pd.DataFrame, folder: Path, measure: str = "psnr") -> str:
     """One panel per attack, one curve per metric, 95 % bands; returns the file's stem."""
-    data = curves(records.astype({"success": float}), measure)
+    records = records.astype({"success": float})
+    if measure in ("psnr", "ssim", "rouge1", "rouge2", "rougeL"):
+        # A sweep over images and text has panels of each; a panel shows what its data have.
+        records = records[records.groupby("dataset_label")[measure].transform(lambda column: column.notna().any())]
+    data = curves(records, measure)
     panels, names = list(dict.fromkeys(data["panel"])), sorted(data["curve"].unique())
     ratios = sorted(data["ratio"].unique())
     figure, axes = _panels(len(panels))
@@ -76,22 +98,24 @@ def quality_against_ratio(records: pd.DataFrame, folder: Path, measure: str = "p
 
 
 def cost_against_protection(records: pd.DataFrame, folder: Path) -> str | None:
-    """Bytes that a client uploads encrypted against the reconstruction's PSNR; None where no cost was measured."""
+    """Bytes that a client uploads encrypted against the reconstruction's PSNR or ROUGE-L; None where no cost was measured."""
+    measure = "psnr" if "psnr" in records and records["psnr"].notna().any() else "rougeL"
     costed = with_labels(records).dropna(subset=["ciphertext_bytes"])
-    if costed.empty:
+    if costed.empty or measure not in costed:
         return None
+    costed = costed[costed.groupby("dataset_label")[measure].transform(lambda column: column.notna().any())]
     costed = costed.assign(kilobytes=(costed["ciphertext_bytes"].astype(float) + costed["index_bytes"]) / 1000)
-    data = costed.groupby(["panel", "curve", "ratio"], as_index=False)[["kilobytes", "psnr"]].mean()
+    data = costed.groupby(["panel", "curve", "ratio"], as_index=False)[["kilobytes", measure]].mean()
     panels, names = list(dict.fromkeys(data["panel"])), sorted(data["curve"].unique())
     figure, axes = _panels(len(panels))
     for axis, panel in zip(axes, panels, strict=True):
         for i, name in enumerate(names):
             part = data[(data["panel"] == panel) & (data["curve"] == name)].sort_values("kilobytes")
-            axis.plot(part["kilobytes"], part["psnr"], color=_COLOURS[i % len(_COLOURS)], marker=_MARKERS[i % len(_MARKERS)], markersize=4, label=name)
+            axis.plot(part["kilobytes"], part[measure], color=_COLOURS[i % len(_COLOURS)], marker=_MARKERS[i % len(_MARKERS)], markersize=4, label=name)
         axis.set_title(panel, fontsize=9)
         axis.set_xlabel("ciphertexts and indices per client (kB)")
         axis.grid(alpha=0.25)
-    axes[0].set_ylabel("PSNR (dB) of the reconstruction")
+    axes[0].set_ylabel(f"{_NAMES[measure]} of the reconstruction")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=9)
     _save(figure, folder, "cost_against_protection")
@@ -156,6 +180,35 @@ def galleries(out: Path, folder: Path) -> list[str]:
         _save(figure, folder, stem)
         stems.append(stem)
     return stems
+
+
+def sentences(out: Path) -> list[dict[str, Any]]:
+    """Kept sentences, one entry per attack, sample, metric and ratio: truth and found, with what differs marked word by word."""
+    rows: list[dict[str, Any]] = []
+    for file in sorted((out / "reconstructions").glob("*.json")):
+        rows += json.loads(file.read_text())
+    rows.sort(key=lambda r: (r["setting"], r["attack"], r["sample"], r["metric"], r["selector"], r["ratio"]))
+    for row in rows:
+        row["pairs"] = [mark(truth, found) for truth, found in zip(row["truth"], row["found"], strict=True)]
+    return rows
+
+
+def mark(truth: str, found: str) -> list[tuple[str, bool]]:
+    """The found sentence as (words, whether they are the truth's), by the longest matching runs.
+
+    >>> mark("the cat sat down", "the dog sat down")
+    [('the', True), ('dog', False), ('sat down', True)]
+    """
+    a, b = truth.split(), found.split()
+    pieces: list[tuple[str, bool]] = []
+    at = 0
+    for match in difflib.SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks():
+        if match.b > at:
+            pieces.append((" ".join(b[at : match.b]), False))
+        if match.size:
+            pieces.append((" ".join(b[match.b : match.b + match.size]), True))
+        at = match.b + match.size
+    return pieces
 
 
 def finite(value: float) -> bool:

@@ -6,7 +6,9 @@ Everything comes from record files and kept reconstructions; no result is comput
 from __future__ import annotations
 
 import base64
+import json
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pandas as pd
@@ -45,6 +47,18 @@ _PAGE = jinja2.Template(
 <p>{{ caption }}</p>
 {% for image in images %}<figure><img alt="{{ title }}" src="data:image/{{ image.kind }};base64,{{ image.data }}"></figure>{% endfor %}
 {% endfor %}
+{% if texts %}<h2>Sentences</h2>
+<p>What the attack returned, by metric and share of entries encrypted. Words of the truth in their order are plain, all others <mark>marked</mark>.</p>
+{% for group in texts %}<details {% if loop.first %}open{% endif %}><summary>{{ group.title }}: {{ group.attack }}, sample {{ group.sample }}</summary>
+<table><tr><th>metric</th><th>encrypted</th><th>sentence</th></tr>
+{% for truth in group.truth %}<tr><td colspan="2">truth</td><td><b>{{ truth }}</b></td></tr>
+{% endfor %}{% for row in group.rows %}<tr><td>{{ row.metric }}</td><td>{{ row.percent }} %</td><td>{% for pieces in row.pairs %}{% for words, right in pieces %}{% if right %}{{ words }}{% else %}<mark>{{ words }}</mark>{% endif %} {% endfor %}{% if not loop.last %}<br>{% endif %}{% endfor %}</td></tr>
+{% endfor %}</table></details>
+{% endfor %}{% endif %}
+{% if reports %}<h2>What attacks on the host say of themselves</h2>
+<table><tr><th>attack</th><th>metric</th><th>encrypted</th><th>leaves used</th><th>leaves not used</th><th>cells</th></tr>
+{% for row in reports %}<tr><td>{{ row.attack }}</td><td>{{ row.metric }}</td><td>{{ row.percent }} %</td><td>{{ row.used }}</td><td>{{ row.unused }}</td><td>{{ row.cells }}</td></tr>
+{% endfor %}</table>{% endif %}
 <h2>Configuration</h2><details><summary>config.yaml</summary><pre>{{ config }}</pre></details>
 <p>Records: <code>pandas.read_parquet("records")</code> or <code>polars.read_parquet("records/*.parquet")</code> in the sweep's folder. selgrad {{ version }},
  run {{ run_id }}, {{ device }}.</p>
@@ -72,6 +86,32 @@ def _facts(records: pd.DataFrame) -> str:
     return ", ".join(f"{column.nunique()} {one if column.nunique() == 1 else many}" for column, one, many in parts)
 
 
+def _texts(root: Path) -> list[dict[str, Any]]:
+    """Kept sentences grouped by setting, attack and sample."""
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in figures.sentences(root):
+        key = (row["setting"], row["attack"], row["sample"])
+        group = groups.setdefault(key, {"title": row["title"], "attack": row["attack"], "sample": row["sample"], "truth": row["truth"], "rows": []})
+        group["rows"].append({"metric": row["metric"], "percent": f"{100 * row['ratio']:g}", "pairs": row["pairs"]})
+    return list(groups.values())
+
+
+def _reports(records: pd.DataFrame) -> list[dict[str, Any]]:
+    """Which leaves an exact attack could use, one row for each attack, metric, ratio and answer."""
+    if "attack_report" not in records or not (records["attack_report"] != "").any():
+        return []
+    rows = []
+    told = records[records["attack_report"] != ""]
+    for (attack, metric, ratio, text), cells in told.groupby(["attack_label", "metric_label", "ratio", "attack_report"], sort=True):
+        try:
+            answer = json.loads(text)
+        except ValueError:
+            continue
+        used, unused = (", ".join(answer.get(key, [])) for key in ("used", "unused"))
+        rows.append({"attack": attack, "metric": metric, "percent": f"{100 * ratio:g}", "used": used, "unused": unused, "cells": len(cells)})
+    return rows
+
+
 def make_report(out: str | Path) -> Path:
     """Draws `figures/` and writes `report.html` in a sweep's folder.
 
@@ -88,7 +128,7 @@ def make_report(out: str | Path) -> Path:
     records = read_records(root)
     folder = root / "figures"
     sections = []
-    quality = [figures.quality_against_ratio(records, folder, measure) for measure in ("psnr", "ssim", "success", "label_correct")]
+    quality = [figures.quality_against_ratio(records, folder, measure) for measure in figures.drawn_measures(records)]
     caption = (
         "One curve per metric, mean over samples and seeds, with 95 % bands (bootstrap over samples, none below four; Wilson's for shares). Lower is "
         "better protected. An attack that reads a wrong label off a half-hidden last layer fails for that reason alone: compare the labels recovered."
@@ -121,7 +161,9 @@ def make_report(out: str | Path) -> Path:
         name=records["sweep"].iloc[0],
         num_cells=f"{len(records):,}",
         facts=_facts(records),
-        rule=records["success_rule"].iloc[0],
+        rule=" or ".join(records["success_rule"].unique()),
+        texts=_texts(root),
+        reports=_reports(records),
         diverged=int(records["diverged"].sum()),
         note="" if cost is not None else "Encryption costs were not measured.",
         header=header,
