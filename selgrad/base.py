@@ -253,10 +253,8 @@ class GradientContext:
         return jax.nn.one_hot(self.model.targets(self.batch), self.model.input_spec.num_classes)
 
 
-def loss_gradient(
-    model: Model, params: Params, embed: Callable[[Params], Array], labels: Array, valid: Array | None = None
-) -> Grads:
-    """d loss / d w over what a client sends, with `embed` inside the derivative."""
+def loss_gradient(model: Model, params: Params, embed: Callable[[Params], Array], labels: Array, valid: Array | None = None) -> Grads:
+    """D loss / d w over what a client sends, with `embed` inside the derivative."""
     sent, frozen = model.split(params)
 
     def loss(sent: Params) -> Array:
@@ -267,7 +265,7 @@ def loss_gradient(
 
 
 def embedding_of(model: Model, batch: Batch, offset: Array | None = None) -> Callable[[Params], Array]:
-    """params -> the batch's embedded inputs, plus an offset."""
+    """Params -> the batch's embedded inputs, plus an offset."""
 
     def embed(params: Params) -> Array:
         embedded = model.embed(params, batch.inputs)
@@ -328,7 +326,7 @@ class Reconstruction(NamedTuple):
     all_labels: Array
     all_objectives: Array
     num_evaluations: Array
-    report: str = ""
+    report: str | None = None
 
 
 Metric: TypeAlias = Callable[[GradientContext], Scores]

@@ -176,7 +176,7 @@ def attack(
         _save_pair(out, result.truth, result.reconstruction)
     if as_json:
         # JSON knows neither NaN nor infinity.
-        found = {k: (v if abs(v) < float("inf") else None) for k, v in result.measures.items()}
+        found: dict[str, Any] = {k: (v if abs(v) < float("inf") else None) for k, v in result.measures.items()}
         if isinstance(result.truth, tuple):
             found |= {"truth": list(result.truth), "found": list(result.reconstruction), "report": json.loads(result.report or "null")}
         document = {**entries, "ratio": ratio, "sample": sample, "seed": seed, **found, "labels": result.labels.tolist()}
@@ -278,8 +278,7 @@ def _measures() -> dict[str, Any]:
 
     every: dict[str, Any] = {**MEASURES, **TEXT_MEASURES}
     return {
-        name: {"summary": (inspect.getdoc(measure) or "").split("\n\n")[0].replace("\n", " "), "source": "", "arguments": {}}
-        for name, measure in every.items()
+        name: {"summary": (inspect.getdoc(measure) or "").split("\n\n")[0].replace("\n", " "), "source": "", "arguments": {}} for name, measure in every.items()
     }
 
 

@@ -326,7 +326,7 @@ class HostBlock:
             found = self.attack.reconstruct(lane.key, self._observation((weights, self._block._auxiliary), lane))
             state["outputs"][i, j], state["labels"][i, j] = np.asarray(found.inputs), np.asarray(found.labels)
             state["numbers"][i, j] = [float(x) for x in (found.objective, found.diverged, found.restart, found.num_evaluations)]
-            text = found.report.encode()[:4096]
+            text = (found.report or "").encode()[:4096]
             state["reports"][i, j, : len(text)] = np.frombuffer(text, np.uint8)
             state["done"] = np.asarray(done + 1)
         return state

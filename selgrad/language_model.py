@@ -20,7 +20,7 @@ from selgrad import checkpoints
 from selgrad.base import LanguageModel, Params, TextSpec
 from selgrad.data import TextDataset
 from selgrad.errors import SelgradError, UsageError
-from selgrad.models import MODELS
+from selgrad.models.gpt2 import gpt2
 from selgrad.models.huggingface import save_pretrained
 
 
@@ -32,7 +32,7 @@ def load(folder: str, spec: TextSpec) -> tuple[LanguageModel, Params]:
       UsageError: if its vocabulary is not the clients'.
       DataError: if there is no checkpoint there.
     """
-    model = MODELS["gpt2"](spec, pretrained=folder, task="causal_lm")
+    model = gpt2(spec, pretrained=folder, task="causal_lm")
     if model.vocabulary_size != spec.vocabulary_size:
         raise UsageError(
             f"the language model in {folder!r} knows {model.vocabulary_size} tokens and the clients' tokenizer {spec.vocabulary_size}; "
@@ -79,7 +79,7 @@ def train(
     for name, value in (("num_steps", num_steps), ("batch_size", batch_size), ("checkpoint_steps", checkpoint_steps)):
         if value < 1:
             raise UsageError(f"{name}={value} must be at least 1")
-    root, model = Path(out), MODELS["gpt2"](dataset.spec, size=size, task="causal_lm")
+    root, model = Path(out), gpt2(dataset.spec, size=size, task="causal_lm")
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(dataset))
     held_out, trained = order[: len(dataset) // 10], order[len(dataset) // 10 :]
@@ -122,22 +122,22 @@ def train(
     if done >= num_steps and (root / "model.safetensors").exists():
         result: dict[str, float] = json.loads(recipe.read_text())["result"]
         return result
-    value = float("nan")
+    latest: Any = float("nan")
     for number in range(done, num_steps):
         # Drawn by the step's number, so that a resumed run sees what an uninterrupted one does.
         chosen = np.random.default_rng([seed, number]).choice(trained, batch_size)
-        params, state, value = step(params, state, dataset.tokens[chosen], dataset.valid[chosen])
+        params, state, latest = step(params, state, dataset.tokens[chosen], dataset.valid[chosen])
         if (number + 1) % checkpoint_steps == 0 or number + 1 == num_steps:
-            if not np.isfinite(float(value)):
+            if not np.isfinite(float(latest)):
                 raise SelgradError(f"training diverged at step {number + 1}; lower the learning rate")
             series.save(number + 1, (params, state))
         if number % 10 == 0 or number + 1 == num_steps:
-            on_progress(number + 1, num_steps, float(value))
+            on_progress(number + 1, num_steps, float(latest))
     measured = [float(loss(params, dataset.tokens[held_out[i : i + 32]], dataset.valid[held_out[i : i + 32]])) for i in range(0, len(held_out), 32)]
     weights = [dataset.valid[held_out[i : i + 32]][:, 1:].sum() for i in range(0, len(held_out), 32)]
-    counts = np.bincount(dataset.tokens[trained][dataset.valid[trained]], minlength=dataset.spec.vocabulary_size) + 1.0
+    counts: Any = np.bincount(dataset.tokens[trained][dataset.valid[trained]], minlength=dataset.spec.vocabulary_size) + 1.0
     unigram = -np.log(counts / counts.sum())[dataset.tokens[held_out][:, 1:][dataset.valid[held_out][:, 1:]]].mean()
-    found = {"loss": float(value), "held_out_perplexity": float(np.exp(np.average(measured, weights=weights))), "unigram_perplexity": float(np.exp(unigram))}
+    found = {"loss": float(latest), "held_out_perplexity": float(np.exp(np.average(measured, weights=weights))), "unigram_perplexity": float(np.exp(unigram))}
     save_pretrained(model, params, root)
     recipe.write_text(json.dumps({"recipe": identity, "result": found}, indent=1) + "\n")
     return found

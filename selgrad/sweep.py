@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from selgrad import __version__, checkpoints, devices, encryption, trees
+from selgrad import __version__, checkpoints, devices, encryption
 from selgrad.base import TextSpec
 from selgrad.config import Spec, SweepConfig, settings
 from selgrad.errors import SelgradError, UsageError

@@ -44,7 +44,8 @@ def partition(tree: PyTree, chosen: Callable[[str], bool]) -> tuple[PyTree, PyTr
     """Nested dicts split in two by the paths of their leaves; `merge` puts them together again."""
 
     def walk(node: Any, path: str) -> tuple[Any, Any]:
-        yes, no = {}, {}
+        yes: dict[str, Any] = {}
+        no: dict[str, Any] = {}
         for name, child in node.items():
             inner = f"{path}/{name}" if path else name
             if isinstance(child, dict):

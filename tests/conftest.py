@@ -20,9 +20,12 @@ jaxtyping.install_import_hook(_CHECKED, "beartype.beartype")
 import jax
 import pytest
 
-from selgrad.base import InputSpec
+from selgrad.base import InputSpec, TextSpec
 from selgrad.gradients import UPDATES
 from selgrad.models import MODELS
+from selgrad.models._transformer import Transformer, TransformerConfig
+from selgrad.models.bert import _Bert
+from selgrad.models.gpt2 import _GPT2
 
 
 def _folder(variable: str) -> Path:
@@ -59,6 +62,41 @@ def x64():
 def spec() -> InputSpec:
     """8x8 grey images, 10 classes."""
     return InputSpec((8, 8, 1), 10)
+
+
+TEXT_SPEC = TextSpec((7,), 3, 30, pad_id=0, start_id=2, end_id=3, special_ids=(0, 1, 2, 3))
+
+
+def small_transformer(causal=False, exposure="frozen", layers=2, **config):
+    """Two layers of width 32 over 30 tokens: a transformer that compiles in seconds."""
+    given = {"vocabulary_size": 30, "max_positions": 8, "token_types": 0 if causal else 2, "width": 32, "num_layers": layers, "num_heads": 2}
+    whole = TransformerConfig(**{**given, "mlp_width": 64, "activation": "gelu", "epsilon": 1e-5, "initializer_range": 0.2, **config})
+    network = (_GPT2 if causal else _Bert)(whole, "classification", 3)
+    return Transformer(network, TEXT_SPEC, whole, "classification", "classifier", causal, exposure)
+
+
+class TextProblem:
+    """A small transformer and one client's sentences, [CLS] four words [SEP] and padding."""
+
+    def __init__(self, batch_size=1, **arguments):
+        from selgrad.base import Batch, GradientContext
+
+        self.model = small_transformer(**arguments)
+        self.update = UPDATES["gradient"](batch_size=batch_size)
+        self.params = self.model.init(jax.random.key(0))
+        words = jax.random.randint(jax.random.key(1), (batch_size, 4), 4, 30)
+        ends = jax.numpy.broadcast_to(jax.numpy.asarray([[2, 3, 0]]), (batch_size, 3))
+        tokens = jax.numpy.concatenate([ends[:, :1], words, ends[:, 1:]], axis=1).astype("int32")
+        self.batch = Batch(tokens, jax.numpy.arange(batch_size, dtype="int32") % 3, tokens != 0)
+        one_hot = jax.nn.one_hot(self.batch.labels, 3)
+        self.grads = jax.jit(lambda p, b, y: self.update.client(self.model, p, b, y))(self.params, self.batch, one_hot)
+        self.context = GradientContext(model=self.model, params=self.params, batch=self.batch, update=self.update, grads=self.grads, key=jax.random.key(2))
+
+
+@pytest.fixture(scope="session")
+def text_problem():
+    """A factory of `TextProblem`."""
+    return TextProblem
 
 
 class Problem:

@@ -17,11 +17,10 @@ import numpy.typing as npt
 
 from selgrad import trees
 from selgrad.attacks import row_space
-from selgrad.attacks.hidden import Hidden
+from selgrad.attacks.hidden import Hidden, fill
 from selgrad.attacks.labels import last_layer_counts
-from selgrad.attacks.hidden import fill
 from selgrad.attacks.spaces import known_tokens, possible_tokens, text_parts
-from selgrad.base import Attack, Key, Observation, Reconstruction, TextModel
+from selgrad.base import Attack, Key, Observation, Reconstruction
 
 Tokens = npt.NDArray[np.int32]
 
@@ -34,7 +33,7 @@ class _Candidates(NamedTuple):
 
 
 @lru_cache(maxsize=8)
-def _reader(model: TextModel, num_layers: int) -> Callable[..., Any]:
+def _reader(model: Any, num_layers: int) -> Callable[..., Any]:
     """(params, tokens, valid) -> the input of attention layer `num_layers`, compiled once per model and shape."""
 
     def read(params: Any, tokens: Any, valid: Any) -> Any:
@@ -46,7 +45,7 @@ def _reader(model: TextModel, num_layers: int) -> Callable[..., Any]:
 
 def _layer_inputs(observation: Observation, tokens: Tokens, valid: npt.NDArray[np.bool_], num_layers: int, at_once: int) -> npt.NDArray[Any]:
     """The input of attention layer `num_layers` (from 1), (n, T, width), in batches of one size so that one program serves all."""
-    model, _ = text_parts(observation)
+    model: Any = text_parts(observation)[0]
     read, found = _reader(model, num_layers), []
     for start in range(0, len(tokens), at_once):
         part, real = tokens[start : start + at_once], valid[start : start + at_once]
@@ -71,12 +70,13 @@ def _first_test(
     observation: Observation, space: row_space.RowSpace, threshold: float, max_candidates: int, at_once: int, real: npt.NDArray[np.bool_]
 ) -> _Candidates:
     """Tests every token at every position against the first layer's row space; known tokens are taken as known."""
-    model, spec = text_parts(observation)
-    length = spec.shape[0]
+    spec = text_parts(observation)[1]
+    length, model = spec.shape[0], observation.model
     allowed = np.flatnonzero(np.asarray(possible_tokens(observation)))
     found = np.ones((length, len(allowed)))
     if space.basis.shape[1]:
-        read, everywhere = _reader(model, 1), np.ones((at_once, length), bool)
+        reader: Any = _reader
+        read, everywhere = reader(model, 1), np.ones((at_once, length), bool)
         for start in range(0, len(allowed), at_once):
             part = allowed[start : start + at_once]
             padded = np.pad(part, (0, at_once - len(part)), mode="edge")
@@ -302,7 +302,7 @@ def dager(
             candidates = _first_test(observation, spaces[0], first_threshold, max_candidates, tokens_at_once, real)
             assemble = _grow if model.causal else _assemble
             rows = assemble(observation, second, candidates, lengths, second_threshold, beam, at_once)
-            tokens = np.full((size, length), spec.pad_id, np.int32)
+            tokens: Any = np.full((size, length), spec.pad_id, np.int32)
             for i, row in enumerate(rows):
                 tokens[i, : lengths[i]] = row[: lengths[i]]
             objective = float(np.mean([d.min() for d in candidates.distances if len(d)]))

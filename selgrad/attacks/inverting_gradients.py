@@ -18,7 +18,8 @@ from selgrad.attacks.minimisers import Minimiser, first_order
 from selgrad.attacks.priors import total_variation
 from selgrad.attacks.spaces import pixels
 from selgrad.attacks.starts import Start
-from selgrad.base import Attack, Observation
+from selgrad.base import Attack, InputSpec, Observation
+from selgrad.errors import UsageError
 
 
 def _signed_adam(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
@@ -51,6 +52,8 @@ def inverting_gradients(
 
     def minimiser(observation: Observation) -> Minimiser:
         spec = observation.model.input_spec
+        if not isinstance(spec, InputSpec):
+            raise UsageError("this attack optimises pixels and the data are text; choose dlg_text, tag, lamp or dager")
         low, high = jnp.asarray(spec.low), jnp.asarray(spec.high)
 
         def box(point: Array) -> Array:

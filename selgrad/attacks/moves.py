@@ -126,9 +126,7 @@ def permutations(
     return Search(start, refine, 2 * max(num_starts, num_start_permutations, 1), num_moves + 1)
 
 
-def _perplexities(
-    language_model: LanguageModel, observation: Observation, tokens: Array, real: Array, at_once: int
-) -> Callable[[Array], Array]:
+def _perplexities(language_model: LanguageModel, observation: Observation, tokens: Array, real: Array, at_once: int) -> Callable[[Array], Array]:
     def likely(orders: Int[Array, "n b t"]) -> Float[Array, " n"]:
         def one(order: Array) -> Array:
             return language_model.log_perplexity(observation.auxiliary, jnp.take_along_axis(tokens, order, axis=1), real).mean()

@@ -49,47 +49,56 @@ class RowSpace(NamedTuple):
         return found
 
 
-def complete(matrix: Matrix, visible: npt.NDArray[np.bool_], rank: int, num_steps: int = 60, tolerance: float = 1e-9) -> Matrix:
-    """A factor L (rows, rank) of the matrix of that rank that agrees with the visible entries, by alternating least squares.
+def complete(matrix: Matrix, visible: npt.NDArray[np.bool_], rank: int, *, num_steps: int = 300, floor: float = 1e-7) -> Matrix:
+    """A factor (rows, rank or fewer) of the low-rank matrix that agrees with the visible entries, by alternating least squares.
+
+    The rank grows from 1: gradients' singular values fall over six decades, and a fit that starts with all of them never finds the small ones.
+    Columns are scaled alike for the same reason.
 
     Args:
       matrix: hidden entries are not read.
       visible: of the same shape.
-      rank: of the completion.
-      num_steps: at most.
-      tolerance: the relative residual on visible entries that ends it.
+      rank: of the completion, at most.
+      num_steps: at the full rank; a tenth of it at each one before.
+      floor: the relative residual on visible entries that ends it; float32 gradients leave 1e-7.
     """
-    seen = np.where(visible, matrix, 0.0)
-    weights = visible.astype(np.float64)
-    left = np.linalg.svd(seen / max(weights.mean(), 1e-3), full_matrices=False)[0][:, :rank]
-    scale = np.linalg.norm(seen) or 1.0
+    weights: Any = visible.astype(np.float64)
+    values: Any = np.where(visible, matrix, 0.0)
+    values = values / np.maximum(np.sqrt((values**2).sum(axis=0) / np.maximum(weights.sum(axis=0), 1)), 1e-300)
+    scale = float(np.linalg.norm(values)) or 1.0
 
-    def solve(factor: Matrix, values: Matrix, weight: Matrix) -> Matrix:
-        """Per column of `values` the least-squares coefficients on the rows it shows, (columns, rank)."""
+    def solve(factor: Matrix, wanted: Matrix, weight: Matrix) -> Matrix:
+        """Per column of `wanted` the least-squares coefficients on the rows it shows, (columns, rank)."""
+        size = factor.shape[1]
         pairs = (factor[:, :, None] * factor[:, None, :]).reshape(len(factor), -1)
-        normal = (weight.T @ pairs).reshape(-1, factor.shape[1], factor.shape[1])
-        normal += 1e-13 * np.trace(normal, axis1=1, axis2=2)[:, None, None] * np.eye(factor.shape[1])
-        normal += 1e-30 * np.eye(factor.shape[1])
-        result: Matrix = np.linalg.solve(normal, ((values * weight).T @ factor)[..., None])[..., 0]
+        normal: Any = (weight.T @ pairs).reshape(-1, size, size)
+        normal += (1e-14 * np.trace(normal, axis1=1, axis2=2)[:, None, None] + 1e-300) * np.eye(size)
+        result: Any = np.linalg.solve(normal, ((wanted * weight).T @ factor)[..., None])[..., 0]
         return result
 
-    previous = np.inf
-    for _ in range(num_steps):
-        right = solve(left, seen, weights)
-        # An orthonormal factor keeps the normal equations as well conditioned as they can be.
-        right = np.linalg.qr(right)[0]
-        left = solve(right, seen.T, weights.T)
-        residual = np.linalg.norm(np.where(visible, left @ right.T - matrix, 0)) / scale
-        if residual < tolerance or residual > 0.999 * previous and residual < 1e-6:
+    growth = -(-rank // 64)
+    left: Any = np.zeros((len(values), 0))
+    residual: Any = values
+    while left.shape[1] < rank:
+        fresh: Any = np.linalg.svd(residual, full_matrices=False)[0][:, : min(growth, rank - left.shape[1])]
+        left = np.linalg.qr(np.concatenate([left, fresh], axis=1))[0]
+        previous = np.inf
+        for _ in range(num_steps if left.shape[1] == rank else num_steps // 10):
+            # An orthonormal factor keeps the normal equations as well conditioned as they can be.
+            right: Any = np.linalg.qr(solve(left, values, weights))[0]
+            factor = solve(right, values.T, weights.T)
+            residual = weights * (values - factor @ right.T)
+            error = float(np.linalg.norm(residual)) / scale
+            left = np.linalg.qr(factor)[0]
+            if error < floor or error > 0.999 * previous:
+                break
+            previous = error
+        if error < floor:
             break
-        previous = residual
-        left = np.linalg.qr(left)[0]
-    return left
+    return factor
 
 
-def find(
-    kernels: Sequence[tuple[str, npt.NDArray[Any], npt.NDArray[np.bool_]]], *, hidden: Hidden, max_rank: int, rank_tolerance: float
-) -> RowSpace:
+def find(kernels: Sequence[tuple[str, npt.NDArray[Any], npt.NDArray[np.bool_]]], *, hidden: Hidden, max_rank: int, rank_tolerance: float) -> RowSpace:
     """The row space of a layer's inputs.
 
     Args:
@@ -125,11 +134,12 @@ def find(
                 return RowSpace(np.zeros((0, 0)), np.zeros(0, np.int64), (), (*unused, *(f"{path} (too little visible)" for path in used)))
         if mask.any() and max_rank < len(matrix):
             # Columns are many; the fullest few times the rank determine the space as well as all of them.
-            order = np.argsort(mask.sum(axis=0), kind="stable")[: 4 * max_rank]
+            order = np.argsort(mask.sum(axis=0), kind="stable")
+            order = order[: 4 * max_rank] if not mask[:, order[: 4 * max_rank]].any() else order[: max(512, 6 * max_rank)]
             if mask[:, order].any():
-                matrix = complete(matrix[:, order], ~mask[:, order], max_rank)
-            else:
-                matrix = matrix[:, order]
+                factor = complete(matrix[:, order], ~mask[:, order], max_rank)
+                return RowSpace(np.linalg.qr(factor)[0], rows, tuple(used), tuple(unused))
+            matrix = matrix[:, order]
     left, singular, _ = np.linalg.svd(matrix, full_matrices=False)
     rank = int((singular > rank_tolerance * singular[0]).sum()) if singular.size and singular[0] > 0 else 0
     rank = min(rank, max_rank)

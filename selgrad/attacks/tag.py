@@ -16,9 +16,7 @@ from selgrad.attacks.spaces import embeddings
 from selgrad.base import Attack
 
 
-def tag(
-    *, num_steps: int = 2500, num_restarts: int = 1, hidden: Hidden = "ignore", learning_rate: float = 0.1, alpha: float = 0.01
-) -> Attack:
+def tag(*, num_steps: int = 2500, num_restarts: int = 1, hidden: Hidden = "ignore", learning_rate: float = 0.1, alpha: float = 0.01) -> Attack:
     """Adam on ||g' - g||_2^2 + alpha ||g' - g||_1 over all leaves.
 
     Args:

@@ -75,9 +75,7 @@ his pension is smaller than he had hoped
 """
 
 
-def sentences(
-    *, tokenizer: str = "words", max_length: int = 32, count: int | None = None, offset: int = 0
-) -> TextDataset:
+def sentences(*, tokenizer: str = "words", max_length: int = 32, count: int | None = None, offset: int = 0) -> TextDataset:
     """Embedded messages of three kinds, in turns; works offline with the embedded word-level tokenizer.
 
     Args:

@@ -6,7 +6,7 @@ Every loader of text ends in `make_text`, which tokenizes, takes the asked-for p
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class TextDataset:
         part = slice(start, stop)
         return Batch(jnp.asarray(self.tokens[part]), jnp.asarray(self.labels[part]), jnp.asarray(self.valid[part]))
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Iterable[Any]) -> str:
         """The text of one sequence, special tokens left out."""
         return self.tokenizer.decode([int(i) for i in tokens])
 
@@ -136,7 +136,9 @@ def from_hub(repository: str, configuration: str | None, split: str, text: str, 
     try:
         datasets: Any = importlib.import_module("datasets")
     except ImportError:
-        raise UsageError(f"{repository!r} comes from the hub through the package datasets; install the extra selgrad[hub], or set path to local files") from None
+        raise UsageError(
+            f"{repository!r} comes from the hub through the package datasets; install the extra selgrad[hub], or set path to local files"
+        ) from None
     try:
         loaded = datasets.load_dataset(repository, configuration, split=split)
         return [str(t) for t in loaded[text]], [int(x) for x in loaded[label]]

@@ -60,7 +60,7 @@ def from_files(source: str) -> Tokenizer:
       DataError: if nothing there is a tokenizer.
     """
     import tokenizers
-    from tokenizers.implementations import BertWordPieceTokenizer, ByteLevelBPETokenizer
+    from tokenizers.implementations import BertWordPieceTokenizer, ByteLevelBPETokenizer  # type: ignore[attr-defined]
 
     folder = Path(source).expanduser()
     try:

@@ -66,9 +66,7 @@ def align_texts(truths: Sequence[str], found: Sequence[str]) -> npt.NDArray[np.i
     return np.asarray(linear_sum_assignment(-scores)[1])
 
 
-def token_accuracy(
-    truth: npt.NDArray[np.int32], found: npt.NDArray[np.int32], content: npt.NDArray[np.bool_]
-) -> dict[str, float]:
+def token_accuracy(truth: npt.NDArray[np.int32], found: npt.NDArray[np.int32], content: npt.NDArray[np.bool_]) -> dict[str, float]:
     """`token_accuracy`, the share of content tokens found at their place, and `exact_match`, the share of sequences without an error.
 
     Args:

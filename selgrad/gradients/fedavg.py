@@ -37,9 +37,7 @@ class FedAvg:
 
         return self._run(model, params, embed, labels, batch.valid)
 
-    def _run(
-        self, model: Model, params: Params, embed: Callable[[Params, Callable[[Array], Array]], Array], labels: Array, valid: Array | None
-    ) -> Grads:
+    def _run(self, model: Model, params: Params, embed: Callable[[Params, Callable[[Array], Array]], Array], labels: Array, valid: Array | None) -> Grads:
         slices = self.batch_size // self.local_batch_size
         sent, frozen = model.split(params)
 

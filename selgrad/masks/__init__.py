@@ -4,7 +4,8 @@ A selector returns ranks rather than a mask: the mask at k entries is `rank < k`
 """
 
 from selgrad.masks.by_path import by_path
+from selgrad.masks.by_structure import by_structure
 from selgrad.masks.global_top import global_top
 from selgrad.masks.per_leaf_top import per_leaf_top
 
-SELECTORS = {"global_top": global_top, "per_leaf_top": per_leaf_top, "by_path": by_path}
+SELECTORS = {"global_top": global_top, "per_leaf_top": per_leaf_top, "by_path": by_path, "by_structure": by_structure}

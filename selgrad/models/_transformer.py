@@ -265,9 +265,7 @@ class Transformer:
         result: Array = self.network.apply({"params": params}, embedded, valid)[0]  # type: ignore[index]
         return result
 
-    def loss(
-        self, params: Params, embedded: Float[Array, "b t d"], labels: Float[Array, "b ..."], valid: Bool[Array, "b t"] | None = None
-    ) -> Float[Array, ""]:
+    def loss(self, params: Params, embedded: Float[Array, "b t d"], labels: Float[Array, "b ..."], valid: Bool[Array, "b t"] | None = None) -> Float[Array, ""]:
         """Mean cross-entropy over sequences, or over predicted tokens; linear in `labels`."""
         scores = jax.nn.log_softmax(self.logits(params, embedded, valid))
         if self.task == "classification":
@@ -282,7 +280,7 @@ class Transformer:
         self, params: Params, embedded: Float[Array, "b t d"], valid: Bool[Array, "b t"] | None, num_layers: int
     ) -> tuple[Float[Array, "b t d"], ...]:
         """What the attention kernels of the first layers multiply; later layers are not computed."""
-        found: tuple[Array, ...] = self.network.apply({"params": params}, embedded, valid, num_layers)[1]  # type: ignore[index]
+        found: tuple[Array, ...] = self.network.apply({"params": params}, embedded, valid, num_layers)[1]  # type: ignore[index,assignment]
         return found
 
     @property
@@ -318,9 +316,7 @@ def check(config: TransformerConfig, spec: TextSpec) -> None:
     if spec.shape[0] > config.max_positions:
         raise UsageError(f"sequences of {spec.shape[0]} tokens are longer than the model's {config.max_positions} positions; lower max_length")
     if spec.vocabulary_size > config.vocabulary_size:
-        raise UsageError(
-            f"the tokenizer knows {spec.vocabulary_size} tokens and the model {config.vocabulary_size}; give the data set the model's tokenizer"
-        )
+        raise UsageError(f"the tokenizer knows {spec.vocabulary_size} tokens and the model {config.vocabulary_size}; give the data set the model's tokenizer")
     if config.lora_rank < 0:
         raise UsageError(f"lora_rank={config.lora_rank} must be 0 (no adapters) or more")
 

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from selgrad.base import TextSpec
+from selgrad.base import InputSpec, TextSpec
 from selgrad.errors import UsageError
 from selgrad.models._transformer import (
     ACTIVATIONS,
@@ -28,7 +28,6 @@ from selgrad.models._transformer import (
     check,
     task_spec,
 )
-
 
 
 class _Embeddings(nn.Module):
@@ -79,7 +78,7 @@ class _Bert(nn.Module):
 
 
 def bert(
-    input_spec: TextSpec,
+    input_spec: InputSpec | TextSpec,
     *,
     size: Literal["tiny", "mini", "small", "base"] | None = None,
     pretrained: str | None = None,

@@ -14,6 +14,7 @@ from jax import Array
 from jaxtyping import Float
 
 from selgrad.base import Batch, InputSpec, Key, Params
+from selgrad.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,10 @@ class ImageClassifier:
     head: str
     bypassed: frozenset[str] = frozenset()
     always_encrypted: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.input_spec, InputSpec):
+            raise UsageError("this model reads images and the data set holds text; choose bert or gpt2")
 
     def init(self, key: Key) -> Params:
         """Fresh float32 parameters."""

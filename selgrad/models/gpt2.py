@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from selgrad.base import TextSpec
+from selgrad.base import InputSpec, TextSpec
 from selgrad.errors import UsageError
 from selgrad.models._transformer import (
     SIZES,
@@ -66,7 +66,7 @@ class _GPT2(nn.Module):
 
 
 def gpt2(
-    input_spec: TextSpec,
+    input_spec: InputSpec | TextSpec,
     *,
     size: Literal["tiny", "mini", "small", "base"] | None = None,
     pretrained: str | None = None,

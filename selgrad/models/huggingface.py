@@ -35,7 +35,8 @@ _SHARED = (
     (r"embeddings/norm", "embeddings.LayerNorm"),
     (r"pooler", "pooler.dense"),
 )
-_BERT = [*((ours, f"bert.{theirs}") for ours, theirs in _SHARED)] + [
+_BERT = [
+    *((ours, f"bert.{theirs}") for ours, theirs in _SHARED),
     (r"classifier", "classifier"),
     (r"masked_head/dense", "cls.predictions.transform.dense"),
     (r"masked_head/norm", "cls.predictions.transform.LayerNorm"),
@@ -108,7 +109,7 @@ def _refuse(source: str, config: Mapping[str, Any], allowed: Mapping[str, tuple[
             raise UsageError(f"checkpoint {source!r}: {key}={config[key]!r} is not built; this model honours {key} of {', '.join(map(repr, values))}")
 
 
-_PLAIN = {
+_PLAIN: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
     "is_encoder_decoder": (False,),
     "pruned_heads": ({}, None),

@@ -1,0 +1,199 @@
+"""Attacks on text: row spaces and their completion, DAGER under masks, LAMP's moves, labels, and what the word embeddings give away."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selgrad import trees
+from selgrad.attacks import ATTACKS, row_space
+from selgrad.attacks.distances import l2_l1, mean_leaf_cosine, squared_l2
+from selgrad.attacks.hidden import Target, fill
+from selgrad.attacks.labels import last_layer_counts
+from selgrad.attacks.moves import in_batches, random_move
+from selgrad.attacks.spaces import embeddings, known_tokens, nearest_tokens, possible_tokens
+from selgrad.errors import UsageError
+from selgrad.gradients import observe
+
+KERNELS = [f"layer_{i}/attention/{name}/kernel" for i in range(2) for name in ("query", "key", "value")]
+
+
+def hide(p, chosen):
+    """An observation whose mask is `chosen(path, leaf)`."""
+    leaves, treedef = jax.tree.flatten(p.grads)
+    mask = jax.tree.unflatten(
+        treedef, [jnp.broadcast_to(jnp.asarray(chosen(path, leaf)), leaf.shape) for path, leaf in zip(trees.paths(p.grads), leaves, strict=True)]
+    )
+    return observe(p.model, p.update, p.params, p.grads, mask, valid=p.batch.valid)
+
+
+class TestRowSpace:
+    def low_rank(self, rank=8, decades=5, shape=(40, 120)):
+        generator = np.random.default_rng(0)
+        left, right = (np.linalg.qr(generator.normal(size=(n, rank)))[0] for n in shape)
+        return left, (left * np.logspace(0, -decades, rank)) @ right.T
+
+    @pytest.mark.parametrize("hidden", [0.01, 0.1, 0.4])
+    def test_hidden_entries_are_completed_over_five_decades_of_singular_values(self, hidden):
+        left, matrix = self.low_rank()
+        visible = np.random.default_rng(1).random(matrix.shape) > hidden
+        factor = np.linalg.qr(row_space.complete(np.where(visible, matrix, 123.0), visible, 8))[0]
+        assert np.linalg.norm(left - factor @ (factor.T @ left), axis=0).max() < 1e-3
+
+    def test_what_is_hidden_is_never_read(self):
+        _, matrix = self.low_rank()
+        visible = np.random.default_rng(1).random(matrix.shape) > 0.2
+        a, b = (row_space.complete(np.where(visible, matrix, junk), visible, 8) for junk in (0.0, 1e6))
+        np.testing.assert_array_equal(a, b)
+
+    def test_a_full_space_says_nothing_and_says_so(self):
+        matrix = np.random.default_rng(0).normal(size=(10, 50))
+        space = row_space.find([("w", matrix, np.zeros(matrix.shape, bool))], hidden="ignore", max_rank=64, rank_tolerance=1e-8)
+        assert space.basis.shape[1] == 0 and not space.leaves and "full" in space.unused[0]
+        assert (space.distances(np.ones((3, 10))) == 1).all()
+
+    def test_distances_are_zero_inside_and_one_across(self):
+        left, matrix = self.low_rank(decades=1)
+        space = row_space.find([("w", matrix, np.zeros(matrix.shape, bool))], hidden="ignore", max_rank=8, rank_tolerance=1e-8)
+        outside = np.linalg.svd(left)[0][:, 8:].T
+        assert space.distances(left.T).max() < 1e-6 and space.distances(outside).min() > 0.999
+
+
+class TestDager:
+    @pytest.mark.parametrize("causal", [False, True])
+    @pytest.mark.parametrize(
+        ("chosen", "unused"),
+        [
+            (lambda path, leaf: False, ()),
+            (lambda path, leaf: path not in KERNELS and "qkv" not in path, ()),
+            (lambda path, leaf: path.endswith("query/kernel"), ("layer_0/attention/query/kernel", "layer_1/attention/query/kernel")),
+            (lambda path, leaf: (np.arange(leaf.shape[0]) % 4 == 0).reshape(-1, *[1] * (leaf.ndim - 1)), ()),
+            (lambda path, leaf: np.arange(leaf.shape[-1]) % 3 == 0, ()),
+            (lambda path, leaf: np.random.default_rng(len(path)).random(leaf.shape) < 0.3, ()),
+        ],
+        ids=["nothing", "all but attention", "one leaf", "rows", "columns", "entries"],
+    )  # fmt: skip
+    def test_recovers_the_sentence_and_says_which_leaves_it_used(self, text_problem, causal, chosen, unused):
+        p = text_problem(causal=causal)
+        found = ATTACKS["dager"]().reconstruct(jax.random.key(0), hide(p, chosen))
+        np.testing.assert_array_equal(found.inputs, p.batch.inputs)
+        report = json.loads(found.report)
+        assert {text.split(" ")[0] for text in report["unused"]} == (set() if causal else set(unused))
+        assert "layer_0/attention/qkv/kernel" in report["used"] if causal else "layer_0/attention/value/kernel" in report["used"]
+
+    def test_hiding_the_attention_stops_it(self, text_problem):
+        p = text_problem()
+        found = ATTACKS["dager"]().reconstruct(jax.random.key(0), hide(p, lambda path, leaf: "attention" in path))
+        assert (np.asarray(found.inputs) != np.asarray(p.batch.inputs)).sum() >= 3
+        assert not json.loads(found.report)["used"] and found.objective == 1
+
+    def test_taking_hidden_entries_for_zero_is_worse_than_completing_them(self, text_problem):
+        p = text_problem()
+        observation = hide(p, lambda path, leaf: np.random.default_rng(len(path)).random(leaf.shape) < 0.3)
+        zero, ignore = (ATTACKS["dager"](hidden=hidden).reconstruct(jax.random.key(0), observation) for hidden in ("zero", "ignore"))
+        assert (np.asarray(ignore.inputs) == np.asarray(p.batch.inputs)).all() and (np.asarray(zero.inputs) != np.asarray(p.batch.inputs)).any()
+
+    def test_a_batch_of_a_decoder_is_told_apart(self, text_problem):
+        p = text_problem(causal=True, batch_size=2, layers=3, width=64, mlp_width=128)
+        found = ATTACKS["dager"]().reconstruct(jax.random.key(0), hide(p, lambda path, leaf: False))
+        assert {tuple(t) for t in np.asarray(found.inputs)} == {tuple(t) for t in np.asarray(p.batch.inputs)}
+
+    def test_it_refuses_images(self, problem, spec):
+        p = problem(spec)
+        mask = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), p.grads)
+        with pytest.raises(UsageError, match="images"):
+            ATTACKS["dager"]().reconstruct(jax.random.key(0), observe(p.model, p.update, p.params, p.grads, mask))
+
+
+class TestMoves:
+    @given(st.integers(0, 2**31 - 1), st.integers(0, 3), st.integers(0, 6))
+    @settings(max_examples=200, deadline=None)
+    def test_a_move_is_a_permutation_that_leaves_known_positions(self, seed, first, count):
+        order = np.asarray(MOVE(jax.random.key(seed), first, count))
+        assert sorted(order) == list(range(10))
+        outside = [i for i in range(10) if not first <= i < first + count]
+        assert (order[outside] == outside).all()
+
+    def test_every_kind_of_move_occurs(self):
+        orders = np.asarray(jax.vmap(lambda k: random_move(k, jnp.int32(1), jnp.int32(6), 8))(jax.random.split(jax.random.key(0), 500)))
+        changed = (orders != np.arange(8)).sum(axis=1)
+        assert len(np.unique(orders, axis=0)) > 40 and {0, 2, 3, 6} <= set(changed)
+
+    def test_batches_give_what_vmap_gives(self):
+        x = jnp.arange(23.0)
+        np.testing.assert_array_equal(in_batches(lambda v: v**2, x, 5), x**2)
+
+
+MOVE = jax.jit(lambda key, first, count: random_move(key, first, count, 10))
+
+
+class TestSpace:
+    def test_known_tokens_are_put_in_and_the_rest_reads_back(self, text_problem):
+        p = text_problem()
+        observation = hide(p, lambda path, leaf: False)
+        space = embeddings(observation)
+        tokens, known = known_tokens(observation)
+        assert np.asarray(known)[0].tolist() == [True, False, False, False, False, True, True]
+        np.testing.assert_array_equal(np.asarray(tokens)[np.asarray(known)], np.asarray(p.batch.inputs)[np.asarray(known)])
+        start = space.fix(space.draw(jax.random.key(0)))
+        table = p.params["embeddings"]["word"]["embedding"]
+        np.testing.assert_array_equal(start[0, 0], table[2])
+        np.testing.assert_array_equal(space.read(p.model.embed(p.params, p.batch.inputs)), p.batch.inputs)
+        assert not np.isin(np.asarray(nearest_tokens(observation, start))[0, 1:5], [0, 1, 2, 3]).any()
+
+    def test_without_the_padding_only_the_first_token_is_known(self, text_problem):
+        p = text_problem()
+        mask = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), p.grads)
+        _, known = known_tokens(observe(p.model, p.update, p.params, p.grads, mask))
+        assert np.asarray(known)[0].tolist() == [True] + [False] * 6
+
+    def test_a_visible_embedding_gradient_names_the_tokens_and_a_hidden_one_does_not(self, text_problem):
+        p = text_problem(exposure="sent")
+        seen = np.flatnonzero(possible_tokens(hide(p, lambda path, leaf: False)))
+        assert set(seen) == set(np.asarray(p.batch.inputs)[0, 1:5])
+        hidden = possible_tokens(hide(p, lambda path, leaf: path.endswith("word/embedding")))
+        assert np.flatnonzero(hidden).tolist() == list(range(4, 30))
+
+    def test_leaves_that_embedding_reads_are_not_matched(self, text_problem):
+        p = text_problem(exposure="sent")
+        observation = hide(p, lambda path, leaf: False)
+        dummy = p.update(p.model, p.params, p.model.embed(p.params, p.batch.inputs), p.context.labels, p.batch.valid)
+        for hidden in ("zero", "average", "ignore"):
+            assert float(squared_l2(dummy, fill(observation, hidden))) < 1e-9
+
+
+def test_labels_of_single_sentences_are_read_off_the_bias_and_guessed_without(text_problem):
+    p = text_problem()
+
+    def read(label, chosen):
+        batch = type(p.batch)(p.batch.inputs, jnp.asarray([label], jnp.int32), p.batch.valid)
+        grads = p.update.client(p.model, p.params, batch, jax.nn.one_hot(batch.labels, 3))
+        q = type("P", (), {"model": p.model, "update": p.update, "params": p.params, "grads": grads, "batch": batch})
+        observation = hide(q, chosen)
+        return [int(last_layer_counts(jax.random.key(k), observation, fill(observation, "ignore"))[0]) for k in range(6)]
+
+    for label in range(3):
+        assert set(read(label, lambda path, leaf: False)) == {label}
+        assert set(read(label, lambda path, leaf: path == "classifier/kernel")) == {label}
+    assert len(set(read(0, lambda path, leaf: path.startswith("classifier")))) > 1
+
+
+def test_label_counts_of_a_batch(text_problem):
+    # Exact where the model says about the same of every input, as an untrained one does.
+    p = text_problem(batch_size=6, initializer_range=0.02)
+    observation = hide(p, lambda path, leaf: False)
+    assert sorted(last_layer_counts(jax.random.key(0), observation, fill(observation, "ignore")).tolist()) == [0, 0, 1, 1, 2, 2]
+
+
+def test_l2_l1_is_the_sum_of_both_and_a_leaf_below_rounding_counts_as_nothing():
+    target = Target({"a": jnp.asarray([1.0, 2.0]), "b": jnp.asarray([1e-12])}, {"a": jnp.asarray([True, False]), "b": jnp.asarray([True])})
+    candidate = {"a": jnp.asarray([3.0, 50.0]), "b": jnp.asarray([-1e-12])}
+    np.testing.assert_allclose(l2_l1(candidate, target, 0.5), 4 + 0.5 * 2, rtol=1e-6)
+    alive = Target({"a": target.grads["a"] * jnp.asarray([1.0, 0.0]), "b": target.grads["b"]}, target.counted)
+    value, slope = jax.value_and_grad(mean_leaf_cosine)(candidate, alive)
+    np.testing.assert_allclose(value, 0.5, atol=1e-6)
+    assert np.isfinite(slope["b"]).all() and slope["b"] == 0

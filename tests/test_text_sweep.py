@@ -1,0 +1,146 @@
+"""Text through the spine: records, kept sentences, the report, host attacks that resume, and the attacker's language model."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from selgrad import run_cell, run_sweep
+from selgrad.data import DATASETS
+from selgrad.errors import UsageError
+from selgrad.experiment import HostBlock
+from selgrad.language_model import load, train
+from selgrad.report.figures import mark
+
+CONFIG = {
+    "name": "text",
+    "dataset": {"name": "sentences", "count": 3},
+    "model": {"name": "bert", "embedding": ["frozen", "always_encrypted"]},
+    "metric": ["random", "magnitude"],
+    "ratio": [0, 0.2, 1],
+    "attack": {"name": "dager", "hidden": ["zero", "ignore"]},
+    "encryption": None,
+    "gallery": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("text") / "out"
+    return out, run_sweep(CONFIG, out, quiet=True)
+
+
+def test_records_hold_text_measures_and_the_exposure_of_the_embedding(finished):
+    _, records = finished
+    assert len(records) == 2 * 2 * 3 * 2 * 3
+    assert "psnr" not in records and {"rouge1", "rouge2", "rougeL", "token_accuracy", "exact_match", "label_correct"} <= set(records)
+    clear = records[records["ratio"] == 0]
+    assert (clear["rougeL"] == 1).all() and (clear["exact_match"] == 1).all() and clear["success"].all()
+    assert not records[records["ratio"] == 1]["success"].any()
+    assert set(records["success_rule"]) == {"rougeL > 0.5"}
+    sizes = records.groupby(["embedding", "ratio"])["num_selected"].unique()
+    total = records.groupby("embedding")["num_total"].first()
+    rows = total["always_encrypted"] - total["frozen"]
+    assert rows == 298 * 128 and sizes["always_encrypted", 0.0].tolist() == [rows] and sizes["frozen", 0.0].tolist() == [0]
+    assert sizes["always_encrypted", 0.2].tolist() == [rows + round(0.2 * total["frozen"])]
+
+
+def test_completing_hidden_entries_beats_taking_them_for_zero(finished):
+    _, records = finished
+    masked = records[(records["ratio"] == 0.2) & (records["metric"] == "magnitude")].groupby("hidden")["rougeL"].mean()
+    assert masked["ignore"] > masked["zero"] + 0.3
+
+
+def test_the_attack_says_which_leaves_it_used(finished):
+    _, records = finished
+    used = records["attack_report"].map(json.loads)
+    assert all(report["used"] for report in used[records["ratio"] == 0])
+    assert all(not report["used"] and len(report["unused"]) == 6 for report in used[records["ratio"] == 1])
+
+
+def test_the_report_shows_sentences_with_what_differs_marked(finished):
+    out, _ = finished
+    page = (out / "report.html").read_text()
+    truth = DATASETS["sentences"](count=1)
+    assert f"<b>{truth.decode(truth.tokens[0])}</b>" in page and "<mark>" in page and "leaves used" in page
+    assert (out / "figures" / "rougeL_against_ratio.png").exists() and not (out / "figures" / "psnr_against_ratio.png").exists()
+
+
+def test_marks_are_the_words_that_are_not_the_truths():
+    assert mark("a b c", "a b c") == [("a b c", True)]
+    assert mark("a b c", "x a c y") == [("x", False), ("a", True), ("c", True), ("y", False)]
+    assert mark("a", "") == []
+
+
+def test_a_host_attack_goes_on_lane_by_lane(finished, monkeypatch):
+    out, records = finished
+    for file in (out / "records").glob("*.parquet"):
+        file.unlink()
+        break
+    steps = []
+    advance = HostBlock.advance
+
+    def counted(self, params, lanes, state, num_steps):
+        steps.append(num_steps)
+        return advance(self, params, lanes, state, num_steps)
+
+    monkeypatch.setattr(HostBlock, "advance", counted)
+    again = run_sweep(CONFIG, out, quiet=True)
+    assert steps and again["rougeL"].tolist() == records["rougeL"].tolist()
+
+
+def test_images_and_text_are_not_mixed_up():
+    for given, message in (
+        ({"dataset": "digits", "model": "bert", "attack": "dager"}, "holds images"),
+        ({"dataset": "sentences", "model": "lenet", "attack": "dlg"}, "holds text"),
+        ({"dataset": "sentences", "model": "bert", "attack": "dlg"}, "dlg_text"),
+        ({"dataset": "digits", "model": "mlp", "attack": "tag"}, "inverting_gradients"),
+    ):
+        with pytest.raises((UsageError, TypeError), match=message if given["model"] != "lenet" else ""):
+            run_cell(**given)
+
+
+class TestLanguageModel:
+    @pytest.fixture(scope="class")
+    def trained(self, tmp_path_factory):
+        out = tmp_path_factory.mktemp("lm") / "model"
+        data = DATASETS["sentences"]()
+        return out, data, train(data, out, num_steps=40, batch_size=8, checkpoint_steps=20)
+
+    def test_it_learns_and_is_read_back(self, trained):
+        out, data, found = trained
+        model, params = load(str(out), data.spec)
+        value = model.log_perplexity(params, data.tokens[:4], data.valid[:4])
+        assert value.shape == (4,) and np.exp(float(value.mean())) < 200 < data.spec.vocabulary_size
+        shuffled = np.asarray(data.tokens[:20]).copy()
+        for row, valid in zip(shuffled, data.valid[:20], strict=True):
+            row[1 : valid.sum() - 1] = row[1 : valid.sum() - 1][::-1]
+        before, after = (float(model.log_perplexity(params, tokens, data.valid[:20]).mean()) for tokens in (data.tokens[:20], shuffled))
+        assert before < after, "it has seen these sentences and never their reverse"
+        assert np.isfinite(found["held_out_perplexity"])
+
+    def test_an_interrupted_training_ends_as_an_uninterrupted_one(self, trained, tmp_path):
+        out, data, _ = trained
+
+        def stop(done, total, loss):
+            if done > 30:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train(data, tmp_path / "lm", num_steps=40, batch_size=8, checkpoint_steps=20, on_progress=stop)
+        train(data, tmp_path / "lm", num_steps=40, batch_size=8, checkpoint_steps=20)
+        a, b = (load(str(folder), data.spec)[1] for folder in (out, tmp_path / "lm"))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            np.testing.assert_array_equal(x, y)
+        with pytest.raises(UsageError, match="another recipe"):
+            train(data, out, num_steps=41, batch_size=8)
+
+    def test_lamp_uses_it_and_refuses_one_of_another_tokenizer(self, trained):
+        out, _, _ = trained
+        small = {"num_steps": 10, "steps_per_phase": 5, "num_starts": 4, "num_start_permutations": 4, "num_moves": 4, "candidates_at_once": 4}
+        attack = {"name": "lamp", "language_model": str(out), **small}
+        found = run_cell(dataset={"name": "sentences", "count": 4}, model="bert", attack=attack)
+        assert np.isfinite(found.objective)
+        with pytest.raises(UsageError, match="tokenizer"):
+            run_cell(dataset={"name": "text_file", "path": __file__}, model="bert", attack=attack)
