@@ -414,7 +414,7 @@ def complete(setting: Setting, outcome: Outcome, row: int, column: int, lane: La
     for compare in TEXT_MEASURES.values():
         each = [compare(t, f) for t, f in zip(truths, texts, strict=True)]
         measures |= {name: float(np.mean([one[name] for one in each])) for name in each[0]}
-    wanted = np.asarray(setting.model.targets(batch))
+    wanted = np.asarray(setting.model.targets(jax.tree.map(jnp.asarray, batch)))
     measures["label_correct"] = float((labels == wanted)[wanted >= 0].mean())
     if numbers["diverged"]:
         measures = dict.fromkeys(measures, float("nan"))

@@ -133,7 +133,10 @@ def train(
             series.save(number + 1, (params, state))
         if number % 10 == 0 or number + 1 == num_steps:
             on_progress(number + 1, num_steps, float(latest))
-    measured = [float(loss(params, dataset.tokens[held_out[i : i + 32]], dataset.valid[held_out[i : i + 32]])) for i in range(0, len(held_out), 32)]
+    measured = []
+    for start in range(0, len(held_out), 32):
+        part = held_out[start : start + 32]
+        measured.append(float(loss(params, jnp.asarray(dataset.tokens[part]), jnp.asarray(dataset.valid[part]))))
     weights = [dataset.valid[held_out[i : i + 32]][:, 1:].sum() for i in range(0, len(held_out), 32)]
     counts: Any = np.bincount(dataset.tokens[trained][dataset.valid[trained]], minlength=dataset.spec.vocabulary_size) + 1.0
     unigram = -np.log(counts / counts.sum())[dataset.tokens[held_out][:, 1:][dataset.valid[held_out][:, 1:]]].mean()

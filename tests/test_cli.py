@@ -18,7 +18,7 @@ def test_help_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", [[], ["quickstart"], ["sweep"], ["report"], ["attack"], ["list"]])
+@pytest.mark.parametrize("command", [[], ["quickstart"], ["sweep"], ["report"], ["attack"], ["train-lm"], ["list"]])
 def test_every_command_teaches(command):
     result = run(*command, "--help")
     assert result.returncode == 0 and len(result.stdout) > 200

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -97,26 +98,31 @@ def test_images_and_text_are_not_mixed_up():
         ({"dataset": "sentences", "model": "bert", "attack": "dlg"}, "dlg_text"),
         ({"dataset": "digits", "model": "mlp", "attack": "tag"}, "inverting_gradients"),
     ):
-        with pytest.raises((UsageError, TypeError), match=message if given["model"] != "lenet" else ""):
+        with pytest.raises((UsageError, TypeError)) as refusal:
             run_cell(**given)
+        # Under test, the annotations refuse a text specification before the model can.
+        assert message in str(refusal.value) or (given["model"] == "lenet" and "TextSpec" in str(refusal.value))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("lm") / "model"
+    data = DATASETS["sentences"]()
+    return out, data, train(data, out, num_steps=40, batch_size=8, checkpoint_steps=20)
 
 
 class TestLanguageModel:
-    @pytest.fixture(scope="class")
-    def trained(self, tmp_path_factory):
-        out = tmp_path_factory.mktemp("lm") / "model"
-        data = DATASETS["sentences"]()
-        return out, data, train(data, out, num_steps=40, batch_size=8, checkpoint_steps=20)
-
     def test_it_learns_and_is_read_back(self, trained):
         out, data, found = trained
         model, params = load(str(out), data.spec)
-        value = model.log_perplexity(params, data.tokens[:4], data.valid[:4])
+        value = model.log_perplexity(params, jnp.asarray(data.tokens[:4]), jnp.asarray(data.valid[:4]))
         assert value.shape == (4,) and np.exp(float(value.mean())) < 200 < data.spec.vocabulary_size
         shuffled = np.asarray(data.tokens[:20]).copy()
         for row, valid in zip(shuffled, data.valid[:20], strict=True):
             row[1 : valid.sum() - 1] = row[1 : valid.sum() - 1][::-1]
-        before, after = (float(model.log_perplexity(params, tokens, data.valid[:20]).mean()) for tokens in (data.tokens[:20], shuffled))
+        before, after = (
+            float(model.log_perplexity(params, jnp.asarray(tokens), jnp.asarray(data.valid[:20])).mean()) for tokens in (data.tokens[:20], shuffled)
+        )
         assert before < after, "it has seen these sentences and never their reverse"
         assert np.isfinite(found["held_out_perplexity"])
 
