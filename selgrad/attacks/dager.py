@@ -265,7 +265,7 @@ def dager(
     first_threshold: float = 1e-2,
     second_threshold: float = 1e-2,
     rank_tolerance: float = 1e-8,
-    max_candidates: int = 32,
+    max_candidates: int = 128,
     beam: int = 64,
     tokens_at_once: int = 1024,
 ) -> Attack:
@@ -280,7 +280,7 @@ def dager(
         presumes float64; float32 gradients leave 1e-3 (docs/design.md).
       second_threshold: the same for the second layer.
       rank_tolerance: singular values below this share of the largest are noise; the rank is at most the number of tokens.
-      max_candidates: tokens kept at each position.
+      max_candidates: tokens kept at each position; a word seen at two positions lets others pass there too, so a batch has many.
       beam: prefixes, or whole sequences, kept.
       tokens_at_once: embedded in one batch; bounds the memory.
     """

@@ -22,14 +22,14 @@ from selgrad.errors import UsageError
 
 
 class State(NamedTuple):
-    """One restart: the minimiser's state, the start, the fixed labels (None if optimised), evaluations spent, steps done and a key."""
+    """One restart: the minimiser's state, the start, the fixed labels (None if optimised), evaluations spent, steps done and a key's data."""
 
     inner: Any
     start: Array
     labels: Array | None
     num_evaluations: Array
     num_steps: Array
-    key: Key
+    key: Array
 
 
 class Candidate(NamedTuple):
@@ -152,7 +152,7 @@ def gradient_matching(
         # Where nothing is visible there is nothing to optimise for: the attack is done and returns its prior sample.
         inner = inner._replace(done=~_anything_visible(observation))
         spent = jnp.full((), 0 if search is None else search.evaluations_per_start, jnp.int32)
-        return State(inner, point, labels, spent, jnp.zeros((), jnp.int32), key)
+        return State(inner, point, labels, spent, jnp.zeros((), jnp.int32), jax.random.key_data(key))
 
     def step(observation: Observation, state: State) -> State:
         function, method = objective(observation, state.labels), minimiser(observation)
@@ -172,7 +172,7 @@ def gradient_matching(
         assert search is not None
         point, shape = inner.upcoming, space(observation).shape
         size = math.prod(shape)
-        key = jax.random.fold_in(state.key, state.num_steps)
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.num_steps)
         value = value_of_inputs(observation, state.labels, point)
         inputs, found = search.refine(key, observation, value, point[:size].reshape(shape), state.num_steps)
         moved = jnp.concatenate([inputs.reshape(-1), point[size:]])

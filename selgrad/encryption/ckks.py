@@ -163,8 +163,8 @@ class CKKS:
         self._context = fhe.GenCryptoContext(parameters)
         self._context.Enable(fhe.PKESchemeFeature.PKE)
         self._context.Enable(fhe.PKESchemeFeature.LEVELEDSHE)
-        # OpenFHE fills its tables of roots when they are first used, without a lock: two threads that come first together can crash the process
-        # (1 of 30 runs on two cores). One round in one thread fills them.
+        # OpenFHE fills its tables of roots when they are first used, without a lock: two threads that come first together can crash the process.
+        # One round in one thread fills them.
         self._threads = 1
         keys = self.keygen()
         once = self.encrypt(keys, np.zeros(1), "")

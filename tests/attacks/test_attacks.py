@@ -13,6 +13,7 @@ from selgrad.attacks.hidden import fill
 from selgrad.attacks.kernel import gradient_matching, iterate
 from selgrad.attacks.labels import most_negative_columns
 from selgrad.attacks.minimisers import first_order
+from selgrad.attacks.spaces import pixels
 from selgrad.attacks.starts import draw
 from selgrad.base import InputSpec
 from selgrad.gradients import observe
@@ -85,19 +86,28 @@ def test_starts_are_noise_in_the_models_units_or_grey_in_pixels():
     np.testing.assert_allclose(pixels.std((0, 1, 2)), 0.1, atol=0.005)
 
 
-def test_given_labels_are_used_as_given(problem, spec):
-    p = problem(spec, model="lenet")
+ON_TEXT = ("dlg_text", "tag", "lamp", "dager")
+BRIEF = {"lamp": {"steps_per_phase": 2, "num_starts": 2, "num_start_permutations": 2, "num_moves": 2, "candidates_at_once": 2}}
+
+
+def brief(name, steps, **arguments):
+    """The attack, over in a moment."""
+    return ATTACKS[name](**({} if name == "dager" else {"num_steps": steps}), **BRIEF.get(name, {}), **arguments)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_given_labels_are_used_as_given(problem, text_problem, spec, name):
+    p = text_problem() if name in ON_TEXT else problem(spec, model="lenet")
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), p.grads)
-    wrong = (p.batch.labels + 3) % 10
-    for name in ATTACKS:
-        found = ATTACKS[name](num_steps=1).reconstruct(jax.random.key(0), observe(p.model, p.update, p.params, p.grads, nothing, wrong))
-        np.testing.assert_array_equal(found.labels, wrong)
+    wrong = (p.batch.labels + 2) % 3
+    found = brief(name, 1).reconstruct(jax.random.key(0), observe(p.model, p.update, p.params, p.grads, nothing, wrong))
+    np.testing.assert_array_equal(found.labels, wrong)
 
 
 def test_a_diverging_attack_is_reported_and_not_returned(seen):
     _, look = seen
     explode = lambda _: first_order(optax.sgd(1e30))
-    attack = iterate(gradient_matching(distance=squared_l2, minimiser=explode, hidden="ignore"), num_steps=5, num_restarts=2)
+    attack = iterate(gradient_matching(distance=squared_l2, minimiser=explode, hidden="ignore", space=pixels("normal")), num_steps=5, num_restarts=2)
     found = attack.reconstruct(jax.random.key(0), look(0.0))
     assert found.diverged and found.objective == jnp.inf
     start = attack.start(jax.random.key(0), look(0.0)).start[found.restart, : found.inputs.size]
@@ -117,11 +127,15 @@ def test_advancing_in_pieces_is_advancing_at_once(seen):
 
 @pytest.mark.parametrize("hidden", ["zero", "average", "ignore"])
 @pytest.mark.parametrize("name", ATTACKS)
-def test_clients_that_send_the_same_exposed_entries_are_attacked_alike(seen, name, hidden):
-    p, _ = seen
+def test_clients_that_send_the_same_exposed_entries_are_attacked_alike(seen, text_problem, name, hidden):
+    p = text_problem() if name in ON_TEXT else seen[0]
     mask = trees.top(trees.rank(jax.tree.map(jnp.abs, p.grads)), trees.count(0.3, trees.size(p.grads)))
     other = jax.tree.map(lambda g, m: jnp.where(m, 7 - g, g), p.grads, mask)
-    attack = ATTACKS[name](num_steps=2, hidden=hidden)
-    run = jax.jit(lambda grads: attack.reconstruct(jax.random.key(0), observe(p.model, p.update, p.params, grads, mask)))
+    attack = brief(name, 2, hidden=hidden)
+
+    def run(grads):
+        return attack.reconstruct(jax.random.key(0), observe(p.model, p.update, p.params, grads, mask, valid=p.batch.valid))
+
+    run = jax.jit(run) if attack.traceable else run
     for a, b in zip(jax.tree.leaves(run(p.grads)), jax.tree.leaves(run(other)), strict=True):
         np.testing.assert_array_equal(a, b)
