@@ -129,7 +129,9 @@ def describe(annotation: Any) -> str:
     if origin is Literal:
         return " | ".join(map(str, inner))
     if isinstance(annotation, types.UnionType) or origin is typing.Union:
-        return " | ".join(describe(a) for a in inner if a is not type(None)) + (" | none" if type(None) in inner else "")
+        # What only Python can give, such as a loaded model, has no place in a configuration's help.
+        written = [a for a in inner if a is not type(None) and not getattr(a, "_is_protocol", False)]
+        return " | ".join(map(describe, written)) + (" | none" if type(None) in inner else "")
     if origin is not None:
         return f"list of {describe(inner[0])}"
     return {float: "number", int: "int", str: "text", bool: "true | false"}.get(annotation, str(annotation))

@@ -5,7 +5,7 @@ Balunovic, Dimitrov, Jovanovic, Vechev, "LAMP: Extracting Text from Gradients wi
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 import optax
@@ -29,7 +29,7 @@ def lamp(
     num_restarts: int = 1,
     hidden: Hidden = "ignore",
     distance: Literal["cosine", "l2_l1"] = "cosine",
-    language_model: str | None = None,
+    language_model: str | LanguageModel | None = None,
     perplexity_weight: float = 0.2,
     learning_rate: float = 0.01,
     decay: float = 0.89,
@@ -63,8 +63,7 @@ def lamp(
       num_moves: candidates of a search.
       candidates_at_once: scored in one batch; bounds the memory.
     """
-    model: Any = language_model
-    if model is not None and not isinstance(model, LanguageModel):
+    if isinstance(language_model, str):
         raise UsageError(f"language_model={language_model!r} names a folder; run the attack through a configuration, which loads it")
     for name, value in (("steps_per_phase", steps_per_phase), ("num_moves", num_moves), ("candidates_at_once", candidates_at_once)):
         if value < 1:
@@ -89,7 +88,7 @@ def lamp(
             num_starts=num_starts,
             num_start_permutations=num_start_permutations,
             num_moves=num_moves,
-            language_model=model,
+            language_model=language_model,
             perplexity_weight=perplexity_weight,
             first_round=num_phases // 10,
             candidates_at_once=candidates_at_once,

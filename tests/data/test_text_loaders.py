@@ -26,7 +26,8 @@ def test_real_files(data_folder, name, folder, arguments, count):
 
 def test_the_first_sentences_are_those_of_the_files(data_folder):
     cola = DATASETS["cola"](path=str(data_folder / "cola"), count=1, tokenizer=str(data_folder / "tokenizers" / "bert-base-uncased"))
-    assert cola.decode(cola.tokens[0]) == "our friends won't buy this analysis, let alone the next one we propose."
+    # WordPiece does not keep where spaces were.
+    assert cola.decode(cola.tokens[0]).replace(" ", "") == "our friends won't buy this analysis, let alone the next one we propose.".replace(" ", "")
     sst2 = DATASETS["sst2"](path=str(data_folder / "sst2"), count=2, tokenizer=str(data_folder / "tokenizers" / "gpt2"))
     assert sst2.decode(sst2.tokens[0]) == "when are bears bears and" and sst2.labels[0] == 1
     mr = DATASETS["rotten_tomatoes"](path=str(data_folder / "mr"), count=2)
