@@ -278,25 +278,26 @@ class Block:
     def finish(self, params: Params, lanes: Lanes, state: Any) -> Outcome:
         """Measures and reconstructions."""
         outcome: Outcome = self._finish((params, self._auxiliary), lanes, state)
-        return Outcome(outcome.measures, outcome.outputs, outcome.labels)
+        return outcome
 
 
 class HostBlock:
     """An attack that cannot be traced, behind the interface of `Block`: one lane after the other, a lane being a step.
 
     Args:
-      setting, attack, num_seeds, num_lanes, known_labels, known_padding: as for `Block`.
+      block: whose observations are attacked; nothing of it is compiled.
+      setting: of the block.
+      num_lanes: of a row; a block's own number is padded to its devices.
     """
 
     compile_seconds = 0.0
     memory_bytes = 0
 
-    def __init__(self, setting: Setting, attack: Spec, *, num_seeds: int, num_lanes: int, known_labels: bool, known_padding: bool = True) -> None:
-        self._block = Block(setting, attack, num_seeds=num_seeds, num_lanes=num_lanes, known_labels=known_labels, known_padding=known_padding)
-        self.attack, self.num_seeds, self.num_lanes = self._block.attack, num_seeds, num_lanes
-        self.num_steps = num_seeds * num_lanes
-        self._observation = jax.jit(self._block._observe)
-        self._setting = setting
+    def __init__(self, block: Block, setting: Setting, num_lanes: int) -> None:
+        self._block, self._setting = block, setting
+        self.attack, self.num_seeds, self.num_lanes = block.attack, block.num_seeds, num_lanes
+        self.num_steps = self.num_seeds * num_lanes
+        self._observation = jax.jit(block._observe)
 
     def compile(self, params: Params, lanes: Lanes) -> None:
         """Nothing to do before the first lane."""
@@ -339,10 +340,10 @@ class HostBlock:
         return Outcome(measures, state["outputs"], state["labels"], reports)
 
 
-def make_block(setting: Setting, attack: Spec, **sizes: Any) -> Block | HostBlock:
+def make_block(setting: Setting, attack: Spec, *, num_lanes: int, **options: Any) -> Block | HostBlock:
     """A compiled block, or one on the host where the attack cannot be traced."""
-    kind = Block if build_attack(attack, setting)[0].traceable else HostBlock
-    return kind(setting, attack, **sizes)
+    block = Block(setting, attack, num_lanes=num_lanes, **options)
+    return block if block.attack.traceable else HostBlock(block, setting, num_lanes)
 
 
 def build_attack(attack: Spec, setting: Setting) -> tuple[Attack, Any]:

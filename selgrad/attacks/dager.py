@@ -71,17 +71,14 @@ def _first_test(
 ) -> _Candidates:
     """Tests every token at every position against the first layer's row space; known tokens are taken as known."""
     spec = text_parts(observation)[1]
-    length, model = spec.shape[0], observation.model
+    length = spec.shape[0]
     allowed = np.flatnonzero(np.asarray(possible_tokens(observation)))
     found = np.ones((length, len(allowed)))
     if space.basis.shape[1]:
-        reader: Any = _reader
-        read, everywhere = reader(model, 1), np.ones((at_once, length), bool)
         for start in range(0, len(allowed), at_once):
             part = allowed[start : start + at_once]
-            padded = np.pad(part, (0, at_once - len(part)), mode="edge")
-            same = np.broadcast_to(padded[:, None], (at_once, length)).astype(np.int32)
-            inputs = np.asarray(read(observation.params, same, everywhere))[: len(part)]
+            same = np.broadcast_to(part[:, None], (len(part), length)).astype(np.int32)
+            inputs = _layer_inputs(observation, same, np.ones(same.shape, bool), 1, at_once)
             found[:, start : start + len(part)] = space.distances(inputs).T
     known_ids, known = (np.asarray(x) for x in known_tokens(observation))
     tokens, distances = [], []
@@ -292,11 +289,6 @@ def dager(
         lengths = real.sum(axis=1)
         at_once = max(8, tokens_at_once // 8)
         spaces = [_space(observation, layer, hidden, int(real.sum()), rank_tolerance) for layer in range(min(2, len(model.attention_kernels)))]
-        labels = observation.labels
-        if labels is None:
-            target = fill(observation, hidden)
-            single = len(spec.label_shape) == 0
-            labels = last_layer_counts(key, observation, target) if single else jnp.zeros((size, *spec.label_shape), jnp.int32)
         if spaces[0].basis.shape[1]:
             second = spaces[1] if len(spaces) > 1 else row_space.RowSpace(np.zeros((0, 0)), np.zeros(0, np.int64), (), ())
             candidates = _first_test(observation, spaces[0], first_threshold, max_candidates, tokens_at_once, real)
@@ -312,10 +304,13 @@ def dager(
             allowed = np.flatnonzero(np.asarray(possible_tokens(observation)))
             drawn = np.asarray(jax.random.choice(key, jnp.asarray(allowed), (size, length)))
             tokens, objective = np.where(known, known_ids, drawn).astype(np.int32), 1.0
-        if not spec.label_shape and observation.labels is None:
-            labels = jnp.asarray(labels)
-        elif spec.label_shape and observation.labels is None:
+        if observation.labels is not None:
+            labels = observation.labels
+        elif spec.label_shape:
+            # A language model's labels are its tokens.
             labels = jnp.where(jnp.asarray(real), jnp.asarray(tokens), -1)
+        else:
+            labels = last_layer_counts(key, observation, fill(observation, hidden))
         report = {"used": [leaf for s in spaces for leaf in s.leaves], "unused": [leaf for s in spaces for leaf in s.unused]}
         found = jnp.asarray(tokens)
         value = jnp.float32(objective)

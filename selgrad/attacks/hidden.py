@@ -35,14 +35,14 @@ def fill(observation: Observation, hidden: Hidden) -> Target:
     visible, mask, bypassed = observation.visible, observation.mask, observation.model.bypassed
     # A dummy in the place of the embeddings gives the leaves that embedding reads no gradient to compare.
     reached = jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.full(leaf.shape, trees.path_name(path) not in bypassed), mask)
+    visible = jax.tree.map(lambda leaf, r: jnp.where(r, leaf, 0), visible, reached)
     if hidden == "ignore":
-        return Target(jax.tree.map(lambda leaf, r: jnp.where(r, leaf, 0), visible, reached), jax.tree.map(lambda m, r: ~m & r, mask, reached))
-    everything = reached
+        return Target(visible, jax.tree.map(lambda m, r: ~m & r, mask, reached))
     if hidden == "zero":
-        return Target(jax.tree.map(lambda leaf, r: jnp.where(r, leaf, 0), visible, reached), everything)
+        return Target(visible, reached)
 
     def average(leaf: Array, m: Array, r: Array) -> Array:
         mean = leaf.sum() / jnp.maximum((~m).sum(), 1)
         return jnp.where(r, jnp.where(m, mean, leaf), 0)
 
-    return Target(jax.tree.map(average, visible, mask, reached), everything)
+    return Target(jax.tree.map(average, visible, mask, reached), reached)

@@ -16,10 +16,9 @@ from selgrad.attacks.kernel import gradient_matching, iterate
 from selgrad.attacks.labels import most_negative_columns
 from selgrad.attacks.minimisers import Minimiser, first_order
 from selgrad.attacks.priors import total_variation
-from selgrad.attacks.spaces import pixels
+from selgrad.attacks.spaces import image_spec, pixels
 from selgrad.attacks.starts import Start
-from selgrad.base import Attack, InputSpec, Observation
-from selgrad.errors import UsageError
+from selgrad.base import Attack, Observation
 
 
 def _signed_adam(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
@@ -51,9 +50,7 @@ def inverting_gradients(
     transformation = _signed_adam(learning_rate, num_steps)
 
     def minimiser(observation: Observation) -> Minimiser:
-        spec = observation.model.input_spec
-        if not isinstance(spec, InputSpec):
-            raise UsageError("this attack optimises pixels and the data are text; choose dlg_text, tag, lamp or dager")
+        spec = image_spec(observation)
         low, high = jnp.asarray(spec.low), jnp.asarray(spec.high)
 
         def box(point: Array) -> Array:

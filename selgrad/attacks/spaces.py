@@ -38,13 +38,23 @@ class Space(NamedTuple):
 SpaceRule = Callable[[Observation], Space]
 
 
+def image_spec(observation: Observation) -> InputSpec:
+    """The spec of the inputs, if they are images.
+
+    Raises:
+      UsageError: if they are text.
+    """
+    spec = observation.model.input_spec
+    if not isinstance(spec, InputSpec):
+        raise UsageError("this attack optimises pixels and the data are text; choose dlg_text, tag, lamp or dager")
+    return spec
+
+
 def pixels(start: Start) -> SpaceRule:
     """Images as they are."""
 
     def make(observation: Observation) -> Space:
-        spec, size = observation.model.input_spec, observation.update.batch_size
-        if not isinstance(spec, InputSpec):
-            raise UsageError("this attack optimises pixels and the data are text; choose dlg_text, tag, lamp or dager")
+        spec, size = image_spec(observation), observation.update.batch_size
         return Space((size, *spec.shape), lambda key: draw(start, key, size, spec), lambda x: x, lambda x: x)
 
     return make
