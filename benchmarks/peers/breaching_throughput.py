@@ -8,14 +8,10 @@ import argparse
 import json
 import time
 
+import schemas  # noqa: F401 (before torchvision is imported)
 import torch
 
-# Where torchvision's compiled operators do not fit this build of PyTorch, its Python files still ask for two schemas.
-_library = torch.library.Library("torchvision", "FRAGMENT")
-if not hasattr(torch.ops.torchvision, "nms"):
-    _library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
+# isort: split
 import breaching
 from omegaconf import OmegaConf
 

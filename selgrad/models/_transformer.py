@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from selgrad import trees
 from selgrad.base import Batch, Key, Params, TextSpec
 from selgrad.errors import UsageError
+from selgrad.models.matmul import matmul
 
 Exposure: TypeAlias = Literal["frozen", "sent", "always_encrypted"]
 Task: TypeAlias = Literal["classification", "causal_lm", "masked_lm"]
@@ -79,14 +80,14 @@ class Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         """(..., width) to (..., features)."""
         normal = nn.initializers.normal(self.config.initializer_range)
-        y = x @ self.param("kernel", normal, (x.shape[-1], self.features))
+        y = matmul(x, self.param("kernel", normal, (x.shape[-1], self.features)))
         if self.bias:
             y = y + self.param("bias", nn.initializers.zeros_init(), (self.features,))
         if self.adapter and self.config.lora_rank:
             rank = self.config.lora_rank
             a = self.param("lora_a", nn.initializers.lecun_normal(), (x.shape[-1], rank))
             b = self.param("lora_b", nn.initializers.zeros_init(), (rank, self.features))
-            y = y + (x @ a) @ b * (self.config.lora_alpha / rank)
+            y = y + matmul(matmul(x, a), b) * (self.config.lora_alpha / rank)
         return y
 
 

@@ -28,6 +28,7 @@ from selgrad.models._transformer import (
     check,
     task_spec,
 )
+from selgrad.models.matmul import matmul_transposed
 
 
 class _Embeddings(nn.Module):
@@ -51,7 +52,7 @@ class _MaskedHead(nn.Module):
         config = self.config
         x = ACTIVATIONS[config.activation](Dense(config.width, config, name="dense")(x))
         x = LayerNorm(config.epsilon, name="norm")(x)
-        return x @ words.T + self.param("bias", nn.initializers.zeros_init(), (config.vocabulary_size,))
+        return matmul_transposed(x, words) + self.param("bias", nn.initializers.zeros_init(), (config.vocabulary_size,))
 
 
 class _Bert(nn.Module):

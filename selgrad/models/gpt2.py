@@ -28,6 +28,7 @@ from selgrad.models._transformer import (
     check,
     task_spec,
 )
+from selgrad.models.matmul import matmul_transposed
 
 
 class _Embeddings(nn.Module):
@@ -58,7 +59,7 @@ class _GPT2(nn.Module):
             return None, tuple(inputs)
         x = LayerNorm(config.epsilon, name="final_norm")(x)
         if self.task == "causal_lm":
-            return x @ words.T, tuple(inputs)
+            return matmul_transposed(x, words), tuple(inputs)
         length = embedded.shape[1]
         last = jnp.full(embedded.shape[:1], length - 1) if valid is None else length - 1 - jnp.argmax(valid[:, ::-1], axis=1)
         pooled = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
