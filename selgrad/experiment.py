@@ -162,9 +162,16 @@ class Setting:
         scores, score_seconds = self.scores(metric, seed)
         choose, always = selector.build(), self.model.always_encrypted
 
+        first = [trees.matches(path, always) for path in trees.paths(scores)]
+        if choose is trees.rank and jax.default_backend() == "cpu":
+            started = time.perf_counter()
+            each = [trees.rank_on_host(jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], scores), first) for i in range(self.num_samples)]
+            seconds = (time.perf_counter() - started) / self.num_samples
+            return jax.tree.map(lambda *leaves: np.stack(leaves) if len(leaves) > 1 else leaves[0][None], *each), score_seconds, seconds
+
         def rank(one: Scores) -> Ranks:
             ranks = choose(one)
-            return trees.rank_first(ranks, [trees.matches(path, always) for path in trees.paths(ranks)]) if always else ranks
+            return trees.rank_first(ranks, first) if any(first) else ranks
 
         order = self._program(selector, lambda s: jax.lax.map(rank, s), scores)
         started = time.perf_counter()

@@ -23,6 +23,18 @@ def test_ranks_sort_stably_and_descending(values):
     np.testing.assert_array_equal(ranks, expected)
 
 
+@settings(deadline=None, max_examples=100)
+@given(scores, st.integers(0, 60), st.booleans(), st.integers(1, 20))
+def test_ranks_on_the_host_are_those_on_the_device(values, cut, first, num_parts):
+    values = np.where(values == 3, -0.0, values).astype(np.float32)
+    tree = {"a": values[:cut].reshape(-1, 1), "b": values[cut:]}
+    expected = trees.rank(tree)
+    if first:
+        expected = trees.rank_first(expected, [False, True])
+    found = trees.rank_on_host(tree, [False, True] if first else None, num_parts)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 @settings(deadline=None, max_examples=50)
 @given(scores, st.floats(0, 1), st.floats(0, 1))
 def test_masks_are_nested_and_exact(values, a, b):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -187,7 +187,15 @@ def _affinities(observation: Observation, occurring: list[tuple[int, int]]) -> n
 
 
 def _assemble(
-    observation: Observation, space: row_space.RowSpace, candidates: _Candidates, lengths: npt.NDArray[np.int64], threshold: float, beam: int, at_once: int
+    observation: Observation,
+    space: row_space.RowSpace,
+    candidates: _Candidates,
+    lengths: npt.NDArray[np.int64],
+    threshold: float,
+    beam: int,
+    at_once: int,
+    *,
+    num_attempts: int,
 ) -> list[Tokens]:
     """Encoders: every position reads all, so whole sequences are improved position by position from many starts.
 
@@ -200,38 +208,45 @@ def _assemble(
     place = {pair: i for i, pair in enumerate(occurring)}
     affinity = _affinities(observation, occurring) if len(lengths) > 1 else None
     bonds = None if affinity is None else np.log(affinity + 1e-6)
-    num_chains = beam if bonds is not None else max(1, beam // 8)
     found: list[tuple[float, Tokens]] = []
+
+    def by_layer(sequences: Tokens) -> npt.NDArray[np.float64]:
+        length = sequences.shape[1]
+        if not space.basis.shape[1]:
+            return np.ones(len(sequences))
+        padded = np.pad(sequences, ((0, 0), (0, width - length)))
+        real = np.broadcast_to(np.arange(width) < length, padded.shape)
+        return _second_distance(observation, space, padded, real, at_once)[:, :length].mean(axis=1)
+
+    def by_bonds(sequences: Tokens) -> npt.NDArray[np.float64]:
+        assert bonds is not None
+        at = np.asarray([[place[p, int(t)] for p, t in enumerate(tokens)] for tokens in sequences])
+        return -bonds[at[:, :, None], at[:, None, :]].mean(axis=(1, 2))
+
     for length in np.unique(lengths):
         row = int(np.flatnonzero(lengths == length)[0])
         choices = [np.asarray([known_ids[row, p]]) if known[row, p] else candidates.tokens[p] for p in range(length)]
-        single = np.asarray([c[0] for c in choices], np.int32)
+        single = np.asarray([[c[0] for c in choices]], np.int32)
         if all(len(c) == 1 for c in choices):
-            found.append((0.0, single))
+            found.append((0.0, single[0]))
             continue
-        chains = np.stack([[generator.choice(c) for c in choices] for _ in range(num_chains)] + [single]).astype(np.int32)
-
-        def by_layer(sequences: Tokens, length: int = int(length)) -> npt.NDArray[np.float64]:
-            padded = np.pad(sequences, ((0, 0), (0, width - length)))
-            real = np.broadcast_to(np.arange(width) < length, padded.shape)
-            return _second_distance(observation, space, padded, real, at_once)[:, :length].mean(axis=1)
-
-        def by_bonds(sequences: Tokens, length: int = int(length)) -> npt.NDArray[np.float64]:
-            assert bonds is not None
-            at = np.asarray([[place[p, int(t)] for p, t in enumerate(tokens)] for tokens in sequences])
-            return -bonds[at[:, :, None], at[:, None, :]].mean(axis=(1, 2))
-
-        if bonds is not None:
-            chains, _ = _improve(chains, choices, by_bonds, generator)
-            chains = np.unique(chains, axis=0)
-            chains = chains[np.argsort(by_bonds(chains))][: max(4 * len(lengths), 8)]
-        if space.basis.shape[1]:
-            values = by_layer(chains)
-            if bonds is None:
+        wanted = int((lengths == length).sum())
+        for attempt in range(num_attempts if space.basis.shape[1] else 1):
+            # Tokens of sentences that are found already are an unlikely start for another one.
+            explained = {(p, int(t)) for value, tokens in found if value < threshold for p, t in enumerate(tokens)}
+            likely = [np.asarray([t for t in c if (p, int(t)) not in explained] or c) for p, c in enumerate(choices)]
+            chains = np.stack([[generator.choice(c) for c in likely] for _ in range(beam if bonds is not None else max(1, beam // 8))])
+            chains = np.concatenate([chains, single]).astype(np.int32)
+            if bonds is not None and not attempt:
+                chains, _ = _improve(chains, choices, by_bonds, generator)
+                chains = np.unique(chains, axis=0)
+                chains = chains[np.argsort(by_bonds(chains))][: max(4 * len(lengths), 8)]
+                values = by_layer(chains)
+            else:
                 chains, values = _improve(chains, choices, by_layer, generator)
-        else:
-            values = np.arange(len(chains), dtype=np.float64)
-        found += list(zip(values.tolist(), chains, strict=True))
+            found += list(zip(values.tolist(), chains, strict=True))
+            if len({tuple(tokens) for value, tokens in found if value < threshold and len(tokens) == length}) >= wanted:
+                break
     return _pick(found, lengths, lambda length: np.asarray([c[0] for c in candidates.tokens[:length]], np.int32))
 
 
@@ -264,6 +279,7 @@ def dager(
     rank_tolerance: float = 1e-8,
     max_candidates: int = 128,
     beam: int = 64,
+    num_attempts: int = 4,
     tokens_at_once: int = 1024,
 ) -> Attack:
     """Row-space tests per token and position, then a beam (decoders) or improvement from many starts (encoders) against the second layer.
@@ -279,6 +295,7 @@ def dager(
       rank_tolerance: singular values below this share of the largest are noise; the rank is at most the number of tokens.
       max_candidates: tokens kept at each position; a word seen at two positions lets others pass there too, so a batch has many.
       beam: prefixes, or whole sequences, kept.
+      num_attempts: rounds of starts for the sentences of an encoder that no earlier round found.
       tokens_at_once: embedded in one batch; bounds the memory.
     """
 
@@ -292,7 +309,7 @@ def dager(
         if spaces[0].basis.shape[1]:
             second = spaces[1] if len(spaces) > 1 else row_space.RowSpace(np.zeros((0, 0)), np.zeros(0, np.int64), (), ())
             candidates = _first_test(observation, spaces[0], first_threshold, max_candidates, tokens_at_once, real)
-            assemble = _grow if model.causal else _assemble
+            assemble = _grow if model.causal else partial(_assemble, num_attempts=num_attempts)
             rows = assemble(observation, second, candidates, lengths, second_threshold, beam, at_once)
             tokens: Any = np.full((size, length), spec.pad_id, np.int32)
             for i, row in enumerate(rows):

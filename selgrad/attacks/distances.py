@@ -14,10 +14,6 @@ from selgrad.attacks.hidden import Target
 from selgrad.base import Grads
 
 
-def _counted(candidate: Grads, target: Target) -> Grads:
-    return jax.tree.map(lambda leaf, c: jnp.where(c, leaf, 0), candidate, target.counted)
-
-
 def squared_l2(candidate: Grads, target: Target) -> Float[Array, ""]:
     """The sum over counted entries of (g'_i - g_i)^2."""
     error = jax.tree.map(lambda leaf, t, c: jnp.where(c, leaf - t, 0), candidate, target.grads, target.counted)
@@ -30,12 +26,18 @@ def _norm(tree: Grads) -> Float[Array, ""]:
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
+def _cosine(candidate: Grads, target: Target, floor: Array | float) -> Float[Array, ""]:
+    counted = jax.tree.map(lambda leaf, c: jnp.where(c, leaf, 0), candidate, target.counted)
+    mine, theirs = _norm(counted), _norm(target.grads)
+    known = (mine > 0) & (theirs > floor)
+    # Targets are 0 where nothing is counted. Divided one after the other: the square of a product of two small norms underflows in the derivative.
+    similarity = trees.dot(candidate, target.grads) / jnp.where(known, mine, 1) / jnp.where(known, theirs, 1)
+    return 1 - jnp.where(known, similarity, 0)
+
+
 def cosine(candidate: Grads, target: Target) -> Float[Array, ""]:
     """1 - cos of the angle between the counted entries, one angle over all leaves; 1 where either side is 0."""
-    counted = _counted(candidate, target)
-    mine, theirs = _norm(counted), _norm(target.grads)
-    # Divided one after the other: the square of a product of two small norms underflows in the derivative.
-    return 1 - trees.dot(counted, target.grads) / jnp.where(mine > 0, mine, 1) / jnp.where(theirs > 0, theirs, 1)
+    return _cosine(candidate, target, 0.0)
 
 
 def mean_leaf_cosine(candidate: Grads, target: Target) -> Float[Array, ""]:
@@ -47,12 +49,7 @@ def mean_leaf_cosine(candidate: Grads, target: Target) -> Float[Array, ""]:
     pairs = zip(jax.tree.leaves(candidate), jax.tree.leaves(target.grads), jax.tree.leaves(target.counted), strict=True)
     floor = _norm(target.grads)
     floor = floor * jnp.finfo(floor.dtype).eps
-
-    def one(leaf: Array, t: Array, c: Array) -> Array:
-        alive = _norm([t]) > floor
-        return cosine([jnp.where(alive, leaf, 0)], Target([jnp.where(alive, t, 0)], [c]))
-
-    return jnp.mean(jnp.stack([one(leaf, t, c) for leaf, t, c in pairs]))
+    return jnp.mean(jnp.stack([_cosine([leaf], Target([t], [c]), floor) for leaf, t, c in pairs]))
 
 
 def l2_l1(candidate: Grads, target: Target, alpha: float) -> Float[Array, ""]:

@@ -12,11 +12,12 @@ from selgrad.attacks.hidden import Hidden
 from selgrad.attacks.kernel import gradient_matching, iterate
 from selgrad.attacks.labels import last_layer_counts
 from selgrad.attacks.minimisers import first_order
-from selgrad.attacks.spaces import embeddings
+from selgrad.attacks.spaces import embeddings_from
+from selgrad.attacks.starts import TextStart
 from selgrad.base import Attack
 
 
-def dlg_text(*, num_steps: int = 2500, num_restarts: int = 1, hidden: Hidden = "ignore", learning_rate: float = 0.1) -> Attack:
+def dlg_text(*, num_steps: int = 2500, num_restarts: int = 1, hidden: Hidden = "ignore", start: TextStart = "normal", learning_rate: float = 0.1) -> Attack:
     """Adam on the squared gradient distance, read as the nearest tokens; labels from the last layer's gradient where they are not given.
 
     Args:
@@ -29,7 +30,7 @@ def dlg_text(*, num_steps: int = 2500, num_restarts: int = 1, hidden: Hidden = "
         distance=squared_l2,
         minimiser=lambda _: first_order(optax.adam(learning_rate)),
         hidden=hidden,
-        space=embeddings,
+        space=embeddings_from(start),
         label_rule=last_layer_counts,
     )
     return iterate(kernel, num_steps=num_steps, num_restarts=num_restarts)

@@ -18,7 +18,7 @@ Hidden: TypeAlias = Literal["zero", "average", "ignore"]
 
 
 class Target(NamedTuple):
-    """What a dummy update is compared with: values, and which of them count (a tree of bool)."""
+    """What a dummy update is compared with: values, 0 where they do not count, and which of them count (a tree of bool)."""
 
     grads: Grads
     counted: Grads

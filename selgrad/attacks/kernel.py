@@ -176,9 +176,13 @@ def gradient_matching(
         value = value_of_inputs(observation, state.labels, point)
         inputs, found = search.refine(key, observation, value, point[:size].reshape(shape), state.num_steps)
         moved = jnp.concatenate([inputs.reshape(-1), point[size:]])
-        done = inner.done | ~jnp.isfinite(found)
-        keep = lambda new, old: jnp.where(inner.done, old, new)
-        return inner._replace(point=keep(moved, inner.point), upcoming=keep(moved, inner.upcoming), value=keep(found, inner.value), done=done)
+        better = ~inner.done & (found < inner.value)
+        return inner._replace(
+            point=jnp.where(better, moved, inner.point),
+            upcoming=jnp.where(inner.done, inner.upcoming, moved),
+            value=jnp.where(better, found, inner.value),
+            done=inner.done | ~jnp.isfinite(found),
+        )
 
     def decode(observation: Observation, state: State) -> Candidate:
         visible, inner = _anything_visible(observation), state.inner

@@ -39,7 +39,7 @@ def lamp(
     num_start_permutations: int = 500,
     steps_per_phase: int = 75,
     num_moves: int = 200,
-    candidates_at_once: int = 16,
+    candidates_at_once: int = 4,
 ) -> Attack:
     """Adam on the gradient distance plus a penalty on the embeddings' mean norm; after every phase the best of many token orders.
 
@@ -61,7 +61,7 @@ def lamp(
       num_start_permutations: random orders of the best start that are compared.
       steps_per_phase: Adam steps between two searches.
       num_moves: candidates of a search.
-      candidates_at_once: scored in one batch; bounds the memory.
+      candidates_at_once: of each lane, scored in one batch; bounds the memory. A block has many lanes, and on a CPU more candidates leave the cache.
     """
     if isinstance(language_model, str):
         raise UsageError(f"language_model={language_model!r} names a folder; run the attack through a configuration, which loads it")

@@ -176,7 +176,7 @@ def lbfgs(*, memory: int = 100, max_step: float = 0.1, tolerance: float = 1e-14)
 
 
 class FirstOrderState(NamedTuple):
-    """The last evaluated point with its value, the point to evaluate next, and optax's state."""
+    """The best point so far with its value, the point to evaluate next, and optax's state."""
 
     point: PyTree
     value: Array
@@ -186,7 +186,10 @@ class FirstOrderState(NamedTuple):
 
 
 def first_order(transformation: optax.GradientTransformation, *, project: Callable[[PyTree], PyTree] = lambda x: x) -> Minimiser:
-    """An optax transformation with a projection after every step; a lane that leaves the finite numbers stops there."""
+    """An optax transformation with a projection after every step; a lane that leaves the finite numbers stops there.
+
+    At a constant learning rate the last point is rarely the best one, so the best is kept, as LAMP's loop does (balunovic2022lamp).
+    """
 
     def init(point: PyTree) -> FirstOrderState:
         return FirstOrderState(point, jnp.float32(jnp.inf), jnp.zeros((), bool), point, transformation.init(point))
@@ -195,7 +198,9 @@ def first_order(transformation: optax.GradientTransformation, *, project: Callab
         value, slope = jax.value_and_grad(objective)(state.upcoming)
         updates, inner = transformation.update(slope, state.inner, state.upcoming)
         upcoming = project(optax.apply_updates(state.upcoming, updates))
-        moved = FirstOrderState(state.upcoming, value, ~jnp.isfinite(value), upcoming, inner)
+        better = value < state.value
+        point = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.upcoming, state.point)
+        moved = FirstOrderState(point, jnp.where(better, value, state.value), ~jnp.isfinite(value), upcoming, inner)
         return jax.tree.map(lambda new, old: jnp.where(state.done, old, new), moved, state)
 
     return Minimiser(init, step)

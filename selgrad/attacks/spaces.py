@@ -14,7 +14,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from selgrad import trees
-from selgrad.attacks.starts import Start, draw
+from selgrad.attacks.starts import Start, TextStart, draw
 from selgrad.base import InputSpec, Key, Observation, TextModel, TextSpec
 from selgrad.errors import UsageError
 
@@ -113,8 +113,8 @@ def nearest_tokens(observation: Observation, embedded: Float[Array, "b t d"]) ->
     return jnp.where(known, tokens, jnp.argmax(scores, axis=-1).astype(jnp.int32))
 
 
-def embeddings(observation: Observation) -> Space:
-    """Word embeddings, starting at random with the mean norm of the vocabulary's, read as the nearest tokens by cosine.
+def embeddings(observation: Observation, start: TextStart = "vocabulary") -> Space:
+    """Word embeddings that start at random and are read as the nearest tokens by cosine.
 
     Known tokens are put in at every step, as LAMP does with [CLS], [SEP] and the padding (balunovic2022lamp).
     """
@@ -123,11 +123,18 @@ def embeddings(observation: Observation) -> Space:
     shape = (observation.update.batch_size, *spec.shape, table.shape[1])
     tokens, known = known_tokens(observation)
 
-    def start(key: Key) -> Array:
+    def draw(key: Key) -> Array:
         noise = jax.random.normal(key, shape)
+        if start == "normal":
+            return noise
         return noise / jnp.linalg.norm(noise, axis=-1, keepdims=True) * jnp.linalg.norm(table, axis=1).mean()
 
     def fix(embedded: Array) -> Array:
         return jnp.where(known[..., None], table[tokens], embedded)
 
-    return Space(shape, start, fix, lambda embedded: nearest_tokens(observation, embedded))
+    return Space(shape, draw, fix, lambda embedded: nearest_tokens(observation, embedded))
+
+
+def embeddings_from(start: TextStart) -> SpaceRule:
+    """Word embeddings with another start."""
+    return lambda observation: embeddings(observation, start)

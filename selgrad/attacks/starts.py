@@ -15,6 +15,8 @@ from jax import Array
 from selgrad.base import InputSpec, Key
 
 Start: TypeAlias = Literal["normal", "grey"]
+TextStart: TypeAlias = Literal["normal", "vocabulary"]
+"""`normal` is N(0, 1); `vocabulary` scales each dummy embedding to the mean norm of the vocabulary's, as LAMP does."""
 
 
 def draw(start: Start, key: Key, batch_size: int, spec: InputSpec) -> Array:

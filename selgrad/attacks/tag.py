@@ -12,11 +12,14 @@ from selgrad.attacks.hidden import Hidden
 from selgrad.attacks.kernel import gradient_matching, iterate
 from selgrad.attacks.labels import last_layer_counts
 from selgrad.attacks.minimisers import first_order
-from selgrad.attacks.spaces import embeddings
+from selgrad.attacks.spaces import embeddings_from
+from selgrad.attacks.starts import TextStart
 from selgrad.base import Attack
 
 
-def tag(*, num_steps: int = 2500, num_restarts: int = 1, hidden: Hidden = "ignore", learning_rate: float = 0.1, alpha: float = 0.01) -> Attack:
+def tag(
+    *, num_steps: int = 2500, num_restarts: int = 1, hidden: Hidden = "ignore", start: TextStart = "normal", learning_rate: float = 0.1, alpha: float = 0.01
+) -> Attack:
     """Adam on ||g' - g||_2^2 + alpha ||g' - g||_1 over all leaves.
 
     Args:
@@ -30,7 +33,7 @@ def tag(*, num_steps: int = 2500, num_restarts: int = 1, hidden: Hidden = "ignor
         distance=lambda candidate, target: l2_l1(candidate, target, alpha),
         minimiser=lambda _: first_order(optax.adam(learning_rate)),
         hidden=hidden,
-        space=embeddings,
+        space=embeddings_from(start),
         label_rule=last_layer_counts,
     )
     return iterate(kernel, num_steps=num_steps, num_restarts=num_restarts)
