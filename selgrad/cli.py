@@ -54,19 +54,21 @@ def _print_summary(records: Any, out: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("quickstart-run"), show_default=True, help="Folder for records, figures and report.")
+@click.option("--text", is_flag=True, help="Sentences and a BERT in place of images and a LeNet.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for records, figures and report; quickstart-run, or quickstart-text-run, by default.")
 @_WANDB
 @_JSON
-def quickstart(out: Path, wandb: str, as_json: bool) -> None:
+def quickstart(text: bool, out: Path | None, wandb: str, as_json: bool) -> None:
     """Real images, a real gradient, real CKKS, a real attack: the whole of selgrad in a few minutes.
 
-    Runs offline on scikit-learn's handwritten digits and crops of scikit-image's photographs, and ends with a table, figures and an HTML page.
-    Run it twice and the second run only reads what the first one left.
+    Runs offline on scikit-learn's handwritten digits and crops of scikit-image's photographs, or on bundled sentences, and ends with a table,
+    figures and an HTML page. Run it twice and the second run only reads what the first one left.
     """
-    from selgrad.quickstart import QUICKSTART
+    from selgrad.quickstart import QUICKSTART, QUICKSTART_TEXT
     from selgrad.runner import run_sweep
 
-    _print_summary(run_sweep(QUICKSTART, out, wandb=wandb), out, as_json)
+    folder = out or Path("quickstart-text-run" if text else "quickstart-run")
+    _print_summary(run_sweep(QUICKSTART_TEXT if text else QUICKSTART, folder, wandb=wandb), folder, as_json)
 
 
 @cli.command()

@@ -1,6 +1,6 @@
-"""The quickstart: a small sweep on real handwritten digits and photographs that needs no network and no file.
+"""The quickstarts: small sweeps that need no network and no file, on real handwritten digits and photographs, and on sentences.
 
-Two settings in one configuration; it runs in a few minutes on two cores and shows what a sweep leaves.
+Each is one configuration, runs in a few minutes on two cores and shows what a sweep leaves.
 """
 
 from __future__ import annotations
@@ -21,3 +21,20 @@ QUICKSTART: dict[str, Any] = {
     "seeds": [0],
 }
 """A `selgrad sweep` configuration, as YAML would hold it."""
+
+QUICKSTART_TEXT: dict[str, Any] = {
+    "name": "quickstart-text",
+    "dataset": {"name": "sentences", "count": 3},
+    "model": {"name": "bert", "size": "tiny"},
+    "update": {"name": "gradient", "batch_size": 1},
+    "metric": ["random", "magnitude"],
+    "selector": "global_top",
+    "ratio": [0, 0.05, 0.2, 0.5, 0.8],
+    "attack": [
+        {"name": "dager", "hidden": ["zero", "ignore"]},
+        {"name": "dlg_text", "num_steps": 400, "start": "vocabulary", "learning_rate": 0.01, "hidden": ["zero", "ignore"]},
+    ],
+    "encryption": {"profile": "exact", "num_clients": 10},
+    "seeds": [0],
+}
+"""The same for text: what a BERT's gradient gives away of a sentence."""

@@ -3,7 +3,8 @@
 Runs in the environment that `benchmarks/peers/setup.sh` builds (PyTorch, transformers; never a dependency of selgrad). The loop is the usual one:
 dummy embeddings through transformers' BERT with eager attention (the fused one has no second derivative on CPUs), `autograd.grad` with
 `create_graph`, the distance over all parameters, `backward`, Adam. Known rows are put back after each step, as LAMP does. Each line on standard
-input, `SIZE ATTACK STEPS`, is answered by one JSON line; `moves` scores that many permuted candidates one after the other, as LAMP does.
+input, `SIZE KIND STEPS`, is answered by one JSON line: KIND is `tag` or `lamp`, or `starts` or `moves`, candidates scored one after the other, as LAMP
+does, by the gradient's distance; moves by the perplexity under a GPT-2 of 2 layers too.
 """
 
 import json
@@ -31,6 +32,8 @@ class Problem:
         self.tokens = torch.randint(1000, VOCABULARY, (1, LENGTH))
         self.labels = torch.tensor([0])
         self.parameters = [p for p in self.model.parameters() if p is not self.table]
+        judge = transformers.GPT2Config(vocab_size=VOCABULARY, n_embd=128, n_layer=2, n_head=2)
+        self.judge = transformers.GPT2LMHeadModel(judge).eval()
         self.truth = self.gradient(self.table[self.tokens].detach(), create_graph=False)
 
     def gradient(self, embedded, create_graph=True):
@@ -55,15 +58,17 @@ class Problem:
                 dummy[:, 0], dummy[:, -1] = self.table[101], self.table[102]
         return time.perf_counter() - started
 
-    def moves(self, count: int) -> float:
-        """Seconds to score `count` permutations one after another, each by its gradient's distance."""
+    def score(self, count: int, with_language: bool) -> float:
+        """Seconds to score `count` permutations one after another."""
         dummy = self.table[self.tokens].detach()
         started = time.perf_counter()
         for _ in range(count):
             order = torch.randperm(LENGTH)
-            with torch.no_grad():
-                candidate = dummy[:, order]
-            float(self.distance("lamp", self.gradient(candidate, create_graph=False)))
+            value = float(self.distance("lamp", self.gradient(dummy[:, order], create_graph=False)))
+            if with_language:
+                with torch.no_grad():
+                    tokens = self.tokens[:, order]
+                    value += 0.2 * float(self.judge(input_ids=tokens, labels=tokens).loss)
         return time.perf_counter() - started
 
 
@@ -76,7 +81,7 @@ def main() -> None:
             problems[size] = Problem(size)
             problems[size].run("tag", 2)
         problem = problems[size]
-        seconds = problem.moves(int(steps)) if kind == "moves" else problem.run(kind, int(steps))
+        seconds = problem.score(int(steps), kind == "moves") if kind in ("starts", "moves") else problem.run(kind, int(steps))
         print(json.dumps({"seconds": seconds}), flush=True)
 
 

@@ -33,16 +33,16 @@ def fill(observation: Observation, hidden: Hidden) -> Target:
         visible); "ignore" matches visible entries only.
     """
     visible, mask, bypassed = observation.visible, observation.mask, observation.model.bypassed
-    # A dummy in the place of the embeddings gives the leaves that embedding reads no gradient to compare.
-    reached = jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.full(leaf.shape, trees.path_name(path) not in bypassed), mask)
-    visible = jax.tree.map(lambda leaf, r: jnp.where(r, leaf, 0), visible, reached)
-    if hidden == "ignore":
-        return Target(visible, jax.tree.map(lambda m, r: ~m & r, mask, reached))
-    if hidden == "zero":
-        return Target(visible, reached)
+    # A dummy in the place of the embeddings gives the leaves that embedding reads no gradient to compare. This is known before anything is traced:
+    # a large target must not be copied in each step of an attack.
+    reached = jax.tree_util.tree_map_with_path(lambda path, _: trees.path_name(path) not in bypassed, mask)
 
-    def average(leaf: Array, m: Array, r: Array) -> Array:
-        mean = leaf.sum() / jnp.maximum((~m).sum(), 1)
-        return jnp.where(r, jnp.where(m, mean, leaf), 0)
+    def value(leaf: Array, m: Array, r: bool) -> Array:
+        if not r:
+            return jnp.zeros_like(leaf)
+        return jnp.where(m, leaf.sum() / jnp.maximum((~m).sum(), 1), leaf) if hidden == "average" else leaf
 
-    return Target(jax.tree.map(average, visible, mask, reached), reached)
+    def counted(m: Array, r: bool) -> Array:
+        return ~m if r and hidden == "ignore" else jnp.full(m.shape, r)
+
+    return Target(jax.tree.map(value, visible, mask, reached), jax.tree.map(counted, mask, reached))

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from selgrad import trees
 from selgrad.base import Batch, Key, Params, TextSpec
 from selgrad.errors import UsageError
-from selgrad.models.matmul import matmul
+from selgrad.models.matmul import matmul, matmul_transposed
 
 Exposure: TypeAlias = Literal["frozen", "sent", "always_encrypted"]
 Task: TypeAlias = Literal["classification", "causal_lm", "masked_lm"]
@@ -290,11 +290,34 @@ class Transformer:
         return self.config.vocabulary_size
 
     def log_perplexity(self, params: Params, tokens: Int[Array, "b t"], valid: Bool[Array, "b t"]) -> Float[Array, " b"]:
-        """Mean negative log-likelihood of each token after the first, in nats; of a causal language model."""
-        scores = jax.nn.log_softmax(self.logits(params, self.embed(params, tokens), valid))[:, :-1]
-        found = jnp.take_along_axis(scores, tokens[:, 1:, None], axis=-1)[..., 0]
-        weights = valid[:, 1:].astype(scores.dtype)
+        """Mean negative log-likelihood of each token after the first, in nats; of a causal language model with a tied head."""
+        words = trees.at(params, self.embedding)
+        states: Array = self.network.apply({"params": params}, self.embed(params, tokens), valid, head=False)[0]  # type: ignore[index,assignment]
+        states = states[:, :-1]
+        found = jnp.einsum("btd,btd->bt", states, words[tokens[:, 1:]]) - log_sum_exp_products(states, words)
+        weights = valid[:, 1:].astype(found.dtype)
         return -jnp.sum(weights * found, axis=1) / jnp.maximum(weights.sum(axis=1), 1)
+
+
+_ROWS_AT_ONCE = 2048
+
+
+def log_sum_exp_products(states: Float[Array, "*b d"], words: Float[Array, "v d"]) -> Float[Array, "*b"]:
+    """Log of the sum over words of exp(state . word), some rows of the matrix at a time: scores over a whole vocabulary would leave the cache."""
+    size, parts = len(words), -(-len(words) // _ROWS_AT_ONCE)
+    rows = jnp.pad(words, ((0, parts * _ROWS_AT_ONCE - size), (0, 0))).reshape(parts, _ROWS_AT_ONCE, -1)
+
+    def add(carry: tuple[Array, Array], item: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+        (largest, total), (part, first) = carry, item
+        scores = matmul_transposed(states, part)
+        scores = jnp.where(first + jnp.arange(_ROWS_AT_ONCE) < size, scores, -jnp.inf)
+        new = jnp.maximum(largest, jax.lax.stop_gradient(scores.max(axis=-1)))
+        return (new, total * jnp.exp(largest - new) + jnp.exp(scores - new[..., None]).sum(axis=-1)), None
+
+    shape, dtype = states.shape[:-1], states.dtype
+    start = jnp.full(shape, jnp.finfo(dtype).min, dtype), jnp.zeros(shape, dtype)
+    (largest, total), _ = jax.lax.scan(add, start, (rows, jnp.arange(parts) * _ROWS_AT_ONCE))
+    return largest + jnp.log(total)
 
 
 def allowed_positions(embedded: Array, valid: Array | None, *, causal: bool) -> Bool[Array, "b t t"]:

@@ -47,7 +47,7 @@ class _GPT2(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, embedded: Array, valid: Array | None, depth: int | None = None) -> tuple[Array | None, tuple[Array, ...]]:
+    def __call__(self, embedded: Array, valid: Array | None, depth: int | None = None, head: bool = True) -> tuple[Array | None, tuple[Array, ...]]:
         config = self.config
         x, words = _Embeddings(config, name="embeddings")(embedded)
         allowed = allowed_positions(embedded, valid, causal=True)
@@ -58,6 +58,8 @@ class _GPT2(nn.Module):
         if depth is not None:
             return None, tuple(inputs)
         x = LayerNorm(config.epsilon, name="final_norm")(x)
+        if not head:
+            return x, tuple(inputs)
         if self.task == "causal_lm":
             return matmul_transposed(x, words), tuple(inputs)
         length = embedded.shape[1]

@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.optimize
 
-from selgrad.attacks.minimisers import lbfgs
+from selgrad.attacks.minimisers import first_order, lbfgs
 
 
 def run(objective, start, num_steps, **arguments):
@@ -70,3 +71,16 @@ def test_a_finished_lane_stays_as_it_is_beside_an_unfinished_one():
     state = jax.vmap(lambda x: run(lambda y: jnp.sum(y**4 + y**2), x, 3))(starts)
     assert state.done[0] and not state.done[1]
     np.testing.assert_array_equal(state.point[0], starts[0])
+
+
+def test_a_first_order_minimiser_keeps_its_best_point_and_survives_a_bad_one():
+    def objective(x):
+        return jnp.where(x[0] < -2, jnp.nan, jnp.sum((x - 1) ** 2))
+
+    method = first_order(optax.sgd(1.2))  # steps over the minimum, farther each time
+    state, seen = method.init(jnp.full(2, 1.5)), []
+    for _ in range(12):
+        seen.append(float(objective(state.upcoming)))
+        state = method.step(objective, state)
+    assert np.isnan(seen).any() and state.done
+    assert state.value == np.nanmin(seen) == float(objective(state.point))

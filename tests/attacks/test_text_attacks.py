@@ -97,8 +97,9 @@ class TestDager:
         zero, ignore = (ATTACKS["dager"](hidden=hidden).reconstruct(jax.random.key(0), observation) for hidden in ("zero", "ignore"))
         assert (np.asarray(ignore.inputs) == np.asarray(p.batch.inputs)).all() and (np.asarray(zero.inputs) != np.asarray(p.batch.inputs)).any()
 
-    def test_a_batch_of_a_decoder_is_told_apart(self, text_problem):
-        p = text_problem(causal=True, batch_size=2, layers=3, width=64, mlp_width=128)
+    @pytest.mark.parametrize(("causal", "batch_size"), [(True, 2), (False, 2), (False, 4)])
+    def test_the_sentences_of_a_batch_are_told_apart(self, text_problem, causal, batch_size):
+        p = text_problem(causal=causal, batch_size=batch_size, layers=3, width=64, mlp_width=128)
         found = ATTACKS["dager"]().reconstruct(jax.random.key(0), hide(p, lambda path, leaf: False))
         assert {tuple(t) for t in np.asarray(found.inputs)} == {tuple(t) for t in np.asarray(p.batch.inputs)}
 
@@ -144,6 +145,13 @@ class TestSpace:
         np.testing.assert_array_equal(start[0, 0], table[2])
         np.testing.assert_array_equal(space.read(p.model.embed(p.params, p.batch.inputs)), p.batch.inputs)
         assert not np.isin(np.asarray(nearest_tokens(observation, start))[0, 1:5], [0, 1, 2, 3]).any()
+
+    def test_a_start_has_variance_one_or_the_vocabularys_norm(self, text_problem):
+        observation = hide(text_problem(), lambda path, leaf: False)
+        table = text_problem().params["embeddings"]["word"]["embedding"]
+        normal, vocabulary = (embeddings(observation, start).draw(jax.random.key(0)) for start in ("normal", "vocabulary"))
+        np.testing.assert_allclose(np.std(normal), 1, atol=0.2)
+        np.testing.assert_allclose(jnp.linalg.norm(vocabulary, axis=-1), jnp.linalg.norm(table, axis=1).mean(), rtol=1e-5)
 
     def test_without_the_padding_only_the_first_token_is_known(self, text_problem):
         p = text_problem()

@@ -156,8 +156,8 @@ SHORT = {
     "inverting_gradients": {"num_steps": 400, "num_restarts": 2},
     "dlg": {"num_steps": 30, "num_restarts": 2},
     "idlg": {"num_steps": 30, "num_restarts": 2},
-    "dlg_text": {"num_steps": 600, "num_restarts": 2, "learning_rate": 0.03},
-    "tag": {"num_steps": 600, "num_restarts": 2, "learning_rate": 0.03},
+    "dlg_text": {"num_steps": 600, "num_restarts": 2, "start": "vocabulary", "learning_rate": 0.03},
+    "tag": {"num_steps": 600, "num_restarts": 2, "start": "vocabulary", "learning_rate": 0.03},
     "lamp": {"num_steps": 600, "num_restarts": 2, "learning_rate": 0.03, "num_starts": 20, "num_start_permutations": 20, "num_moves": 20},
     "dager": {},
 }

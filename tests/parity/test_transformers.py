@@ -41,6 +41,17 @@ class Reference:
         self.labels = jax.nn.one_hot(self.model.targets(self.batch), self.model.input_spec.num_classes, dtype=dtype)
 
 
+@pytest.fixture
+def agree(record_property):
+    """Asserts that an error is below a tolerance, and leaves both in pytest's XML report, from which `benchmarks/parity.py` makes its table."""
+
+    def check(quantity, error, tolerance):
+        record_property("parity", f"{quantity} {error:.3e} {tolerance:.0e}")
+        assert error < tolerance, quantity
+
+    return check
+
+
 @pytest.fixture(params=TOLERANCES)
 def dtype(request):
     if request.param == "float64":
@@ -54,7 +65,7 @@ def case(request, reference_folder, dtype):
     return Reference(reference_folder, request.param, dtype)
 
 
-def test_logits_and_loss(case):
+def test_logits_and_loss(case, agree):
     model, tolerance = case.model, TOLERANCES[case.dtype]
     embedded = model.embed(case.params, case.batch.inputs)
     logits, valid = model.logits(case.params, embedded, case.batch.valid), np.asarray(case.batch.valid)
@@ -62,9 +73,9 @@ def test_logits_and_loss(case):
     if model.task == "causal_lm":
         # What a padded position says depends on what the padding holds and enters no loss.
         logits, expected = np.asarray(logits)[valid], expected[valid]
-    assert relative(logits, expected) < tolerance
+    agree("logits", relative(logits, expected), tolerance)
     loss = float(model.loss(case.params, embedded, case.labels, case.batch.valid))
-    assert abs(loss / float(case.values["loss"]) - 1) < case.tolerance
+    agree("loss", abs(loss / float(case.values["loss"]) - 1), case.tolerance)
 
 
 def test_the_language_models_loss_is_that_of_the_reference_logits(reference_folder, x64):
@@ -78,7 +89,7 @@ def test_the_language_models_loss_is_that_of_the_reference_logits(reference_fold
     np.testing.assert_allclose(float(found), np.mean(expected), rtol=1e-12)
 
 
-def test_every_parameter_gradient(case):
+def test_every_parameter_gradient(case, agree):
     grads = jax.jit(lambda p: loss_gradient(case.model, p, embedding_of(case.model, case.batch), case.labels, case.batch.valid))(case.params)
     names = {}
     for path, name, transposed in named_leaves(case.model, case.params):
@@ -87,11 +98,11 @@ def test_every_parameter_gradient(case):
     assert set(names) == set(case.gradients)
     # The key's bias has gradient 0 up to rounding: softmax does not see what is added to all scores of a row.
     worst = {n: e for n, e in names.items() if not n.endswith("self.key.bias")}
-    assert max(worst.values()) < case.tolerance, max(worst, key=worst.get)
+    agree("worst_parameter_gradient", max(worst.values()), case.tolerance)
 
 
 @pytest.mark.parametrize("name", DISTANCES)
-def test_matching_objectives_and_their_derivatives(case, name):
+def test_matching_objectives_and_their_derivatives(case, name, agree):
     model = case.model
     first = Batch(case.batch.inputs[:1], case.batch.labels[:1])
     labels = case.labels[:1]
@@ -103,5 +114,5 @@ def test_matching_objectives_and_their_derivatives(case, name):
         return DISTANCES[name](keep(loss_gradient(model, case.params, lambda _: dummy, labels)), target)
 
     value, slope = jax.jit(jax.value_and_grad(objective))(jnp.asarray(case.values["dummy_embeddings"], case.dtype))
-    assert abs(float(value) / float(case.values[f"match_{name}"]) - 1) < case.tolerance
-    assert relative(slope, case.values[f"match_{name}_grad"]) < case.tolerance
+    agree(f"match_{name}", abs(float(value) / float(case.values[f"match_{name}"]) - 1), case.tolerance)
+    agree(f"match_{name}_derivative", relative(slope, case.values[f"match_{name}_grad"]), case.tolerance)
