@@ -27,16 +27,20 @@ def main() -> None:
             report = Path(folder) / "report.xml"
             run = ["uv", "run", *options]
             subprocess.run([*run, "pytest", "tests/parity/test_transformers.py", f"--junitxml={report}"], cwd=ROOT, check=True)
-            told = subprocess.run([*run, "python", "-c", "import jax, platform; print(platform.python_version(), jax.__version__)"], cwd=ROOT, check=True, capture_output=True, text=True)
+            told = subprocess.run(
+                [*run, "python", "-c", "import jax, platform; print(platform.python_version(), jax.__version__)"],
+                cwd=ROOT,
+                check=True,
+                capture_output=True,
+                text=True,
+            )
             platforms[name] = dict(zip(("python", "jax"), told.stdout.split(), strict=True))
             for case in xml.etree.ElementTree.parse(report).iter("testcase"):
-                found = re.search(r"\[(.*)\]", case.get("name", ""))
+                model, dtype = (re.search(pattern, case.get("name", "")) for pattern in ("bert-classifier|gpt2-classifier|gpt2-lm", "float32|float64"))
                 for item in case.iter("property"):
                     quantity, error, tolerance = item.get("value").split()
-                    labels = found.group(1).split("-")
-                    dtype = next(label for label in labels if label.startswith("float"))
-                    model = "-".join(labels[labels.index(dtype) + 1 :][:2])
-                    rows.append({"platform": name, "model": model, "dtype": dtype, "quantity": quantity, "relative_error": float(error), "tolerance": float(tolerance)})
+                    about = {"model": model.group(), "dtype": dtype.group(), "quantity": quantity, "platform": name}
+                    rows.append({**about, "relative_error": float(error), "tolerance": float(tolerance)})
     rows.sort(key=lambda row: [row[k] for k in ("model", "dtype", "quantity", "platform")])
     result = {"platforms": platforms, "rows": rows}
     (ROOT / "benchmarks" / "results" / "parity.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -225,7 +225,7 @@ def _assemble(
 
     for length in np.unique(lengths):
         row = int(np.flatnonzero(lengths == length)[0])
-        choices = [np.asarray([known_ids[row, p]]) if known[row, p] else candidates.tokens[p] for p in range(length)]
+        choices = [np.asarray([known_ids[row, p]], np.int64) if known[row, p] else candidates.tokens[p] for p in range(length)]
         single = np.asarray([[c[0] for c in choices]], np.int32)
         if all(len(c) == 1 for c in choices):
             found.append((0.0, single[0]))
