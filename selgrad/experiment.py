@@ -165,9 +165,11 @@ class Setting:
         first = [trees.matches(path, always) for path in trees.paths(scores)]
         if choose is trees.rank and jax.default_backend() == "cpu":
             started = time.perf_counter()
-            each = [trees.rank_on_host(jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], scores), first) for i in range(self.num_samples)]
-            seconds = (time.perf_counter() - started) / self.num_samples
-            return jax.tree.map(lambda *leaves: np.stack(leaves) if len(leaves) > 1 else leaves[0][None], *each), score_seconds, seconds
+            every = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.int32), scores)
+            for i in range(self.num_samples):
+                one = trees.rank_on_host(jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], scores), first)
+                jax.tree.map(lambda leaf, found, i=i: leaf.__setitem__(i, found), every, one)
+            return every, score_seconds, (time.perf_counter() - started) / self.num_samples
 
         def rank(one: Scores) -> Ranks:
             ranks = choose(one)

@@ -139,7 +139,7 @@ def rank_on_host(scores: Scores, first: Sequence[bool] | None = None, num_parts:
     Entries are sorted in parts of neighbouring scores, so little is needed beside the scores and the ranks themselves.
 
     Args:
-      scores: of one gradient; arrays that NumPy can read without copying.
+      scores: of one gradient, float32 (others are rounded to it); arrays that NumPy can read without copying.
       first: for each leaf whether its entries come before those of all others.
       num_parts: more need less memory and more passes.
     """

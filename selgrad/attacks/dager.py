@@ -21,6 +21,7 @@ from selgrad.attacks.hidden import Hidden, fill
 from selgrad.attacks.labels import last_layer_counts
 from selgrad.attacks.spaces import known_tokens, possible_tokens, text_parts
 from selgrad.base import Attack, Key, Observation, Reconstruction
+from selgrad.errors import UsageError
 
 Tokens = npt.NDArray[np.int32]
 
@@ -235,9 +236,11 @@ def _assemble(
             # Tokens of sentences that are found already are an unlikely start for another one.
             explained = {(p, int(t)) for value, tokens in found if value < threshold for p, t in enumerate(tokens)}
             likely = [np.asarray([t for t in c if (p, int(t)) not in explained] or c) for p, c in enumerate(choices)]
-            chains = np.stack([[generator.choice(c) for c in likely] for _ in range(beam if bonds is not None else max(1, beam // 8))])
+            # Bonds cost no forward pass, so many chains may start; they are tried first.
+            quick = bonds is not None and not attempt
+            chains = np.stack([[generator.choice(c) for c in likely] for _ in range(beam if quick else max(1, beam // 8))])
             chains = np.concatenate([chains, single]).astype(np.int32)
-            if bonds is not None and not attempt:
+            if quick:
                 chains, _ = _improve(chains, choices, by_bonds, generator)
                 chains = np.unique(chains, axis=0)
                 chains = chains[np.argsort(by_bonds(chains))][: max(4 * len(lengths), 8)]
@@ -298,6 +301,8 @@ def dager(
       num_attempts: rounds of starts for the sentences of an encoder that no earlier round found.
       tokens_at_once: embedded in one batch; bounds the memory.
     """
+    if num_attempts < 1:
+        raise UsageError(f"num_attempts={num_attempts} must be at least 1")
 
     def reconstruct(key: Key, observation: Observation) -> Reconstruction:
         model, spec = text_parts(observation)

@@ -30,8 +30,8 @@ def _cosine(candidate: Grads, target: Target, floor: Array | float) -> Float[Arr
     counted = jax.tree.map(lambda leaf, c: jnp.where(c, leaf, 0), candidate, target.counted)
     mine, theirs = _norm(counted), _norm(target.grads)
     known = (mine > 0) & (theirs > floor)
-    # Targets are 0 where nothing is counted. Divided one after the other: the square of a product of two small norms underflows in the derivative.
-    similarity = trees.dot(candidate, target.grads) / jnp.where(known, mine, 1) / jnp.where(known, theirs, 1)
+    # Divided one after the other: the square of a product of two small norms underflows in the derivative.
+    similarity = trees.dot(counted, target.grads) / jnp.where(known, mine, 1) / jnp.where(known, theirs, 1)
     return 1 - jnp.where(known, similarity, 0)
 
 

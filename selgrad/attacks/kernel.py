@@ -15,7 +15,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from selgrad.attacks.hidden import Hidden, Target, fill
-from selgrad.attacks.minimisers import Minimiser, Objective
+from selgrad.attacks.minimisers import RUN_AWAY, Minimiser, Objective
 from selgrad.attacks.spaces import SpaceRule
 from selgrad.base import Attack, Grads, Key, Observation, Reconstruction
 from selgrad.errors import UsageError
@@ -47,9 +47,6 @@ class Kernel(NamedTuple):
     init: Callable[[Key, Observation], State]
     step: Callable[[Observation, State], State]
     decode: Callable[[Observation, State], Candidate]
-
-
-_RUN_AWAY = 1e4
 
 
 def _anything_visible(observation: Observation) -> Array:
@@ -176,7 +173,7 @@ def gradient_matching(
         value = value_of_inputs(observation, state.labels, point)
         inputs, found = search.refine(key, observation, value, point[:size].reshape(shape), state.num_steps)
         moved = jnp.concatenate([inputs.reshape(-1), point[size:]])
-        better = ~inner.done & (found < inner.value)
+        better = ~inner.done & (found < inner.value) & (jnp.abs(moved) < RUN_AWAY).all()
         return inner._replace(
             point=jnp.where(better, moved, inner.point),
             upcoming=jnp.where(inner.done, inner.upcoming, moved),
@@ -187,8 +184,7 @@ def gradient_matching(
     def decode(observation: Observation, state: State) -> Candidate:
         visible, inner = _anything_visible(observation), state.inner
         inputs, probabilities = unravel(observation, state.labels, jnp.where(visible, inner.point, state.start))
-        # A saturated network gives a finite objective to a point that has run away; starts are N(0, 1) and pixels of order 1.
-        finite = jnp.isfinite(inner.value) & (jnp.abs(inner.point) < _RUN_AWAY).all()
+        finite = jnp.isfinite(inner.value) & (jnp.abs(inner.point) < RUN_AWAY).all()
         value = jnp.where(visible, jnp.where(finite, inner.value, jnp.inf), 0)
         labels = jnp.argmax(probabilities, axis=-1).astype(jnp.int32) if state.labels is None else state.labels
         read = space(observation).read

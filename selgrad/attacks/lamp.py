@@ -81,7 +81,7 @@ def lamp(
         prior=norm_penalty,
         minimiser=lambda _: first_order(optax.adam(schedule)),
         hidden=hidden,
-        space=embeddings,
+        space=embeddings(),
         label_rule=last_layer_counts,
         evaluations_per_step=steps_per_phase,
         search=permutations(

@@ -17,6 +17,8 @@ from jaxtyping import PyTree
 from selgrad.errors import UsageError
 
 Objective: TypeAlias = Callable[[PyTree], Array]
+RUN_AWAY = 1e4
+"""A saturated network gives a finite objective to a point beyond this; starts are N(0, 1) and pixels of order 1."""
 
 
 class Minimiser(NamedTuple):
@@ -188,7 +190,7 @@ class FirstOrderState(NamedTuple):
 def first_order(transformation: optax.GradientTransformation, *, project: Callable[[PyTree], PyTree] = lambda x: x) -> Minimiser:
     """An optax transformation with a projection after every step; a lane that leaves the finite numbers stops there.
 
-    At a constant learning rate the last point is rarely the best one, so the best is kept, as LAMP's loop does (balunovic2022lamp).
+    At a constant learning rate the last point is rarely the best one, so the best is kept, as LAMP's loop does (balunovic2022lamp), unless it has run away.
     """
 
     def init(point: PyTree) -> FirstOrderState:
@@ -198,7 +200,8 @@ def first_order(transformation: optax.GradientTransformation, *, project: Callab
         value, slope = jax.value_and_grad(objective)(state.upcoming)
         updates, inner = transformation.update(slope, state.inner, state.upcoming)
         upcoming = project(optax.apply_updates(state.upcoming, updates))
-        better = value < state.value
+        bounded = jnp.stack([(jnp.abs(leaf) < RUN_AWAY).all() for leaf in jax.tree.leaves(state.upcoming)]).all()
+        better = (value < state.value) & bounded
         point = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.upcoming, state.point)
         moved = FirstOrderState(point, jnp.where(better, value, state.value), ~jnp.isfinite(value), upcoming, inner)
         return jax.tree.map(lambda new, old: jnp.where(state.done, old, new), moved, state)

@@ -77,7 +77,7 @@ def permutations(
     """
 
     def start(key: Key, observation: Observation, value: Value) -> Array:
-        space = embeddings(observation)
+        space = embeddings()(observation)
         first, count = _free(observation)
         length = space.shape[1]
 

@@ -113,28 +113,27 @@ def nearest_tokens(observation: Observation, embedded: Float[Array, "b t d"]) ->
     return jnp.where(known, tokens, jnp.argmax(scores, axis=-1).astype(jnp.int32))
 
 
-def embeddings(observation: Observation, start: TextStart = "vocabulary") -> Space:
+def embeddings(start: TextStart = "vocabulary") -> SpaceRule:
     """Word embeddings that start at random and are read as the nearest tokens by cosine.
 
     Known tokens are put in at every step, as LAMP does with [CLS], [SEP] and the padding (balunovic2022lamp).
     """
-    model, spec = text_parts(observation)
-    table = trees.at(observation.params, model.embedding)
-    shape = (observation.update.batch_size, *spec.shape, table.shape[1])
-    tokens, known = known_tokens(observation)
 
-    def draw(key: Key) -> Array:
-        noise = jax.random.normal(key, shape)
-        if start == "normal":
-            return noise
-        return noise / jnp.linalg.norm(noise, axis=-1, keepdims=True) * jnp.linalg.norm(table, axis=1).mean()
+    def make(observation: Observation) -> Space:
+        model, spec = text_parts(observation)
+        table = trees.at(observation.params, model.embedding)
+        shape = (observation.update.batch_size, *spec.shape, table.shape[1])
+        tokens, known = known_tokens(observation)
 
-    def fix(embedded: Array) -> Array:
-        return jnp.where(known[..., None], table[tokens], embedded)
+        def begin(key: Key) -> Array:
+            noise = jax.random.normal(key, shape)
+            if start == "normal":
+                return noise
+            return noise / jnp.linalg.norm(noise, axis=-1, keepdims=True) * jnp.linalg.norm(table, axis=1).mean()
 
-    return Space(shape, draw, fix, lambda embedded: nearest_tokens(observation, embedded))
+        def fix(embedded: Array) -> Array:
+            return jnp.where(known[..., None], table[tokens], embedded)
 
+        return Space(shape, begin, fix, lambda embedded: nearest_tokens(observation, embedded))
 
-def embeddings_from(start: TextStart) -> SpaceRule:
-    """Word embeddings with another start."""
-    return lambda observation: embeddings(observation, start)
+    return make

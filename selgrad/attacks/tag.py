@@ -12,7 +12,7 @@ from selgrad.attacks.hidden import Hidden
 from selgrad.attacks.kernel import gradient_matching, iterate
 from selgrad.attacks.labels import last_layer_counts
 from selgrad.attacks.minimisers import first_order
-from selgrad.attacks.spaces import embeddings_from
+from selgrad.attacks.spaces import embeddings
 from selgrad.attacks.starts import TextStart
 from selgrad.base import Attack
 
@@ -26,6 +26,7 @@ def tag(
       num_steps: Adam steps; 2,500 as LAMP's comparison runs it.
       num_restarts: independent starts, the best by the attack's own objective.
       hidden: what becomes of encrypted entries.
+      start: normal (N(0, 1), as published) or vocabulary (scaled to the mean norm of the embeddings, ours).
       learning_rate: of Adam.
       alpha: weight of the L1 distance; 0.01 as LAMP's comparison has it.
     """
@@ -33,7 +34,7 @@ def tag(
         distance=lambda candidate, target: l2_l1(candidate, target, alpha),
         minimiser=lambda _: first_order(optax.adam(learning_rate)),
         hidden=hidden,
-        space=embeddings_from(start),
+        space=embeddings(start),
         label_rule=last_layer_counts,
     )
     return iterate(kernel, num_steps=num_steps, num_restarts=num_restarts)

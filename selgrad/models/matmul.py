@@ -1,12 +1,13 @@
 """Matrix products whose derivatives of every order stay products that XLA's CPU compiler is fast at.
 
-The derivative of x W for x contracts the last axes of both, dy W'. For few rows XLA's CPU compiler takes ten times as long for that as for the other
-products, and gradient matching, which differentiates twice, holds three of them for every weight (measured in `benchmarks/matmul_forms.py`). Computed
+The derivative of x W for x contracts the last axes of both, dy W'. For few rows XLA's CPU compiler takes up to ten times as long for that as for the
+other products, and gradient matching, which differentiates twice, holds three of them for every weight (measured in `benchmarks/matmul_forms.py`). Computed
 as (W dy')' it is as fast as the others; JAX's own rules cannot be told so, hence a primitive with the three products, each other's transposes.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -26,12 +27,17 @@ def _asked_for() -> str | None:
     return precision
 
 
+def _promoted(x: Array, w: Array) -> tuple[Array, Array]:
+    dtype = jnp.result_type(x, w)
+    return x.astype(dtype), w.astype(dtype)
+
+
 def _bind(a: Array, b: Array, kind: Kind, precision: str | None) -> Array:
     result: Array = _product.bind(a, b, kind=kind, precision=precision)
     return result
 
 
-def _compute(a: Array, b: Array, *, kind: Kind, precision: str | None) -> Array:
+def _compute(a: Array, b: Array, *, kind: Kind, precision: str | None, swap: bool = False) -> Array:
     rows, columns = a.ndim - 2, a.ndim - 1
     batch = tuple(range(rows))
 
@@ -42,7 +48,7 @@ def _compute(a: Array, b: Array, *, kind: Kind, precision: str | None) -> Array:
         return contract(a, columns, b, rows)
     if kind == "tn":
         return contract(a, rows, b, rows)
-    if jax.default_backend() != "cpu":
+    if not swap:
         return contract(a, columns, b, columns)
     # Without the barrier XLA merges the transpose into the product, and the slow form is back.
     return jnp.swapaxes(jax.lax.optimization_barrier(contract(b, columns, a, columns)), -1, -2)
@@ -83,6 +89,7 @@ _product.def_abstract_eval(_shape)
 ad.defbilinear(_product, _transpose_left, _transpose_right)
 batching.primitive_batchers[_product] = _batch
 mlir.register_lowering(_product, mlir.lower_fun(_compute, multiple_results=False))
+mlir.register_lowering(_product, mlir.lower_fun(partial(_compute, swap=True), multiple_results=False), platform="cpu")
 
 
 def matmul(x: Float[Array, "*batch d"], w: Float[Array, "d f"]) -> Float[Array, "*batch f"]:
@@ -91,6 +98,7 @@ def matmul(x: Float[Array, "*batch d"], w: Float[Array, "d f"]) -> Float[Array, 
     >>> matmul(jnp.ones((2, 3)), jnp.ones((3, 4))).shape
     (2, 4)
     """
+    x, w = _promoted(x, w)
     found = _bind(x.reshape(-1, x.shape[-1]), w, "nn", _asked_for())
     return found.reshape(*x.shape[:-1], w.shape[-1])
 
@@ -101,5 +109,6 @@ def matmul_transposed(x: Float[Array, "*batch f"], w: Float[Array, "d f"]) -> Fl
     >>> matmul_transposed(jnp.ones((2, 3)), jnp.ones((4, 3))).shape
     (2, 4)
     """
+    x, w = _promoted(x, w)
     found = _bind(x.reshape(-1, x.shape[-1]), w, "nt", _asked_for())
     return found.reshape(*x.shape[:-1], w.shape[0])

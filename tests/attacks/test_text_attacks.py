@@ -136,7 +136,7 @@ class TestSpace:
     def test_known_tokens_are_put_in_and_the_rest_reads_back(self, text_problem):
         p = text_problem()
         observation = hide(p, lambda path, leaf: False)
-        space = embeddings(observation)
+        space = embeddings()(observation)
         tokens, known = known_tokens(observation)
         assert np.asarray(known)[0].tolist() == [True, False, False, False, False, True, True]
         np.testing.assert_array_equal(np.asarray(tokens)[np.asarray(known)], np.asarray(p.batch.inputs)[np.asarray(known)])
@@ -149,7 +149,7 @@ class TestSpace:
     def test_a_start_has_variance_one_or_the_vocabularys_norm(self, text_problem):
         observation = hide(text_problem(), lambda path, leaf: False)
         table = text_problem().params["embeddings"]["word"]["embedding"]
-        normal, vocabulary = (embeddings(observation, start).draw(jax.random.key(0)) for start in ("normal", "vocabulary"))
+        normal, vocabulary = (embeddings(start)(observation).draw(jax.random.key(0)) for start in ("normal", "vocabulary"))
         np.testing.assert_allclose(np.std(normal), 1, atol=0.2)
         np.testing.assert_allclose(jnp.linalg.norm(vocabulary, axis=-1), jnp.linalg.norm(table, axis=1).mean(), rtol=1e-5)
 

@@ -59,6 +59,14 @@ class TestProduct:
         x, w = normal(0, 2, 6, 3, 5), normal(1, 2, 5, 4)
         ours, theirs = (jax.vmap(jax.vmap(p, (0, None)))(x, w) for p in PAIRS[name])
         np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+        ours, theirs = (jax.vmap(jax.vmap(p), (0, None))(normal(0, 6, 2, 3, 5), w) for p in PAIRS[name])
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+
+    def test_types_are_promoted_as_by_the_usual_product(self, name):
+        x, w = normal(0, 3, 5).astype(jnp.float32), normal(1, 5, 4)
+        ours, theirs = (p(x, w) for p in PAIRS[name])
+        assert ours.dtype == theirs.dtype == jnp.float64
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
 def test_lanes_that_share_a_matrix_are_rows_of_one_product():
