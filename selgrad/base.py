@@ -310,7 +310,8 @@ class Reconstruction(NamedTuple):
       inputs: (B, *shape), in the units that the model reads: float pixels, or int32 token ids.
       labels: (B, *label_shape) int32: the labels that belong to `inputs`, optimised or inferred; never the initial ones.
       objective: () float, the attacker's own objective at `inputs`; inf where it diverged.
-      diverged: () bool; True where no restart found a finite objective at a point within 1e4, and then `inputs` is the start.
+      diverged: () bool; True where every restart left the finite numbers or ran away (beyond 1e4) and had found nothing before; `inputs` is then the
+        start.
       restart: () int32, which restart was chosen (by `objective`).
       all_inputs, all_objectives, all_labels: the same for every restart, leading axis (num_restarts,).
       num_evaluations: () int32, evaluations of the objective's gradient spent per restart, the largest over restarts.

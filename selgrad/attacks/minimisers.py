@@ -178,11 +178,12 @@ def lbfgs(*, memory: int = 100, max_step: float = 0.1, tolerance: float = 1e-14)
 
 
 class FirstOrderState(NamedTuple):
-    """The best point so far with its value, the point to evaluate next, and optax's state."""
+    """The best point so far with its value, whether it is better than the start, the point to evaluate next, and optax's state."""
 
     point: PyTree
     value: Array
     done: Array
+    improved: Array
     upcoming: PyTree
     inner: Any
 
@@ -190,11 +191,11 @@ class FirstOrderState(NamedTuple):
 def first_order(transformation: optax.GradientTransformation, *, project: Callable[[PyTree], PyTree] = lambda x: x) -> Minimiser:
     """An optax transformation with a projection after every step; a lane that leaves the finite numbers stops there.
 
-    At a constant learning rate the last point is rarely the best one, so the best is kept, as LAMP's loop does (balunovic2022lamp), unless it has run away.
+    At a constant learning rate the last point is rarely the best one, so the best is kept, as LAMP's loop does (balunovic2022lamp), unless it has run away. A lane that is lost before it improves on its start has the value inf.
     """
 
     def init(point: PyTree) -> FirstOrderState:
-        return FirstOrderState(point, jnp.float32(jnp.inf), jnp.zeros((), bool), point, transformation.init(point))
+        return FirstOrderState(point, jnp.float32(jnp.inf), jnp.zeros((), bool), jnp.zeros((), bool), point, transformation.init(point))
 
     def step(objective: Objective, state: FirstOrderState) -> FirstOrderState:
         value, slope = jax.value_and_grad(objective)(state.upcoming)
@@ -202,8 +203,12 @@ def first_order(transformation: optax.GradientTransformation, *, project: Callab
         upcoming = project(optax.apply_updates(state.upcoming, updates))
         bounded = jnp.stack([(jnp.abs(leaf) < RUN_AWAY).all() for leaf in jax.tree.leaves(state.upcoming)]).all()
         better = (value < state.value) & bounded
+        improved = state.improved | (better & jnp.isfinite(state.value))
+        # One that only ever got worse than its start before it was lost has diverged, and its start is no result.
+        lost = (~jnp.isfinite(value) | ~bounded) & ~improved
         point = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.upcoming, state.point)
-        moved = FirstOrderState(point, jnp.where(better, value, state.value), ~jnp.isfinite(value), upcoming, inner)
+        best = jnp.where(lost, jnp.inf, jnp.where(better, value, state.value))
+        moved = FirstOrderState(point, best, lost | ~jnp.isfinite(value), improved, upcoming, inner)
         return jax.tree.map(lambda new, old: jnp.where(state.done, old, new), moved, state)
 
     return Minimiser(init, step)
