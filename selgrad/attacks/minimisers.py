@@ -191,7 +191,8 @@ class FirstOrderState(NamedTuple):
 def first_order(transformation: optax.GradientTransformation, *, project: Callable[[PyTree], PyTree] = lambda x: x) -> Minimiser:
     """An optax transformation with a projection after every step; a lane that leaves the finite numbers stops there.
 
-    At a constant learning rate the last point is rarely the best one, so the best is kept, as LAMP's loop does (balunovic2022lamp), unless it has run away. A lane that is lost before it improves on its start has the value inf.
+    At a constant learning rate the last point is rarely the best one, so the best is kept, as LAMP's loop does (balunovic2022lamp), unless it has
+    run away. A lane that is lost before it improves on its start has the value inf.
     """
 
     def init(point: PyTree) -> FirstOrderState:
