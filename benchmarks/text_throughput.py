@@ -1,6 +1,6 @@
 """Gradient-matching iterations per second on BERT tiny and base, and seconds per sentence of a whole LAMP run, beside a PyTorch loop.
 
-Command: uv run python benchmarks/text_throughput.py [--peer PYTHON]
+Command: uv run python benchmarks/text_throughput.py [--peer PYTHON] [--parts tiny base lamp_run]
   PYTHON is the interpreter of the environment that benchmarks/peers/setup.sh builds; without it only selgrad is measured.
 Time: about 15 minutes on 2 quiet cores.
 Setting: weights from scratch, 16 tokens, vocabulary of 30,522, batch 1, word embeddings frozen, labels given, nothing encrypted. `tag` matches by L2 + L1,
@@ -129,7 +129,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", help="interpreter of the peers' environment")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--models", nargs="+", choices=list(LANES), default=list(LANES), help="others keep the numbers that the result file has")
+    parts = [*LANES, "lamp_run"]
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="others keep the numbers that the result file has")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -140,10 +141,10 @@ def main():
     hardware = {"processor": platform.processor() or platform.machine(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
     result = {"hardware": hardware, "selgrad": ours.about, "pytorch": peer.about if peer else None, "iterations_per_second": []}
     file = Path(__file__).parent / "results" / "text_throughput.json"
-    if set(arguments.models) != set(LANES) and file.exists():
+    if set(arguments.parts) != set(parts) and file.exists():
         old = json.loads(file.read_text())
-        result = {**old, **result, "iterations_per_second": [row for row in old["iterations_per_second"] if row["model"] not in arguments.models]}
-    for size in arguments.models:
+        result = {**old, **result, "iterations_per_second": [row for row in old["iterations_per_second"] if row["model"] not in arguments.parts]}
+    for size in [part for part in arguments.parts if part in LANES]:
         for kind in ("tag", "lamp"):
             ours.ask(f"{size} {kind}")  # compiles
             rates, theirs = {number: [] for number in LANES[size]}, []
@@ -162,7 +163,7 @@ def main():
                 row["ratio_of_each_turn"] = [max(r[i] for r in rates.values()) / theirs[i] for i in range(arguments.repeats)]
             print({k: v for k, v in row.items() if "repeats" not in k}, flush=True)
             result["iterations_per_second"].append(row)
-    if "tiny" in arguments.models:
+    if "lamp_run" in arguments.parts:
         result["lamp_run"] = lamp_run(ours, peer)
         print(result["lamp_run"], flush=True)
     file.write_text(json.dumps(result, indent=1) + "\n")

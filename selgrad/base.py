@@ -198,8 +198,12 @@ class LanguageModel(Protocol):
         """Number of token ids."""
         ...
 
-    def log_perplexity(self, params: Params, tokens: Array, valid: Array) -> Array:
-        """Mean negative log-likelihood per token of sequences (B, length), shape (B,), in nats."""
+    def next_states(self, params: Params, tokens: Array, valid: Array) -> Array:
+        """What each position of sequences (B, length) knows of the next token, (B, length, width); it depends on nothing after the position."""
+        ...
+
+    def log_likelihood(self, params: Params, states: Array, tokens: Array) -> Array:
+        """Log-probability of tokens (...) after states (..., width), shape (...), in nats."""
         ...
 
 

@@ -165,11 +165,13 @@ class Setting:
         first = [trees.matches(path, always) for path in trees.paths(scores)]
         if choose is trees.rank and jax.default_backend() == "cpu":
             started = time.perf_counter()
-            every = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.int32), scores)
+            leaves, treedef = jax.tree.flatten(scores)
+            ranks = [np.empty(leaf.shape, np.int32) for leaf in leaves]
             for i in range(self.num_samples):
-                one = trees.rank_on_host(jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], scores), first)
-                jax.tree.map(lambda leaf, found, i=i: leaf.__setitem__(i, found), every, one)
-            return every, score_seconds, (time.perf_counter() - started) / self.num_samples
+                one = trees.rank_on_host([np.asarray(leaf)[i] for leaf in leaves], first)
+                for whole, part in zip(ranks, one, strict=True):
+                    whole[i] = part
+            return jax.tree.unflatten(treedef, ranks), score_seconds, (time.perf_counter() - started) / self.num_samples
 
         def rank(one: Scores) -> Ranks:
             ranks = choose(one)

@@ -180,37 +180,6 @@ def top(ranks: Ranks, num_selected: Any) -> Mask:
     return jax.tree.map(lambda leaf: leaf < num_selected, ranks)
 
 
-def exact_top(scores: Scores, num_selected: Any) -> Mask:
-    """`top(rank(scores), num_selected)` without sorting: bits of the threshold one by one, ties by index.
-
-    Needs little more memory than the scores and the mask, where sorting 10^8 entries needs five times as much.
-    """
-    leaves, treedef = jax.tree.flatten(scores)
-
-    def key(leaf: Array) -> Array:
-        # Float32 bits as unsigned integers of the same order, -0 and 0 alike.
-        bits = jax.lax.bitcast_convert_type(jnp.where(leaf == 0, 0, leaf).astype(jnp.float32), jnp.uint32)
-        return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
-
-    def count_from(threshold: Array) -> Array:
-        return sum((jnp.sum(key(leaf) >= threshold, dtype=jnp.int32) for leaf in leaves), jnp.int32(0))
-
-    def lower(i: Array, threshold: Array) -> Array:
-        trial = threshold | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
-        return jnp.where(count_from(trial) >= num_selected, trial, threshold)
-
-    # The largest threshold that still leaves enough entries; those above it are all taken, those on it in order of index.
-    threshold = jax.lax.fori_loop(0, 32, lower, jnp.uint32(0))
-    above = sum((jnp.sum(key(leaf) > threshold, dtype=jnp.int32) for leaf in leaves), jnp.int32(0))
-    missing, result = num_selected - above, []
-    for leaf in leaves:
-        tied = (key(leaf) == threshold).reshape(-1)
-        before = jnp.cumsum(tied, dtype=jnp.int32)
-        result.append((key(leaf) > threshold) | (tied & (before <= missing)).reshape(leaf.shape))
-        missing = missing - before[-1]
-    return jax.tree.unflatten(treedef, result)
-
-
 def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
     """The inner product over all entries.
 

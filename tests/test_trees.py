@@ -87,16 +87,6 @@ def test_path_patterns():
         trees.matching_leaves({"a": jnp.zeros(1)}, ["conv*/**"])
 
 
-@given(st.lists(st.floats(-3, 3, width=32).map(lambda x: round(x, 1)), min_size=2, max_size=30), st.integers(0, 30))
-@settings(max_examples=100, deadline=None)
-def test_exact_top_is_the_top_of_the_ranks(values, count):
-    scores = {"a": jnp.asarray(values[::2], jnp.float32), "b": jnp.asarray([values[1::2]], jnp.float32)}
-    count = min(count, len(values))
-    expected, found = trees.top(trees.rank(scores), count), trees.exact_top(scores, count)
-    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 def test_partition_and_merge_are_inverse():
     tree = {"a": {"x": 1, "y": 2}, "b": 3}
     yes, no = trees.partition(tree, lambda path: path in ("a/x", "b"))

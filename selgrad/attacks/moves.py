@@ -1,21 +1,24 @@
 """LAMP's discrete moves: permutations of a sentence's tokens, scored by gradient distance and by how likely the text is.
 
 Balunovic et al., "LAMP: Extracting Text from Gradients with Language Model Priors", NeurIPS 2022 (balunovic2022lamp), section 4.3. All
-candidates of a phase are scored as one batch in the compiled program.
+candidates of a phase are scored in the compiled program, and what they have in common is computed once (ours): moves of a short sentence repeat, and
+a language model reads the same beginnings again and again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from selgrad.attacks.kernel import Search, Value
 from selgrad.attacks.spaces import embeddings, known_tokens, nearest_tokens
-from selgrad.base import Key, LanguageModel, Observation
+from selgrad.base import Key, LanguageModel, Observation, Params
 
 
 def random_move(key: Key, first: Array, count: Array, length: int) -> Int[Array, " t"]:
@@ -46,6 +49,40 @@ def in_batches(function: Callable[[Array], Array], items: Array, at_once: int) -
     whole = jnp.concatenate([items, jnp.broadcast_to(items[:1], (batches * at_once - len(items), *items.shape[1:]))])
     found = jax.lax.map(jax.vmap(function), whole.reshape(batches, at_once, *items.shape[1:]))
     return found.reshape(-1, *found.shape[2:])[: len(items)]
+
+
+def first_alike(rows: Int[Array, "n t"]) -> Int[Array, "n t"]:
+    """For each beginning of each row, the first row that begins alike."""
+
+    def longer(alike: Array, column: Array) -> tuple[Array, Array]:
+        alike = alike & (column[:, None] == column)
+        return alike, jnp.argmax(alike, axis=1)
+
+    return jax.lax.scan(longer, jnp.ones((len(rows), len(rows)), bool), rows.T)[1].T
+
+
+def once(function: Callable[[Any], Array], items: Any, first: Int[Array, " n"], needed: Bool[Array, " n"], at_once: int) -> Float[Array, "n ..."]:
+    """`function(items)` where needed, in batches of `at_once`; items that are alike are computed once.
+
+    Args:
+      function: from items with a leading axis to what is found for each.
+      items: arrays with the leading axis n.
+      first: for each item the first one that is alike; those alike are needed alike.
+      needed: the others may hold anything.
+      at_once: items of a batch. The number of batches is that of the distinct items, under `vmap` of the lane with most of them.
+    """
+    chosen = needed & (first == jnp.arange(len(first)))
+    count = chosen.sum()
+    index = jnp.nonzero(chosen, size=-(-len(first) // at_once) * at_once, fill_value=0)[0]
+
+    def batch(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        done, found = state
+        at = jax.lax.dynamic_slice_in_dim(index, done, at_once)
+        return done + at_once, found.at[at].set(function(jax.tree.map(lambda leaf: leaf[at], items)))
+
+    shape = jax.eval_shape(function, items)
+    start = jnp.int32(0), jnp.zeros(shape.shape, shape.dtype)
+    return jax.lax.while_loop(lambda state: state[0] < count, batch, start)[1][first]
 
 
 def _free(observation: Observation) -> tuple[Array, Array]:
@@ -115,22 +152,40 @@ def permutations(
             return jnp.where(jnp.arange(size)[:, None] == sentence, order, jnp.arange(length))
 
         orders = jnp.concatenate([jnp.broadcast_to(jnp.arange(length), (1, size, length)), jax.vmap(one)(jax.random.split(key, num_moves))])
-        distances = in_batches(lambda order: value(jnp.take_along_axis(inputs, order[..., None], axis=1)), orders, candidates_at_once)
+        # Before the first round only the order as it is counts.
+        needed = (step >= first_round) | (jnp.arange(len(orders)) == 0)
+        moved = lambda order: value(jnp.take_along_axis(inputs, order[..., None], axis=1))
+        distances = once(jax.vmap(moved), orders, first_alike(orders.reshape(len(orders), -1))[:, -1], needed, candidates_at_once)
         scores = distances
         if language_model is not None:
-            likely = _perplexities(language_model, observation, tokens, real, candidates_at_once)
-            scores = distances + perplexity_weight * likely(orders)
+            candidates = jnp.take_along_axis(jnp.broadcast_to(tokens, orders.shape), orders, axis=2)
+            judge = partial(log_perplexities, language_model, observation.auxiliary, needed=needed, at_once=candidates_at_once)
+            scores = distances + perplexity_weight * jax.vmap(judge, (1, 0), 1)(candidates, real).mean(axis=1)
         index = jnp.where(step >= first_round, jnp.argmin(jnp.nan_to_num(scores, nan=jnp.inf)), 0)
         return jnp.take_along_axis(inputs, orders[index][..., None], axis=1), distances[index]
 
     return Search(start, refine, 2 * max(num_starts, num_start_permutations, 1), num_moves + 1)
 
 
-def _perplexities(language_model: LanguageModel, observation: Observation, tokens: Array, real: Array, at_once: int) -> Callable[[Array], Array]:
-    def likely(orders: Int[Array, "n b t"]) -> Float[Array, " n"]:
-        def one(order: Array) -> Array:
-            return language_model.log_perplexity(observation.auxiliary, jnp.take_along_axis(tokens, order, axis=1), real).mean()
+def log_perplexities(
+    language_model: LanguageModel, params: Params, candidates: Int[Array, "n t"], real: Bool[Array, " t"], *, needed: Bool[Array, " n"], at_once: int
+) -> Float[Array, " n"]:
+    """Mean negative log-likelihood of each token after the first, of candidates for one sentence; each beginning is judged once.
 
-        return in_batches(one, orders, at_once)
-
-    return likely
+    Args:
+      language_model: of the attacker.
+      params: its parameters.
+      candidates: of one sentence.
+      real: which positions are no padding.
+      needed: candidates; the others may get anything.
+      at_once: candidates that are read in one batch, and as many times their length of tokens that are judged.
+    """
+    first, (count, steps) = first_alike(candidates), candidates[:, 1:].shape
+    read = lambda rows: language_model.next_states(params, rows, jnp.broadcast_to(real, rows.shape))
+    states = once(read, candidates, first[:, -1], needed, at_once)[:, :-1]
+    # A token's likelihood depends on the beginning that ends with it.
+    alike = first[:, 1:] * steps + jnp.arange(steps)
+    judge = lambda pairs: language_model.log_likelihood(params, *pairs)
+    pairs = states.reshape(count * steps, -1), candidates[:, 1:].reshape(-1)
+    found = once(judge, pairs, alike.reshape(-1), (needed[:, None] & real[1:]).reshape(-1), at_once * steps).reshape(count, steps)
+    return -jnp.where(real[1:], found, 0).sum(axis=1) / jnp.maximum(real[1:].sum(), 1)

@@ -289,12 +289,19 @@ class Transformer:
         """Number of token ids."""
         return self.config.vocabulary_size
 
-    def log_perplexity(self, params: Params, tokens: Int[Array, "b t"], valid: Bool[Array, "b t"]) -> Float[Array, " b"]:
-        """Mean negative log-likelihood of each token after the first, in nats; of a causal language model with a tied head."""
-        words = trees.at(params, self.embedding)
+    def next_states(self, params: Params, tokens: Int[Array, "b t"], valid: Bool[Array, "b t"]) -> Float[Array, "b t d"]:
+        """What each position of a causal language model knows of the next token."""
         states: Array = self.network.apply({"params": params}, self.embed(params, tokens), valid, head=False)[0]  # type: ignore[index,assignment]
-        states = states[:, :-1]
-        found = jnp.einsum("btd,btd->bt", states, words[tokens[:, 1:]]) - log_sum_exp_products(states, words)
+        return states
+
+    def log_likelihood(self, params: Params, states: Float[Array, "*b d"], tokens: Int[Array, "*b"]) -> Float[Array, "*b"]:
+        """Log-probability of tokens after states, in nats; of a causal language model with a tied head."""
+        words = trees.at(params, self.embedding)
+        return (states * words[tokens]).sum(axis=-1) - log_sum_exp_products(states, words)
+
+    def log_perplexity(self, params: Params, tokens: Int[Array, "b t"], valid: Bool[Array, "b t"]) -> Float[Array, " b"]:
+        """Mean negative log-likelihood of each token after the first, in nats."""
+        found = self.log_likelihood(params, self.next_states(params, tokens, valid)[:, :-1], tokens[:, 1:])
         weights = valid[:, 1:].astype(found.dtype)
         return -jnp.sum(weights * found, axis=1) / jnp.maximum(weights.sum(axis=1), 1)
 

@@ -14,10 +14,12 @@ from selgrad.attacks import ATTACKS, row_space
 from selgrad.attacks.distances import l2_l1, mean_leaf_cosine, squared_l2
 from selgrad.attacks.hidden import Target, fill
 from selgrad.attacks.labels import last_layer_counts
-from selgrad.attacks.moves import in_batches, random_move
+from selgrad.attacks.moves import first_alike, in_batches, log_perplexities, once, random_move
 from selgrad.attacks.spaces import embeddings, known_tokens, nearest_tokens, possible_tokens
+from selgrad.base import TextSpec
 from selgrad.errors import UsageError
 from selgrad.gradients import observe
+from selgrad.models import MODELS
 
 KERNELS = [f"layer_{i}/attention/{name}/kernel" for i in range(2) for name in ("query", "key", "value")]
 
@@ -127,6 +129,46 @@ class TestMoves:
     def test_batches_give_what_vmap_gives(self):
         x = jnp.arange(23.0)
         np.testing.assert_array_equal(in_batches(lambda v: v**2, x, 5), x**2)
+
+    @given(st.lists(st.tuples(*[st.integers(0, 2)] * 3), min_size=1, max_size=12))
+    @settings(max_examples=50, deadline=None)
+    def test_the_first_row_that_begins_alike(self, rows):
+        found = np.asarray(first_alike(jnp.asarray(rows, jnp.int32)))
+        expected = [[next(j for j, other in enumerate(rows) if other[: t + 1] == row[: t + 1]) for t in range(3)] for row in rows]
+        assert found.tolist() == expected
+
+    @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=20), st.integers(1, 7))
+    @settings(max_examples=50, deadline=None)
+    def test_each_distinct_item_is_computed_once(self, items, at_once):
+        values = np.asarray([value for value, _ in items], np.float32)
+        # Items that are alike are needed alike.
+        needed = np.asarray([any(wanted for other, wanted in items if other == value) for value, _ in items])
+        first = np.asarray([list(values).index(value) for value in values])
+        batches = []
+
+        def square(x):
+            jax.debug.callback(lambda part: batches.append(part), x)
+            return x**2
+
+        found = np.asarray(once(square, jnp.asarray(values), jnp.asarray(first), jnp.asarray(needed), at_once))
+        jax.effects_barrier()
+        np.testing.assert_array_equal(found[needed], values[needed] ** 2)
+        assert len(batches) == -(-len(set(values[needed])) // at_once)
+
+    def test_candidates_are_judged_as_one_by_one(self):
+        spec = TextSpec((7,), 2, 30, start_id=2, end_id=3, special_ids=(0, 1, 2, 3))
+        model = MODELS["gpt2"](spec, size="tiny", task="causal_lm")
+        params = model.init(jax.random.key(0))
+        params = jax.tree.map(lambda leaf: 10 * leaf, params)
+        real = jnp.arange(7) < 6
+        moves = jax.vmap(lambda key: random_move(key, jnp.int32(1), jnp.int32(4), 7))(jax.random.split(jax.random.key(1), 30))
+        candidates = jnp.asarray([2, 5, 6, 5, 9, 3, 0])[moves]
+        one = jax.vmap(lambda row: model.log_perplexity(params, row[None], real[None])[0])(candidates)
+        assert np.ptp(one) > 0.1
+        needed = jnp.ones(30, bool)
+        for at_once in (1, 4, 64):
+            found = log_perplexities(model, params, candidates, real, needed=needed, at_once=at_once)
+            np.testing.assert_allclose(found, one, rtol=1e-5)
 
 
 MOVE = jax.jit(lambda key, first, count: random_move(key, first, count, 10))
