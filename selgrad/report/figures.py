@@ -44,7 +44,8 @@ def _save(figure: Any, folder: Path, name: str) -> None:
 
 
 def _panels(count: int) -> tuple[Any, list[Any]]:
-    columns = 2 if count in (2, 4) else min(3, count)
+    # Panels come in pairs, an attack against hidden entries as zero and ignored; a pair stays in one row.
+    columns = 2 if count in (2, 4) else 4 if count % 4 == 0 else min(3, count)
     rows = -(-count // columns)
     size = (4.6 * columns, 3.5 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
