@@ -1,6 +1,6 @@
 """DAGER on GPT-2 and BERT of base size: ROUGE-1 and ROUGE-2 of the recovered text and seconds per batch.
 
-Command: uv run python benchmarks/dager.py --data DIR   (DIR holds cola/, sst2/ and tokenizers/ as shared with the tests; about 40 minutes on 2 cores)
+Command: uv run python benchmarks/dager.py --data DIR   (DIR holds cola/, sst2/ and tokenizers/ as shared with the tests; about 75 minutes on one core)
 Models: random weights (the standard initialisation), 12 layers of 768, no entry encrypted, labels not given, padding known;
   dager with num_attempts=8.
 Expected: the paper reports ROUGE-1 and ROUGE-2 above 99 % for GPT-2 at every batch size here, and for BERT up to batch 2 (petrov2024dager).
