@@ -57,8 +57,8 @@ def measure(data: Path, dataset: str, model: str, batch_size: int, num_batches: 
     row = {"dataset": dataset, "model": model, "batch_size": batch_size, "num_batches": num_batches, "num_attempts": ATTEMPTS}
     row |= {name: float(np.mean([f[name] for f in found])) for name in found[0]}
     # The first batch compiles the model's first two layers.
-    row |= {"seconds_first": seconds[0], "seconds_median": float(np.median(seconds[1:] or seconds)), "cores": len(os.sched_getaffinity(0))}
-    return {**row, "num_entries": trees.size(grads)}
+    row |= {"seconds_first": seconds[0], "seconds_median": float(np.median(seconds[1:] or seconds)), "num_entries": trees.size(grads)}
+    return {**row, "cores": len(os.sched_getaffinity(0))}
 
 
 def main() -> None:

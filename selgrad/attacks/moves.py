@@ -43,14 +43,6 @@ def random_move(key: Key, first: Array, count: Array, length: int) -> Int[Array,
     return (jnp.where((at >= 0) & (at < count), moved, at) + first).astype(jnp.int32)
 
 
-def in_batches(function: Callable[[Array], Array], items: Array, at_once: int) -> Array:
-    """`vmap(function)(items)` in batches of `at_once`, the last one padded; `jax.lax.map` would compile the rest a second time."""
-    batches = -(-len(items) // at_once)
-    whole = jnp.concatenate([items, jnp.broadcast_to(items[:1], (batches * at_once - len(items), *items.shape[1:]))])
-    found = jax.lax.map(jax.vmap(function), whole.reshape(batches, at_once, *items.shape[1:]))
-    return found.reshape(-1, *found.shape[2:])[: len(items)]
-
-
 def first_alike(rows: Int[Array, "n t"]) -> Int[Array, "n t"]:
     """For each beginning of each row, the first row that begins alike."""
 
@@ -67,7 +59,7 @@ def once(function: Callable[[Any], Array], items: Any, first: Int[Array, " n"], 
     Args:
       function: from items with a leading axis to what is found for each.
       items: arrays with the leading axis n.
-      first: for each item the first one that is alike; those alike are needed alike.
+      first: for each item the first one that is alike, which is needed if the item is.
       needed: the others may hold anything.
       at_once: items of a batch. The number of batches is that of the distinct items, under `vmap` of the lane with most of them.
     """
@@ -129,7 +121,8 @@ def permutations(
             key, shuffle = item
             candidates = jax.vmap(candidate, (0, None, None))(jax.random.split(key, max(num_starts, num_start_permutations, 1)), best[0], shuffle)
             used = jnp.arange(len(candidates)) < jnp.where(shuffle, num_start_permutations, max(num_starts, 1))
-            scores = jnp.where(used, jnp.nan_to_num(in_batches(value, candidates, candidates_at_once), nan=jnp.inf), jnp.inf)
+            found = once(jax.vmap(value), candidates, jnp.arange(len(candidates)), used, candidates_at_once)
+            scores = jnp.where(used, jnp.nan_to_num(found, nan=jnp.inf), jnp.inf)
             index = jnp.argmin(scores)
             better = scores[index] < best[1]
             return (jnp.where(better, candidates[index], best[0]), jnp.minimum(scores[index], best[1])), None
