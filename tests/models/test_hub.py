@@ -1,6 +1,5 @@
 """Checkpoints and tokenizers by their names on the hub, from a hub of our own on the loopback interface."""
 
-import functools
 import hashlib
 import http.server
 import os
