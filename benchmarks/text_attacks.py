@@ -1,6 +1,6 @@
 """DLG, TAG and LAMP on 20 CoLA and 20 SST-2 sentences, nothing encrypted: a BERT of 2 layers from scratch, and MiniLM-L6 (trained).
 
-Command: uv run python benchmarks/text_attacks.py --data DIR [--models tiny minilm]
+Command: uv run python benchmarks/text_attacks.py --data DIR [--models tiny minilm] [--attacks dlg_text tag lamp lamp-lm ...]
   DIR holds cola/, sst2/, mr/ and tokenizers/bert-base-uncased; MiniLM comes with the development dependencies.
 Time: about half an hour for tiny and an hour and a half for MiniLM on 2 quiet cores; the same command goes on after an interruption.
 Setting: batch 1, sentences cut to 16 tokens, word embeddings frozen, labels and padding known (LAMP's protocol), one start. `start` and
@@ -80,6 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("SELGRAD_DATA", "data")))
     parser.add_argument("--models", nargs="+", choices=["tiny", "minilm"], default=["tiny", "minilm"])
+    parser.add_argument("--attacks", nargs="+", help="rows to measure, such as tag or lamp-lm; the others keep their last figures")
     parser.add_argument("--out", type=Path, default=Path("selgrad-runs/text-attacks"))
     arguments = parser.parse_args()
     devices.configure()
@@ -90,6 +91,8 @@ def main() -> None:
     for model in arguments.models:
         for attack in attacks(model, folder):
             label = "-".join(str(v) for k, v in attack.items() if k in ("name", "start")) + ("-lm" if "language_model" in attack else "")
+            if arguments.attacks and label not in arguments.attacks:
+                continue
             config = {
                 "name": f"text-attacks-{model}-{label}",
                 "dataset": [sentences(arguments.data, name, **ATTACKED) for name in ("cola", "sst2")],

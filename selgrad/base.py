@@ -237,12 +237,19 @@ class Update(Protocol):
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["params", "batch", "grads", "key"],
+    data_fields=["params", "batch", "grads", "key", "public"],
     meta_fields=["model", "update"],
 )
 @dataclasses.dataclass(frozen=True)
 class GradientContext:
-    """What the defender knows when it scores its own update; a significance metric gets this and nothing else."""
+    """What the defender knows when it scores its own update; a significance metric gets this and nothing else.
+
+    Attributes:
+      model, params, update: public.
+      batch, grads: the client's own.
+      key: of the metric's draws.
+      public: batches that everybody has, stacked along a leading axis; None where the experiment names none.
+    """
 
     model: Model
     params: Params
@@ -250,6 +257,7 @@ class GradientContext:
     update: Update
     grads: Grads
     key: Key
+    public: Batch | None = None
 
     @property
     def labels(self) -> Array:

@@ -226,6 +226,7 @@ class SweepConfig:
       encryption: `profile`, `num_clients` and `bound` (None: the profile's), or None to leave encryption out.
       known_labels: whether the threat model gives the labels away.
       known_padding: whether it says which positions of a text are padding, as LAMP's does.
+      public: data that everybody has, for amortised metrics and learned attackers; None where nobody has any.
       success: `measure`, and the `threshold` below (mse) or above (all others) which an attack has succeeded; None is mse 1e-3 for images and
         rougeL 0.5 for text.
       gallery: samples whose reconstructions are kept.
@@ -245,6 +246,7 @@ class SweepConfig:
     encryption: Mapping[str, Any] | None
     known_labels: bool
     known_padding: bool
+    public: Spec | None
     success: Mapping[str, Any]
     gallery: int
     block_size: int
@@ -255,7 +257,9 @@ class SweepConfig:
         result: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name in REGISTRIES:
+            if isinstance(value, Spec):
+                value = {"name": value.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in value.arguments}}
+            elif field.name in REGISTRIES:
                 value = [{"name": s.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in s.arguments}} for s in value]
                 value = [{k: [v] if isinstance(v, list) else v for k, v in one.items()} for one in value]
             elif isinstance(value, tuple):
@@ -283,6 +287,7 @@ _DEFAULTS: dict[str, Any] = {
     "encryption": {},
     "known_labels": False,
     "known_padding": True,
+    "public": None,
     "success": {},
     "gallery": 4,
     "block_size": 0,
@@ -361,8 +366,12 @@ def parse(content: Mapping[str, Any]) -> SweepConfig:
         twice = [s.label for s in found if found.count(s) > 1]
         if twice:
             raise UsageError(f"{registry_name}: {twice[0]} is listed twice with the same arguments; name each once")
+    public = [] if merged["public"] is None else expand("dataset", merged["public"])
+    if len(public) > 1:
+        raise UsageError(f"public: {', '.join(s.label for s in public)} are {len(public)} data sets; name one")
     return SweepConfig(
         name=merged["name"],
+        public=public[0] if public else None,
         **specs,
         ratio=ratios,
         seeds=_numbers("seeds", merged["seeds"], int, "give integers such as [0, 1]"),

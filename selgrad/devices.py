@@ -5,8 +5,9 @@ On a CPU, one XLA device per core with attacks sharded over them runs faster tha
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,19 @@ def shard(function: Callable[..., Any], mesh: Any, in_specs: Any, out_specs: Any
     import jax
 
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+@contextlib.contextmanager
+def double_precision() -> Iterator[None]:
+    """Float64 for what is traced inside; JAX's own context manager for it has another name in each of the supported versions."""
+    import jax
+
+    before = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+    jax.config.update("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
 
 
 def memory_budget() -> int:

@@ -6,6 +6,7 @@ an axis inside the attack. Metrics, ratios, samples, seeds and restarts are arra
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -65,13 +66,14 @@ class Setting:
     Args:
       dataset, model, update: specs.
       samples: which batches of the data set; all of them by default.
+      public: data that everybody has, for metrics and attackers that learn from them.
 
     Raises:
       UsageError: if the data set is smaller than one batch, has no such sample, or its gradients do not fit in memory.
       GradientError: if a client update is not finite.
     """
 
-    def __init__(self, dataset: Spec, model: Spec, update: Spec, samples: Sequence[int] | None = None) -> None:
+    def __init__(self, dataset: Spec, model: Spec, update: Spec, samples: Sequence[int] | None = None, public: Spec | None = None) -> None:
         self.specs = (dataset, model, update)
         self.dataset: Dataset | TextDataset = dataset.build()
         self.model: Model = model.build(self.dataset.spec)
@@ -95,10 +97,23 @@ class Setting:
                 f"gradients, scores and ranks of {self.num_samples:,} samples of {self.num_total:,} entries need {needed / 1e9:.1f} GB, and "
                 f"{budget / 1e9:.1f} GB are free; lower count of {dataset.label}"
             )
+        self.public: Batch | None = None if public is None else self._public(public)
         self._programs: dict[Any, Any] = {}
         self.client = functools.lru_cache(maxsize=2)(self._client)
         self.ranks = functools.lru_cache(maxsize=32)(self._ranks)
         self.scores = functools.lru_cache(maxsize=4)(self._scores)
+
+    def _public(self, spec: Spec) -> Batch:
+        """Every batch of the public data, stacked."""
+        data, size = spec.build(), self.update.batch_size
+        if data.spec.shape != self.dataset.spec.shape or type(data.spec) is not type(self.dataset.spec):
+            raise UsageError(f"public: {spec.label} holds inputs of shape {data.spec.shape}, and the clients' have shape {self.dataset.spec.shape}")
+        if isinstance(data.spec, TextSpec) and data.spec != self.dataset.spec:
+            raise UsageError(f"public: {spec.label} has another vocabulary than the clients' data; give both the same tokenizer folder")
+        if len(data) < size:
+            raise UsageError(f"public: {spec.label} holds {len(data)} samples and a batch has {size}; raise count")
+        batches = [data.batch(i, size) for i in range(len(data) // size)]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
 
     @property
     def input_spec(self) -> InputSpec | TextSpec:
@@ -142,18 +157,23 @@ class Setting:
         key = fold(jax.random.key(seed), "metric")
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(self.samples))
 
-        def every(params: Params, items: tuple[Batch, Grads, Key]) -> Scores:
+        def every(params: Params, items: tuple[Batch, Grads, Key], public: Batch | None) -> Scores:
             def one(item: tuple[Batch, Grads, Key]) -> Scores:
                 batch, grads, key = item
-                return score(GradientContext(model=self.model, params=params, batch=batch, update=self.update, grads=grads, key=key))
+                return score(GradientContext(model=self.model, params=params, batch=batch, update=self.update, grads=grads, key=key, public=public))
 
             return jax.lax.map(one, items)
 
-        items = (client.batches, client.grads, keys)
-        compiled = self._program(metric, every, client.params, items)
-        started = time.perf_counter()
-        scores = jax.block_until_ready(compiled(client.params, items))
-        seconds = (time.perf_counter() - started) / self.num_samples
+        arguments = (client.params, (client.batches, client.grads, keys), self.public)
+        double = metric.get("precision") == "float64"
+        with devices.double_precision() if double else contextlib.nullcontext():
+            if double:
+                arguments = jax.tree.map(_widen, arguments)
+            compiled = self._program(metric, every, *arguments)
+            started = time.perf_counter()
+            scores = jax.block_until_ready(compiled(*arguments))
+            seconds = (time.perf_counter() - started) / self.num_samples
+            scores = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), scores) if double else scores
         trees.require_finite(scores, f"the scores of {metric.label}")
         return scores, seconds
 
@@ -182,6 +202,10 @@ class Setting:
         ranks = jax.block_until_ready(order(scores))
         mask_seconds = (time.perf_counter() - started) / self.num_samples
         return jax.tree.map(np.asarray, ranks), score_seconds, mask_seconds
+
+
+def _widen(leaf: Any) -> Any:
+    return leaf.astype(jnp.float64) if leaf.dtype == jnp.float32 else leaf
 
 
 class Lanes(NamedTuple):
@@ -571,6 +595,7 @@ def run_cell(
     seed: int = 0,
     known_labels: bool = False,
     known_padding: bool = True,
+    public: Any = None,
     encryption: Any = None,
     on_progress: Any = None,
 ) -> CellResult:
@@ -583,6 +608,7 @@ def run_cell(
       seed: of weights, metric and attack.
       known_labels: whether the attacker is given the labels.
       known_padding: whether it is told which positions of a text are padding.
+      public: a data set that everybody has, for amortised metrics and learned attackers.
       encryption: a mapping of `profile`, `num_clients`, `bound`, to encrypt the selection with CKKS and measure it; None leaves it out.
       on_progress: called with (steps done, steps in all) about every twentieth of the attack.
 
@@ -591,7 +617,7 @@ def run_cell(
       EncryptionError: where OpenFHE does not load, or the round trip is not exact.
     """
     options = parse_encryption(encryption)
-    setting = Setting(_spec("dataset", dataset), _spec("model", model), _spec("update", update), samples=[sample])
+    setting = Setting(_spec("dataset", dataset), _spec("model", model), _spec("update", update), [sample], None if public is None else _spec("dataset", public))
     lane = Lane(seed, 0, _spec("metric", metric), _spec("selector", selector), ratio)
     num_selected = setting.num_selected(ratio)
     block = make_block(setting, _spec("attack", attack), num_seeds=1, num_lanes=1, known_labels=known_labels, known_padding=known_padding)

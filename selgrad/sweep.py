@@ -109,7 +109,7 @@ class Sweep:
 
     def __init__(self, config: SweepConfig, out: str | Path) -> None:
         self.config, self.out = config, Path(out)
-        self.settings = [Setting(*specs) for specs in settings(config)]
+        self.settings = [Setting(*specs, public=config.public) for specs in settings(config)]
         self._compiled: dict[tuple[int, Spec, int, int], Block | HostBlock] = {}
         self._saved = self._adopt()
         self.run_id: str = self._saved["run_id"]
@@ -357,7 +357,7 @@ class Sweep:
                 rule = success_rule(config.success, setting.input_spec)
                 cost = None if costs is None else costs[part.setting, lane.metric.label, lane.selector.label, lane.ratio]
                 specs = {"dataset": dataset, "model": model, "update": update, "metric": lane.metric, "selector": lane.selector, "attack": part.attack}
-                identity = {k: [s.name, *s.arguments] for k, s in specs.items()}
+                identity = {k: [s.name, *s.arguments] for k, s in {**specs, **({"public": config.public} if config.public else {})}.items()}
                 cell = json.dumps([identity, lane.ratio, lane.sample, lane.seed, config.known_labels, config.known_padding], sort_keys=True)
                 rows.append(
                     {

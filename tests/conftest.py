@@ -120,3 +120,18 @@ class Problem:
 def problem():
     """A factory of `Problem`."""
     return Problem
+
+
+@pytest.fixture(scope="session")
+def double():
+    """A function that gives the same client in float64, its update recomputed."""
+    from selgrad.base import GradientContext
+
+    def make(context: GradientContext) -> GradientContext:
+        cast = lambda leaf: jax.numpy.asarray(leaf, jax.numpy.float64) if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating) else leaf
+        params, batch = jax.tree.map(cast, context.params), jax.tree.map(cast, context.batch)
+        labels = jax.nn.one_hot(batch.labels, context.model.input_spec.num_classes, dtype=jax.numpy.float64)
+        grads = context.update(context.model, params, batch.inputs, labels)
+        return GradientContext(model=context.model, params=params, batch=batch, update=context.update, grads=grads, key=context.key)
+
+    return make

@@ -3,6 +3,7 @@
 `METRICS` maps a name to a factory; what the factory returns scores all entries at once and is jit-able and vmap-able.
 """
 
+from selgrad.significance.distance import distance
 from selgrad.significance.fisher import fisher
 from selgrad.significance.layerwise import layerwise
 from selgrad.significance.magnitude import magnitude
@@ -16,5 +17,6 @@ METRICS = {
     "sensitivity": sensitivity,
     "product": product,
     "fisher": fisher,
+    "distance": distance,
     "layerwise": layerwise,
 }

@@ -13,7 +13,7 @@ from jax import Array
 
 from selgrad.base import GradientContext, Grads, Metric, Scores
 from selgrad.errors import UsageError
-from selgrad.significance.jacobian import row_norms
+from selgrad.jacobian import by_inputs, gaussian_probes, linearise, row_norms, unit_vectors
 
 
 def sensitivity(*, target: Literal["label", "labels", "inputs"] = "label", num_probes: int | None = None) -> Metric:
@@ -39,14 +39,11 @@ def sensitivity(*, target: Literal["label", "labels", "inputs"] = "label", num_p
         def by_labels(labels: Array) -> Grads:
             return context.update.client(model, params, batch, labels)
 
-        def by_inputs(offset: Array) -> Grads:
-            return context.update.client(model, params, batch, one_hot, offset)
-
-        if target == "inputs":
-            embedded = jax.eval_shape(model.embed, params, batch.inputs)
-            return row_norms(by_inputs, jnp.zeros(embedded.shape, embedded.dtype), num_probes=probes, key=context.key)
-        if target == "labels":
-            return row_norms(by_labels, one_hot, num_probes=probes, key=context.key)
+        if target != "label":
+            by = by_inputs(context) if target == "inputs" else linearise(by_labels, one_hot)
+            if probes is None:
+                return row_norms(by, unit_vectors(by), by.point.size)
+            return row_norms(by, gaussian_probes(by, context.key, probes), probes)
         _, linear = jax.linearize(by_labels, one_hot)
         samples = jnp.arange(len(one_hot))
 

@@ -10,9 +10,9 @@ from selgrad.attacks.distances import cosine, mean_leaf_cosine, squared_l2
 from selgrad.attacks.hidden import Target
 from selgrad.base import Batch, GradientContext, InputSpec
 from selgrad.gradients import UPDATES
+from selgrad.jacobian import gaussian_probes, linearise, row_norms, unit_vectors
 from selgrad.models import MODELS
 from selgrad.significance import METRICS
-from selgrad.significance.jacobian import row_norms
 
 SPEC = InputSpec((32, 32, 3), 100, (0.0,) * 3, (1.0,) * 3)
 LAYERS = {"conv_0": "0", "conv_1": "2", "conv_2": "4", "fc": "7"}
@@ -97,7 +97,14 @@ def jacobian_rows(values, weights, num_probes):
         return {"rows": jax.grad(model.loss)(params, x, y)["fc"]["kernel"].reshape(-1)[index]}
 
     x = image(values["image_nchw"], "float64")
-    found = jax.jit(lambda x: row_norms(rows, x, num_probes=num_probes, key=jax.random.key(0)))(x)["rows"]
+
+    def norms(x):
+        linear = linearise(rows, x)
+        if num_probes is None:
+            return row_norms(linear, unit_vectors(linear), x.size)
+        return row_norms(linear, gaussian_probes(linear, jax.random.key(0), num_probes), num_probes)
+
+    found = jax.jit(norms)(x)["rows"]
     return np.asarray(found), values["jacobian_row_norms_7_weight"]
 
 

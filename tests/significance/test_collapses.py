@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from selgrad import trees
-from selgrad.base import GradientContext
 from selgrad.significance import METRICS
 
 RATIOS = (0.01, 0.1, 0.425, 0.9)
@@ -17,16 +16,7 @@ def mask(scores, ratio):
     return np.concatenate([np.ravel(m) for m in jax.tree.leaves(bits)])
 
 
-def double(context: GradientContext) -> GradientContext:
-    """The same client in float64, its update recomputed."""
-    cast = lambda leaf: jnp.asarray(leaf, jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-    params, batch = jax.tree.map(cast, context.params), jax.tree.map(cast, context.batch)
-    labels = jax.nn.one_hot(batch.labels, context.model.input_spec.num_classes, dtype=jnp.float64)
-    grads = context.update(context.model, params, batch.inputs, labels)
-    return GradientContext(model=context.model, params=params, batch=batch, update=context.update, grads=grads, key=context.key)
-
-
-def test_label_sensitivity_at_batch_one_is_magnitudes_mask(problem, spec, x64):
+def test_label_sensitivity_at_batch_one_is_magnitudes_mask(problem, spec, x64, double):
     context = double(problem(spec, model="lenet").context)
     magnitude, sensitivity = METRICS["magnitude"]()(context), METRICS["sensitivity"](target="label")(context)
     for a, b in zip(jax.tree.leaves(magnitude), jax.tree.leaves(sensitivity), strict=True):
@@ -35,7 +25,7 @@ def test_label_sensitivity_at_batch_one_is_magnitudes_mask(problem, spec, x64):
         np.testing.assert_array_equal(mask(sensitivity, ratio), mask(magnitude, ratio))
 
 
-def test_label_sensitivity_at_batch_b_is_the_mean_of_per_sample_magnitudes(problem, spec, x64):
+def test_label_sensitivity_at_batch_b_is_the_mean_of_per_sample_magnitudes(problem, spec, x64, double):
     context = double(problem(spec, model="lenet", batch_size=3).context)
     found = METRICS["sensitivity"](target="label")(context)
     each = [
@@ -49,7 +39,7 @@ def test_label_sensitivity_at_batch_b_is_the_mean_of_per_sample_magnitudes(probl
 
 
 @pytest.mark.parametrize("update", ["gradient", "fedavg"])
-def test_product_from_the_old_weights_after_one_step_is_magnitudes_mask(problem, spec, x64, update):
+def test_product_from_the_old_weights_after_one_step_is_magnitudes_mask(problem, spec, x64, update, double):
     arguments = {"num_steps": 1, "learning_rate": 0.1} if update == "fedavg" else {}
     context = double(problem(spec, model="lenet", update=update, **arguments).context)
     product, magnitude = METRICS["product"](exposed="old", signed=True)(context), METRICS["magnitude"]()(context)
@@ -57,7 +47,7 @@ def test_product_from_the_old_weights_after_one_step_is_magnitudes_mask(problem,
         np.testing.assert_array_equal(mask(product, ratio), mask(magnitude, ratio))
 
 
-def test_product_from_zero_is_the_weight_times_the_gradient(problem, spec, x64):
+def test_product_from_zero_is_the_weight_times_the_gradient(problem, spec, x64, double):
     context = double(problem(spec, model="lenet").context)
     signed, absolute = (METRICS["product"](exposed="zero", signed=s)(context) for s in (True, False))
     for found, size, w, g in zip(*map(jax.tree.leaves, (signed, absolute, context.params, context.grads)), strict=True):
@@ -65,7 +55,7 @@ def test_product_from_zero_is_the_weight_times_the_gradient(problem, spec, x64):
         np.testing.assert_allclose(size, np.abs(w * g), rtol=1e-6)
 
 
-def test_fisher_at_batch_one_is_magnitudes_mask(problem, spec, x64):
+def test_fisher_at_batch_one_is_magnitudes_mask(problem, spec, x64, double):
     context = double(problem(spec, model="lenet").context)
     np.testing.assert_array_equal(mask(METRICS["fisher"]()(context), 0.2), mask(METRICS["magnitude"]()(context), 0.2))
 
