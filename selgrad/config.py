@@ -227,6 +227,7 @@ class SweepConfig:
       known_labels: whether the threat model gives the labels away.
       known_padding: whether it says which positions of a text are padding, as LAMP's does.
       public: data that everybody has, for amortised metrics and learned attackers; None where nobody has any.
+      certificates: whether records hold what each mask leaves identifiable; it needs the whole Jacobian of the update in memory.
       success: `measure`, and the `threshold` below (mse) or above (all others) which an attack has succeeded; None is mse 1e-3 for images and
         rougeL 0.5 for text.
       gallery: samples whose reconstructions are kept.
@@ -247,6 +248,7 @@ class SweepConfig:
     known_labels: bool
     known_padding: bool
     public: Spec | None
+    certificates: bool
     success: Mapping[str, Any]
     gallery: int
     block_size: int
@@ -288,6 +290,7 @@ _DEFAULTS: dict[str, Any] = {
     "known_labels": False,
     "known_padding": True,
     "public": None,
+    "certificates": False,
     "success": {},
     "gallery": 4,
     "block_size": 0,
@@ -355,7 +358,7 @@ def parse(content: Mapping[str, Any]) -> SweepConfig:
     wandb = _only(merged["wandb"], "wandb", {"project": "selgrad", "entity": None, "group": None, "tags": [], "runs": "sweep"})
     if wandb["runs"] not in ("sweep", "attack"):
         raise UsageError(f"wandb: runs={wandb['runs']!r} is neither 'sweep' nor 'attack'")
-    for key, kind in (("name", str), ("known_labels", bool), ("known_padding", bool), ("gallery", int), ("block_size", int)):
+    for key, kind in (("name", str), ("known_labels", bool), ("known_padding", bool), ("certificates", bool), ("gallery", int), ("block_size", int)):
         if not _fits(merged[key], kind):
             raise UsageError(f"{key}={merged[key]!r} is not {describe(kind)}")
     for key in ("gallery", "block_size"):
@@ -378,6 +381,7 @@ def parse(content: Mapping[str, Any]) -> SweepConfig:
         encryption=encryption,
         known_labels=merged["known_labels"],
         known_padding=merged["known_padding"],
+        certificates=merged["certificates"],
         success=success,
         gallery=merged["gallery"],
         block_size=merged["block_size"],

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from jax import Array
 from jax.sharding import PartitionSpec
 
-from selgrad import checkpoints, devices, encryption, trees
+from selgrad import checkpoints, devices, encryption, jacobian, trees
 from selgrad.base import (
     Attack,
     Batch,
@@ -41,6 +41,7 @@ from selgrad.config import Spec, make_spec, parse_encryption
 from selgrad.data import Dataset, TextDataset
 from selgrad.errors import UsageError
 from selgrad.evaluation import MEASURES, TEXT_MEASURES, align, align_texts, token_accuracy
+from selgrad.evaluation.certificates import Certificate, certify, float32_noise, gaussian_prior
 from selgrad.gradients import observe
 
 
@@ -102,6 +103,7 @@ class Setting:
         self.client = functools.lru_cache(maxsize=2)(self._client)
         self.ranks = functools.lru_cache(maxsize=32)(self._ranks)
         self.scores = functools.lru_cache(maxsize=4)(self._scores)
+        self.jacobian = functools.lru_cache(maxsize=2)(self._jacobian)
 
     def _public(self, spec: Spec) -> Batch:
         """Every batch of the public data, stacked."""
@@ -202,6 +204,49 @@ class Setting:
         ranks = jax.block_until_ready(order(scores))
         mask_seconds = (time.perf_counter() - started) / self.num_samples
         return jax.tree.map(np.asarray, ranks), score_seconds, mask_seconds
+
+    def certificates(self, metric: Spec, selector: Spec, seed: int, sample: int, counts: tuple[int, ...]) -> list[Certificate]:
+        """What masks of so many hidden entries (ascending) leave identifiable of one sample; noise is float32's rounding, labels count as known."""
+        ranks = trees.concatenate(jax.tree.map(lambda leaf: leaf[sample], self.ranks(metric, selector, seed)[0]))
+        matrix, grads, noise, prior = self.jacobian(seed, sample)
+        return certify(matrix, grads, np.asarray(ranks), counts, noise=noise, prior=prior)
+
+    def _jacobian(self, seed: int, sample: int) -> tuple[Any, Any, Any, Any]:
+        """J (n, d) in float64 by the inputs that an attacker does not know, the update, its noise, and the prior's precision."""
+        client, spec = self.client(seed), self.input_spec
+        batch, grads = jax.tree.map(lambda leaf: leaf[sample], (client.batches, client.grads))
+        embedded = jax.eval_shape(self.model.embed, client.params, batch.inputs)
+        needed, budget = 3 * 8 * self.num_total * int(np.prod(embedded.shape)), devices.memory_budget()
+        if needed > budget:
+            raise UsageError(
+                f"certificates of {self.specs[1].label} need {needed / 1e9:.1f} GB for a Jacobian of {self.num_total:,} entries by "
+                f"{int(np.prod(embedded.shape)):,} inputs, and {budget / 1e9:.1f} GB are free; take a smaller model, batch or input"
+            )
+
+        def every(params: Params, batch: Batch, grads: Grads) -> Array:
+            context = GradientContext(model=self.model, params=params, batch=batch, update=self.update, grads=grads, key=jax.random.key(0))
+            return jacobian.dense(jacobian.by_inputs(context))
+
+        with devices.double_precision():
+            arguments = jax.tree.map(_widen, (client.params, batch, grads))
+            found = np.asarray(self._program("jacobian", every, *arguments)(*arguments))
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(grads)]
+        flat: Any = np.concatenate([leaf.astype(np.float64).reshape(-1) for leaf in leaves])
+        prior: Any
+        if isinstance(spec, TextSpec):
+            # Padding and the tokens that open and close a sentence are known.
+            unknown = np.ones(batch.inputs.shape, bool) if batch.valid is None else np.asarray(batch.valid)
+            unknown = unknown & ~np.isin(np.asarray(batch.inputs), spec.special_ids)
+            found = found[:, np.broadcast_to(unknown[..., None], embedded.shape).reshape(-1)]
+            # The variance of a random token's embedding.
+            words = jnp.arange(spec.vocabulary_size)[None]
+            prior = 1 / float(jnp.var(self.model.embed(client.params, words[:, : spec.shape[0]])))
+        elif self.public is not None:
+            prior = gaussian_prior(np.asarray(self.public.inputs))
+        else:
+            # Uniform pixels.
+            prior = 12 / float(np.mean([(high - low) ** 2 for low, high in zip(spec.low, spec.high, strict=True)]))
+        return found, flat, float32_noise(leaves), prior
 
 
 def _widen(leaf: Any) -> Any:

@@ -160,3 +160,12 @@ def mean_eigenvalue(linear: Linear, key: Array, count: int = 8) -> Array:
         return trees.dot(product, product)
 
     return jax.lax.map(one, jnp.arange(count)).sum() / linear.point.size
+
+
+def dense(linear: Linear) -> Array:
+    """J written out, shape (n, d), by forward mode; for certificates of small problems."""
+    size, unit = linear.point.size, unit_vectors(linear)
+    chunk = min(linear.chunk, size)
+    column = lambda index: trees.concatenate(linear.apply(unit(index).reshape(linear.point.shape)))
+    columns = jax.lax.map(jax.vmap(column), jnp.arange(-(-size // chunk) * chunk).reshape(-1, chunk))
+    return columns.reshape(-1, linear.num_entries)[:size].T

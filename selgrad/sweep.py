@@ -29,6 +29,7 @@ from selgrad import __version__, checkpoints, devices, encryption
 from selgrad.base import TextSpec
 from selgrad.config import Spec, SweepConfig, settings
 from selgrad.errors import SelgradError, UsageError
+from selgrad.evaluation.certificates import Certificate
 from selgrad.experiment import (
     Block,
     Found,
@@ -111,6 +112,7 @@ class Sweep:
         self.config, self.out = config, Path(out)
         self.settings = [Setting(*specs, public=config.public) for specs in settings(config)]
         self._compiled: dict[tuple[int, Spec, int, int], Block | HostBlock] = {}
+        self._certificates: dict[Any, list[Certificate]] = {}
         self._saved = self._adopt()
         self.run_id: str = self._saved["run_id"]
         self._encryption_note: str | None = None
@@ -374,6 +376,7 @@ class Sweep:
                         "known_padding": config.known_padding,
                         "embedding": str(model.get("embedding", "")),
                         **{k: float(value) for k, value in measures.items() if k not in ("diverged", "restart", "num_evaluations")},
+                        **self._certificate(setting, lane),
                         "success": succeeded(rule, measures),
                         "success_rule": f"{rule[0]} {'<' if rule[0] == 'mse' else '>'} {rule[1]:g}",
                         "diverged": bool(measures["diverged"]),
@@ -403,6 +406,17 @@ class Sweep:
         nullable = {"num_clients": "Int64", "num_ciphertexts": "Int64", "ciphertext_bytes": "Int64", "num_clipped": "Int64"}
         floats = dict.fromkeys(("encrypt_seconds", "add_seconds", "decrypt_seconds"), "float64")
         return frame.astype({**nullable, **floats})
+
+    def _certificate(self, setting: Setting, lane: Lane) -> dict[str, Any]:
+        """The columns `certificate_*` of one cell, computed for all ratios of the sample at once."""
+        if not self.config.certificates:
+            return {}
+        counts = tuple(sorted({setting.num_selected(ratio) for ratio in self.config.ratio}))
+        key = (id(setting), lane.metric, lane.selector, lane.seed, lane.sample)
+        if key not in self._certificates:
+            self._certificates[key] = setting.certificates(lane.metric, lane.selector, lane.seed, lane.sample, counts)
+        found = self._certificates[key][counts.index(setting.num_selected(lane.ratio))]
+        return {f"certificate_{name}": value for name, value in dataclasses.asdict(found).items()}
 
     def _keep_truth(self, index: int, setting: Setting) -> None:
         file = self.out / "reconstructions" / f"truth-{index}.npz"
