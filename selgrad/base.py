@@ -286,10 +286,22 @@ def embedding_of(model: Model, batch: Batch, offset: Array | None = None) -> Cal
     return embed
 
 
+class Evidence(NamedTuple):
+    """How the client chose what to encrypt, which is public; an attacker can read the mask by it.
+
+    Attributes:
+      metric: the client's own.
+      per_leaf: whether the largest scores of each leaf were chosen, or the largest of all.
+    """
+
+    metric: Callable[[GradientContext], Scores]
+    per_leaf: bool = False
+
+
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["params", "visible", "mask", "labels", "valid", "auxiliary"],
-    meta_fields=["model", "update"],
+    data_fields=["params", "visible", "mask", "labels", "valid", "auxiliary", "public"],
+    meta_fields=["model", "update", "evidence"],
 )
 @dataclasses.dataclass(frozen=True)
 class Observation:
@@ -303,6 +315,8 @@ class Observation:
       labels: (B, *label_shape) int32 where the threat model gives them away, else None.
       valid: (B, length) bool, where there is padding and the threat model gives it away, else None.
       auxiliary: what the attacker brought itself, such as the parameters of its language model.
+      public: batches that everybody has, stacked along a leading axis.
+      evidence: the client's metric, where the attacker reads the mask as evidence.
     """
 
     model: Model
@@ -313,6 +327,8 @@ class Observation:
     labels: Array | None
     valid: Array | None = None
     auxiliary: Any = None
+    public: Batch | None = None
+    evidence: Evidence | None = None
 
 
 class Reconstruction(NamedTuple):
@@ -363,6 +379,7 @@ class Attack:
       num_steps: steps of a whole attack.
       num_restarts: independent starts.
       traceable: whether the phases may be traced by JAX; the others run on the host, one observation after the other.
+      prepare: what comes before on the host, observation -> (observation, a JSON report): hidden entries that structure gives away are filled in.
     """
 
     start: Callable[[Key, Observation], Any]
@@ -371,8 +388,12 @@ class Attack:
     num_steps: int
     num_restarts: int
     traceable: bool = True
+    prepare: Callable[[Observation], tuple[Observation, str]] | None = None
 
     def reconstruct(self, key: Key, observation: Observation) -> Reconstruction:
-        """Runs the whole attack; jit and vmap go around this."""
+        """Runs the whole attack; jit and vmap go around this, where there is nothing to `prepare`."""
+        if self.prepare is not None:
+            observation, report = self.prepare(observation)
+            return dataclasses.replace(self, prepare=None).reconstruct(key, observation)._replace(report=report)
         state = self.start(key, observation)
         return self.finish(observation, self.advance(observation, state, self.num_steps))

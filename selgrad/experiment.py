@@ -25,6 +25,7 @@ from selgrad import checkpoints, devices, encryption, jacobian, trees
 from selgrad.base import (
     Attack,
     Batch,
+    Evidence,
     GradientContext,
     Grads,
     InputSpec,
@@ -287,22 +288,34 @@ class Block:
       attack: spec.
       num_seeds, num_lanes: sizes of the two axes.
       known_labels, known_padding: whether the observation carries the labels, and which positions are padding.
+      evidence: the metric and the selector of all lanes, for an attacker that reads masks as evidence.
     """
 
-    def __init__(self, setting: Setting, attack: Spec, *, num_seeds: int, num_lanes: int, known_labels: bool, known_padding: bool = True) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        attack: Spec,
+        *,
+        num_seeds: int,
+        num_lanes: int,
+        known_labels: bool,
+        known_padding: bool = True,
+        evidence: tuple[Spec, Spec] | None = None,
+    ) -> None:
         self.attack, self._auxiliary = build_attack(attack, setting)
         self.num_steps = self.attack.num_steps
         self.num_seeds = num_seeds
         self.mesh = devices.mesh(num_lanes)
         self.num_lanes = -(-num_lanes // self.mesh.size) * self.mesh.size
-        model, update, method = setting.model, setting.update, self.attack
+        model, update, method, public = setting.model, setting.update, self.attack, setting.public
+        told = None if evidence is None else _evidence(*evidence)
 
         def observation(params: tuple[Params, Any], lane: Lanes) -> Any:
             weights, auxiliary = params
             mask = trees.top(lane.ranks, lane.num_selected)
             labels = model.targets(lane.batch) if known_labels else None
             valid = lane.batch.valid if known_padding else None
-            return observe(model, update, weights, lane.grads, mask, labels, valid, auxiliary)
+            return observe(model, update, weights, lane.grads, mask, labels, valid, auxiliary, public, told)
 
         self._observe = observation
 
@@ -327,6 +340,19 @@ class Block:
         self._finish = block(finish, (0, 0), (lanes, lanes))
         self.compile_seconds = 0.0
         self.memory_bytes = 0
+
+    def prepare(self, params: Params, lanes: Lanes) -> tuple[Lanes, dict[tuple[int, int], str]]:
+        """Lanes with what the attack fills in on the host before it starts, and what it says of each; the lanes as they are where it fills in nothing."""
+        if self.attack.prepare is None:
+            return lanes, {}
+        observation, reports, rows = jax.jit(self._observe), {}, []
+        for i, j in np.ndindex(lanes.num_selected.shape):
+            weights = jax.tree.map(lambda leaf, i=i: leaf[i], params)
+            seen, reports[i, j] = self.attack.prepare(observation((weights, self._auxiliary), jax.tree.map(lambda leaf, i=i, j=j: leaf[i, j], lanes)))
+            rows.append((seen.visible, jax.tree.map(lambda m: np.where(m, 0, 1).astype(np.int32), seen.mask)))
+        shape = lanes.num_selected.shape
+        grads, ranks = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves).reshape(*shape, *leaves[0].shape)), *rows)
+        return lanes._replace(grads=grads, ranks=ranks, num_selected=jnp.ones(shape, jnp.int32)), reports
 
     def compile(self, params: Params, lanes: Lanes) -> None:
         """Compiles the three phases ahead of time and reads how much memory the largest takes."""
@@ -379,6 +405,10 @@ class HostBlock:
         self.num_steps = self.num_seeds * num_lanes
         self._observation = jax.jit(block._observe)
 
+    def prepare(self, params: Params, lanes: Lanes) -> tuple[Lanes, dict[tuple[int, int], str]]:
+        """The lanes as they are; each attack says for itself what it uses."""
+        return lanes, {}
+
     def compile(self, params: Params, lanes: Lanes) -> None:
         """Nothing to do before the first lane."""
 
@@ -388,7 +418,7 @@ class HostBlock:
         size, spec = len(lanes.batch.inputs[0, 0]), self._setting.input_spec
         return {
             "done": np.zeros((), np.int64),
-            "outputs": np.zeros((rows, columns, size, *spec.shape), np.int32),
+            "outputs": np.zeros((rows, columns, size, *spec.shape), np.int32 if isinstance(spec, TextSpec) else np.float32),
             "labels": np.zeros((rows, columns, size, *spec.label_shape), np.int32),
             "numbers": np.zeros((rows, columns, 4), np.float64),
             "reports": np.zeros((rows, columns, 4096), np.uint8),
@@ -417,7 +447,30 @@ class HostBlock:
         names = ("objective", "diverged", "restart", "num_evaluations")
         reports = {(i, j): bytes(state["reports"][i, j]).rstrip(b"\0").decode() for i in range(len(state["reports"])) for j in range(self.num_lanes)}
         measures: dict[str, Any] = {name: state["numbers"][..., k] for k, name in enumerate(names)}
-        return Outcome(measures, state["outputs"], state["labels"], reports)
+        spec = self._setting.input_spec
+        if isinstance(spec, TextSpec):
+            return Outcome(measures, state["outputs"], state["labels"], reports)
+
+        def one(batch: Batch, inputs: Array, labels: Array, numbers: Array) -> Outcome:
+            objective, diverged, restart, evaluations = numbers
+            every = (inputs[None], labels[None], objective[None])
+            return measure(spec, batch, Reconstruction(inputs, labels, objective, diverged > 0, restart, *every, evaluations))
+
+        found = jax.jit(jax.vmap(jax.vmap(one)))(lanes.batch, state["outputs"], state["labels"], state["numbers"].astype(np.float32))
+        return found._replace(reports=reports)
+
+
+def reads_evidence(attack: Spec) -> bool:
+    """Whether an attack takes the mask as evidence, so that its blocks hold one metric and one selector each."""
+    return attack.get("hidden") == "bounded"
+
+
+def _evidence(metric: Spec, selector: Spec) -> Evidence:
+    if selector.name not in ("global_top", "per_leaf_top"):
+        raise UsageError(
+            f"hidden='bounded' reads masks of the largest scores, and selector {selector.label!r} chooses by more; take global_top or per_leaf_top"
+        )
+    return Evidence(metric.build(), selector.name == "per_leaf_top")
 
 
 def make_block(setting: Setting, attack: Spec, *, num_lanes: int, **options: Any) -> Block | HostBlock:
@@ -665,8 +718,12 @@ def run_cell(
     setting = Setting(_spec("dataset", dataset), _spec("model", model), _spec("update", update), [sample], None if public is None else _spec("dataset", public))
     lane = Lane(seed, 0, _spec("metric", metric), _spec("selector", selector), ratio)
     num_selected = setting.num_selected(ratio)
-    block = make_block(setting, _spec("attack", attack), num_seeds=1, num_lanes=1, known_labels=known_labels, known_padding=known_padding)
+    method = _spec("attack", attack)
+    evidence = (lane.metric, lane.selector) if reads_evidence(method) else None
+    threat = {"known_labels": known_labels, "known_padding": known_padding, "evidence": evidence}
+    block = make_block(setting, method, num_seeds=1, num_lanes=1, **threat)
     params, lanes = assemble(setting, [seed], [[lane]])
+    lanes, reports = block.prepare(params, lanes)
     cost = None
     if options is not None:
         scheme = make_scheme(options)
@@ -692,5 +749,5 @@ def run_cell(
         num_total=setting.num_total,
         seconds=time.perf_counter() - started,
         cost=cost,
-        report=outcome.reports.get((0, 0), ""),
+        report={**reports, **outcome.reports}.get((0, 0), ""),
     )

@@ -11,6 +11,7 @@ import dataclasses
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import time
 import uuid
@@ -41,6 +42,7 @@ from selgrad.experiment import (
     encryption_cost,
     make_block,
     make_scheme,
+    reads_evidence,
     succeeded,
     success_rule,
 )
@@ -111,7 +113,7 @@ class Sweep:
     def __init__(self, config: SweepConfig, out: str | Path) -> None:
         self.config, self.out = config, Path(out)
         self.settings = [Setting(*specs, public=config.public) for specs in settings(config)]
-        self._compiled: dict[tuple[int, Spec, int, int], Block | HostBlock] = {}
+        self._compiled: dict[Any, Block | HostBlock] = {}
         self._certificates: dict[Any, list[Certificate]] = {}
         self._saved = self._adopt()
         self.run_id: str = self._saved["run_id"]
@@ -152,8 +154,19 @@ class Sweep:
             for ratio in config.ratio
         ]
 
+    def _groups(self, setting: Setting, attack: Spec, seed: int) -> list[list[Lane]]:
+        """The lanes that may share a block: all, or those of one metric and selector where the attacker reads them."""
+        lanes = self._lanes(setting, seed)
+        if not reads_evidence(attack):
+            return [lanes]
+        return [[lane for lane in lanes if (lane.metric, lane.selector) == pair] for pair in itertools.product(self.config.metric, self.config.selector)]
+
     def _split(self, index: int, attack: Spec, lanes_per_block: int) -> Iterator[BlockPlan]:
-        rows = [self._lanes(self.settings[index], seed) for seed in self.config.seeds]
+        groups = [self._groups(self.settings[index], attack, seed) for seed in self.config.seeds]
+        for rows in zip(*groups, strict=True):
+            yield from self._split_rows(index, attack, list(rows), lanes_per_block)
+
+    def _split_rows(self, index: int, attack: Spec, rows: list[list[Lane]], lanes_per_block: int) -> Iterator[BlockPlan]:
         width = len(rows[0])
         if width <= lanes_per_block:
             seeds_per_block = max(1, lanes_per_block // width)
@@ -168,14 +181,16 @@ class Sweep:
     def _compile(self, plan: BlockPlan, lanes_per_block: int) -> tuple[Block | HostBlock, Any, Any]:
         """The compiled block for a plan; short rows and few seeds are padded so that the last block needs no compilation of its own."""
         setting = self.settings[plan.setting]
-        whole = len(self._lanes(setting, plan.seeds[0]))
+        first = plan.lanes[0][0]
+        evidence = (first.metric, first.selector) if reads_evidence(plan.attack) else None
+        whole = len(self._groups(setting, plan.attack, plan.seeds[0])[0])
         width = min(whole, lanes_per_block)
         num_seeds = min(len(self.config.seeds), max(1, lanes_per_block // whole))
-        key = (plan.setting, plan.attack, num_seeds, width)
+        key = (plan.setting, plan.attack, num_seeds, width, evidence)
         block = self._compiled.get(key)
         fresh = block is None
         if block is None:
-            threat = {"known_labels": self.config.known_labels, "known_padding": self.config.known_padding}
+            threat = {"known_labels": self.config.known_labels, "known_padding": self.config.known_padding, "evidence": evidence}
             block = make_block(setting, plan.attack, num_seeds=num_seeds, num_lanes=width, **threat)
         padded = [[*row, *([row[-1]] * (block.num_lanes - len(row)))] for row in plan.lanes]
         missing = num_seeds - len(plan.seeds)
@@ -315,6 +330,7 @@ class Sweep:
     def _run_block(self, part: BlockPlan, costs: Any, on_progress: Callable[[float, str], None]) -> pd.DataFrame:
         lanes_per_block = self._saved["block_sizes"][f"{part.setting}:{part.attack.label}"]
         block, params, lanes = self._compile(part, lanes_per_block)
+        lanes, prepared = block.prepare(params, lanes)
         series = checkpoints.Series(self.out / "checkpoints" / part.identity)
         state, total = block.start(params, lanes), block.num_steps
         done, stored = series.newest(like=state)
@@ -337,7 +353,7 @@ class Sweep:
         outcome = jax.device_get(block.finish(params, lanes, state))
         setting = self.settings[part.setting]
         found = {(i, j): complete(setting, outcome, i, j, lane) for i, row in enumerate(part.lanes) for j, lane in enumerate(row)}
-        records = self._records(part, found, outcome.reports, costs, (time.perf_counter() - started) / part.num_cells)
+        records = self._records(part, found, {**prepared, **outcome.reports}, costs, (time.perf_counter() - started) / part.num_cells)
         self._keep_gallery(part, found)
         table = pa.Table.from_pandas(records, preserve_index=False)
         devices.write_atomically(self.record_file(part), lambda path: pq.write_table(table, path))

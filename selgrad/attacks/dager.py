@@ -288,7 +288,8 @@ def dager(
     """Row-space tests per token and position, then a beam (decoders) or improvement from many starts (encoders) against the second layer.
 
     Uses the visible gradients of query, key and value kernels of the first two layers, and says which. Hidden entries are completed at low rank
-    (`ignore`, ours) or taken as 0 or the mean (`zero`, `average`). It runs on the host in float64, one observation after the other.
+    (`ignore`, ours; `bounded` and `complete` add nothing to that here) or taken as 0 or the mean (`zero`, `average`). It runs on the host in float64,
+    one observation after the other.
 
     Args:
       hidden: what becomes of encrypted entries.

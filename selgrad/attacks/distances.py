@@ -17,7 +17,14 @@ from selgrad.base import Grads
 def squared_l2(candidate: Grads, target: Target) -> Float[Array, ""]:
     """The sum over counted entries of (g'_i - g_i)^2."""
     error = jax.tree.map(lambda leaf, t, c: jnp.where(c, leaf - t, 0), candidate, target.grads, target.counted)
-    return trees.dot(error, error)
+    return trees.dot(error, error) + _evidence(target)
+
+
+def _evidence(target: Target) -> Float[Array, ""] | float:
+    """The penalty of the mask in units of a squared gradient."""
+    if isinstance(target.penalty, float):
+        return target.penalty
+    return target.penalty * trees.dot(target.grads, target.grads)
 
 
 def _norm(tree: Grads) -> Float[Array, ""]:
@@ -37,7 +44,7 @@ def _cosine(candidate: Grads, target: Target, floor: Array | float) -> Float[Arr
 
 def cosine(candidate: Grads, target: Target) -> Float[Array, ""]:
     """1 - cos of the angle between the counted entries, one angle over all leaves; 1 where either side is 0."""
-    return _cosine(candidate, target, 0.0)
+    return _cosine(candidate, target, 0.0) + target.penalty
 
 
 def mean_leaf_cosine(candidate: Grads, target: Target) -> Float[Array, ""]:
@@ -49,11 +56,11 @@ def mean_leaf_cosine(candidate: Grads, target: Target) -> Float[Array, ""]:
     pairs = zip(jax.tree.leaves(candidate), jax.tree.leaves(target.grads), jax.tree.leaves(target.counted), strict=True)
     floor = _norm(target.grads)
     floor = floor * jnp.finfo(floor.dtype).eps
-    return jnp.mean(jnp.stack([_cosine([leaf], Target([t], [c]), floor) for leaf, t, c in pairs]))
+    return jnp.mean(jnp.stack([_cosine([leaf], Target([t], [c]), floor) for leaf, t, c in pairs])) + target.penalty
 
 
 def l2_l1(candidate: Grads, target: Target, alpha: float) -> Float[Array, ""]:
     """The sum over counted entries of (g'_i - g_i)^2 + alpha |g'_i - g_i|: TAG's reading (deng2021tag), with one weight for all layers."""
     error = jax.tree.map(lambda leaf, t, c: jnp.where(c, leaf - t, 0), candidate, target.grads, target.counted)
     # |e| as e * sign(e), so that both sums take the same vectorised path.
-    return trees.dot(error, error) + alpha * trees.dot(error, jax.tree.map(lambda e: jax.lax.stop_gradient(jnp.sign(e)), error))
+    return _evidence(target) + trees.dot(error, error) + alpha * trees.dot(error, jax.tree.map(lambda e: jax.lax.stop_gradient(jnp.sign(e)), error))

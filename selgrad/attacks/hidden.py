@@ -1,27 +1,37 @@
-"""What an attacker makes of the entries that it cannot see: the first rungs of the attacker ladder.
+"""What an attacker makes of the entries that it cannot see: the attacker ladder.
 
-`zero` is what LAMP's mask option and MaskCrypt's evaluation do; `ignore` is the attacker that knows the mask (docs/threat_model.md).
+`zero` is what LAMP's mask option and MaskCrypt's evaluation do; the others know the mask (docs/threat_model.md, docs/theory.md section 6). `bounded` takes
+the mask itself as evidence, after the Bayesian framework of Balunovic et al. 2022 (balunovic2022bayesian).
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypeAlias
+import dataclasses
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from selgrad import trees
-from selgrad.base import Grads, Observation
+from selgrad.base import Batch, GradientContext, Grads, Key, Model, Observation, Params
+from selgrad.errors import UsageError
 
-Hidden: TypeAlias = Literal["zero", "average", "ignore"]
+Hidden: TypeAlias = Literal["zero", "average", "ignore", "bounded", "complete"]
 
 
 class Target(NamedTuple):
-    """What a dummy update is compared with: values, 0 where they do not count, and which of them count (a tree of bool)."""
+    """What a dummy update is compared with.
+
+    Attributes:
+      grads: values, 0 where they do not count.
+      counted: which of them count, a tree of bool.
+      penalty: of the mask as evidence, relative to the squared norm of `grads`; each distance adds it in its own unit.
+    """
 
     grads: Grads
     counted: Grads
+    penalty: Array | float = 0.0
 
 
 def fill(observation: Observation, hidden: Hidden) -> Target:
@@ -30,7 +40,7 @@ def fill(observation: Observation, hidden: Hidden) -> Target:
     Args:
       observation: what the attacker holds.
       hidden: "zero" matches every entry, hidden ones against 0; "average" against the mean of the leaf's visible entries (0 where none is
-        visible); "ignore" matches visible entries only.
+        visible); "ignore" and the rungs above it match visible entries only.
     """
     visible, mask, bypassed = observation.visible, observation.mask, observation.model.bypassed
     # A dummy in the place of the embeddings gives the leaves that embedding reads no gradient to compare. This is known before anything is traced:
@@ -43,6 +53,75 @@ def fill(observation: Observation, hidden: Hidden) -> Target:
         return jnp.where(m, leaf.sum() / jnp.maximum((~m).sum(), 1), leaf) if hidden == "average" else leaf
 
     def counted(m: Array, r: bool) -> Array:
-        return ~m if r and hidden == "ignore" else jnp.full(m.shape, r)
+        return ~m if r and hidden not in ("zero", "average") else jnp.full(m.shape, r)
 
     return Target(jax.tree.map(value, visible, mask, reached), jax.tree.map(counted, mask, reached))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Embedded:
+    """A model that takes embedded inputs for inputs, so that a metric can score a dummy."""
+
+    model: Model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def embed(self, params: Params, inputs: Array) -> Array:
+        """The inputs, which are embedded already."""
+        return inputs
+
+    def targets(self, batch: Batch) -> Array:
+        """The labels, which are targets already."""
+        return batch.labels
+
+
+def mask_evidence(key: Key, observation: Observation, candidate: Grads, inputs: Array, probabilities: Array) -> Array:
+    """-log p(mask | dummy), relaxed: the sum over hidden entries of relu(1 - s_i / tau)^2, weighted so that magnitude gives relu(tau - |g_i|)^2.
+
+    The client hid the entries of the largest scores, so every hidden score is at least tau, the largest visible one. s is the client's own metric, at
+    the dummy where a hidden entry is concerned and at what was observed elsewhere. 0 where the metric does not depend on the data, or at no mask.
+
+    Args:
+      key: for metrics that draw probes.
+      observation: with `evidence`, the client's metric.
+      candidate: the dummy's update.
+      inputs, probabilities: the dummy, embedded, and its soft labels.
+
+    Returns:
+      () float, relative to the squared norm of what is visible.
+
+    Raises:
+      UsageError: if the observation does not say which metric the client used.
+    """
+    evidence = observation.evidence
+    if evidence is None:
+        raise UsageError("hidden='bounded' reads the mask as evidence and needs to know the client's metric; give it as Observation.evidence")
+    known = jax.tree.map(jnp.where, observation.mask, candidate, observation.visible)
+    labels = jnp.argmax(jax.lax.stop_gradient(probabilities), axis=-1).astype(jnp.int32)
+    batch = Batch(inputs, labels, observation.valid)
+    context = GradientContext(
+        model=_Embedded(observation.model), params=observation.params, batch=batch, update=observation.update, grads=known, key=key, public=observation.public
+    )
+    scores = evidence.metric(context)
+
+    def largest(leaf: Array, m: Array) -> Array:
+        return jnp.where(m, -jnp.inf, leaf).max()
+
+    tops = jax.tree.map(largest, scores, observation.mask)
+    if not evidence.per_leaf:
+        overall = jnp.stack(jax.tree.leaves(tops)).max()
+        tops = jax.tree.map(lambda _: overall, tops)
+
+    def penalty(s: Array, m: Array, v: Array, top: Array) -> Array:
+        tau = jax.lax.stop_gradient(top)
+        usable = jnp.isfinite(tau) & (tau > 0)
+        hinge = jax.nn.relu(1 - s / jnp.where(usable, tau, 1)) ** 2
+        return jnp.where(usable, jnp.where(m, hinge, 0).sum(), 0) * jnp.abs(v).max() ** 2
+
+    biggest = jnp.stack([jnp.abs(leaf).max() for leaf in jax.tree.leaves(observation.visible)]).max()
+    values = observation.visible if evidence.per_leaf else jax.tree.map(lambda _: biggest, observation.visible)
+    terms = jax.tree.map(penalty, scores, observation.mask, values, tops)
+    whole = trees.dot(observation.visible, observation.visible)
+    total: Array = jnp.stack(jax.tree.leaves(terms)).sum()
+    return jnp.where(whole > 0, total / jnp.where(whole > 0, whole, 1), 0)

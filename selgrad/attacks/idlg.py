@@ -8,7 +8,7 @@ from __future__ import annotations
 from selgrad.attacks.distances import squared_l2
 from selgrad.attacks.hidden import Hidden
 from selgrad.attacks.kernel import gradient_matching, iterate
-from selgrad.attacks.labels import most_negative_columns
+from selgrad.attacks.labels import rule_for
 from selgrad.attacks.minimisers import lbfgs
 from selgrad.attacks.spaces import pixels
 from selgrad.attacks.starts import Start
@@ -42,7 +42,7 @@ def idlg(
         minimiser=lambda _: lbfgs(memory=memory, max_step=max_step),
         hidden=hidden,
         space=pixels(start),
-        label_rule=most_negative_columns,
+        label_rule=rule_for(hidden),
         evaluations_per_step=evaluations_per_step,
     )
     return iterate(kernel, num_steps=num_steps, num_restarts=num_restarts)

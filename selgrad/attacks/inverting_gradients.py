@@ -13,7 +13,7 @@ from jax import Array
 from selgrad.attacks.distances import cosine
 from selgrad.attacks.hidden import Hidden
 from selgrad.attacks.kernel import gradient_matching, iterate
-from selgrad.attacks.labels import most_negative_columns
+from selgrad.attacks.labels import rule_for
 from selgrad.attacks.minimisers import Minimiser, first_order
 from selgrad.attacks.priors import total_variation
 from selgrad.attacks.spaces import image_spec, pixels
@@ -64,6 +64,6 @@ def inverting_gradients(
         minimiser=minimiser,
         hidden=hidden,
         space=pixels(start),
-        label_rule=most_negative_columns,
+        label_rule=rule_for(hidden),
     )
     return iterate(kernel, num_steps=num_steps, num_restarts=num_restarts)

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from selgrad.attacks.hidden import Hidden, Target, fill
+from selgrad.attacks.completion import complete
+from selgrad.attacks.hidden import Hidden, Target, fill, mask_evidence
+from selgrad.attacks.labels import LabelRule
 from selgrad.attacks.minimisers import RUN_AWAY, Minimiser, Objective
 from selgrad.attacks.spaces import SpaceRule
 from selgrad.base import Attack, Grads, Key, Observation, Reconstruction
@@ -42,18 +44,18 @@ class Candidate(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """One restart: `init(key, observation)`, `step(observation, state)`, `decode(observation, state) -> Candidate`."""
+    """One restart: `init(key, observation)`, `step(observation, state)`, `decode(observation, state) -> Candidate`; `prepare` comes once before all."""
 
     init: Callable[[Key, Observation], State]
     step: Callable[[Observation, State], State]
     decode: Callable[[Observation, State], Candidate]
+    prepare: Callable[[Observation], tuple[Observation, str]] | None = None
 
 
 def _anything_visible(observation: Observation) -> Array:
     return ~jnp.stack([m.all() for m in jax.tree.leaves(observation.mask)]).all()
 
 
-LabelRule = Callable[[Key, Observation, Target], Array]
 Value = Callable[[Array], Array]
 """Dummy inputs -> the attack's objective there."""
 
@@ -89,7 +91,7 @@ def gradient_matching(
     Args:
       distance: between the dummy update and the target.
       minimiser: for the attacker's bounds, from the observation.
-      hidden: what becomes of encrypted entries.
+      hidden: what becomes of encrypted entries; `complete` fills in on the host what structure gives away, and ignores the rest.
       space: what is optimised, from the observation: pixels or embeddings.
       prior: penalty on the dummy inputs.
       label_rule: labels before the optimisation; None optimises label logits jointly. Labels that the threat model gives are used as given.
@@ -117,11 +119,15 @@ def gradient_matching(
         return place.fix(point[:num_inputs].reshape(place.shape)), jax.nn.softmax(point[num_inputs:].reshape(labels_shape))
 
     def objective(observation: Observation, labels: Array | None) -> Objective:
-        target = fill(observation, hidden)
+        wanted = fill(observation, hidden)
 
         def value(point: Array) -> Array:
             inputs, probabilities = unravel(observation, labels, point)
             candidate = observation.update(observation.model, observation.params, inputs, probabilities, observation.valid)
+            target = wanted
+            if hidden == "bounded":
+                # The same draws at every step and for every restart: a metric's probes must not be noise in the objective.
+                target = wanted._replace(penalty=mask_evidence(jax.random.key(0), observation, candidate, inputs, probabilities))
             return distance(candidate, target) + (0.0 if prior is None else prior(observation, inputs))
 
         return value
@@ -190,7 +196,7 @@ def gradient_matching(
         read = space(observation).read
         return Candidate(read(inputs), labels, value, read(unravel(observation, state.labels, state.start)[0]))
 
-    return Kernel(init, step, decode)
+    return Kernel(init, step, decode, complete if hidden == "complete" else None)
 
 
 def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
@@ -238,4 +244,4 @@ def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
             num_evaluations=state.num_evaluations.max(),
         )
 
-    return Attack(start, advance, finish, num_steps, num_restarts)
+    return Attack(start, advance, finish, num_steps, num_restarts, prepare=kernel.prepare)

@@ -6,13 +6,17 @@ Zhao et al., "iDLG", arXiv 2001.02676 (zhao2020idlg), equations 4 to 6.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from selgrad import trees
-from selgrad.attacks.hidden import Target
+from selgrad.attacks.hidden import Hidden, Target
 from selgrad.base import Key, Observation, loss_gradient
+
+LabelRule = Callable[[Key, Observation, Target], Array]
 
 
 def most_negative_columns(key: Key, observation: Observation, target: Target) -> Int[Array, " b"]:
@@ -25,6 +29,43 @@ def most_negative_columns(key: Key, observation: Observation, target: Target) ->
     order = jnp.lexsort((jax.random.uniform(key, sums.shape), sums))
     classes: Array = order[jnp.arange(observation.update.batch_size) % sums.size].astype(jnp.int32)
     return classes
+
+
+def columns_or_trial(key: Key, observation: Observation, target: Target) -> Int[Array, " b"]:
+    """`most_negative_columns` where columns of the last layer are visible; among classes whose column is hidden whole, by trial.
+
+    A visible negative column names its class, and a visible positive one rules it out. For the rest, random dummies are labelled with each class, and the
+    class comes first whose updates point most nearly as what is visible of the observed one, over all layers: hidden layers' gradients depend on the
+    class through the last layer's weights. For attackers that know the mask.
+    """
+    model, params, size = observation.model, observation.params, observation.update.batch_size
+    num_classes = model.input_spec.num_classes
+    inputs_key, ties_key = jax.random.split(key)
+    dummies = jax.random.normal(inputs_key, (4, size, *model.input_spec.shape))
+
+    def agreement(label: Array) -> Array:
+        soft = jnp.broadcast_to(jax.nn.one_hot(label, num_classes), (size, num_classes))
+
+        def one(dummy: Array) -> Array:
+            update = observation.update(model, params, dummy, soft, observation.valid)
+            counted = jax.tree.map(lambda leaf, c: jnp.where(c, leaf, 0), update, target.counted)
+            return trees.dot(counted, target.grads) / jnp.sqrt(jnp.maximum(trees.dot(counted, counted), 1e-30))
+
+        return jax.lax.map(one, dummies).mean()
+
+    head, counted = trees.at(target.grads, model.head)["kernel"], trees.at(target.counted, model.head)["kernel"]
+    sums, hidden = head.sum(axis=0), ~counted.any(axis=0)
+    trial = jax.lax.map(agreement, jnp.arange(num_classes))
+    # In this order: visible and negative, hidden, visible and not negative.
+    group = jnp.where(hidden, 1, jnp.where(sums < 0, 0, 2))
+    order = jnp.lexsort((jax.random.uniform(ties_key, sums.shape), jnp.where(hidden, -trial, sums), group))
+    classes: Array = order[jnp.arange(size) % num_classes].astype(jnp.int32)
+    return classes
+
+
+def rule_for(hidden: Hidden) -> LabelRule:
+    """The label rule of an image attack at a rung of the ladder: the published one where hidden entries are taken for something."""
+    return most_negative_columns if hidden in ("zero", "average") else columns_or_trial
 
 
 def last_layer_counts(key: Key, observation: Observation, target: Target) -> Int[Array, " b"]:

@@ -103,7 +103,8 @@ def find(kernels: Sequence[tuple[str, npt.NDArray[Any], npt.NDArray[np.bool_]]],
 
     Args:
       kernels: path, visible gradient (width, features) and mask of each kernel that reads them.
-      hidden: `zero` and `average` take hidden entries for that; `ignore` leaves out rows and columns that are hidden whole and completes the rest.
+      hidden: `zero` and `average` take hidden entries for that; `ignore` and the rungs above it leave out rows and columns that are hidden whole and
+        complete the rest.
       max_rank: tokens in the batch; the inputs span no more.
       rank_tolerance: singular values below this share of the largest are noise.
     """
@@ -122,7 +123,7 @@ def find(kernels: Sequence[tuple[str, npt.NDArray[Any], npt.NDArray[np.bool_]]],
         return RowSpace(np.zeros((0, 0)), np.zeros(0, np.int64), (), tuple(unused))
     matrix, mask = np.concatenate(parts, axis=1), np.concatenate(masks, axis=1)
     rows = np.arange(len(matrix))
-    if hidden == "ignore" and mask.any():
+    if hidden not in ("zero", "average") and mask.any():
         # What is hidden whole says nothing; a row or column with fewer visible entries than the rank is not determined by them.
         for _ in range(20):
             keep_rows = (~mask).sum(axis=1) >= min(max_rank, mask.shape[1])

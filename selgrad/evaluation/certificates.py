@@ -52,7 +52,7 @@ class Certificate:
     verdict: str
 
 
-def float32_noise(grads: Sequence[npt.NDArray[Any]]) -> Matrix:
+def float32_noise(grads: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     """Standard deviation of each entry's rounding in float32, leaf by leaf: 2^-24 / sqrt(3) of the entry or of its leaf's root mean square.
 
     Rounding to nearest is uniform within half a unit in the last place; an entry much smaller than its leaf is a sum of larger terms and carries theirs.
@@ -62,11 +62,10 @@ def float32_noise(grads: Sequence[npt.NDArray[Any]]) -> Matrix:
         flat = np.abs(np.asarray(leaf, np.float64)).reshape(-1)
         parts.append(np.maximum(flat, math.sqrt(float((flat**2).mean()))))
     largest: Any = np.concatenate(parts)
-    result: Any = np.maximum(largest, 1e-30) * 2.0**-24 / math.sqrt(3)
-    return result
+    return np.maximum(largest, 1e-30) * 2.0**-24 / math.sqrt(3)
 
 
-def gaussian_prior(inputs: npt.NDArray[Any], shrinkage: float = 0.1) -> Matrix:
+def gaussian_prior(inputs: npt.NDArray[Any], shrinkage: float = 0.1) -> npt.NDArray[Any]:
     """The precision (d, d) of a Gaussian fitted to public inputs (count, ...), its covariance shrunk towards the mean variance.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 from jax import Array
 
 from selgrad import trees
-from selgrad.base import Grads, Mask, Model, Observation, Params, Update
+from selgrad.base import Batch, Evidence, Grads, Mask, Model, Observation, Params, Update
 
 
 def observe(
@@ -22,6 +22,8 @@ def observe(
     labels: Array | None = None,
     valid: Array | None = None,
     auxiliary: Any = None,
+    public: Batch | None = None,
+    evidence: Evidence | None = None,
 ) -> Observation:
     """Zeroes the encrypted entries and hands the rest to the attacker.
 
@@ -32,10 +34,14 @@ def observe(
       labels: (B, *label_shape) int32, only where the threat model gives them away.
       valid: (B, length) bool, only where there is padding and the threat model gives it away.
       auxiliary: what the attacker brought itself.
+      public: batches that everybody has.
+      evidence: the client's metric, for an attacker that reads the mask as evidence.
 
     Raises:
       GradientError: if the mask is of another tree.
     """
     trees.require_same_tree(mask, grads)
     visible = trees.hide(grads, mask)
-    return Observation(model=model, params=params, visible=visible, mask=mask, update=update, labels=labels, valid=valid, auxiliary=auxiliary)
+    return Observation(
+        model=model, params=params, visible=visible, mask=mask, update=update, labels=labels, valid=valid, auxiliary=auxiliary, public=public, evidence=evidence
+    )  # fmt: skip

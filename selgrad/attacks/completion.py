@@ -1,0 +1,267 @@
+"""Hidden entries that structure gives away: dense layers' gradients have low rank, and a softmax layer's sum to zero over the classes.
+
+The rung `complete` of the attacker ladder: what can be filled in is, and the attack leaves out the rest (docs/theory.md, section 6). Low-rank completion
+by alternating least squares, Jain et al. 2013 (jain2013lowrank); nobody evaluated selective encryption against it before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse
+import scipy.sparse.csgraph
+
+from selgrad import trees
+from selgrad.attacks import row_space
+from selgrad.base import Observation
+
+_HELD_OUT = 0.1
+_AGREEMENT = 1e-3
+
+
+def tokens_at_most(observation: Observation) -> int:
+    """Rows that a dense layer can have read in one client update: tokens, or images, times local steps."""
+    spec, size = observation.model.input_spec, observation.update.batch_size
+    steps = int(getattr(observation.update, "num_steps", 1))
+    if observation.valid is not None:
+        return int(np.asarray(observation.valid).sum()) * steps
+    return size * steps * (spec.shape[0] if len(spec.shape) == 1 else 1)
+
+
+def sum_to_zero(matrix: npt.NDArray[Any], hidden: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Fills the one hidden entry of each row whose sum is known to be 0: over the classes, p - y sums to 0, and so does every multiple of it."""
+    alone = hidden.sum(axis=1) == 1
+    filled, left = np.where(hidden, 0.0, matrix), hidden.copy()
+    at = hidden[alone].argmax(axis=1)
+    filled[np.flatnonzero(alone), at] = -filled[alone].sum(axis=1)
+    left[alone] = False
+    return filled, left
+
+
+def _outer_product(matrix: npt.NDArray[Any], seen: npt.NDArray[np.bool_], rank: int) -> npt.NDArray[Any]:
+    """X delta' from some of its entries, NaN where they do not determine it: along a spanning tree of visible non-zero entries, then least squares.
+
+    An entry is determined if its row and its column are joined by a chain of visible non-zero entries, however few these are.
+    """
+    height, width = matrix.shape
+    row, column = np.nonzero(seen & (matrix != 0))
+    graph = scipy.sparse.coo_matrix((np.ones(len(row)), (row, column + height)), shape=(height + width, height + width)).tocsr()
+    label = scipy.sparse.csgraph.connected_components(graph, directed=False)[1]
+    largest = np.bincount(label[row]).argmax()
+    order, parent = scipy.sparse.csgraph.breadth_first_order(graph, int(np.flatnonzero(label == largest)[0]), directed=False)
+    factor = np.full(height + width, np.nan)
+    factor[order[0]] = 1.0
+    for node in order[1:]:
+        before = parent[node]
+        i, j = min(node, before), max(node, before) - height
+        factor[node] = matrix[i, j] / factor[before]
+    x, delta = factor[:height], factor[height:]
+    inside, across = np.isfinite(x), np.isfinite(delta)
+    values, weights = np.where(seen, matrix, 0.0)[inside][:, across], seen[inside][:, across].astype(np.float64)
+    u, v = x[inside], delta[across]
+    for _ in range(20):
+        # Each line by the size of the others': small entries are as well known, relative to themselves, as large ones.
+        v = (values / np.abs(u)[:, None]).T @ np.sign(u) / np.maximum(weights.sum(axis=0), 1)
+        u = (values / np.abs(v)) @ np.sign(v) / np.maximum(weights.sum(axis=1), 1)
+    x[inside], delta[across] = u, v
+    return np.outer(x, delta)
+
+
+def _fit(matrix: npt.NDArray[Any], seen: npt.NDArray[np.bool_], rank: int) -> npt.NDArray[Any]:
+    """The completion of at most this rank, NaN where it determines nothing: outwards from a block that is wholly visible, or from no start at all.
+
+    A mask by magnitude leaves the small rows and columns visible, and from their block each line with visible entries enough follows by least squares;
+    alternating least squares from no start does not find its way along such a staircase.
+    """
+    start = _block(seen, rank)
+    if start is None:
+        basis: Any = np.linalg.qr(row_space.complete(matrix, seen, rank))[0]
+        return basis @ _solve(basis, matrix, seen, rank).T  # type: ignore[no-any-return]
+    rows, columns = start
+    size = lambda axis: np.sqrt((np.where(seen, matrix, 0.0) ** 2).sum(axis=axis) / np.maximum(seen.sum(axis=axis), 1))
+    down, across = np.maximum(size(1), 1e-300), np.maximum(size(0), 1e-300)
+    scaled = matrix / down[:, None]
+    block = scaled[np.ix_(rows, columns)] / across[columns]
+    vt = np.linalg.svd(block, full_matrices=False)[2][:rank]
+    right: Any = np.full((matrix.shape[1], rank), np.nan)
+    right[columns] = vt.T * across[columns, None]
+    left: Any = np.full((matrix.shape[0], rank), np.nan)
+    for _ in range(30):
+        before = np.isfinite(left[:, 0]).sum() + np.isfinite(right[:, 0]).sum()
+        left = _solve(right, scaled.T, seen.T, rank)
+        left[np.isfinite(left[:, 0])] = np.linalg.qr(left[np.isfinite(left[:, 0])])[0]
+        right = _solve(left, scaled, seen, rank)
+        if np.isfinite(left[:, 0]).sum() + np.isfinite(right[:, 0]).sum() == before:
+            break
+    found: npt.NDArray[Any] = left @ right.T * down[:, None]
+    return found
+
+
+def _block(seen: npt.NDArray[np.bool_], rank: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+    """Rows and columns of a block without a gap, as square as can be, at least 2 rank + 2 either way; None where there is none."""
+    order = np.argsort(-seen.sum(axis=0), kind="stable")
+    best: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
+    count = 2 * rank + 2
+    while count <= seen.shape[1]:
+        columns = order[:count]
+        rows = np.flatnonzero(seen[:, columns].all(axis=1))
+        if len(rows) < 2 * rank + 2:
+            break
+        if best is None or min(len(rows), count) > best[0]:
+            best = min(len(rows), count), rows, columns
+        count *= 2
+    return None if best is None else best[1:]
+
+
+def _solve(factor: npt.NDArray[Any], matrix: npt.NDArray[Any], seen: npt.NDArray[np.bool_], rank: int) -> npt.NDArray[Any]:
+    """For each column its coefficients on the factor's rows that are known and seen, (columns, rank); NaN where these are too few or too alike."""
+    known = np.isfinite(factor[:, 0])
+    scale = np.where(known, np.linalg.norm(np.nan_to_num(factor), axis=1), 1.0)
+    weight = 1 / np.maximum(scale, 1e-300)
+    result = np.full((matrix.shape[1], factor.shape[1]), np.nan)
+    for j in np.flatnonzero((seen & known[:, None]).sum(axis=0) >= rank + 1):
+        at = np.flatnonzero(seen[:, j] & known)
+        # Entries are as exact, relative to themselves, as they are large; the best conditioned few hundred say all.
+        at = at if len(at) <= 512 else at[np.argsort(-scale[at], kind="stable")[:512]]
+        a = factor[at] * weight[at, None]
+        u, s, vt = np.linalg.svd(a, full_matrices=False)
+        if s[-1] > 1e-5 * s[0]:
+            result[j] = vt.T @ ((u.T @ (matrix[at, j] * weight[at])) / s)
+    return result
+
+
+def low_rank(matrix: npt.NDArray[Any], hidden: npt.NDArray[np.bool_], rank: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_], str]:
+    """Fills what a completion of at most this rank determines.
+
+    It is fitted twice, once without a tenth of the visible entries. An entry is filled where both fits agree and its row and column show at least
+    `rank` entries; nothing is, where the held-out entries are not predicted.
+
+    Args:
+      matrix: (rows, columns), hidden entries are not read.
+      hidden: of the same shape.
+      rank: at most.
+
+    Returns:
+      The filled matrix, what is still hidden, and a word on it.
+    """
+    if not hidden.any() or hidden.all():
+        return matrix, hidden, "hidden whole" if hidden.all() else "nothing hidden"
+    if 2 * rank >= min(matrix.shape):
+        return matrix, hidden, f"rank {rank} of {min(matrix.shape)}: no redundancy"
+    visible = ~hidden
+    rows: Any = ((matrix != 0) & visible).any(axis=1)
+    columns: Any = ((matrix != 0) & visible).any(axis=0)
+    blank_rows, blank_columns = ~rows, ~columns
+    for _ in range(50):
+        inside = visible & rows[:, None] & columns
+        fewer_rows, fewer_columns = rows & (inside.sum(axis=1) >= rank), columns & (inside.sum(axis=0) >= rank)
+        if (fewer_rows == rows).all() and (fewer_columns == columns).all():
+            break
+        rows, columns = fewer_rows, fewer_columns
+    part, shown = matrix[rows][:, columns].astype(np.float64), visible[rows][:, columns]
+    if not part.size or not (part[shown] != 0).any():
+        return matrix, hidden, "too little visible"
+    held = np.random.default_rng(0).random(part.shape) < _HELD_OUT
+    held &= shown & (shown.sum(axis=1) > 2 * rank)[:, None] & (shown.sum(axis=0) > 2 * rank)
+    fit = _outer_product if rank == 1 else _fit
+    fits = [fit(part, seen, rank) for seen in (shown, shown & ~held)]
+    scale = float(np.abs(part[shown]).max())
+    test = (held if held.any() else shown) & np.isfinite(fits[1])
+    wrong = float(np.linalg.norm((fits[1] - part)[test])) / max(float(np.linalg.norm(part[test])), 1e-300)
+    if wrong > 1e-2:
+        return matrix, hidden, f"rank {rank} does not predict held-out entries (relative error {wrong:.1e})"
+    agree = np.abs(fits[0] - fits[1]) <= _AGREEMENT * np.abs(fits[0]) + 1e-9 * scale
+    if not test.any():
+        return matrix, hidden, "too little visible"
+    filled, still = np.where(hidden, 0.0, matrix).astype(np.float64), hidden.copy()
+    at = np.ix_(rows, columns)
+    block, mask = filled[at], still[at]
+    block[mask & agree] = fits[0][mask & agree]
+    filled[at], still[at] = block, mask & ~agree
+    # Where all that is visible of a line is 0, and it crosses lines enough that are not, the line is 0: a black pixel, a unit that is off.
+    zero_rows = blank_rows & (visible[:, columns].sum(axis=1) >= 2 * rank)
+    zero_columns = blank_columns & (visible[rows].sum(axis=0) >= 2 * rank)
+    still &= ~(zero_rows[:, None] | zero_columns)
+    return filled, still, f"{hidden.sum() - still.sum()} of {hidden.sum()} hidden entries completed at rank {rank}"
+
+
+def _groups(observation: Observation) -> list[tuple[str, ...]]:
+    """Dense kernels by path, those that read the same input together: query, key and value of a layer, and every other one alone."""
+    leaves = zip(trees.paths(observation.visible), jax.tree.leaves(observation.visible), strict=True)
+    kernels = [path for path, leaf in leaves if path.endswith("kernel") and leaf.ndim == 2]
+    together = [tuple(p for p in group if p in kernels) for group in getattr(observation.model, "attention_kernels", ())]
+    grouped = {p for group in together for p in group}
+    return [g for g in together if g] + [(p,) for p in kernels if p not in grouped]
+
+
+def stack(observation: Observation, group: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """The kernels of a group side by side, their biases as the last row: an input of 1."""
+    matrices, masks = [], []
+    sent = set(trees.paths(observation.visible))
+    for path in group:
+        module = path.rsplit("/", 1)[0]
+        value, mask = np.asarray(trees.at(observation.visible, path), np.float64), np.asarray(trees.at(observation.mask, path))
+        bias: tuple[Any, Any] = np.zeros(value.shape[1]), np.ones(value.shape[1], bool)
+        if f"{module}/bias" in sent:
+            bias = np.asarray(trees.at(observation.visible, f"{module}/bias"), np.float64), np.asarray(trees.at(observation.mask, f"{module}/bias"))
+        matrices.append(np.concatenate([value, bias[0][None]]))
+        masks.append(np.concatenate([mask, bias[1][None]]))
+    return np.concatenate(matrices, axis=1), np.concatenate(masks, axis=1)
+
+
+def complete(observation: Observation) -> tuple[Observation, str]:
+    """Fills in the hidden entries that structure determines; on the host, in float64.
+
+    Dense layers: [x; 1] delta' summed over the batch has at most the rank of the batch (of its tokens); biases are its last row, and query, key and
+    value of one layer share x. The last layer sums to zero over the classes. Convolutions are tried at the batch's rank too, which holds where a kernel
+    covers its whole input, and are left alone where that does not predict held-out entries.
+
+    Returns:
+      The observation with what was filled marked as visible, and a JSON report: leaves used, and leaves not used each with the reason.
+    """
+    filled = dict(zip(trees.paths(observation.visible), map(np.asarray, jax.tree.leaves(observation.visible)), strict=True))
+    masks = dict(zip(trees.paths(observation.mask), map(np.asarray, jax.tree.leaves(observation.mask)), strict=True))
+    rank = tokens_at_most(observation)
+    used: list[str] = []
+    unused: list[str] = []
+    for group in _groups(observation):
+        matrix, hidden = stack(observation, group)
+        if not hidden[:-1].any():
+            continue
+        head = observation.model.head == group[0].rsplit("/", 1)[0]
+        if head:
+            matrix, hidden = sum_to_zero(matrix, hidden)
+        before = int(hidden[:-1].sum())
+        matrix, hidden, said = low_rank(matrix, hidden, rank)
+        if head:
+            matrix, hidden = sum_to_zero(matrix, hidden)
+        column = gained = 0
+        for path in group:
+            module, width = path.rsplit("/", 1)[0], masks[path].shape[1]
+            at = slice(column, column + width)
+            column += width
+            for name, rows in ((path, slice(0, -1)), (f"{module}/bias", slice(-1, None))):
+                if name in masks:
+                    still = hidden[rows, at].reshape(masks[name].shape)
+                    gained += int(masks[name].sum() - still.sum())
+                    filled[name] = np.where(masks[name] & ~still, matrix[rows, at].reshape(masks[name].shape), filled[name]).astype(filled[name].dtype)
+                    masks[name] = still
+        (used if gained else unused).append(f"{', '.join(group)} ({said if not gained else f'{gained} entries completed, {before} were hidden'})")
+    for path, mask in masks.items():
+        if path.endswith("kernel") and mask.ndim == 4 and mask.any():
+            shape = (-1, mask.shape[-1])
+            matrix, hidden, said = low_rank(filled[path].reshape(shape), mask.reshape(shape), rank)
+            gained = int(mask.sum() - hidden.sum())
+            (used if gained else unused).append(f"{path} ({said})")
+            filled[path], masks[path] = matrix.reshape(mask.shape).astype(filled[path].dtype), hidden.reshape(mask.shape)
+    treedef = jax.tree.structure(observation.visible)
+    names = trees.paths(observation.visible)
+    visible = jax.tree.unflatten(treedef, [np.where(masks[n], 0, filled[n]).astype(filled[n].dtype) for n in names])
+    mask = jax.tree.unflatten(treedef, [masks[n] for n in names])
+    return dataclasses.replace(observation, visible=visible, mask=mask), json.dumps({"used": used, "unused": unused})

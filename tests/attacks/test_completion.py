@@ -1,0 +1,198 @@
+"""Structure that survives masking: completion of dense layers, sums of zero, inputs in closed form, labels under masks, the mask as evidence."""
+
+import dataclasses
+import importlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selgrad import trees
+from selgrad.attacks import ATTACKS
+from selgrad.attacks.completion import complete, low_rank, sum_to_zero
+from selgrad.attacks.hidden import fill, mask_evidence
+from selgrad.attacks.labels import columns_or_trial, most_negative_columns
+from selgrad.base import Batch, Evidence, GradientContext, InputSpec
+from selgrad.errors import UsageError
+from selgrad.gradients import UPDATES, observe
+from selgrad.models import MODELS
+from selgrad.significance import METRICS
+
+
+def factors(rng, rank, height=300, width=80):
+    delta = rng.normal(size=(rank, width)) * np.exp(rng.normal(size=(rank, width)))
+    return (rng.uniform(0.05, 1, (height, rank)) @ delta).astype(np.float32)
+
+
+def by_magnitude(matrix, share):
+    return np.abs(matrix) >= np.quantile(np.abs(matrix), 1 - share)
+
+
+@pytest.mark.parametrize(("rank", "share"), [(1, 0.9), (1, 0.99), (2, 0.9), (4, 0.7)])
+def test_what_is_completed_is_right_where_the_largest_entries_are_hidden(rank, share):
+    matrix = factors(np.random.default_rng(rank), rank)
+    hidden = by_magnitude(matrix, share)
+    filled, still, _ = low_rank(matrix, hidden, rank)
+    gained = hidden & ~still
+    assert gained.sum() > 0.01 * hidden.sum()
+    np.testing.assert_allclose(filled[gained], matrix[gained], rtol=5e-3, atol=1e-5 * np.abs(matrix).max())
+    np.testing.assert_array_equal(filled[~hidden], matrix[~hidden])
+    assert not (still & ~hidden).any()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.3, 0.95), st.floats(0.0, 0.7))
+def test_nothing_wrong_is_claimed_for_sparse_inputs_and_random_masks(seed, share, zeros):
+    """A black pixel or a silent unit must not be taken for one that is merely hidden."""
+    rng = np.random.default_rng(seed)
+    x, delta = rng.uniform(0.1, 1, 120) * (rng.random(120) >= zeros), rng.normal(size=40) * (rng.random(40) >= zeros)
+    matrix = np.outer(x, delta).astype(np.float32)
+    hidden = rng.random(matrix.shape) < share
+    filled, still, _ = low_rank(matrix, hidden, 1)
+    gained = hidden & ~still
+    np.testing.assert_allclose(filled[gained], matrix[gained], rtol=1e-3, atol=1e-6)
+
+
+def test_a_matrix_of_full_rank_is_left_alone():
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(100, 40))
+    hidden = rng.random(matrix.shape) < 0.3
+    _, still, said = low_rank(matrix, hidden, 3)
+    assert (still == hidden).all() and "does not predict" in said
+    assert low_rank(matrix, hidden, 30)[2].endswith("no redundancy")
+
+
+def test_one_hidden_entry_of_a_row_that_sums_to_zero_is_recovered():
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(20, 5))
+    matrix -= matrix.mean(axis=1, keepdims=True)
+    hidden = np.zeros(matrix.shape, bool)
+    hidden[:10, 2], hidden[3, 4] = True, True
+    filled, still = sum_to_zero(matrix, hidden)
+    assert still.sum() == 2 and still[3].sum() == 2
+    np.testing.assert_allclose(filled[~still], matrix[~still], atol=1e-12)
+
+
+def client(activation="sigmoid", batch_size=1, ratio=0.0, metric="magnitude", model="mlp", key=0, shape=(8, 8, 1), **given):
+    spec = InputSpec(shape, 10)
+    net = MODELS[model](spec, activation=activation, **({"width": 64} if model == "mlp" else {}))
+    params, update = net.init(jax.random.key(key)), UPDATES["gradient"](batch_size=batch_size)
+    keys = jax.random.split(jax.random.key(key + 100))
+    batch = Batch(jax.random.uniform(keys[0], (batch_size, *shape), minval=0.05), jax.random.randint(keys[1], (batch_size,), 0, 10, jnp.int32))
+    grads = jax.jit(lambda p, b: update.client(net, p, b, jax.nn.one_hot(b.labels, 10)))(params, batch)
+    context = GradientContext(model=net, params=params, batch=batch, update=update, grads=grads, key=jax.random.key(1))
+    mask = trees.top(trees.rank(METRICS[metric]()(context)), trees.count(ratio, trees.size(grads)))
+    return context, observe(net, update, params, grads, mask, **given)
+
+
+def test_the_rung_complete_fills_in_true_values_and_says_which():
+    context, seen = client(ratio=0.5, metric="random")
+    after, report = complete(seen)
+    before, left = (sum(int(m.sum()) for m in jax.tree.leaves(o.mask)) for o in (seen, after))
+    assert left < 0.01 * before
+    for truth, found, mask in zip(*map(jax.tree.leaves, (context.grads, after.visible, after.mask)), strict=True):
+        np.testing.assert_allclose(np.where(mask, 0, found), np.where(mask, 0, truth), rtol=1e-3, atol=1e-6)
+    assert json.loads(report)["used"]
+
+
+def images_found(activation, batch_size, ratio, metric="magnitude"):
+    context, seen = client(activation, batch_size, ratio, metric, shape=(12, 12, 1))
+    found = ATTACKS["rank_one"]().reconstruct(jax.random.key(0), seen)
+    truth = np.asarray(context.batch.inputs)
+    errors = [((np.asarray(found.inputs) - image) ** 2).mean(axis=(1, 2, 3)) for image in truth]
+    nearest = [int(e.argmin()) for e in errors]
+    labels = [int(found.labels[i]) for i in nearest] == list(np.asarray(context.batch.labels))
+    return [float(e.min()) for e in errors], labels, json.loads(found.report)
+
+
+@pytest.mark.parametrize(("activation", "batch_size", "ratio"), [("sigmoid", 1, 0.9), ("relu", 1, 0.3), ("relu", 2, 0.0), ("relu", 4, 0.0), ("relu", 4, 0.1)])
+def test_inputs_are_read_off_the_first_layer(activation, batch_size, ratio):
+    errors, labels, report = images_found(activation, batch_size, ratio)
+    assert max(errors) < 1e-6, report
+    assert ratio > 0.5 or labels
+
+
+def test_hiding_the_whole_first_layer_leaves_nothing_to_read():
+    errors, _, report = images_found("sigmoid", 1, 1.0)
+    assert min(errors) > 0.05 and not report["used"]
+
+
+def test_sparse_relu_directions_are_those_of_single_inputs():
+    sparse_directions = importlib.import_module("selgrad.attacks.rank_one").sparse_directions
+    rng = np.random.default_rng(0)
+    delta = rng.normal(size=(3, 200)) * (rng.random((3, 200)) < 0.5)
+    mixing = rng.normal(size=(3, 3))
+    found = sparse_directions(mixing @ delta, 2000, rng)
+    for row in np.linalg.inv(mixing):
+        assert max(abs(f @ row) / np.linalg.norm(row) for f in found) > 1 - 1e-6
+
+
+def test_rank_one_says_that_it_needs_a_dense_first_layer():
+    _, seen = client(model="lenet")
+    with pytest.raises(UsageError, match="dense layer whose inputs are the pixels"):
+        ATTACKS["rank_one"]().reconstruct(jax.random.key(0), seen)
+
+
+def test_labels_are_found_where_the_last_layer_is_hidden_whole():
+    right = {columns_or_trial: 0, most_negative_columns: 0}
+    for k in range(10):
+        context, seen = client(key=k)
+        mask = {**seen.mask, "fc_2": jax.tree.map(jnp.ones_like, seen.mask["fc_2"])}
+        seen = observe(context.model, context.update, context.params, context.grads, mask)
+        for rule in right:
+            right[rule] += int(rule(jax.random.key(k), seen, fill(seen, "ignore"))[0]) == int(context.batch.labels[0])
+    assert right[columns_or_trial] >= 8 > 5 > right[most_negative_columns]
+
+
+def test_labels_are_the_published_ones_where_columns_are_visible():
+    for k in range(3):
+        context, seen = client(key=k)
+        assert columns_or_trial(jax.random.key(0), seen, fill(seen, "ignore"))[0] == context.batch.labels[0]
+
+
+class TestEvidence:
+    @pytest.mark.parametrize("metric", ["magnitude", "product", "fisher"])
+    def test_nothing_is_lost_at_the_truth_and_something_elsewhere(self, metric):
+        context, seen = client(ratio=0.2, metric=metric)
+        seen = dataclasses.replace(seen, evidence=Evidence(METRICS[metric]()))
+        penalty = lambda x: float(self.penalty(context, seen, x))
+        assert penalty(context.batch.inputs) < 1e-9
+        assert penalty(jax.random.uniform(jax.random.key(9), context.batch.inputs.shape)) > 1e-6
+
+    @staticmethod
+    def penalty(context, seen, x):
+        labels = context.labels
+        candidate = context.update(context.model, context.params, x, labels)
+        return mask_evidence(context.key, seen, candidate, x, labels)
+
+    def test_for_magnitude_it_is_the_hinge_on_the_largest_visible_entry(self):
+        context, seen = client(ratio=0.2)
+        seen = dataclasses.replace(seen, evidence=Evidence(METRICS["magnitude"]()))
+        x = jax.random.uniform(jax.random.key(9), context.batch.inputs.shape)
+        candidate = context.update(context.model, context.params, x, context.labels)
+        visible, hidden, dummy = (np.asarray(trees.concatenate(tree)) for tree in (seen.visible, seen.mask, candidate))
+        tau = np.abs(visible).max()
+        expected = (np.maximum(tau - np.abs(dummy[hidden]), 0) ** 2).sum() / (visible**2).sum()
+        np.testing.assert_allclose(self.penalty(context, seen, x), expected, rtol=1e-4)
+
+    def test_a_mask_that_does_not_depend_on_the_data_says_nothing(self):
+        context, seen = client(ratio=0.2, metric="random")
+        seen = dataclasses.replace(seen, evidence=Evidence(METRICS["random"]()))
+        slope = jax.grad(lambda x: self.penalty(context, seen, x))(context.batch.inputs)
+        assert not np.asarray(slope).any()
+
+    def test_per_leaf_thresholds_are_per_leaf(self):
+        context, _ = client()
+        scores = jax.tree.map(jnp.abs, context.grads)
+        mask = jax.tree.map(lambda s: s >= jnp.quantile(s, 0.8), scores)
+        seen = observe(context.model, context.update, context.params, context.grads, mask, evidence=Evidence(METRICS["magnitude"](), per_leaf=True))
+        assert float(self.penalty(context, seen, context.batch.inputs)) < 1e-9
+
+    def test_an_attacker_that_does_not_know_the_metric_is_told_so(self):
+        context, seen = client(ratio=0.2)
+        with pytest.raises(UsageError, match="evidence"):
+            self.penalty(context, seen, context.batch.inputs)
