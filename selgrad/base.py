@@ -300,7 +300,7 @@ class Evidence(NamedTuple):
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["params", "visible", "mask", "labels", "valid", "auxiliary", "public"],
+    data_fields=["params", "visible", "mask", "labels", "valid", "auxiliary", "public", "estimate"],
     meta_fields=["model", "update", "evidence"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -317,6 +317,7 @@ class Observation:
       auxiliary: what the attacker brought itself, such as the parameters of its language model.
       public: batches that everybody has, stacked along a leading axis.
       evidence: the client's metric, where the attacker reads the mask as evidence.
+      estimate: (B, ...) embedded inputs that a learned decoder read off the visible entries, where the attacker has one.
     """
 
     model: Model
@@ -329,6 +330,7 @@ class Observation:
     auxiliary: Any = None
     public: Batch | None = None
     evidence: Evidence | None = None
+    estimate: Array | None = None
 
 
 class Reconstruction(NamedTuple):
@@ -368,6 +370,15 @@ TextMeasure: TypeAlias = Callable[[str, str], Mapping[str, float]]
 """Compares one decoded sentence with the truth, (truth, found), on the host; returns named scalars."""
 
 
+Remember: TypeAlias = Callable[[str, Callable[[], Any]], Any]
+"""(identity, how to make it) -> a pytree of arrays, made once and kept under its identity: what an attacker trains for a mask."""
+
+
+def forget(identity: str, make: Callable[[], Any]) -> Any:
+    """A `Remember` that keeps nothing."""
+    return make()
+
+
 @dataclasses.dataclass(frozen=True)
 class Attack:
     """A gradient inversion attack in three traceable phases, so that a long one can be timed, checkpointed and resumed.
@@ -379,7 +390,8 @@ class Attack:
       num_steps: steps of a whole attack.
       num_restarts: independent starts.
       traceable: whether the phases may be traced by JAX; the others run on the host, one observation after the other.
-      prepare: what comes before on the host, observation -> (observation, a JSON report): hidden entries that structure gives away are filled in.
+      prepare: what comes before on the host, (observation, remember) -> (observation, a JSON report): hidden entries that structure gives away are
+        filled in, or a decoder is trained for the mask.
     """
 
     start: Callable[[Key, Observation], Any]
@@ -388,12 +400,12 @@ class Attack:
     num_steps: int
     num_restarts: int
     traceable: bool = True
-    prepare: Callable[[Observation], tuple[Observation, str]] | None = None
+    prepare: Callable[[Observation, Remember], tuple[Observation, str]] | None = None
 
-    def reconstruct(self, key: Key, observation: Observation) -> Reconstruction:
+    def reconstruct(self, key: Key, observation: Observation, remember: Remember = forget) -> Reconstruction:
         """Runs the whole attack; jit and vmap go around this, where there is nothing to `prepare`."""
         if self.prepare is not None:
-            observation, report = self.prepare(observation)
+            observation, report = self.prepare(observation, remember)
             return dataclasses.replace(self, prepare=None).reconstruct(key, observation)._replace(report=report)
         state = self.start(key, observation)
         return self.finish(observation, self.advance(observation, state, self.num_steps))

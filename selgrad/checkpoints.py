@@ -5,7 +5,9 @@ Orbax writes under another name and renames, and a series removes an older check
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +111,28 @@ class Series:
     def remove(self) -> None:
         """Removes the whole series."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class Kept:
+    """What attackers train, one Orbax checkpoint each: called with an identity and how to make it, it makes it once.
+
+    Args:
+      folder: of the checkpoints.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, identity: str, make: Callable[[], Any]) -> Any:
+        """What was kept under the identity, or what `make` gives, which is kept; a damaged checkpoint is made anew.
+
+        Raises:
+          SelgradError: if the disk is full or not writable.
+        """
+        path = self._folder / identity
+        if path.is_dir():
+            with contextlib.suppress(SelgradError):
+                return load(path, jax.eval_shape(make))
+        made = make()
+        save(path, made)
+        return made

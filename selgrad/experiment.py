@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -34,9 +35,11 @@ from selgrad.base import (
     Params,
     Ranks,
     Reconstruction,
+    Remember,
     Scores,
     TextSpec,
     Update,
+    forget,
 )
 from selgrad.config import Spec, make_spec, parse_encryption
 from selgrad.data import Dataset, TextDataset
@@ -108,7 +111,14 @@ class Setting:
 
     def _public(self, spec: Spec) -> Batch:
         """Every batch of the public data, stacked."""
-        data, size = spec.build(), self.update.batch_size
+        size = self.update.batch_size
+        if isinstance(self.dataset, TextDataset) and spec.get("max_length") is not None:
+            # Cut and padded to the clients' length, as an attacker would.
+            length = self.dataset.spec.shape[0]
+            cut = tuple((k, min(v, length) if k == "max_length" else v) for k, v in spec.arguments)
+            data = dataclasses.replace(spec, arguments=cut).build().padded(length)
+        else:
+            data = spec.build()
         if data.spec.shape != self.dataset.spec.shape or type(data.spec) is not type(self.dataset.spec):
             raise UsageError(f"public: {spec.label} holds inputs of shape {data.spec.shape}, and the clients' have shape {self.dataset.spec.shape}")
         if isinstance(data.spec, TextSpec) and data.spec != self.dataset.spec:
@@ -262,6 +272,7 @@ class Lanes(NamedTuple):
     grads: Grads
     ranks: Ranks
     num_selected: Array
+    estimate: Array | None = None
 
 
 class Outcome(NamedTuple):
@@ -303,6 +314,7 @@ class Block:
         evidence: tuple[Spec, Spec] | None = None,
     ) -> None:
         self.attack, self._auxiliary = build_attack(attack, setting)
+        self._setting, self._learns = setting, attack.get("hidden") == "learned"
         self.num_steps = self.attack.num_steps
         self.num_seeds = num_seeds
         self.mesh = devices.mesh(num_lanes)
@@ -315,7 +327,8 @@ class Block:
             mask = trees.top(lane.ranks, lane.num_selected)
             labels = model.targets(lane.batch) if known_labels else None
             valid = lane.batch.valid if known_padding else None
-            return observe(model, update, weights, lane.grads, mask, labels, valid, auxiliary, public, told)
+            seen = observe(model, update, weights, lane.grads, mask, labels, valid, auxiliary, public, told)
+            return dataclasses.replace(seen, estimate=lane.estimate)
 
         self._observe = observation
 
@@ -341,23 +354,44 @@ class Block:
         self.compile_seconds = 0.0
         self.memory_bytes = 0
 
-    def prepare(self, params: Params, lanes: Lanes) -> tuple[Lanes, dict[tuple[int, int], str]]:
-        """Lanes with what the attack fills in on the host before it starts, and what it says of each; the lanes as they are where it fills in nothing."""
+    def prepare(self, params: Params, lanes: Lanes, remember: Remember = forget) -> tuple[Lanes, dict[tuple[int, int], str]]:
+        """Lanes with what the attack learns or fills in on the host before it starts, and what it says of each; as they are where it does neither."""
         if self.attack.prepare is None:
             return lanes, {}
-        observation, reports, rows = jax.jit(self._observe), {}, []
+        observation = jax.jit(self._observe)
+        reports: dict[tuple[int, int], str] = {}
+        rows: list[Any] = []
+        done: dict[bytes, int] = {}
         for i, j in np.ndindex(lanes.num_selected.shape):
             weights = jax.tree.map(lambda leaf, i=i: leaf[i], params)
-            seen, reports[i, j] = self.attack.prepare(observation((weights, self._auxiliary), jax.tree.map(lambda leaf, i=i, j=j: leaf[i, j], lanes)))
-            rows.append((seen.visible, jax.tree.map(lambda m: np.where(m, 0, 1).astype(np.int32), seen.mask)))
+            seen = observation((weights, self._auxiliary), jax.tree.map(lambda leaf, i=i, j=j: leaf[i, j], lanes))
+            # Lanes that pad a block, and masks that two metrics share, are prepared once.
+            digest = hashlib.sha256(b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves((weights, seen.visible, seen.mask)))).digest()
+            if digest in done:
+                at = done[digest]
+                reports[i, j] = reports[divmod(at, lanes.num_selected.shape[1])]
+                rows.append(rows[at])
+                continue
+            done[digest] = len(rows)
+            seen, reports[i, j] = self.attack.prepare(seen, remember)
+            rows.append((seen.visible, jax.tree.map(lambda m: np.where(m, 0, 1).astype(np.int32), seen.mask), seen.estimate))
         shape = lanes.num_selected.shape
-        grads, ranks = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves).reshape(*shape, *leaves[0].shape)), *rows)
-        return lanes._replace(grads=grads, ranks=ranks, num_selected=jnp.ones(shape, jnp.int32)), reports
+        grads, ranks, estimate = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves).reshape(*shape, *leaves[0].shape)), *rows)
+        return lanes._replace(grads=grads, ranks=ranks, num_selected=jnp.ones(shape, jnp.int32), estimate=estimate), reports
+
+    def _room(self, params: Any, lanes: Lanes) -> Lanes:
+        """Lanes with room for a decoder's estimate where the attack will have one, so that planning compiles what will run."""
+        if lanes.estimate is not None or not self._learns:
+            return lanes
+        weights, inputs = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (params[0], lanes.batch.inputs[0]))
+        embedded = jax.eval_shape(self._setting.model.embed, weights, inputs)
+        return lanes._replace(estimate=jnp.zeros((*lanes.num_selected.shape, *embedded.shape), embedded.dtype))
 
     def compile(self, params: Params, lanes: Lanes) -> None:
         """Compiles the three phases ahead of time and reads how much memory the largest takes."""
         started = time.perf_counter()
         params = (params, self._auxiliary)
+        lanes = self._room(params, lanes)
         shapes = jax.eval_shape(self._start, params, lanes)
         self._start = self._start.lower(params, lanes).compile()
         # Shapes only, so that a block too large for the device is found by the memory analysis and not by running it.
@@ -375,15 +409,15 @@ class Block:
 
     def start(self, params: Params, lanes: Lanes) -> Any:
         """The state of every lane before its first step."""
-        return self._start((params, self._auxiliary), lanes)
+        return self._start((params, self._auxiliary), self._room((params,), lanes))
 
     def advance(self, params: Params, lanes: Lanes, state: Any, num_steps: int) -> Any:
         """The state after so many more steps; lanes that are done stay as they are."""
-        return self._advance((params, self._auxiliary), lanes, state, jnp.int32(num_steps))
+        return self._advance((params, self._auxiliary), self._room((params,), lanes), state, jnp.int32(num_steps))
 
     def finish(self, params: Params, lanes: Lanes, state: Any) -> Outcome:
         """Measures and reconstructions."""
-        outcome: Outcome = self._finish((params, self._auxiliary), lanes, state)
+        outcome: Outcome = self._finish((params, self._auxiliary), self._room((params,), lanes), state)
         return outcome
 
 
@@ -404,9 +438,11 @@ class HostBlock:
         self.attack, self.num_seeds, self.num_lanes = block.attack, block.num_seeds, num_lanes
         self.num_steps = self.num_seeds * num_lanes
         self._observation = jax.jit(block._observe)
+        self._remember: Remember = forget
 
-    def prepare(self, params: Params, lanes: Lanes) -> tuple[Lanes, dict[tuple[int, int], str]]:
+    def prepare(self, params: Params, lanes: Lanes, remember: Remember = forget) -> tuple[Lanes, dict[tuple[int, int], str]]:
         """The lanes as they are; each attack says for itself what it uses."""
+        self._remember = remember
         return lanes, {}
 
     def compile(self, params: Params, lanes: Lanes) -> None:
@@ -434,7 +470,7 @@ class HostBlock:
             i, j = divmod(done, self.num_lanes)
             weights = jax.tree.map(lambda leaf, i=i: leaf[i], params)
             lane = jax.tree.map(lambda leaf, i=i, j=j: leaf[i, j], lanes)
-            found = self.attack.reconstruct(lane.key, self._observation((weights, self._block._auxiliary), lane))
+            found = self.attack.reconstruct(lane.key, self._observation((weights, self._block._auxiliary), lane), self._remember)
             state["outputs"][i, j], state["labels"][i, j] = np.asarray(found.inputs), np.asarray(found.labels)
             state["numbers"][i, j] = [float(x) for x in (found.objective, found.diverged, found.restart, found.num_evaluations)]
             text = (found.report or "").encode()[:4096]

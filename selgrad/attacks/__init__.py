@@ -9,6 +9,7 @@ from selgrad.attacks.dlg_text import dlg_text
 from selgrad.attacks.idlg import idlg
 from selgrad.attacks.inverting_gradients import inverting_gradients
 from selgrad.attacks.lamp import lamp
+from selgrad.attacks.learned import learned
 from selgrad.attacks.rank_one import rank_one
 from selgrad.attacks.tag import tag
 
@@ -21,4 +22,5 @@ ATTACKS = {
     "lamp": lamp,
     "dager": dager,
     "rank_one": rank_one,
+    "learned": learned,
 }

@@ -19,7 +19,7 @@ import scipy.sparse.csgraph
 
 from selgrad import trees
 from selgrad.attacks import row_space
-from selgrad.base import Observation
+from selgrad.base import Observation, Remember, forget
 
 _HELD_OUT = 0.1
 _AGREEMENT = 1e-3
@@ -88,14 +88,19 @@ def _fit(matrix: npt.NDArray[Any], seen: npt.NDArray[np.bool_], rank: int) -> np
     down, across = np.maximum(size(1), 1e-300), np.maximum(size(0), 1e-300)
     scaled = matrix / down[:, None]
     block = scaled[np.ix_(rows, columns)] / across[columns]
-    vt = np.linalg.svd(block, full_matrices=False)[2][:rank]
+    _, singular, vt = np.linalg.svd(block, full_matrices=False)
+    # What lies below float32's rounding is no direction of its own.
+    rank = min(rank, int((singular > 3e-7 * singular[0]).sum()))
     right: Any = np.full((matrix.shape[1], rank), np.nan)
-    right[columns] = vt.T * across[columns, None]
+    right[columns] = vt[:rank].T * across[columns, None]
     left: Any = np.full((matrix.shape[0], rank), np.nan)
     for _ in range(30):
         before = np.isfinite(left[:, 0]).sum() + np.isfinite(right[:, 0]).sum()
         left = _solve(right, scaled.T, seen.T, rank)
-        left[np.isfinite(left[:, 0])] = np.linalg.qr(left[np.isfinite(left[:, 0])])[0]
+        known = np.isfinite(left[:, 0])
+        if known.sum() < rank:
+            break
+        left[known] = np.linalg.qr(left[known])[0]
         right = _solve(left, scaled, seen, rank)
         if np.isfinite(left[:, 0]).sum() + np.isfinite(right[:, 0]).sum() == before:
             break
@@ -131,7 +136,7 @@ def _solve(factor: npt.NDArray[Any], matrix: npt.NDArray[Any], seen: npt.NDArray
         at = at if len(at) <= 512 else at[np.argsort(-scale[at], kind="stable")[:512]]
         a = factor[at] * weight[at, None]
         u, s, vt = np.linalg.svd(a, full_matrices=False)
-        if s[-1] > 1e-5 * s[0]:
+        if s[-1] > 1e-6 * s[0]:
             result[j] = vt.T @ ((u.T @ (matrix[at, j] * weight[at])) / s)
     return result
 
@@ -215,7 +220,7 @@ def stack(observation: Observation, group: Sequence[str]) -> tuple[npt.NDArray[A
     return np.concatenate(matrices, axis=1), np.concatenate(masks, axis=1)
 
 
-def complete(observation: Observation) -> tuple[Observation, str]:
+def complete(observation: Observation, remember: Remember = forget) -> tuple[Observation, str]:
     """Fills in the hidden entries that structure determines; on the host, in float64.
 
     Dense layers: [x; 1] delta' summed over the batch has at most the rank of the batch (of its tokens); biases are its last row, and query, key and

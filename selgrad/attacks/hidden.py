@@ -17,7 +17,7 @@ from selgrad import trees
 from selgrad.base import Batch, GradientContext, Grads, Key, Model, Observation, Params
 from selgrad.errors import UsageError
 
-Hidden: TypeAlias = Literal["zero", "average", "ignore", "bounded", "complete"]
+Hidden: TypeAlias = Literal["zero", "average", "ignore", "bounded", "complete", "learned"]
 
 
 class Target(NamedTuple):

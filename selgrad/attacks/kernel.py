@@ -17,9 +17,10 @@ from jax.flatten_util import ravel_pytree
 from selgrad.attacks.completion import complete
 from selgrad.attacks.hidden import Hidden, Target, fill, mask_evidence
 from selgrad.attacks.labels import LabelRule
+from selgrad.attacks.learned import estimate
 from selgrad.attacks.minimisers import RUN_AWAY, Minimiser, Objective
 from selgrad.attacks.spaces import SpaceRule
-from selgrad.base import Attack, Grads, Key, Observation, Reconstruction
+from selgrad.base import Attack, Grads, Key, Observation, Reconstruction, Remember
 from selgrad.errors import UsageError
 
 
@@ -49,7 +50,7 @@ class Kernel(NamedTuple):
     init: Callable[[Key, Observation], State]
     step: Callable[[Observation, State], State]
     decode: Callable[[Observation, State], Candidate]
-    prepare: Callable[[Observation], tuple[Observation, str]] | None = None
+    prepare: Callable[[Observation, Remember], tuple[Observation, str]] | None = None
 
 
 def _anything_visible(observation: Observation) -> Array:
@@ -91,7 +92,8 @@ def gradient_matching(
     Args:
       distance: between the dummy update and the target.
       minimiser: for the attacker's bounds, from the observation.
-      hidden: what becomes of encrypted entries; `complete` fills in on the host what structure gives away, and ignores the rest.
+      hidden: what becomes of encrypted entries; `complete` fills in on the host what structure gives away, and ignores the rest; `learned` ignores
+        them and starts from what a decoder that was trained for this mask makes of the others.
       space: what is optimised, from the observation: pixels or embeddings.
       prior: penalty on the dummy inputs.
       label_rule: labels before the optimisation; None optimises label logits jointly. Labels that the threat model gives are used as given.
@@ -141,6 +143,8 @@ def gradient_matching(
         inputs_key, labels_key, key = jax.random.split(key, 3)
         labels_shape = label_sizes(observation)
         inputs = space(observation).draw(inputs_key)
+        if hidden == "learned" and observation.estimate is not None:
+            inputs = observation.estimate
         labels = observation.labels
         if labels is None and label_rule is not None:
             labels = label_rule(labels_key, observation, fill(observation, hidden))
@@ -148,13 +152,13 @@ def gradient_matching(
             point = ravel_pytree((inputs, jax.random.normal(labels_key, labels_shape)))[0]
         else:
             point = inputs.reshape(-1)
-        if search is not None:
+        if search is not None and hidden != "learned":
             inputs = search.start(inputs_key, observation, value_of_inputs(observation, labels, point))
             point = jnp.concatenate([inputs.reshape(-1), point[inputs.size :]])
         inner = minimiser(observation).init(point)
         # Where nothing is visible there is nothing to optimise for: the attack is done and returns its prior sample.
         inner = inner._replace(done=~_anything_visible(observation))
-        spent = jnp.full((), 0 if search is None else search.evaluations_per_start, jnp.int32)
+        spent = jnp.full((), 0 if search is None or hidden == "learned" else search.evaluations_per_start, jnp.int32)
         return State(inner, point, labels, spent, jnp.zeros((), jnp.int32), jax.random.key_data(key))
 
     def step(observation: Observation, state: State) -> State:
@@ -196,7 +200,7 @@ def gradient_matching(
         read = space(observation).read
         return Candidate(read(inputs), labels, value, read(unravel(observation, state.labels, state.start)[0]))
 
-    return Kernel(init, step, decode, complete if hidden == "complete" else None)
+    return Kernel(init, step, decode, {"complete": complete, "learned": estimate}.get(hidden))
 
 
 def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:

@@ -52,6 +52,12 @@ class TextDataset:
         part = slice(start, stop)
         return Batch(jnp.asarray(self.tokens[part]), jnp.asarray(self.labels[part]), jnp.asarray(self.valid[part]))
 
+    def padded(self, length: int) -> TextDataset:
+        """The same sentences, padded to a length that is at least their own."""
+        more = ((0, 0), (0, length - self.tokens.shape[1]))
+        tokens, valid = np.pad(self.tokens, more, constant_values=self.spec.pad_id), np.pad(self.valid, more)
+        return dataclasses.replace(self, tokens=tokens, valid=valid, spec=dataclasses.replace(self.spec, shape=(length,)))
+
     def decode(self, tokens: Iterable[Any]) -> str:
         """The text of one sequence, special tokens left out."""
         return self.tokenizer.decode([int(i) for i in tokens])

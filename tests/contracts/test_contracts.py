@@ -10,7 +10,7 @@ import pytest
 
 from selgrad import trees
 from selgrad.attacks import ATTACKS
-from selgrad.base import Batch, Evidence, InputSpec, Model, Reconstruction, TextModel, TextSpec, Update
+from selgrad.base import Batch, Evidence, InputSpec, Model, Reconstruction, TextModel, TextSpec, Update, forget
 from selgrad.config import REGISTRIES, make_spec, parameters, registry
 from selgrad.data import DATASETS
 from selgrad.errors import UsageError
@@ -163,7 +163,9 @@ SHORT = {
     "dager": {},
     "rank_one": {},
 }
-RUNGS = [(name, hidden) for name in ATTACKS for hidden in ("zero", "average", "ignore")]
+# A decoder needs public data and recovers nothing exactly: tests/attacks/test_learned.py holds it to what it can do.
+MATCHING = [name for name in ATTACKS if name != "learned"]
+RUNGS = [(name, hidden) for name in MATCHING for hidden in ("zero", "average", "ignore")]
 # The rungs above are the kernel's: one attack on pixels and one on embeddings speak for all.
 RUNGS += [("idlg", "bounded"), ("tag", "bounded"), ("idlg", "complete"), ("tag", "complete"), ("rank_one", "complete")]
 
@@ -176,16 +178,17 @@ def runs(problem, text_problem, spec):
     def run(name, hidden):
         if (name, hidden) not in cache:
             attack = make_spec("attack", name, {**SHORT[name], "hidden": hidden}).build()
+            evidence = Evidence(METRICS["magnitude"]()) if hidden == "bounded" else None
             p = problem(spec, model="lenet")
             nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), p.grads)
             try:
-                jax.eval_shape(attack.reconstruct, jax.random.key(0), observe(p.model, p.update, p.params, p.grads, nothing))
+                shown = observe(p.model, p.update, p.params, p.grads, nothing, evidence=evidence)
+                jax.eval_shape(dataclasses.replace(attack, prepare=None).reconstruct, jax.random.key(0), shown)
             except UsageError as refusal:
                 assert "text" in str(refusal) or "dense" in str(refusal)
                 p = text_problem() if "text" in str(refusal) else problem(spec, model="mlp")
             ranks = trees.rank(METRICS["magnitude"]()(p.context))
 
-            evidence = Evidence(METRICS["magnitude"]()) if hidden == "bounded" else None
             total = trees.size(p.grads)
             seen = [
                 observe(p.model, p.update, p.params, p.grads, trees.top(ranks, count), valid=p.batch.valid, evidence=evidence)
@@ -193,7 +196,7 @@ def runs(problem, text_problem, spec):
             ]
             if attack.traceable:
                 if attack.prepare is not None:
-                    seen, attack = [attack.prepare(one)[0] for one in seen], dataclasses.replace(attack, prepare=None)
+                    seen, attack = [attack.prepare(one, forget)[0] for one in seen], dataclasses.replace(attack, prepare=None)
                 stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *seen)
                 found = jax.jit(jax.vmap(lambda one: attack.reconstruct(jax.random.key(3), one)))(stacked)
             else:
@@ -223,7 +226,7 @@ class TestAttack:
         if name not in ("dager", "rank_one"):
             assert found.objective[2] == 0 and found.num_evaluations[2] == (40 if name == "lamp" else 0), "only the starts were looked at"
 
-    @pytest.mark.parametrize("name", ATTACKS)
+    @pytest.mark.parametrize("name", MATCHING)
     def test_the_best_restart_is_chosen_by_the_attackers_own_objective(self, runs, name):
         _, found = runs(name, "ignore")
         np.testing.assert_array_equal(found.objective, found.all_objectives.min(axis=1))

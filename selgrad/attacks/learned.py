@@ -1,0 +1,227 @@
+"""A decoder from what a mask leaves visible to the inputs, trained on public data for this very mask: the rung `learned`, and an attack of its own.
+
+"Learning to Invert", Wu et al., UAI 2023 (wu2023learning): an attacker that knows the defence trains against it. Entries are standardised over the public
+updates and hashed into a fixed number of features (Weinberger et al. 2009, weinberger2009hashing), which an MLP maps to the embedded inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from selgrad import trees
+from selgrad.attacks.hidden import Hidden, fill
+from selgrad.attacks.labels import columns_or_trial, last_layer_counts
+from selgrad.attacks.spaces import embeddings, pixels
+from selgrad.base import Attack, Batch, Grads, InputSpec, Key, Model, Observation, Params, Reconstruction, Remember, Update, forget
+from selgrad.errors import UsageError
+
+_HELD_OUT = 0.1
+_FLOOR = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How a decoder is trained.
+
+    Attributes:
+      num_features: into which the entries are hashed.
+      width: units of each of two hidden layers.
+      num_steps: of Adam on 64 public batches, the learning rate falling to 0 along a cosine.
+      learning_rate: at its start.
+    """
+
+    num_features: int = 2048
+    width: int = 512
+    num_steps: int = 500
+    learning_rate: float = 1e-3
+
+
+class _Network(nn.Module):
+    width: int
+    num_outputs: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for i in range(2):
+            x = nn.relu(nn.Dense(self.width, name=f"fc_{i}")(x))
+        return cast(Array, nn.Dense(self.num_outputs, name="fc_2")(x))
+
+
+class Decoder(NamedTuple):
+    """A trained decoder.
+
+    Attributes:
+      center, scale: of each gradient entry over the public updates, (n,); scale is 0 where the entry is hidden or never changes.
+      feature_scale: () of the hashed features.
+      params: of the network.
+      mean, spread: of the public embedded inputs, the shape of one batch, and () their root mean square deviation.
+      explained: () share of the variance of held-out public inputs that the decoder explains; at most 1, below 0 if it is worse than the mean.
+    """
+
+    center: Array
+    scale: Array
+    feature_scale: Array
+    params: Params
+    mean: Array
+    spread: Array
+    explained: Array
+
+
+def _features(values: Array, decoder: Decoder, num_features: int) -> Array:
+    """Signed hashing: inner products of standardised updates are kept in expectation."""
+    places_key, signs_key = jax.random.split(jax.random.key(0))
+    place = jax.random.randint(places_key, values.shape, 0, num_features)
+    sign = jax.random.rademacher(signs_key, values.shape, values.dtype)
+    standard = (values - decoder.center) * decoder.scale * sign
+    return jnp.zeros(num_features, values.dtype).at[place].add(standard) * decoder.feature_scale
+
+
+def _in_order(embedded: Array, labels: Array) -> Array:
+    """A batch sorted by label and mean value: an update does not say which of its inputs comes first."""
+    if len(embedded) == 1:
+        return embedded
+    flat = lambda leaf: leaf.reshape(len(embedded), -1)
+    return embedded[jnp.lexsort((flat(embedded).mean(axis=1), flat(labels).sum(axis=1)))]
+
+
+@partial(jax.jit, static_argnames=("model", "update", "training"))
+def train(model: Model, update: Update, training: Training, params: Params, public: Batch, mask: Grads) -> Decoder:
+    """Trains a decoder for one mask.
+
+    Args:
+      model, update, training: static.
+      params: weights that the client started from.
+      public: batches, stacked along a leading axis.
+      mask: True where encrypted.
+    """
+    count = len(public.labels)
+
+    def send(batch: Batch) -> Array:
+        labels = jax.nn.one_hot(model.targets(batch), model.input_spec.num_classes)
+        return trees.concatenate(update.client(model, params, batch, labels))
+
+    def target(batch: Batch) -> Array:
+        return _in_order(model.embed(params, batch.inputs), model.targets(batch))
+
+    first = send(jax.tree.map(lambda leaf: leaf[0], public))
+
+    def moments(carry: tuple[Array, Array], batch: Batch) -> tuple[tuple[Array, Array], None]:
+        # About the first update, which keeps the digits.
+        off = send(batch) - first
+        return (carry[0] + off / count, carry[1] + off**2 / count), None
+
+    (shift, square), _ = jax.lax.scan(moments, (jnp.zeros_like(first), jnp.zeros_like(first)), public)
+    spread = jnp.sqrt(jnp.maximum(square - shift**2, 0))
+    visible = ~trees.concatenate(mask)
+    # Entries that hardly change beside the others of the update are rounding.
+    usable = visible & (spread > _FLOOR * jnp.sqrt((spread**2).mean()))
+    inputs = jax.lax.map(target, public)
+    mean = inputs.mean(axis=0)
+    decoder = Decoder(
+        center=first + shift, scale=jnp.where(usable, 1 / jnp.where(usable, spread, 1), 0), feature_scale=jnp.ones(()), params={},
+        mean=mean, spread=jnp.sqrt(((inputs - mean) ** 2).mean()) + 1e-12, explained=jnp.zeros(()),
+    )  # fmt: skip
+    features = jax.lax.map(lambda batch: _features(send(batch), decoder, training.num_features), public)
+    feature_scale = 1 / jnp.maximum(jnp.sqrt((features**2).mean()), 1e-12)
+    features, wanted = features * feature_scale, ((inputs - mean) / decoder.spread).reshape(count, -1)
+
+    network = _Network(training.width, wanted.shape[1])
+    held = max(1, int(_HELD_OUT * count))
+    optimiser = optax.adam(optax.cosine_decay_schedule(training.learning_rate, training.num_steps))
+    weights = network.init(jax.random.key(1), features[:1])["params"]
+
+    def loss(weights: Params, at: Array) -> Array:
+        return ((network.apply({"params": weights}, features[at]) - wanted[at]) ** 2).mean()
+
+    def step(carry: Any, index: Array) -> tuple[Any, None]:
+        weights, state, best, best_weights = carry
+        at = held + jax.random.randint(jax.random.fold_in(jax.random.key(2), index), (min(64, count),), 0, max(1, count - held))
+        change, state = optimiser.update(jax.grad(loss)(weights, at), state, weights)
+        weights = optax.apply_updates(weights, change)
+        due = index % 25 == 24
+        error = jax.lax.cond(due, lambda: loss(weights, jnp.arange(held)), lambda: jnp.inf)
+        better = error < best
+        best_weights = jax.tree.map(lambda new, old: jnp.where(better, new, old), weights, best_weights)
+        return (weights, state, jnp.where(better, error, best), best_weights), None
+
+    start = (weights, optimiser.init(weights), loss(weights, jnp.arange(held)), weights)
+    (_, _, error, weights), _ = jax.lax.scan(step, start, jnp.arange(training.num_steps))
+    return decoder._replace(feature_scale=feature_scale, params=weights, explained=1 - error / jnp.maximum((wanted[:held] ** 2).mean(), 1e-12))
+
+
+@partial(jax.jit, static_argnames="training")
+def decode(training: Training, decoder: Decoder, visible: Grads) -> Array:
+    """The embedded inputs (B, ...) that the decoder reads off an update; the public mean where nothing is visible."""
+    features = _features(trees.concatenate(visible), decoder, training.num_features)
+    network = _Network(training.width, decoder.mean.size)
+    off = network.apply({"params": decoder.params}, features[None])[0].reshape(decoder.mean.shape)
+    return decoder.mean + jnp.where((decoder.scale > 0).any(), decoder.spread * off, 0)
+
+
+def estimate(observation: Observation, remember: Remember = forget, training: Training = Training()) -> tuple[Observation, str]:
+    """The observation with the decoder's estimate of its embedded inputs, and a JSON report; on the host, once for each mask.
+
+    Raises:
+      UsageError: if there are no public data, or fewer than 20 batches of them.
+    """
+    public = observation.public
+    if public is None or len(public.labels) < 20:
+        count = 0 if public is None else len(public.labels)
+        raise UsageError(f"hidden='learned' trains a decoder on public data and has {count} batches; name a data set of at least 20 under `public`")
+    model, update, params = observation.model, observation.update, observation.params
+    make = partial(train, model, update, training, params, public, observation.mask)
+    digest = hashlib.sha256(repr((model, update, training)).encode())
+    for leaf in jax.tree.leaves((params, observation.mask, public)):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    decoder: Decoder = remember(digest.hexdigest()[:24], make)
+    found = decode(training, decoder, observation.visible)
+    used = f"decoder of {len(public.labels)} public batches, {float(decoder.explained):.0%} of the variance of held-out ones explained"
+    hidden = [path for path, leaf in zip(trees.paths(observation.mask), jax.tree.leaves(observation.mask), strict=True) if bool(jnp.all(leaf))]
+    report = {"used": [used], "unused": [f"{path} (hidden whole)" for path in hidden]}
+    return dataclasses.replace(observation, estimate=found), json.dumps(report)
+
+
+def learned(*, hidden: Hidden = "learned", num_features: int = 2048, width: int = 512, num_steps: int = 500, learning_rate: float = 1e-3) -> Attack:
+    """A decoder from visible entries to inputs, trained on public data under the client's own mask; no optimisation on the client's update.
+
+    Args:
+      hidden: kept for the interface: a decoder reads visible entries only, whatever one takes the others for.
+      num_features: into which gradient entries are hashed.
+      width: units of the decoder's two hidden layers.
+      num_steps: of training.
+      learning_rate: of training, at its start.
+
+    Raises:
+      UsageError: if a number is not positive, or there are no public data.
+    """
+    for name, value in (("num_features", num_features), ("width", width), ("num_steps", num_steps), ("learning_rate", learning_rate)):
+        if not 0 < value < float("inf"):
+            raise UsageError(f"{name}={value} must be positive")
+    training = Training(num_features, width, num_steps, learning_rate)
+
+    def finish(observation: Observation, key: Key) -> Reconstruction:
+        if observation.estimate is None:
+            raise UsageError("attack 'learned' has no decoder yet; call reconstruct, or prepare the observation first")
+        images = isinstance(observation.model.input_spec, InputSpec)
+        space = (pixels("normal") if images else embeddings())(observation)
+        inputs = space.read(space.fix(observation.estimate))
+        rule = columns_or_trial if images else last_layer_counts
+        labels = observation.labels if observation.labels is not None else rule(key, observation, fill(observation, "ignore"))
+        zero = jnp.zeros(())
+        return Reconstruction(
+            inputs=inputs, labels=labels, objective=zero, diverged=jnp.zeros((), bool), restart=jnp.zeros((), jnp.int32), all_inputs=inputs[None],
+            all_labels=labels[None], all_objectives=zero[None], num_evaluations=jnp.zeros((), jnp.int32),
+        )  # fmt: skip
+
+    return Attack(lambda key, _: key, lambda _, state, __: state, finish, 1, 1, traceable=False, prepare=partial(estimate, training=training))
