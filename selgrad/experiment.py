@@ -47,6 +47,7 @@ from selgrad.errors import UsageError
 from selgrad.evaluation import MEASURES, TEXT_MEASURES, align, align_texts, token_accuracy
 from selgrad.evaluation.certificates import Certificate, certify, float32_noise, gaussian_prior
 from selgrad.gradients import observe
+from selgrad.masks import CohortSelector
 
 
 def fold(key: Key, *names: str | int) -> Key:
@@ -209,6 +210,13 @@ class Setting:
         def rank(one: Scores) -> Ranks:
             ranks = choose(one)
             return trees.rank_first(ranks, first) if any(first) else ranks
+
+        if isinstance(choose, CohortSelector):
+            started = time.perf_counter()
+            shared = choose.of_cohort(scores)
+            shared = jax.tree.map(np.asarray, trees.rank_first(shared, first) if any(first) else shared)
+            everyone = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (self.num_samples, *leaf.shape)), shared)
+            return everyone, score_seconds, (time.perf_counter() - started) / self.num_samples
 
         order = self._program(selector, lambda s: jax.lax.map(rank, s), scores)
         started = time.perf_counter()

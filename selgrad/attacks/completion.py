@@ -22,6 +22,7 @@ from selgrad.attacks import row_space
 from selgrad.base import Observation, Remember, forget
 
 _HELD_OUT = 0.1
+_FEWEST_HELD_OUT = 5
 _AGREEMENT = 1e-3
 
 
@@ -177,13 +178,14 @@ def low_rank(matrix: npt.NDArray[Any], hidden: npt.NDArray[np.bool_], rank: int)
     fit = _outer_product if rank == 1 else _fit
     fits = [fit(part, seen, rank) for seen in (shown, shown & ~held)]
     scale = float(np.abs(part[shown]).max())
-    test = (held if held.any() else shown) & np.isfinite(fits[1])
+    test = held & np.isfinite(fits[1]) & (part != 0)
+    if test.sum() < _FEWEST_HELD_OUT:
+        # A fit that nothing checks always agrees with what it was fitted to.
+        return matrix, hidden, f"too little visible: {test.sum()} held-out entries can be predicted, and {_FEWEST_HELD_OUT} are needed to trust a fit"
     wrong = float(np.linalg.norm((fits[1] - part)[test])) / max(float(np.linalg.norm(part[test])), 1e-300)
     if wrong > 1e-2:
         return matrix, hidden, f"rank {rank} does not predict held-out entries (relative error {wrong:.1e})"
     agree = np.abs(fits[0] - fits[1]) <= _AGREEMENT * np.abs(fits[0]) + 1e-9 * scale
-    if not test.any():
-        return matrix, hidden, "too little visible"
     filled, still = np.where(hidden, 0.0, matrix).astype(np.float64), hidden.copy()
     at = np.ix_(rows, columns)
     block, mask = filled[at], still[at]

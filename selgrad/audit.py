@@ -1,0 +1,209 @@
+"""Audits: what index lists alone tell, and whether encrypting named leaves is safe.
+
+`audit_masks` reads masks of many samples without any gradient value; `audit_paths` asks a certificate and the strongest of several attacks about a mask by path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from selgrad import trees
+from selgrad.base import TextModel, TextSpec
+from selgrad.config import Spec, make_spec
+from selgrad.errors import UsageError
+from selgrad.evaluation.certificates import Certificate
+from selgrad.evaluation.mask_leak import extra_entries, leak
+from selgrad.experiment import Setting, _spec, run_cell, succeeded, success_rule
+
+_FREQUENT = 200
+OnEvent = Callable[[str], None]
+
+
+def _flat(ranks: Any) -> npt.NDArray[np.int32]:
+    """(samples, n) int32."""
+    return np.concatenate([np.asarray(leaf).reshape(len(leaf), -1) for leaf in jax.tree.leaves(ranks)], axis=1)
+
+
+def _inputs(setting: Setting) -> npt.NDArray[Any]:
+    """(samples, d): pixels, or the counts of the most frequent tokens."""
+    batches = jax.tree.map(np.asarray, setting.client(0).batches)
+    spec = setting.input_spec
+    if not isinstance(spec, TextSpec):
+        return batches.inputs.reshape(setting.num_samples, -1)  # type: ignore[no-any-return]
+    counts = _token_counts(setting)
+    counts[:, list(spec.special_ids)] = 0
+    return counts[:, np.argsort(-(counts > 0).sum(axis=0), kind="stable")[:_FREQUENT]]
+
+
+def _token_counts(setting: Setting) -> npt.NDArray[Any]:
+    batches = jax.tree.map(np.asarray, setting.client(0).batches)
+    spec = setting.input_spec
+    assert isinstance(spec, TextSpec)
+    tokens = batches.inputs.reshape(setting.num_samples, -1)
+    return np.stack([np.bincount(row, minlength=spec.vocabulary_size) for row in tokens])
+
+
+def _rows(setting: Setting, ranks: Any, num_selected: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]] | None:
+    """Share of hidden entries in the row of each pixel or token, and which of these are not 0 or occur; None where no leaf has such rows."""
+    spec, model = setting.input_spec, setting.model
+    leaves = dict(zip(trees.paths(ranks), jax.tree.leaves(ranks), strict=True))
+    share = lambda leaf: (np.asarray(leaf) < num_selected).mean(axis=-1)
+    if isinstance(spec, TextSpec):
+        if not isinstance(model, TextModel) or model.embedding not in leaves or model.embedding in model.always_encrypted:
+            return None
+        occurs = _token_counts(setting) > 0
+        return share(leaves[model.embedding])[:, : occurs.shape[1]], occurs
+    size = int(np.prod(spec.shape))
+    for path, leaf in leaves.items():
+        if path.endswith("kernel") and leaf.ndim == 3 and leaf.shape[1] == size:
+            pixels = spec.pixels(jax.numpy.asarray(setting.client(0).batches.inputs))
+            return share(leaf), np.asarray((pixels > 0).any(axis=1).reshape(setting.num_samples, size))
+    return None
+
+
+def audit_masks(
+    *, dataset: Any, model: Any, metrics: Sequence[Any], ratios: Sequence[float], selectors: Sequence[Any] = ("global_top",), update: Any = "gradient",
+    seed: int = 0, public: Any = None, on_event: OnEvent = lambda _: None,
+) -> pd.DataFrame:  # fmt: skip
+    """What masks of every metric, selector and ratio tell of the samples of a data set.
+
+    Args:
+      dataset, model, update: a name, or a mapping of `name` and arguments; take 200 samples or more.
+      metrics, selectors: lists of the same.
+      ratios: shares of encrypted entries, in [0, 1].
+      seed: of weights and metrics; all samples are seen at the same weights.
+      public: a data set that everybody has, for amortised metrics.
+      on_event: called with a line before each metric.
+
+    Returns:
+      One row per metric, selector and ratio: `metric`, `selector`, `ratio`, the columns of `MaskLeak`, and `extra_entries`, how many more entries (as a
+      share of the selection, median over samples) the selector must encrypt to cover 90 % of what the metric's own top entries would be.
+
+    Raises:
+      UsageError: for unknown names, ratios outside [0, 1], or fewer than 20 samples.
+    """
+    setting = Setting(_spec("dataset", dataset), _spec("model", model), _spec("update", update), public=None if public is None else _spec("dataset", public))
+    if setting.num_samples < 20:
+        raise UsageError(f"an audit of masks needs 20 samples and has {setting.num_samples}; raise count of {setting.specs[0].label}, such as count=300")
+    batches = jax.tree.map(np.asarray, setting.client(0).batches)
+    labels = batches.labels.reshape(setting.num_samples, -1)[:, 0]
+    inputs, rows, own = _inputs(setting), [], make_spec("selector", "global_top")
+    for metric in [_spec("metric", one) for one in metrics]:
+        for selector in [_spec("selector", one) for one in selectors]:
+            on_event(f"masks of {setting.num_samples} samples by {metric.label}, {selector.label}")
+            ranks = setting.ranks(metric, selector, seed)[0]
+            flat, first = _flat(ranks), _flat(setting.ranks(metric, own, seed)[0])
+            for ratio in ratios:
+                count = setting.num_selected(ratio)
+                found = leak(flat < count, labels, inputs, _rows(setting, ranks, count))
+                extra = np.median([extra_entries(a, b, count) for a, b in zip(first, flat, strict=True)]) / max(count, 1)
+                rows.append(
+                    {
+                        "metric": metric.label, "selector": selector.label, "ratio": float(ratio), "num_selected": count, "num_total": setting.num_total,
+                        **dataclasses.asdict(found), "extra_entries": float(extra),
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class PathAudit:
+    """The answer to "is it safe to encrypt these leaves?".
+
+    Attributes:
+      encrypted: paths of the leaves that are encrypted whole.
+      num_selected, num_total: entries.
+      certificate: of the first sample; None where its Jacobian does not fit in memory.
+      attacks: one row per attack, the strongest first: `attack`, `quality` (mean over samples of `measure`), `success` (share), `num_samples`.
+      measure: that `quality` is in.
+      rule: of success, in words.
+    """
+
+    encrypted: tuple[str, ...]
+    num_selected: int
+    num_total: int
+    certificate: Certificate | None
+    attacks: pd.DataFrame
+    measure: str
+    rule: str
+
+    @property
+    def safe(self) -> bool:
+        """Whether no attack succeeded on any sample."""
+        return not (self.attacks["success"] > 0).any()
+
+
+def default_attacks(setting: Setting, with_public: bool) -> list[Spec]:
+    """The strongest rungs of the attacks that fit the data: what `audit_paths` runs unless it is told otherwise."""
+    if isinstance(setting.input_spec, TextSpec):
+        chosen = [
+            make_spec("attack", "dager", {"num_attempts": 1, "max_candidates": 32}),
+            make_spec("attack", "tag", {"num_steps": 1000, "start": "vocabulary", "learning_rate": 0.01, "hidden": "complete"}),
+        ]
+    else:
+        sent = setting.client(0).grads
+        size = int(np.prod(setting.input_spec.shape))
+        dense = any(p.endswith("kernel") and leaf.ndim == 3 and leaf.shape[1] == size for p, leaf in zip(trees.paths(sent), jax.tree.leaves(sent), strict=True))
+        chosen = [make_spec("attack", "rank_one")] if dense else []
+        chosen += [
+            make_spec("attack", "idlg", {"num_steps": 100, "start": "grey", "hidden": "complete"}),
+            make_spec("attack", "inverting_gradients", {"num_steps": 1000, "hidden": "complete"}),
+        ]
+    return [*chosen, make_spec("attack", "learned")] if with_public else chosen
+
+
+def audit_paths(
+    paths: Sequence[str], *, dataset: Any, model: Any, update: Any = "gradient", attacks: Sequence[Any] = (), samples: Sequence[int] = (0, 1),
+    seed: int = 0, public: Any = None, success: Any = None, on_event: OnEvent = lambda _: None,
+) -> PathAudit:  # fmt: skip
+    """Encrypts the named leaves whole, asks the certificate what is left identifiable, and runs attacks on it.
+
+    Args:
+      paths: shell patterns over leaf paths, such as ["conv*/**"].
+      dataset, model, update: a name, or a mapping of `name` and arguments.
+      attacks: the same; by default the strongest rungs of those that fit the data.
+      samples: batches of the data set to attack.
+      seed: of weights and attacks.
+      public: a data set that everybody has, for the learned decoder and the certificate's prior.
+      success: a mapping of `measure` and `threshold`; by default MSE < 1e-3, or ROUGE-L > 0.5 for text.
+      on_event: called with a line before each attack.
+
+    Raises:
+      UsageError: for unknown names, a pattern that names no leaf, or a certificate's Jacobian that does not fit (the attacks still run).
+    """
+    specs = _spec("dataset", dataset), _spec("model", model), _spec("update", update)
+    setting = Setting(*specs, samples, None if public is None else _spec("dataset", public))
+    grads = setting.client(seed).grads
+    named = trees.matching_leaves(grads, paths)
+    always = [trees.matches(path, setting.model.always_encrypted) for path in trees.paths(grads)]
+    sizes = [int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(grads)]
+    chosen = sum(size for size, yes, first in zip(sizes, named, always, strict=True) if yes and not first)
+    ratio = chosen / max(setting.num_total - setting.num_always, 1)
+    selector, metric = make_spec("selector", "by_path", {"paths": list(paths)}), make_spec("metric", "magnitude")
+    count = setting.num_selected(ratio)
+    certificate: Certificate | None = None
+    try:
+        on_event("certificate")
+        certificate = setting.certificates(metric, selector, seed, 0, (count,))[0]
+    except UsageError as error:
+        on_event(f"no certificate: {error}")
+    rule = success_rule({"measure": None, "threshold": None, **(success or {})}, setting.input_spec)
+    measure = "rougeL" if isinstance(setting.input_spec, TextSpec) else "psnr"
+    rows = []
+    for attack in [_spec("attack", one) for one in attacks] or default_attacks(setting, public is not None):
+        found = []
+        for sample in samples:
+            on_event(f"{attack.label} on sample {sample}")
+            found.append(run_cell(dataset=specs[0], model=specs[1], update=specs[2], attack=attack, metric=metric, ratio=ratio, selector=selector, sample=sample, seed=seed, public=public))  # fmt: skip
+        quality, won = [one.measures[measure] for one in found], [succeeded(rule, one.measures) for one in found]
+        rows.append({"attack": attack.label, "quality": float(np.mean(quality)), "success": float(np.mean(won)), "num_samples": len(found)})
+    table = pd.DataFrame(rows).sort_values(["success", "quality"], ascending=False, ignore_index=True)
+    encrypted = tuple(path for path, yes, first in zip(trees.paths(grads), named, always, strict=True) if yes or first)
+    return PathAudit(encrypted, count, setting.num_total, certificate, table, measure, f"{rule[0]} {'<' if rule[0] == 'mse' else '>'} {rule[1]:g}")

@@ -1,0 +1,61 @@
+"""One mask for a whole cohort of clients, so that an index list says little of any one of them.
+
+Averaged maps are FedML-HE's agreement (jin2023fedmlhe, section 3); the union of priority lists is MaskCrypt's (hu2024maskcrypt). The order itself must be
+agreed on under encryption or by a trusted party: a client that sends its own scores in the clear has leaked them already.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from selgrad import trees
+from selgrad.base import Ranks, Scores
+
+Agreement: TypeAlias = Literal["mean", "vote", "union"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CohortSelector:
+    """A selector that orders entries for many clients at once.
+
+    Attributes:
+      by: how they agree.
+    """
+
+    by: Agreement
+
+    def __call__(self, scores: Scores) -> Ranks:
+        """The order of a cohort of one, which is its own."""
+        return self.of_cohort(jax.tree.map(lambda leaf: leaf[None], scores))
+
+    def of_cohort(self, scores: Scores) -> Ranks:
+        """One order for all.
+
+        Args:
+          scores: of every client, a leading axis (clients,) on each leaf.
+        """
+        flat = jax.vmap(trees.concatenate)(scores)
+        like = jax.tree.map(lambda leaf: leaf[0], scores)
+        if self.by == "mean":
+            # Each client weighs the same, however large its gradient.
+            sizes = jnp.abs(flat).sum(axis=1, keepdims=True)
+            return trees.rank(trees.split((flat / jnp.where(sizes > 0, sizes, 1)).mean(axis=0), like))
+        ranks: Array = jax.lax.map(trees.descending_ranks, flat)
+        chosen = ranks.min(axis=0) if self.by == "union" else jnp.sort(ranks, axis=0)[(len(flat) - 1) // 2]
+        order = jnp.lexsort((ranks.astype(jnp.float32).mean(axis=0), chosen))
+        return trees.split(trees.positions(order), like)
+
+
+def common(*, by: Agreement = "mean") -> CohortSelector:
+    """Ranks entries once for all samples of a sweep, taken as its clients.
+
+    Args:
+      by: `mean`: by the mean of the clients' scores, each divided by its sum. `vote`: by the median of their ranks, so that the first k are what most
+        clients would choose among their first k. `union`: by the best of their ranks: what anyone would choose first comes first.
+    """
+    return CohortSelector(by)
