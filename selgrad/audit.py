@@ -1,6 +1,7 @@
 """Audits: what index lists alone tell, and whether encrypting named leaves is safe.
 
-`audit_masks` reads masks of many samples without any gradient value; `audit_paths` asks a certificate and the strongest of several attacks about a mask by path.
+`audit_masks` reads masks of many samples without any gradient value; `audit_paths` asks a certificate and the strongest of several attacks about a mask
+by path.
 """
 
 from __future__ import annotations
@@ -201,7 +202,8 @@ def audit_paths(
         found = []
         for sample in samples:
             on_event(f"{attack.label} on sample {sample}")
-            found.append(run_cell(dataset=specs[0], model=specs[1], update=specs[2], attack=attack, metric=metric, ratio=ratio, selector=selector, sample=sample, seed=seed, public=public))  # fmt: skip
+            named_specs: dict[str, Any] = {"dataset": specs[0], "model": specs[1], "update": specs[2], "metric": metric, "selector": selector, "attack": attack}
+            found.append(run_cell(**named_specs, ratio=ratio, sample=sample, seed=seed, public=public))
         quality, won = [one.measures[measure] for one in found], [succeeded(rule, one.measures) for one in found]
         rows.append({"attack": attack.label, "quality": float(np.mean(quality)), "success": float(np.mean(won)), "num_samples": len(found)})
     table = pd.DataFrame(rows).sort_values(["success", "quality"], ascending=False, ignore_index=True)

@@ -300,7 +300,7 @@ class Evidence(NamedTuple):
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["params", "visible", "mask", "labels", "valid", "auxiliary", "public", "estimate"],
+    data_fields=["params", "visible", "mask", "labels", "valid", "auxiliary", "public", "estimate", "later"],
     meta_fields=["model", "update", "evidence"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -318,6 +318,7 @@ class Observation:
       public: batches that everybody has, stacked along a leading axis.
       evidence: the client's metric, where the attacker reads the mask as evidence.
       estimate: (B, ...) embedded inputs that a learned decoder read off the visible entries, where the attacker has one.
+      later: what the client sent of the same data in later rounds; None where there was one round.
     """
 
     model: Model
@@ -331,6 +332,30 @@ class Observation:
     public: Batch | None = None
     evidence: Evidence | None = None
     estimate: Array | None = None
+    later: Rounds | None = None
+
+    @property
+    def rounds(self) -> list[Observation]:
+        """One observation a round, the first being this one; each without the others."""
+        if self.later is None:
+            return [self]
+        count = len(jax.tree.leaves(self.later.mask)[0])
+        parts = [jax.tree.map(lambda leaf, t=t: leaf[t], self.later) for t in range(count)]
+        alone = dataclasses.replace(self, later=None)
+        return [alone, *(dataclasses.replace(alone, params=p.params, visible=p.visible, mask=p.mask) for p in parts)]
+
+
+class Rounds(NamedTuple):
+    """What the same client sent in later rounds, of the same data under other weights; every leaf has a leading axis (rounds,).
+
+    Attributes:
+      params: the global weights of each round.
+      visible, mask: as in `Observation`.
+    """
+
+    params: Params
+    visible: Grads
+    mask: Mask
 
 
 class Reconstruction(NamedTuple):

@@ -1,4 +1,4 @@
-"""The command line: quickstart, sweep, report, attack, train-lm, list.
+"""The command line: quickstart, sweep, report, attack, audit, train-lm, list.
 
 Only click and the standard library are imported here, so `--help` answers at once; each command imports what it runs.
 """
@@ -26,6 +26,7 @@ Start here:
   selgrad attack --ratio 0.1            one cell, with what the attacker sees and finds
   selgrad sweep sweep.yaml --out DIR    a grid; run the same command again to go on after an interruption
   selgrad report DIR                    figures and one HTML page from the records
+  selgrad audit                         what the list of encrypted entries alone tells, or whether encrypting some leaves is safe
 """
 
 
@@ -210,6 +211,126 @@ def attack(
         click.echo(f"labels     {result.label_correct:.0%} correct: {result.labels.tolist()}")
     if out is not None:
         click.echo(f"picture    {out} (truth left, reconstruction right)")
+
+
+@cli.command()
+@click.option("--dataset", default="digits:count=300", show_default=True, help="NAME or NAME:key=value,...")
+@click.option("--model", default="lenet", show_default=True, help="NAME or NAME:key=value,...")
+@click.option("--update", default="gradient", show_default=True, help="NAME or NAME:key=value,...")
+@click.option("--metric", multiple=True, default=("random", "magnitude", "sensitivity:target=inputs"), show_default=True, help="Repeat for several.")
+@click.option("--selector", multiple=True, default=("global_top",), show_default=True, help="Repeat for several; common, aligned and randomised say less.")
+@click.option("--ratio", multiple=True, type=float, default=(0.1,), show_default=True, help="Repeat for several; shares of entries to encrypt, in [0, 1].")
+@click.option("--encrypt", multiple=True, metavar="PATTERN", help="Ask about these leaves instead: all their entries are encrypted, nothing else.")
+@click.option("--attack", multiple=True, help="With --encrypt: attacks to run, in the place of the strongest that fit the data; repeat for several.")
+@click.option("--public", help="NAME or NAME:key=value,... of data that everybody has: a learned decoder joins the attacks.")
+@click.option("--samples", default=2, show_default=True, help="With --encrypt: batches to attack.")
+@click.option("--seed", default=0, show_default=True, help="Of weights, metric and attack.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for audit.parquet and figures.")
+@_JSON
+def audit(
+    dataset: str, model: str, update: str, metric: tuple[str, ...], selector: tuple[str, ...], ratio: tuple[float, ...], encrypt: tuple[str, ...],
+    attack: tuple[str, ...], public: str | None, samples: int, seed: int, out: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    r"""Ask what a mask gives away, before any attack on the gradient; or whether encrypting some leaves is safe.
+
+    \b
+    The index list of encrypted entries is sent in the clear. How much do masks of 300 digits tell of labels and pixels?
+      selgrad audit --metric magnitude --metric random --ratio 0.1
+    And with one mask for all clients, or whole columns, and at what price in extra entries?
+      selgrad audit --metric magnitude --selector global_top --selector common --selector aligned:unit=columns
+
+    \b
+    Is it safe to encrypt everything but the last layer? The certificate and the strongest attack answer:
+      selgrad audit --dataset digits --encrypt 'conv*/**'
+    """
+    for one in ratio:
+        if not 0 <= one <= 1:
+            raise UsageError(f"ratio={one:g} lies outside [0, 1]; give the share of the entries to encrypt, such as 0.1")
+    if samples < 1:
+        raise UsageError(f"--samples {samples} must be at least 1")
+    from selgrad import devices
+
+    devices.configure()
+    from rich.console import Console
+
+    from selgrad.audit import audit_masks, audit_paths
+
+    console = Console(stderr=True)
+    given: dict[str, Any] = {kind: _entry(kind, text) for kind, text in (("dataset", dataset), ("model", model), ("update", update))}
+    if public is not None:
+        given["public"] = _entry("public", public)
+    with console.status("starting") as status:
+        if encrypt:
+            attacks = [_entry("attack", one) for one in attack]
+            asked = audit_paths(encrypt, **given, attacks=attacks, samples=range(samples), seed=seed, on_event=status.update)
+        else:
+            chosen = {"metrics": [_entry("metric", one) for one in metric], "selectors": [_entry("selector", one) for one in selector]}
+            table = audit_masks(**given, **chosen, ratios=ratio, seed=seed, on_event=status.update)
+    if not encrypt:
+        _print_leaks(table, out, as_json)
+        return
+    if out is not None:
+        _write_table(asked.attacks, out)
+    if as_json:
+        certificate = None if asked.certificate is None else dataclasses.asdict(asked.certificate)
+        document = {**dataclasses.asdict(asked), "certificate": certificate, "attacks": asked.attacks.to_dict("records"), "safe": asked.safe}
+        click.echo(json.dumps(_finite(document)))
+        return
+    click.echo(f"encrypted    {asked.num_selected:,} of {asked.num_total:,} entries: {', '.join(asked.encrypted)}")
+    if asked.certificate is not None:
+        found = asked.certificate
+        click.echo(f"certificate  {found.verdict}; posterior MSE {found.posterior_mse:.2g}, {found.identified:.0%} of the directions identified")
+    else:
+        click.echo("certificate  none: the Jacobian does not fit in memory")
+    for row in asked.attacks.itertuples():
+        unit = " dB PSNR" if asked.measure == "psnr" else " ROUGE-L"
+        click.echo(f"attack       {row.attack}: {row.quality:.3g}{unit}, succeeds on {row.success:.0%} of {row.num_samples} ({asked.rule})")
+    answer = "no attack of these succeeded, which is no proof" if asked.safe else f"not safe: {asked.attacks['attack'].iloc[0]} succeeds"
+    click.echo(f"answer       {answer}")
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not abs(value) < float("inf") else value
+
+
+def _write_table(table: Any, out: Path) -> None:
+    from selgrad.devices import write_atomically
+
+    write_atomically(out / "audit.parquet", lambda path: table.to_parquet(path, index=False))
+
+
+def _print_leaks(table: Any, out: Path | None, as_json: bool) -> None:
+    stem = None
+    if out is not None:
+        from selgrad.report.figures import mask_leaks
+
+        _write_table(table, out)
+        stem = mask_leaks(table, out / "figures")
+    if as_json:
+        click.echo(json.dumps(_finite(table.to_dict("records"))))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title=f"what masks of {table['num_samples'].iloc[0]} samples tell of them, gradient values unseen")
+    for name in ("metric", "selector", "ratio"):
+        shown.add_column(name)
+    for name in ("label right", "(chance)", "label bits", "(of)", "inputs explained", "support AUC", "extra entries"):
+        shown.add_column(name, justify="right")
+    for row in table.itertuples():
+        auc = "" if row.support_auc != row.support_auc else f"{row.support_auc:.2f}"
+        shown.add_row(
+            row.metric, row.selector, f"{row.ratio:g}", f"{row.label_accuracy:.0%}", f"{row.label_chance:.0%}", f"{row.label_bits:.2f}",
+            f"{row.label_entropy:.2f}", f"{row.input_explained:.0%}", auc, f"{row.extra_entries:+.0%}",
+        )  # fmt: skip
+    Console(width=max(110, Console().width)).print(shown)
+    if out is not None:
+        click.echo(f"records  {out / 'audit.parquet'}\nfigure   {out / 'figures' / f'{stem}.png'}")
 
 
 @cli.command(name="train-lm")

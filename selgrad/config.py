@@ -227,6 +227,8 @@ class SweepConfig:
       known_labels: whether the threat model gives the labels away.
       known_padding: whether it says which positions of a text are padding, as LAMP's does.
       public: data that everybody has, for amortised metrics and learned attackers; None where nobody has any.
+      rounds: `count` of updates that each client sends of the same data, all of which the attacker has, and `server_learning_rate`, by which the mean
+        update moves the global weights between two of them.
       certificates: whether records hold what each mask leaves identifiable; it needs the whole Jacobian of the update in memory.
       success: `measure`, and the `threshold` below (mse) or above (all others) which an attack has succeeded; None is mse 1e-3 for images and
         rougeL 0.5 for text.
@@ -248,6 +250,7 @@ class SweepConfig:
     known_labels: bool
     known_padding: bool
     public: Spec | None
+    rounds: Mapping[str, Any]
     certificates: bool
     success: Mapping[str, Any]
     gallery: int
@@ -273,6 +276,8 @@ class SweepConfig:
     def identity(self) -> str:
         """A hash of everything that decides the results (not of names, tags and the size of blocks)."""
         content = {k: v for k, v in self.to_dict().items() if k not in ("name", "wandb", "block_size")}
+        if content["rounds"]["count"] == 1:
+            del content["rounds"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -290,6 +295,7 @@ _DEFAULTS: dict[str, Any] = {
     "known_labels": False,
     "known_padding": True,
     "public": None,
+    "rounds": {},
     "certificates": False,
     "success": {},
     "gallery": 4,
@@ -331,6 +337,20 @@ def parse_encryption(given: Any) -> dict[str, Any] | None:
     if not 1 <= encryption["num_clients"] <= limit:
         raise UsageError(f"encryption: num_clients={encryption['num_clients']} lies outside 1 .. {limit}, where a sum cannot overflow")
     return encryption
+
+
+def parse_rounds(given: Any) -> tuple[int, float]:
+    """`count` and `server_learning_rate`, defaults filled in and checked; None is one round.
+
+    Raises:
+      UsageError: naming the key, the value and the remedy.
+    """
+    rounds = _only(given or {}, "rounds", {"count": 1, "server_learning_rate": 0.1})
+    if rounds["count"] < 1:
+        raise UsageError(f"rounds: count={rounds['count']} must be at least 1")
+    if not 0 <= rounds["server_learning_rate"] < math.inf:
+        raise UsageError(f"rounds: server_learning_rate={rounds['server_learning_rate']} must be a number from 0 on")
+    return rounds["count"], float(rounds["server_learning_rate"])
 
 
 def parse(content: Mapping[str, Any]) -> SweepConfig:
@@ -381,6 +401,7 @@ def parse(content: Mapping[str, Any]) -> SweepConfig:
         encryption=encryption,
         known_labels=merged["known_labels"],
         known_padding=merged["known_padding"],
+        rounds=dict(zip(("count", "server_learning_rate"), parse_rounds(merged["rounds"]), strict=True)),
         certificates=merged["certificates"],
         success=success,
         gallery=merged["gallery"],

@@ -36,12 +36,13 @@ from selgrad.base import (
     Ranks,
     Reconstruction,
     Remember,
+    Rounds,
     Scores,
     TextSpec,
     Update,
     forget,
 )
-from selgrad.config import Spec, make_spec, parse_encryption
+from selgrad.config import Spec, make_spec, parse_encryption, parse_rounds
 from selgrad.data import Dataset, TextDataset
 from selgrad.errors import UsageError
 from selgrad.evaluation import MEASURES, TEXT_MEASURES, align, align_texts, token_accuracy
@@ -73,14 +74,26 @@ class Setting:
       dataset, model, update: specs.
       samples: which batches of the data set; all of them by default.
       public: data that everybody has, for metrics and attackers that learn from them.
+      num_rounds: how often each client sends an update of the same data; between two rounds the global weights move.
+      server_learning_rate: by how much: the weights lose that times the mean of the samples' updates.
 
     Raises:
       UsageError: if the data set is smaller than one batch, has no such sample, or its gradients do not fit in memory.
       GradientError: if a client update is not finite.
     """
 
-    def __init__(self, dataset: Spec, model: Spec, update: Spec, samples: Sequence[int] | None = None, public: Spec | None = None) -> None:
+    def __init__(
+        self,
+        dataset: Spec,
+        model: Spec,
+        update: Spec,
+        samples: Sequence[int] | None = None,
+        public: Spec | None = None,
+        num_rounds: int = 1,
+        server_learning_rate: float = 0.1,
+    ) -> None:
         self.specs = (dataset, model, update)
+        self.num_rounds, self._server_learning_rate = num_rounds, server_learning_rate
         self.dataset: Dataset | TextDataset = dataset.build()
         self.model: Model = model.build(self.dataset.spec)
         self.update: Update = update.build()
@@ -97,7 +110,7 @@ class Setting:
         always = [trees.matches(path, self.model.always_encrypted) for path in trees.paths(sent)]
         self.num_always = sum(int(np.prod(leaf.shape)) for leaf, yes in zip(jax.tree.leaves(sent), always, strict=True) if yes)
         # Gradients, one metric's scores and their ranks.
-        needed, budget = 3 * 4 * self.num_samples * self.num_total, devices.memory_budget()
+        needed, budget = 3 * 4 * self.num_samples * self.num_total * num_rounds, devices.memory_budget()
         if needed > budget:
             raise UsageError(
                 f"gradients, scores and ranks of {self.num_samples:,} samples of {self.num_total:,} entries need {needed / 1e9:.1f} GB, and "
@@ -105,8 +118,8 @@ class Setting:
             )
         self.public: Batch | None = None if public is None else self._public(public)
         self._programs: dict[Any, Any] = {}
-        self.client = functools.lru_cache(maxsize=2)(self._client)
-        self.ranks = functools.lru_cache(maxsize=32)(self._ranks)
+        self.client = functools.lru_cache(maxsize=2 * num_rounds)(self._client)
+        self.ranks = functools.lru_cache(maxsize=32 * num_rounds)(self._ranks)
         self.scores = functools.lru_cache(maxsize=4)(self._scores)
         self.jacobian = functools.lru_cache(maxsize=2)(self._jacobian)
 
@@ -138,12 +151,19 @@ class Setting:
         """Encrypted entries: those that always are, and the ratio of the others."""
         return self.num_always + trees.count(ratio, self.num_total - self.num_always)
 
-    def _client(self, seed: int) -> Client:
-        key = fold(jax.random.key(seed), "params")
-        params = self.model.init(key)
+    def _weights(self, seed: int, round_index: int) -> Params:
+        """The global weights of a round: a stored checkpoint's or fresh ones, and after them what the samples' mean update makes of these."""
+        if round_index:
+            before = self.client(seed, round_index - 1)
+            sent, frozen = self.model.split(before.params)
+            moved = jax.tree.map(lambda w, g: w - self._server_learning_rate * g.mean(axis=0), sent, before.grads)
+            return self.model.merge(moved, frozen)
+        params = self.model.init(fold(jax.random.key(seed), "params"))
         stored = self.specs[1].get("checkpoint")
-        if stored is not None:
-            params = checkpoints.load_params(stored, like=params)
+        return params if stored is None else checkpoints.load_params(stored, like=params)
+
+    def _client(self, seed: int, round_index: int = 0) -> Client:
+        params = self._weights(seed, round_index)
         batches = [self.dataset.batch(i, self.update.batch_size) for i in self.samples]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
 
@@ -165,10 +185,11 @@ class Setting:
                 self._programs[name] = jax.jit(function).lower(*arguments).compile()
         return self._programs[name]
 
-    def _scores(self, metric: Spec, seed: int) -> tuple[Scores, float]:
+    def _scores(self, metric: Spec, seed: int, round_index: int = 0) -> tuple[Scores, float]:
         """Scores of every sample, leading axis (num_samples,), and seconds per sample after compilation."""
-        client, score = self.client(seed), metric.build()
+        client, score = self.client(seed, round_index), metric.build()
         key = fold(jax.random.key(seed), "metric")
+        key = fold(key, round_index) if round_index else key
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(self.samples))
 
         def every(params: Params, items: tuple[Batch, Grads, Key], public: Batch | None) -> Scores:
@@ -191,9 +212,9 @@ class Setting:
         trees.require_finite(scores, f"the scores of {metric.label}")
         return scores, seconds
 
-    def _ranks(self, metric: Spec, selector: Spec, seed: int) -> tuple[Ranks, float, float]:
+    def _ranks(self, metric: Spec, selector: Spec, seed: int, round_index: int = 0) -> tuple[Ranks, float, float]:
         """Ranks of every sample (NumPy, leading axis), seconds per sample to score, seconds per sample to rank."""
-        scores, score_seconds = self.scores(metric, seed)
+        scores, score_seconds = self.scores(metric, seed, round_index)
         choose, always = selector.build(), self.model.always_encrypted
 
         first = [trees.matches(path, always) for path in trees.paths(scores)]
@@ -225,7 +246,13 @@ class Setting:
         return jax.tree.map(np.asarray, ranks), score_seconds, mask_seconds
 
     def certificates(self, metric: Spec, selector: Spec, seed: int, sample: int, counts: tuple[int, ...]) -> list[Certificate]:
-        """What masks of so many hidden entries (ascending) leave identifiable of one sample; noise is float32's rounding, labels count as known."""
+        """What masks of so many hidden entries (ascending) leave identifiable of one sample; noise is float32's rounding, labels count as known.
+
+        Raises:
+          UsageError: if the Jacobian does not fit in memory, or there are several rounds.
+        """
+        if self.num_rounds > 1:
+            raise UsageError(f"certificates say what one round leaves identifiable, and there are {self.num_rounds}; leave them out or ask for one round")
         ranks = trees.concatenate(jax.tree.map(lambda leaf: leaf[sample], self.ranks(metric, selector, seed)[0]))
         matrix, grads, noise, prior = self.jacobian(seed, sample)
         return certify(matrix, grads, np.asarray(ranks), counts, noise=noise, prior=prior)
@@ -272,8 +299,15 @@ def _widen(leaf: Any) -> Any:
     return leaf.astype(jnp.float64) if leaf.dtype == jnp.float32 else leaf
 
 
+class Weights(NamedTuple):
+    """The global weights of one block, leading axis (seeds,); those of later rounds have (seeds, rounds)."""
+
+    first: Params
+    later: Params | None = None
+
+
 class Lanes(NamedTuple):
-    """The arrays of one block; every leaf has the leading axes (seeds, lanes)."""
+    """The arrays of one block; every leaf has the leading axes (seeds, lanes), and what belongs to later rounds (seeds, lanes, rounds)."""
 
     key: Key
     batch: Batch
@@ -281,6 +315,7 @@ class Lanes(NamedTuple):
     ranks: Ranks
     num_selected: Array
     estimate: Array | None = None
+    later: tuple[Grads, Ranks] | None = None
 
 
 class Outcome(NamedTuple):
@@ -330,23 +365,27 @@ class Block:
         model, update, method, public = setting.model, setting.update, self.attack, setting.public
         told = None if evidence is None else _evidence(*evidence)
 
-        def observation(params: tuple[Params, Any], lane: Lanes) -> Any:
-            weights, auxiliary = params
+        def observation(params: tuple[Weights, Any], lane: Lanes) -> Any:
+            (weights, later), auxiliary = params
             mask = trees.top(lane.ranks, lane.num_selected)
             labels = model.targets(lane.batch) if known_labels else None
             valid = lane.batch.valid if known_padding else None
             seen = observe(model, update, weights, lane.grads, mask, labels, valid, auxiliary, public, told)
+            if lane.later is not None:
+                grads, ranks = lane.later
+                masks = trees.top(ranks, lane.num_selected)
+                seen = dataclasses.replace(seen, later=Rounds(later, trees.hide(grads, masks), masks))
             return dataclasses.replace(seen, estimate=lane.estimate)
 
         self._observe = observation
 
-        def start(params: tuple[Params, Any], lane: Lanes) -> Any:
+        def start(params: tuple[Weights, Any], lane: Lanes) -> Any:
             return method.start(lane.key, observation(params, lane))
 
-        def advance(params: tuple[Params, Any], lane: Lanes, state: Any, num_steps: Array) -> Any:
+        def advance(params: tuple[Weights, Any], lane: Lanes, state: Any, num_steps: Array) -> Any:
             return method.advance(observation(params, lane), state, num_steps)
 
-        def finish(params: tuple[Params, Any], lane: Lanes, state: Any) -> Outcome:
+        def finish(params: tuple[Weights, Any], lane: Lanes, state: Any) -> Outcome:
             return measure(model.input_spec, lane.batch, method.finish(observation(params, lane), state))
 
         everywhere, lanes = PartitionSpec(), PartitionSpec(None, "lanes")
@@ -362,7 +401,7 @@ class Block:
         self.compile_seconds = 0.0
         self.memory_bytes = 0
 
-    def prepare(self, params: Params, lanes: Lanes, remember: Remember = forget) -> tuple[Lanes, dict[tuple[int, int], str]]:
+    def prepare(self, params: Weights, lanes: Lanes, remember: Remember = forget) -> tuple[Lanes, dict[tuple[int, int], str]]:
         """Lanes with what the attack learns or fills in on the host before it starts, and what it says of each; as they are where it does neither."""
         if self.attack.prepare is None:
             return lanes, {}
@@ -374,7 +413,9 @@ class Block:
             weights = jax.tree.map(lambda leaf, i=i: leaf[i], params)
             seen = observation((weights, self._auxiliary), jax.tree.map(lambda leaf, i=i, j=j: leaf[i, j], lanes))
             # Lanes that pad a block, and masks that two metrics share, are prepared once.
-            digest = hashlib.sha256(b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves((weights, seen.visible, seen.mask)))).digest()
+            digest = hashlib.sha256(
+                b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves((weights, seen.visible, seen.mask, seen.later)))
+            ).digest()
             if digest in done:
                 at = done[digest]
                 reports[i, j] = reports[divmod(at, lanes.num_selected.shape[1])]
@@ -382,30 +423,32 @@ class Block:
                 continue
             done[digest] = len(rows)
             seen, reports[i, j] = self.attack.prepare(seen, remember)
-            rows.append((seen.visible, jax.tree.map(lambda m: np.where(m, 0, 1).astype(np.int32), seen.mask), seen.estimate))
+            as_ranks = lambda mask: jax.tree.map(lambda m: np.where(m, 0, 1).astype(np.int32), mask)
+            later = None if seen.later is None else (seen.later.visible, as_ranks(seen.later.mask))
+            rows.append((seen.visible, as_ranks(seen.mask), seen.estimate, later))
         shape = lanes.num_selected.shape
-        grads, ranks, estimate = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves).reshape(*shape, *leaves[0].shape)), *rows)
-        return lanes._replace(grads=grads, ranks=ranks, num_selected=jnp.ones(shape, jnp.int32), estimate=estimate), reports
+        grads, ranks, estimate, after = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves).reshape(*shape, *leaves[0].shape)), *rows)
+        return lanes._replace(grads=grads, ranks=ranks, num_selected=jnp.ones(shape, jnp.int32), estimate=estimate, later=after), reports
 
-    def _room(self, params: Any, lanes: Lanes) -> Lanes:
+    def _room(self, params: Weights, lanes: Lanes) -> Lanes:
         """Lanes with room for a decoder's estimate where the attack will have one, so that planning compiles what will run."""
         if lanes.estimate is not None or not self._learns:
             return lanes
-        weights, inputs = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (params[0], lanes.batch.inputs[0]))
+        weights, inputs = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (params.first, lanes.batch.inputs[0]))
         embedded = jax.eval_shape(self._setting.model.embed, weights, inputs)
         return lanes._replace(estimate=jnp.zeros((*lanes.num_selected.shape, *embedded.shape), embedded.dtype))
 
-    def compile(self, params: Params, lanes: Lanes) -> None:
+    def compile(self, params: Weights, lanes: Lanes) -> None:
         """Compiles the three phases ahead of time and reads how much memory the largest takes."""
         started = time.perf_counter()
-        params = (params, self._auxiliary)
         lanes = self._room(params, lanes)
-        shapes = jax.eval_shape(self._start, params, lanes)
-        self._start = self._start.lower(params, lanes).compile()
+        whole = (params, self._auxiliary)
+        shapes = jax.eval_shape(self._start, whole, lanes)
+        self._start = self._start.lower(whole, lanes).compile()
         # Shapes only, so that a block too large for the device is found by the memory analysis and not by running it.
         sample = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, self._start.output_shardings)
-        self._advance = self._advance.lower(params, lanes, sample, jnp.int32(1)).compile()
-        self._finish = self._finish.lower(params, lanes, sample).compile()
+        self._advance = self._advance.lower(whole, lanes, sample, jnp.int32(1)).compile()
+        self._finish = self._finish.lower(whole, lanes, sample).compile()
         self.compile_seconds = time.perf_counter() - started
         sizes = []
         for phase in (self._start, self._advance, self._finish):
@@ -415,17 +458,17 @@ class Block:
                 sizes.append(used * self.mesh.size)
         self.memory_bytes = max(sizes, default=0)
 
-    def start(self, params: Params, lanes: Lanes) -> Any:
+    def start(self, params: Weights, lanes: Lanes) -> Any:
         """The state of every lane before its first step."""
-        return self._start((params, self._auxiliary), self._room((params,), lanes))
+        return self._start((params, self._auxiliary), self._room(params, lanes))
 
-    def advance(self, params: Params, lanes: Lanes, state: Any, num_steps: int) -> Any:
+    def advance(self, params: Weights, lanes: Lanes, state: Any, num_steps: int) -> Any:
         """The state after so many more steps; lanes that are done stay as they are."""
-        return self._advance((params, self._auxiliary), self._room((params,), lanes), state, jnp.int32(num_steps))
+        return self._advance((params, self._auxiliary), self._room(params, lanes), state, jnp.int32(num_steps))
 
-    def finish(self, params: Params, lanes: Lanes, state: Any) -> Outcome:
+    def finish(self, params: Weights, lanes: Lanes, state: Any) -> Outcome:
         """Measures and reconstructions."""
-        outcome: Outcome = self._finish((params, self._auxiliary), self._room((params,), lanes), state)
+        outcome: Outcome = self._finish((params, self._auxiliary), self._room(params, lanes), state)
         return outcome
 
 
@@ -448,15 +491,15 @@ class HostBlock:
         self._observation = jax.jit(block._observe)
         self._remember: Remember = forget
 
-    def prepare(self, params: Params, lanes: Lanes, remember: Remember = forget) -> tuple[Lanes, dict[tuple[int, int], str]]:
+    def prepare(self, params: Weights, lanes: Lanes, remember: Remember = forget) -> tuple[Lanes, dict[tuple[int, int], str]]:
         """The lanes as they are; each attack says for itself what it uses."""
         self._remember = remember
         return lanes, {}
 
-    def compile(self, params: Params, lanes: Lanes) -> None:
+    def compile(self, params: Weights, lanes: Lanes) -> None:
         """Nothing to do before the first lane."""
 
-    def start(self, params: Params, lanes: Lanes) -> dict[str, Any]:
+    def start(self, params: Weights, lanes: Lanes) -> dict[str, Any]:
         """Room for what each lane will have found."""
         rows, columns = lanes.num_selected.shape
         size, spec = len(lanes.batch.inputs[0, 0]), self._setting.input_spec
@@ -468,7 +511,7 @@ class HostBlock:
             "reports": np.zeros((rows, columns, 4096), np.uint8),
         }
 
-    def advance(self, params: Params, lanes: Lanes, state: dict[str, Any], num_steps: int) -> dict[str, Any]:
+    def advance(self, params: Weights, lanes: Lanes, state: dict[str, Any], num_steps: int) -> dict[str, Any]:
         """Attacks the next lanes."""
         state = {name: np.array(value) for name, value in state.items()}
         for _ in range(num_steps):
@@ -486,7 +529,7 @@ class HostBlock:
             state["done"] = np.asarray(done + 1)
         return state
 
-    def finish(self, params: Params, lanes: Lanes, state: dict[str, Any]) -> Outcome:
+    def finish(self, params: Weights, lanes: Lanes, state: dict[str, Any]) -> Outcome:
         """What was found."""
         names = ("objective", "diverged", "restart", "num_evaluations")
         reports = {(i, j): bytes(state["reports"][i, j]).rstrip(b"\0").decode() for i in range(len(state["reports"])) for j in range(self.num_lanes)}
@@ -636,7 +679,7 @@ def _take_each(index: Any, *leaves: Any) -> Any:
     return np.stack([leaf[i] for leaf, i in zip(leaves, index, strict=True)])
 
 
-def assemble(setting: Setting, seeds: Sequence[int], lanes: Sequence[Sequence[Lane]]) -> tuple[Params, Lanes]:
+def assemble(setting: Setting, seeds: Sequence[int], lanes: Sequence[Sequence[Lane]]) -> tuple[Weights, Lanes]:
     """The arrays of a block.
 
     Args:
@@ -647,12 +690,20 @@ def assemble(setting: Setting, seeds: Sequence[int], lanes: Sequence[Sequence[La
     Returns:
       Parameters with leading axis (seeds,) and lanes with leading axes (seeds, lanes).
     """
-    rows = []
+    rows, after = [], range(1, setting.num_rounds)
     for seed, row in zip(seeds, lanes, strict=True):
         client = setting.client(seed)
         index = np.asarray([lane.sample for lane in row])
         take = functools.partial(jax.tree.map, functools.partial(_take, index))
-        sources = [setting.ranks(lane.metric, lane.selector, seed)[0] for lane in row]
+
+        def ranked(round_index: int, seed: int = seed, row: Sequence[Lane] = row, index: Any = index) -> Ranks:
+            sources = [setting.ranks(lane.metric, lane.selector, seed, round_index)[0] for lane in row]
+            return jax.tree.map(functools.partial(_take_each, index), *sources)
+
+        later = None
+        if setting.num_rounds > 1:
+            sent = [(take(setting.client(seed, t).grads), ranked(t)) for t in after]
+            later = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *sent)
         key = fold(jax.random.key(seed), "attack")
         rows.append(
             Lanes(
@@ -660,13 +711,16 @@ def assemble(setting: Setting, seeds: Sequence[int], lanes: Sequence[Sequence[La
                 key=jax.vmap(lambda i, key=key: jax.random.fold_in(key, i))(jnp.asarray(setting.samples)[index]),
                 batch=take(client.batches),
                 grads=take(client.grads),
-                ranks=jax.tree.map(functools.partial(_take_each, index), *sources),
+                ranks=ranked(0),
                 num_selected=jnp.asarray([setting.num_selected(lane.ratio) for lane in row], jnp.int32),
+                later=later,
             )
         )
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
-    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(setting.client(seed).params for seed in seeds))
-    return params, stacked
+    stack = lambda trees_: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees_)
+    first = stack([setting.client(seed).params for seed in seeds])
+    moved = stack([stack([setting.client(seed, t).params for t in after]) for seed in seeds]) if setting.num_rounds > 1 else None
+    return Weights(first, moved), stacked
 
 
 def make_scheme(options: Mapping[str, Any]) -> encryption.CKKS:
@@ -738,6 +792,7 @@ def run_cell(
     known_labels: bool = False,
     known_padding: bool = True,
     public: Any = None,
+    rounds: Any = None,
     encryption: Any = None,
     on_progress: Any = None,
 ) -> CellResult:
@@ -751,6 +806,7 @@ def run_cell(
       known_labels: whether the attacker is given the labels.
       known_padding: whether it is told which positions of a text are padding.
       public: a data set that everybody has, for amortised metrics and learned attackers.
+      rounds: a mapping of `count` and `server_learning_rate`: so many updates of the same data, all of which the attacker has; None is one.
       encryption: a mapping of `profile`, `num_clients`, `bound`, to encrypt the selection with CKKS and measure it; None leaves it out.
       on_progress: called with (steps done, steps in all) about every twentieth of the attack.
 
@@ -759,7 +815,8 @@ def run_cell(
       EncryptionError: where OpenFHE does not load, or the round trip is not exact.
     """
     options = parse_encryption(encryption)
-    setting = Setting(_spec("dataset", dataset), _spec("model", model), _spec("update", update), [sample], None if public is None else _spec("dataset", public))
+    specs = _spec("dataset", dataset), _spec("model", model), _spec("update", update)
+    setting = Setting(*specs, [sample], None if public is None else _spec("dataset", public), *parse_rounds(rounds))
     lane = Lane(seed, 0, _spec("metric", metric), _spec("selector", selector), ratio)
     num_selected = setting.num_selected(ratio)
     method = _spec("attack", attack)

@@ -18,7 +18,7 @@ from rich.table import Table
 from selgrad.config import SweepConfig, parse
 from selgrad.errors import SelgradError
 from selgrad.report.page import make_report
-from selgrad.report.tables import stopping_ratios, verdict_grid
+from selgrad.report.tables import same_masks, stopping_ratios, verdict_grid
 
 
 def duration(seconds: float) -> str:
@@ -28,9 +28,9 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def summary_table(records: pd.DataFrame) -> Table:
+def summary_table(records: pd.DataFrame, out: Path) -> Table:
     """The smallest ratio that stops each attack, one row per metric and one column per attack."""
-    header, grid = verdict_grid(stopping_ratios(records))
+    header, grid = verdict_grid(stopping_ratios(records), same_masks(out))
     table = Table(title="Smallest measured ratio that stops the attack", title_justify="left")
     for column in header:
         table.add_column(column, overflow="fold")
@@ -115,7 +115,7 @@ def run_sweep(
         with screen.status("drawing the report"):
             page = make_report(sweep.out)
             tracker.finish(records, sweep.out / "figures")
-        screen.print(summary_table(records))
+        screen.print(summary_table(records, sweep.out))
         screen.print(f"attacks took {duration(time.perf_counter() - started)}")
         screen.print(f"figures: {sweep.out / 'figures'}\nreport:  {page}\nrecords: {sweep.out / 'records'}", soft_wrap=True)
     return records

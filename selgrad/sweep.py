@@ -13,6 +13,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from selgrad import __version__, checkpoints, devices, encryption
+from selgrad import __version__, checkpoints, devices, encryption, trees
 from selgrad.base import TextSpec
 from selgrad.config import Spec, SweepConfig, settings
 from selgrad.errors import SelgradError, UsageError
@@ -112,7 +113,8 @@ class Sweep:
 
     def __init__(self, config: SweepConfig, out: str | Path) -> None:
         self.config, self.out = config, Path(out)
-        self.settings = [Setting(*specs, public=config.public) for specs in settings(config)]
+        rounds = config.rounds["count"], config.rounds["server_learning_rate"]
+        self.settings = [Setting(*specs, None, config.public, *rounds) for specs in settings(config)]
         self._compiled: dict[Any, Block | HostBlock] = {}
         self._certificates: dict[Any, list[Certificate]] = {}
         self._saved = self._adopt()
@@ -325,6 +327,7 @@ class Sweep:
                 continue
             records = self._run_block(part, costs, on_progress)
             tracker.block(part.attack.name, records)
+        self.equivalence()
         return read_records(self.out)
 
     def _run_block(self, part: BlockPlan, costs: Any, on_progress: Callable[[float, str], None]) -> pd.DataFrame:
@@ -376,6 +379,8 @@ class Sweep:
                 cost = None if costs is None else costs[part.setting, lane.metric.label, lane.selector.label, lane.ratio]
                 specs = {"dataset": dataset, "model": model, "update": update, "metric": lane.metric, "selector": lane.selector, "attack": part.attack}
                 identity = {k: [s.name, *s.arguments] for k, s in {**specs, **({"public": config.public} if config.public else {})}.items()}
+                if config.rounds["count"] > 1:
+                    identity["rounds"] = [config.rounds["count"], config.rounds["server_learning_rate"]]
                 cell = json.dumps([identity, lane.ratio, lane.sample, lane.seed, config.known_labels, config.known_padding], sort_keys=True)
                 rows.append(
                     {
@@ -390,6 +395,7 @@ class Sweep:
                         "seed": lane.seed,
                         "known_labels": config.known_labels,
                         "known_padding": config.known_padding,
+                        "num_rounds": config.rounds["count"],
                         "embedding": str(model.get("embedding", "")),
                         **{k: float(value) for k, value in measures.items() if k not in ("diverged", "restart", "num_evaluations")},
                         **self._certificate(setting, lane),
@@ -433,6 +439,41 @@ class Sweep:
             self._certificates[key] = setting.certificates(lane.metric, lane.selector, lane.seed, lane.sample, counts)
         found = self._certificates[key][counts.index(setting.num_selected(lane.ratio))]
         return {f"certificate_{name}": value for name, value in dataclasses.asdict(found).items()}
+
+    def equivalence(self) -> pd.DataFrame:
+        """How alike the masks of every two metrics are, kept in `equivalence.parquet`.
+
+        Returns:
+          Columns `setting`, `selector`, `ratio`, `metric_a`, `metric_b`, `leaf` ("" for the whole tree), `jaccard` (mean over samples and seeds; NaN where
+          neither mask has an entry of the leaf) and `identical` (whether the masks are the same for every sample and seed).
+        """
+        file = self.out / "equivalence.parquet"
+        if file.exists():
+            return pq.read_table(file).to_pandas()
+        rows = []
+        for index, setting in enumerate(self.settings):
+            title = " / ".join(spec.label for spec in setting.specs)
+            for selector, (a, b) in itertools.product(self.config.selector, itertools.combinations(self.config.metric, 2)):
+                counts = {ratio: setting.num_selected(ratio) for ratio in self.config.ratio if 0 < ratio < 1}
+                found = [
+                    overlap(setting.ranks(a, selector, seed)[0], setting.ranks(b, selector, seed)[0], tuple(counts.values())) for seed in self.config.seeds
+                ]
+                names = ["", *trees.paths(setting.ranks(a, selector, self.config.seeds[0])[0])]
+                for k, ratio in enumerate(counts):
+                    both, either = (np.concatenate([part[which][k] for part in found]) for which in (0, 1))
+                    for j, leaf in enumerate(names):
+                        seen = either[:, j] > 0
+                        rows.append(
+                            {
+                                "setting": index, "title": title, "selector": selector.label, "ratio": ratio, "metric_a": a.label, "metric_b": b.label,
+                                "leaf": leaf, "jaccard": float((both[seen, j] / either[seen, j]).mean()) if seen.any() else math.nan,
+                                "identical": bool((both[:, j] == either[:, j]).all()),
+                            }
+                        )  # fmt: skip
+        columns = ["setting", "title", "selector", "ratio", "metric_a", "metric_b", "leaf", "jaccard", "identical"]
+        table = pd.DataFrame(rows, columns=columns)
+        devices.write_atomically(file, lambda path: table.to_parquet(path, index=False))
+        return table
 
     def _keep_truth(self, index: int, setting: Setting) -> None:
         file = self.out / "reconstructions" / f"truth-{index}.npz"
@@ -493,6 +534,23 @@ class Sweep:
             self._saved = self._adopt()
             self.run_id = self._saved["run_id"]
             yield
+
+
+def overlap(a: Any, b: Any, counts: tuple[int, ...]) -> tuple[Any, Any]:
+    """Entries in both masks and in either, for each number of selected entries: (counts, samples, 1 + leaves), the whole tree first.
+
+    Args:
+      a, b: ranks, a leading axis (samples,) on each leaf.
+      counts: of selected entries.
+    """
+    both, either = [], []
+    for count in counts:
+        pairs = [(np.asarray(x) < count, np.asarray(y) < count) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
+        sums = [[op(x, y).reshape(len(x), -1).sum(axis=1) for x, y in pairs] for op in (np.logical_and, np.logical_or)]
+        shared, whole = (np.stack([np.sum(part, axis=0), *part], axis=1) for part in sums)
+        both.append(shared)
+        either.append(whole)
+    return np.asarray(both), np.asarray(either)
 
 
 def _write_text(path: Path, text: str) -> None:

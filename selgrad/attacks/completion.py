@@ -232,6 +232,13 @@ def complete(observation: Observation, remember: Remember = forget) -> tuple[Obs
     Returns:
       The observation with what was filled marked as visible, and a JSON report: leaves used, and leaves not used each with the reason.
     """
+    if observation.later is not None:
+        completed = [complete(seen, remember) for seen in observation.rounds]
+        stack_rounds = lambda trees_: jax.tree.map(lambda *leaves: np.stack(leaves), *trees_)
+        later = observation.later._replace(
+            visible=stack_rounds([seen.visible for seen, _ in completed[1:]]), mask=stack_rounds([seen.mask for seen, _ in completed[1:]])
+        )
+        return dataclasses.replace(completed[0][0], later=later), completed[0][1]
     filled = dict(zip(trees.paths(observation.visible), map(np.asarray, jax.tree.leaves(observation.visible)), strict=True))
     masks = dict(zip(trees.paths(observation.mask), map(np.asarray, jax.tree.leaves(observation.mask)), strict=True))
     rank = tokens_at_most(observation)

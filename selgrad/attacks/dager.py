@@ -335,6 +335,8 @@ def dager(
         else:
             labels = last_layer_counts(key, observation, fill(observation, hidden))
         report = {"used": [leaf for s in spaces for leaf in s.leaves], "unused": [leaf for s in spaces for leaf in s.unused]}
+        if observation.later is not None:
+            report["unused"].append("later rounds (their inputs to a layer differ with the weights below it)")
         found = jnp.asarray(tokens)
         value = jnp.float32(objective)
         return Reconstruction(

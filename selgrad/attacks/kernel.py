@@ -54,7 +54,8 @@ class Kernel(NamedTuple):
 
 
 def _anything_visible(observation: Observation) -> Array:
-    return ~jnp.stack([m.all() for m in jax.tree.leaves(observation.mask)]).all()
+    masks = [observation.mask] if observation.later is None else [observation.mask, observation.later.mask]
+    return ~jnp.stack([m.all() for m in jax.tree.leaves(masks)]).all()
 
 
 Value = Callable[[Array], Array]
@@ -121,16 +122,20 @@ def gradient_matching(
         return place.fix(point[:num_inputs].reshape(place.shape)), jax.nn.softmax(point[num_inputs:].reshape(labels_shape))
 
     def objective(observation: Observation, labels: Array | None) -> Objective:
-        wanted = fill(observation, hidden)
+        rounds = [(seen, fill(seen, hidden)) for seen in observation.rounds]
+
+        def mismatch(seen: Observation, target: Target, inputs: Array, probabilities: Array) -> Array:
+            candidate = seen.update(seen.model, seen.params, inputs, probabilities, seen.valid)
+            if hidden == "bounded":
+                # The same draws at every step and for every restart: a metric's probes must not be noise in the objective.
+                target = target._replace(penalty=mask_evidence(jax.random.key(0), seen, candidate, inputs, probabilities))
+            return distance(candidate, target)
 
         def value(point: Array) -> Array:
             inputs, probabilities = unravel(observation, labels, point)
-            candidate = observation.update(observation.model, observation.params, inputs, probabilities, observation.valid)
-            target = wanted
-            if hidden == "bounded":
-                # The same draws at every step and for every restart: a metric's probes must not be noise in the objective.
-                target = wanted._replace(penalty=mask_evidence(jax.random.key(0), observation, candidate, inputs, probabilities))
-            return distance(candidate, target) + (0.0 if prior is None else prior(observation, inputs))
+            matched = [mismatch(seen, target, inputs, probabilities) for seen, target in rounds]
+            total = matched[0] if len(matched) == 1 else jnp.stack(matched).mean()
+            return total + (0.0 if prior is None else prior(observation, inputs))
 
         return value
 

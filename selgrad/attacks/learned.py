@@ -189,6 +189,8 @@ def estimate(observation: Observation, remember: Remember = forget, training: Tr
     used = f"decoder of {len(public.labels)} public batches, {float(decoder.explained):.0%} of the variance of held-out ones explained"
     hidden = [path for path, leaf in zip(trees.paths(observation.mask), jax.tree.leaves(observation.mask), strict=True) if bool(jnp.all(leaf))]
     report = {"used": [used], "unused": [f"{path} (hidden whole)" for path in hidden]}
+    if observation.later is not None:
+        report["unused"].append("later rounds (a decoder is trained for one)")
     return dataclasses.replace(observation, estimate=found), json.dumps(report)
 
 

@@ -114,7 +114,9 @@ def rank_one(*, hidden: Hidden = "complete", num_draws: int = 20_000) -> Attack:
 
     def reconstruct(key: Key, observation: Observation) -> Reconstruction:
         path, spec, size = first_dense_layer(observation), image_spec(observation), observation.update.batch_size
-        matrix, mask = stack(observation, [path])
+        # The inputs are the same in every round, so the kernels stand side by side like those of one wider layer.
+        rounds = [stack(seen, [path]) for seen in observation.rounds]
+        matrix, mask = (np.concatenate(parts, axis=1) for parts in zip(*rounds, strict=True))
         said = "nothing hidden"
         if hidden == "average" and mask.any() and not mask.all():
             matrix = np.where(mask, matrix[~mask].mean(), matrix)

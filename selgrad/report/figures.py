@@ -215,3 +215,75 @@ def mark(truth: str, found: str) -> list[tuple[str, bool]]:
 def finite(value: float) -> bool:
     """Whether a table cell has a number to show."""
     return not math.isnan(value)
+
+
+def mask_leaks(table: pd.DataFrame, folder: Path) -> str:
+    """Three panels of bars, what masks tell of labels, of inputs and of their support, by metric, selector and ratio; returns the file's stem."""
+    names = table["metric"].astype(str)
+    if table["selector"].nunique() > 1:
+        names = names + ", " + table["selector"]
+    table = table.assign(name=names)
+    groups, ratios = list(dict.fromkeys(table["name"])), sorted(table["ratio"].unique())
+    panels = [("label_accuracy", "labels named right"), ("input_explained", "variance of inputs explained"), ("support_auc", "support of inputs (AUC)")]
+    panels = [(column, title) for column, title in panels if table[column].notna().any()]
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(3.2 * len(panels) + 1.5, 0.9 + 0.22 * len(groups) * max(len(ratios), 1.6)), sharey=True, layout="constrained"
+    )
+    place, height = np.arange(len(groups)), 0.8 / len(ratios)
+    for axis, (column, title) in zip(np.atleast_1d(axes), panels, strict=True):
+        for k, ratio in enumerate(ratios):
+            rows = table[table["ratio"] == ratio].set_index("name")[column].reindex(groups)
+            axis.barh(place + (k - (len(ratios) - 1) / 2) * height, rows, height, color=_COLOURS[k % len(_COLOURS)], label=f"{100 * ratio:g} % encrypted")
+        guess = float(table["label_chance"].iloc[0]) if column == "label_accuracy" else 0.5 if column == "support_auc" else 0.0
+        axis.axvline(guess, color="black", linewidth=0.8, linestyle=":")
+        axis.set_xlim(0, 1)
+        axis.set_title(title, fontsize=10)
+    first = np.atleast_1d(axes)[0]
+    first.set_yticks(place, groups)
+    first.invert_yaxis()
+    handles, labels = first.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(ratios)), frameon=False, fontsize=9)
+    _save(figure, folder, "mask_leaks")
+    return "mask_leaks"
+
+
+_RUNGS = ("zero", "average", "ignore", "bounded", "complete", "learned")
+
+
+def ladder(table: pd.DataFrame, folder: Path) -> str:
+    """The smallest protecting ratio by metric, attack and rung, one grid per setting, each metric's worst rung of an attack in bold; the file's stem.
+
+    Args:
+      table: as `protecting_ratios` gives it.
+      folder: for the figure.
+    """
+    settings = list(dict.fromkeys(table["setting"]))
+    attacks = {s: list(dict.fromkeys(table.loc[table["setting"] == s, "attack"])) for s in settings}
+    columns = {
+        s: [(a, h) for a in attacks[s] for h in _RUNGS if ((table["setting"] == s) & (table["attack"] == a) & (table["hidden"] == h)).any()] for s in settings
+    }
+    metrics = list(dict.fromkeys(table["metric"]))
+    size = (3.2 + 0.95 * max(map(len, columns.values())), len(settings) * (1.5 + 0.3 * len(metrics)))
+    figure, axes = plt.subplots(len(settings), 1, figsize=size, squeeze=False, layout="constrained")
+    colours = plt.get_cmap("YlOrRd").copy()
+    for axis, setting in zip(axes[:, 0], settings, strict=True):
+        part = table[table["setting"] == setting].set_index(["metric", "attack", "hidden"])
+        values = np.full((len(metrics), len(columns[setting])), np.nan)
+        for i, metric in enumerate(metrics):
+            for j, (attack, hidden) in enumerate(columns[setting]):
+                if (metric, attack, hidden) not in part.index:
+                    axis.text(j, i, "-", ha="center", va="center", color="grey")
+                    continue
+                row = part.loc[(metric, attack, hidden)]
+                never = row["ratio"] == 0
+                values[i, j] = min(float(row["ratio"]), 1.0)
+                text = "none" if math.isinf(row["ratio"]) else "fails" if never else f"{100 * row['ratio']:g}"
+                weight = "bold" if row["worst"] and not never else "normal"
+                axis.text(j, i, text, ha="center", va="center", fontsize=9, fontweight=weight, color="white" if values[i, j] > 0.7 else "black")
+        axis.imshow(values, cmap=colours, vmin=0, vmax=1, aspect="auto")
+        axis.set_xticks(range(len(columns[setting])), [f"{a}\n{h}" for a, h in columns[setting]], fontsize=8)
+        axis.set_yticks(range(len(metrics)), metrics, fontsize=9)
+        axis.set_title(setting, fontsize=10)
+        axis.tick_params(length=0)
+    _save(figure, folder, "attacker_ladder")
+    return "attacker_ladder"

@@ -14,7 +14,7 @@ import jinja2
 import pandas as pd
 
 from selgrad.report import figures
-from selgrad.report.tables import read_records, stopping_ratios, verdict_grid
+from selgrad.report.tables import mask_overlaps, read_records, same_masks, stopping_ratios, verdict_grid
 
 _PAGE = jinja2.Template(
     """<!doctype html>
@@ -47,6 +47,11 @@ _PAGE = jinja2.Template(
 <p>{{ caption }}</p>
 {% for image in images %}<figure><img alt="{{ title }}" src="data:image/{{ image.kind }};base64,{{ image.data }}"></figure>{% endfor %}
 {% endfor %}
+{% if overlaps %}<h2>How alike the masks are</h2>
+<p>Mean Jaccard index of two metrics' masks over samples, by share of entries encrypted: 1 is the same mask under two names. By leaf: <code>equivalence.parquet</code>.</p>
+<table><tr>{% for cell in overlaps[0] %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% for row in overlaps[1:] %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table>{% endif %}
 {% if texts %}<h2>Sentences</h2>
 <p>What the attack returned, by metric and share of entries encrypted. Words of the truth in their order are plain, all others <mark>marked</mark>.</p>
 {% for group in texts %}<details {% if loop.first %}open{% endif %}><summary>{{ group.title }}: {{ group.attack }}, sample {{ group.sample }}</summary>
@@ -112,6 +117,15 @@ def _reports(records: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
+def _overlaps(root: Path) -> list[list[str]]:
+    """Header and rows of the table of overlaps; nothing where there is one metric."""
+    table = mask_overlaps(root)
+    if table.empty:
+        return []
+    header = [f"{100 * name:g} %" if isinstance(name, float) else str(name).replace("_", " ") for name in table.columns]
+    return [header, *([f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in table.itertuples(index=False))]
+
+
 def make_report(out: str | Path) -> Path:
     """Draws `figures/` and writes `report.html` in a sweep's folder.
 
@@ -144,7 +158,7 @@ def make_report(out: str | Path) -> Path:
         sections.append(("Reconstructions", caption, [_image(folder, stem, "png") for stem in pictures]))
     stops = stopping_ratios(records)
     stops.to_csv(folder / "stopping_ratios.csv", index=False)
-    header, grid = verdict_grid(stops)
+    header, grid = verdict_grid(stops, same_masks(root))
 
     def share(value: float) -> str:
         return f"{value:.0%}" if figures.finite(value) else ""
@@ -164,6 +178,7 @@ def make_report(out: str | Path) -> Path:
         rule=" or ".join(records["success_rule"].unique()),
         texts=_texts(root),
         reports=_reports(records),
+        overlaps=_overlaps(root),
         diverged=int(records["diverged"].sum()),
         note="" if cost is not None else "Encryption costs were not measured.",
         header=header,

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,6 +40,37 @@ def read_records(out: str | Path) -> pd.DataFrame:
             raise SelgradError(f"{str(file)!r} is damaged ({reason}); remove it and run the same sweep again, only its block is repeated") from None
     order = ["dataset_label", "model_label", "update_label", "attack_label", "selector_label", "metric_label", "ratio", "sample", "seed"]
     return pd.concat(tables, ignore_index=True).sort_values(order, kind="stable", ignore_index=True)
+
+
+def same_masks(out: str | Path) -> dict[str, list[str]]:
+    """Metrics that chose the same mask as another at every measured ratio between 0 and 1, for every sample and seed: label -> the others' labels.
+
+    Reads the `equivalence.parquet` of a sweep's folder; empty where there is none yet.
+    """
+    file = Path(out) / "equivalence.parquet"
+    if not file.exists():
+        return {}
+    table = pq.read_table(file).to_pandas()
+    found: dict[str, list[str]] = {}
+    for (a, b), rows in table[table["leaf"] == ""].groupby(["metric_a", "metric_b"], sort=False):
+        if rows["identical"].all():
+            found.setdefault(str(a), []).append(str(b))
+            found.setdefault(str(b), []).append(str(a))
+    return found
+
+
+def mask_overlaps(out: str | Path) -> pd.DataFrame:
+    """Mean Jaccard index of every two metrics' masks, by selector and ratio: one row per pair, one column per ratio; empty where there is nothing."""
+    file = Path(out) / "equivalence.parquet"
+    if not file.exists():
+        return pd.DataFrame()
+    table = pq.read_table(file).to_pandas()
+    whole = table[table["leaf"] == ""]
+    if whole.empty:
+        return pd.DataFrame()
+    keys = ["title", "selector", "metric_a", "metric_b"]
+    keys = [key for key in keys if key in ("metric_a", "metric_b") or whole[key].nunique() > 1]
+    return whole.pivot_table(index=keys, columns="ratio", values="jaccard", sort=False).reset_index()
 
 
 def metric_label(records: pd.DataFrame) -> pd.Series:
@@ -155,11 +187,69 @@ def stopping_ratios(records: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["panel", "curve", "verdict", "ratio", "success_at_0", "num_cells", "upper", "ciphertext_bytes"])
 
 
-def verdict_grid(stops: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """The stopping ratios as a grid: header, then one row per curve with one column per panel."""
+def verdict_grid(stops: pd.DataFrame, same: Mapping[str, Sequence[str]] | None = None) -> tuple[list[str], list[list[str]]]:
+    """The stopping ratios as a grid: header, then one row per curve with one column per panel.
+
+    Args:
+      stops: as `stopping_ratios` gives it.
+      same: as `same_masks` gives it; a metric whose masks are another's says so.
+    """
     panels: Sequence[str] = list(dict.fromkeys(stops["panel"]))
     body = []
     for curve, rows in stops.groupby("curve", sort=True):
         found = dict(zip(rows["panel"], rows["verdict"], strict=True))
-        body.append([str(curve), *(found.get(panel, "") for panel in panels)])
+        others = (same or {}).get(str(curve).split(" / ")[0], [])
+        body.append([f"{curve} (same masks as {', '.join(others)})" if others else str(curve), *(found.get(panel, "") for panel in panels)])
     return ["metric", *panels], body
+
+
+def protecting_ratios(records: pd.DataFrame, *, num_resamples: int = 1000) -> pd.DataFrame:
+    """Per setting, metric, attack and rung of the ladder the smallest measured ratio from which on no sample's attack succeeded.
+
+    The interval is a bootstrap over samples: each draw takes as many samples with replacement and asks for the smallest ratio that protects all of them.
+    It cannot exceed `ratio`; how often an attack on another sample may still succeed there is `upper`.
+
+    Returns:
+      Columns `setting`, `metric`, `attack`, `hidden`, `ratio`, `low`, `high` (inf where the attack still succeeds at the largest ratio), `num_samples`,
+      `success_at_0`, `upper` (of the 95 % Wilson interval of the success rate at `ratio`), and `worst`: whether no rung needs more.
+    """
+    records = records.assign(setting=records["dataset_label"] + " / " + records["model_label"])
+    generator, rows = np.random.default_rng(0), []
+    for (setting, metric, attack, hidden), cells in records.groupby(["setting", "metric_label", "attack", "hidden"], sort=False):
+        won = cells.astype({"success": float}).pivot_table(index=["sample", "seed"], columns="ratio", values="success").sort_index(axis=1)
+        won = won.groupby("sample").max()
+        ratios = np.append(won.columns.to_numpy(float), math.inf)
+        # Of each sample: the place after its last success.
+        places = np.array([int(np.flatnonzero(row)[-1]) + 1 if row.any() else 0 for row in won.to_numpy(bool)])
+        draws = places[generator.integers(len(places), size=(num_resamples, len(places)))].max(axis=1)
+        low, high = ratios[np.quantile(draws, [0.025, 0.975], method="nearest").astype(int)]
+        zero = float(won[0.0].mean()) if 0.0 in won.columns else math.nan
+        rows.append(
+            {
+                "setting": setting, "metric": metric, "attack": attack, "hidden": hidden, "ratio": float(ratios[places.max()]), "low": float(low),
+                "high": float(high), "num_samples": len(places), "success_at_0": zero, "upper": wilson(0, len(places))[1],
+            }
+        )  # fmt: skip
+    table = pd.DataFrame(rows)
+    return table.assign(worst=table["ratio"] == table.groupby(["setting", "metric", "attack"])["ratio"].transform("max"))
+
+
+def ranking_changes(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Where the order of the metrics under the rung `zero` is not their order under each one's strongest rung.
+
+    Args:
+      table: as `protecting_ratios` gives it.
+
+    Returns:
+      One entry per setting and attack: both orders, metrics with the smallest protecting ratio first and equal ones together, and whether they differ.
+    """
+    found = []
+    for (setting, attack), rows in table.groupby(["setting", "attack"], sort=False):
+        zero = rows[rows["hidden"] == "zero"].set_index("metric")["ratio"]
+        if zero.empty:
+            continue
+        strongest = rows.groupby("metric", sort=False)["ratio"].max().reindex(zero.index)
+        orders = [[{"ratio": None if math.isinf(r) else r, "metrics": sorted(g.index)} for r, g in s.groupby(s)] for s in (zero, strongest)]
+        differs = [group["metrics"] for group in orders[0]] != [group["metrics"] for group in orders[1]]
+        found.append({"setting": setting, "attack": attack, "zero": orders[0], "strongest": orders[1], "differs": differs})
+    return found
