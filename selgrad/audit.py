@@ -59,8 +59,8 @@ def _rows(setting: Setting, ranks: Any, num_selected: int) -> tuple[npt.NDArray[
     if isinstance(spec, TextSpec):
         if not isinstance(model, TextModel) or model.embedding not in leaves or model.embedding in model.always_encrypted:
             return None
-        occurs = _token_counts(setting) > 0
-        return share(leaves[model.embedding])[:, : occurs.shape[1]], occurs
+        words = np.setdiff1d(np.arange(spec.vocabulary_size), spec.special_ids)
+        return share(leaves[model.embedding])[:, words], (_token_counts(setting) > 0)[:, words]
     size = int(np.prod(spec.shape))
     for path, leaf in leaves.items():
         if path.endswith("kernel") and leaf.ndim == 3 and leaf.shape[1] == size:

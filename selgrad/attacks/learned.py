@@ -41,10 +41,10 @@ class Training:
       learning_rate: at its start.
     """
 
-    num_features: int = 2048
-    width: int = 512
+    num_features: int = 1024
+    width: int = 256
     num_steps: int = 500
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
 
 
 class _Network(nn.Module):
@@ -194,7 +194,7 @@ def estimate(observation: Observation, remember: Remember = forget, training: Tr
     return dataclasses.replace(observation, estimate=found), json.dumps(report)
 
 
-def learned(*, hidden: Hidden = "learned", num_features: int = 2048, width: int = 512, num_steps: int = 500, learning_rate: float = 1e-3) -> Attack:
+def learned(*, hidden: Hidden = "learned", num_features: int = 1024, width: int = 256, num_steps: int = 500, learning_rate: float = 2e-3) -> Attack:
     """A decoder from visible entries to inputs, trained on public data under the client's own mask; no optimisation on the client's update.
 
     Args:

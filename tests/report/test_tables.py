@@ -5,7 +5,17 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from selgrad.report.tables import attack_label, curves, stopping_ratios, wilson
+from selgrad.report.tables import (
+    attack_label,
+    curves,
+    mask_overlaps,
+    protecting_ratios,
+    ranking_changes,
+    same_masks,
+    stopping_ratios,
+    verdict_grid,
+    wilson,
+)
 
 
 def records(successes: dict[float, list[bool]], **columns) -> pd.DataFrame:
@@ -77,3 +87,54 @@ def test_panels_name_what_tells_them_apart():
     assert set(attack_label(splits)) == {"digits[split=test]: dlg, hidden: ignore", "digits[split=train]: dlg, hidden: ignore"}
     models = pd.concat([records({0.0: [True]}), records({0.0: [True]}, model_label="cnn")])
     assert set(attack_label(models)) == {"lenet: dlg, hidden: ignore", "cnn: dlg, hidden: ignore"}
+
+
+def ladder_records():
+    """A weak rung that metric a stops at 0.1, a strong one that needs 0.5; metric b the other way round under zero."""
+    parts = []
+    for metric, zero, strong in (("a", 0.1, 0.9), ("b", 0.5, 0.5)):
+        for hidden, needed in (("zero", zero), ("ignore", strong)):
+            found = {ratio: [ratio < needed, ratio < min(needed, 0.5)] for ratio in (0.0, 0.1, 0.5, 0.9)}
+            parts.append(records(found, metric_label=metric, hidden=hidden, seed=0))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_the_smallest_protecting_ratio_and_its_worst_rung():
+    found = protecting_ratios(ladder_records()).set_index(["metric", "hidden"])
+    assert found.loc[("a", "zero"), "ratio"] == 0.1 and found.loc[("a", "ignore"), "ratio"] == 0.9
+    assert not found.loc[("a", "zero"), "worst"] and found.loc[("a", "ignore"), "worst"]
+    assert found.loc[("b", "zero"), "worst"] and found.loc[("b", "ignore"), "worst"]
+    row = found.loc[("a", "ignore")]
+    # One of two samples needs 0.9 and the other 0.5, so a draw of two may hold the second alone.
+    assert (row["low"], row["high"], row["num_samples"], row["success_at_0"]) == (0.5, 0.9, 2, 1.0)
+    never = protecting_ratios(records({0.0: [True], 0.5: [True]}, metric_label="a", hidden="zero", seed=0))
+    assert np.isinf(never["ratio"][0])
+
+
+def test_rankings_under_zero_and_under_the_strongest_rung_are_compared():
+    (found,) = ranking_changes(protecting_ratios(ladder_records()))
+    assert found["differs"] and [g["metrics"] for g in found["zero"]] == [["a"], ["b"]] and [g["metrics"] for g in found["strongest"]] == [["b"], ["a"]]
+
+
+def test_a_table_says_where_two_metrics_chose_one_mask(tmp_path):
+    assert same_masks(tmp_path) == {}
+    rows = [
+        {
+            "setting": 0,
+            "title": "t",
+            "selector": "global_top",
+            "ratio": 0.1,
+            "metric_a": "magnitude",
+            "metric_b": b,
+            "leaf": "",
+            "jaccard": j,
+            "identical": j == 1,
+        }
+        for b, j in (("fisher", 1.0), ("random", 0.1))
+    ]
+    pd.DataFrame(rows).to_parquet(tmp_path / "equivalence.parquet")
+    same = same_masks(tmp_path)
+    assert same == {"magnitude": ["fisher"], "fisher": ["magnitude"]}
+    _, grid = verdict_grid(stopping_ratios(records({0.0: [True], 1.0: [False]})), same)
+    assert grid[0][0] == "magnitude (same masks as fisher)"
+    assert list(mask_overlaps(tmp_path).columns) == ["metric_a", "metric_b", 0.1]
