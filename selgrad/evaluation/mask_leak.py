@@ -29,8 +29,8 @@ class MaskLeak:
       label_bits: lower bound on the mutual information of mask and label, in bits; at most the labels' entropy.
       label_entropy: in bits.
       input_explained: share of the variance of the inputs that a ridge regression on the masks explains: of pixels, or of the counts of tokens. 0 if none.
-      support_auc: area under the ROC curve of "the row of this input coordinate (this token) has more hidden entries" for "the coordinate is not 0 (the
-        token occurs)", which needs no fitting; 0.5 is a guess, NaN where no leaf has a row for each.
+      support_auc: area under the ROC curve of "this sample's mask hides more of the row of a coordinate (a token) than another's" for "the coordinate is
+        not 0 (the token occurs)", mean over coordinates; it needs no fitting. 0.5 is a guess, NaN where no leaf has a row for each.
     """
 
     num_samples: int
@@ -114,7 +114,7 @@ def input_information(components: npt.NDArray[np.float64], inputs: npt.NDArray[A
 
 
 def support_auc(rows_hidden: npt.NDArray[Any], occurs: npt.NDArray[np.bool_]) -> float:
-    """Area under the ROC curve, mean over samples that have both kinds of coordinate.
+    """Area under the ROC curve over samples, mean over the rows that occur in some and not in others; what all samples have in common counts for nothing.
 
     Args:
       rows_hidden: (samples, rows) share of hidden entries of each row.
@@ -122,10 +122,10 @@ def support_auc(rows_hidden: npt.NDArray[Any], occurs: npt.NDArray[np.bool_]) ->
     """
     from sklearn.metrics import roc_auc_score
 
-    both = occurs.any(axis=1) & ~occurs.all(axis=1)
+    both = occurs.any(axis=0) & ~occurs.all(axis=0)
     if not both.any():
         return math.nan
-    return float(np.mean([roc_auc_score(o, r) for o, r in zip(occurs[both], rows_hidden[both], strict=True)]))
+    return float(np.mean([roc_auc_score(o, r) for o, r in zip(occurs.T[both], rows_hidden.T[both], strict=True)]))
 
 
 Rows: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]
