@@ -46,7 +46,7 @@ from selgrad.config import Spec, make_spec, parse_encryption, parse_rounds
 from selgrad.data import Dataset, TextDataset
 from selgrad.errors import UsageError
 from selgrad.evaluation import MEASURES, TEXT_MEASURES, align, align_texts, token_accuracy
-from selgrad.evaluation.certificates import Certificate, certify, float32_noise, gaussian_prior
+from selgrad.evaluation.certificates import Certificate, certify, float32_noise, gaussian_prior, grams, van_trees
 from selgrad.gradients import observe
 from selgrad.masks import CohortSelector
 
@@ -256,6 +256,19 @@ class Setting:
         ranks = trees.concatenate(jax.tree.map(lambda leaf: leaf[sample], self.ranks(metric, selector, seed)[0]))
         matrix, grads, noise, prior = self.jacobian(seed, sample)
         return certify(matrix, grads, np.asarray(ranks), counts, noise=noise, prior=prior)
+
+    def van_trees(self, metric: Spec, selector: Spec, seed: int, counts: tuple[int, ...]) -> list[float]:
+        """For masks of so many hidden entries (ascending) a lower bound on the MSE of any attacker, averaged over the samples and their masks.
+
+        Raises:
+          UsageError: as `certificates`.
+        """
+        ranks, informations = self.ranks(metric, selector, seed)[0], []
+        for sample in range(self.num_samples):
+            matrix, _, noise, prior = self.jacobian(seed, sample)
+            own = np.concatenate([np.asarray(leaf[sample]).reshape(-1) for leaf in jax.tree.leaves(ranks)])
+            informations.append(list(grams(matrix, own, counts, 1 / np.broadcast_to(noise, own.shape) ** 2)))
+        return [van_trees([one[k] for one in informations], prior) for k in range(len(counts))]
 
     def _jacobian(self, seed: int, sample: int) -> tuple[Any, Any, Any, Any]:
         """J (n, d) in float64 by the inputs that an attacker does not know, the update, its noise, and the prior's precision."""

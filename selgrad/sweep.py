@@ -117,6 +117,7 @@ class Sweep:
         self.settings = [Setting(*specs, None, config.public, *rounds) for specs in settings(config)]
         self._compiled: dict[Any, Block | HostBlock] = {}
         self._certificates: dict[Any, list[Certificate]] = {}
+        self._bounds: dict[Any, list[float]] = {}
         self._saved = self._adopt()
         self.run_id: str = self._saved["run_id"]
         self._encryption_note: str | None = None
@@ -437,8 +438,14 @@ class Sweep:
         key = (id(setting), lane.metric, lane.selector, lane.seed, lane.sample)
         if key not in self._certificates:
             self._certificates[key] = setting.certificates(lane.metric, lane.selector, lane.seed, lane.sample, counts)
-        found = self._certificates[key][counts.index(setting.num_selected(lane.ratio))]
-        return {f"certificate_{name}": value for name, value in dataclasses.asdict(found).items()}
+        whole = key[:-1]
+        if whole not in self._bounds:
+            # The samples of a text have different numbers of unknown coordinates, so there is no mean information.
+            text = isinstance(setting.input_spec, TextSpec)
+            self._bounds[whole] = [math.nan] * len(counts) if text else setting.van_trees(lane.metric, lane.selector, lane.seed, counts)
+        at = counts.index(setting.num_selected(lane.ratio))
+        found = dataclasses.asdict(self._certificates[key][at])
+        return {**{f"certificate_{name}": value for name, value in found.items()}, "certificate_van_trees_mse": self._bounds[whole][at]}
 
     def equivalence(self) -> pd.DataFrame:
         """How alike the masks of every two metrics are, kept in `equivalence.parquet`.
