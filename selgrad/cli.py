@@ -140,17 +140,20 @@ def _entry(kind: str, text: str) -> dict[str, Any]:
 @click.option("--sample", default=0, show_default=True, help="Which batch of the data set.")
 @click.option("--seed", default=0, show_default=True, help="Of weights, metric and attack.")
 @click.option("--known-labels", is_flag=True, help="Give the labels to the attacker.")
+@click.option("--public", help="NAME or NAME:key=value,... of data that everybody has, for amortised metrics and learned attackers.")
+@click.option("--rounds", default=1, show_default=True, help="Updates of the same data that the attacker has, the global weights moving in between.")
 @click.option("--num-clients", default=0, show_default=True, help="Encrypt the selection for so many clients and print what it cost; 0 leaves it out.")
 @click.option("--out", type=click.Path(path_type=Path), help="PNG file for truth and reconstruction side by side.")
 @_JSON
 def attack(
     dataset: str, model: str, update: str, metric: str, selector: str, attack: str, ratio: float, sample: int, seed: int,
-    known_labels: bool, num_clients: int, out: Path | None, as_json: bool,
+    known_labels: bool, public: str | None, rounds: int, num_clients: int, out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     r"""Attack one gradient at one ratio, and say what was found.
 
     \b
     selgrad attack --dataset photos --metric magnitude --ratio 0.1 --attack inverting_gradients:num_steps=1000,hidden=ignore --out cell.png
+    selgrad attack --ratio 0.5 --attack idlg:num_steps=50,hidden=learned --public digits:count=500,offset=100
     """
     if not 0 <= ratio <= 1:
         raise UsageError(f"ratio={ratio:g} lies outside [0, 1]; give the share of the entries to encrypt, such as 0.1")
@@ -172,7 +175,8 @@ def attack(
             progress.update(task, completed=done, total=total, description=f"{entries['attack']['name']}, step {done} of {total}")
 
         encryption = {"num_clients": num_clients} if num_clients else None
-        result = run_cell(**entries, ratio=ratio, sample=sample, seed=seed, known_labels=known_labels, encryption=encryption, on_progress=on_progress)
+        options: dict[str, Any] = {"public": None if public is None else _entry("dataset", public), "rounds": {"count": rounds}, "encryption": encryption}
+        result = run_cell(**entries, **options, ratio=ratio, sample=sample, seed=seed, known_labels=known_labels, on_progress=on_progress)
     if out is not None and isinstance(result.truth, tuple):
         raise UsageError(f"--out {str(out)!r} is for pictures and these data are text; leave it out")
     if out is not None:
@@ -319,7 +323,7 @@ def _print_leaks(table: Any, out: Path | None, as_json: bool) -> None:
 
     shown = Table(title=f"what masks of {table['num_samples'].iloc[0]} samples tell of them, gradient values unseen")
     for name in ("metric", "selector", "ratio"):
-        shown.add_column(name)
+        shown.add_column(name, no_wrap=True)
     for name in ("label right", "(chance)", "label bits", "(of)", "inputs explained", "support AUC", "extra entries"):
         shown.add_column(name, justify="right")
     for row in table.itertuples():
@@ -328,7 +332,7 @@ def _print_leaks(table: Any, out: Path | None, as_json: bool) -> None:
             row.metric, row.selector, f"{row.ratio:g}", f"{row.label_accuracy:.0%}", f"{row.label_chance:.0%}", f"{row.label_bits:.2f}",
             f"{row.label_entropy:.2f}", f"{row.input_explained:.0%}", auc, f"{row.extra_entries:+.0%}",
         )  # fmt: skip
-    Console(width=max(110, Console().width)).print(shown)
+    Console(width=max(150, Console().width)).print(shown)
     if out is not None:
         click.echo(f"records  {out / 'audit.parquet'}\nfigure   {out / 'figures' / f'{stem}.png'}")
 

@@ -18,7 +18,7 @@ def test_help_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", [[], ["quickstart"], ["sweep"], ["report"], ["attack"], ["train-lm"], ["list"]])
+@pytest.mark.parametrize("command", [[], ["quickstart"], ["sweep"], ["report"], ["attack"], ["audit"], ["train-lm"], ["list"]])
 def test_every_command_teaches(command):
     result = run(*command, "--help")
     assert result.returncode == 0 and len(result.stdout) > 200
@@ -42,6 +42,16 @@ def test_every_command_teaches(command):
         (["attack", "--dataset", "digits:count=5000"], 2, "there are 1797"),
         (["attack", "--dataset", "mnist:path=/nowhere"], 1, "data folder '/nowhere' does not exist"),
         (["attack", "--sample", "9999"], 2, "sample=9999 lies outside"),
+        (["attack", "--rounds", "0"], 2, "count=0 must be at least 1"),
+        (["attack", "--attack", "learned"], 2, "name a data set of at least 20 under `public`"),
+        (["attack", "--attack", "learned", "--public", "photos"], 2, "the clients' have shape"),
+        (["attack", "--attack", "rank_one"], 2, "choose mlp"),
+        (["attack", "--selector", "randomised:flip=2", "--ratio", "0.1"], 2, "flip=2 lies outside [0, 1]"),
+        (["attack", "--metric", "distance:over=public"], 2, "name a data set under `public`"),
+        (["audit", "--ratio", "1.5"], 2, "ratio=1.5 lies outside [0, 1]"),
+        (["audit", "--dataset", "digits:count=5"], 2, "raise count"),
+        (["audit", "--encrypt", "conv9/**"], 2, "names no leaf"),
+        (["audit", "--encrypt", "fc/**", "--samples", "0"], 2, "--samples 0 must be at least 1"),
         (["sweep", "missing.yaml", "--out", "x"], 2, "cannot be read"),
         (["sweep", "missing.yaml"], 2, "--out"),
         (["report", "/nowhere"], 1, "holds no records"),
@@ -106,3 +116,21 @@ def test_help_is_fast():
         times.append(time.perf_counter() - started)
     # The limit is 0.5 s on an idle machine; tests share theirs, so the best of five counts.
     assert min(times) < 0.5
+
+
+def test_an_audit_of_masks_leaves_a_table_and_a_figure(tmp_path):
+    common = ["audit", "--dataset", "digits:count=40", "--model", "mlp:width=16", "--metric", "magnitude", "--metric", "random"]
+    result = run(*common, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "label right" in result.stdout and "global_top" in result.stdout
+    assert (tmp_path / "audit.parquet").is_file() and (tmp_path / "figures" / "mask_leaks.png").stat().st_size > 10_000
+    assert [row["metric"] for row in json.loads(run(*common, "--json").stdout)] == ["magnitude", "random"]
+
+
+def test_a_question_by_path_gets_a_certificate_and_an_answer():
+    common = ["audit", "--dataset", "digits:count=1", "--model", "mlp:width=16,activation=sigmoid", "--samples", "1", "--attack", "rank_one"]
+    open_first, closed_first = run(*common, "--encrypt", "fc_1/**", "--encrypt", "fc_2/**"), run(*common, "--encrypt", "fc_0/**", "--json")
+    assert open_first.returncode == 0, open_first.stderr
+    assert "still full rank 64" in open_first.stdout and "not safe: rank_one succeeds" in open_first.stdout
+    document = json.loads(closed_first.stdout)
+    assert document["safe"] and document["encrypted"] == ["fc_0/bias", "fc_0/kernel"] and document["certificate"]["rank"] <= 64
