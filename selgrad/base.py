@@ -395,11 +395,11 @@ TextMeasure: TypeAlias = Callable[[str, str], Mapping[str, float]]
 """Compares one decoded sentence with the truth, (truth, found), on the host; returns named scalars."""
 
 
-Remember: TypeAlias = Callable[[str, Callable[[], Any]], Any]
-"""(identity, how to make it) -> a pytree of arrays, made once and kept under its identity: what an attacker trains for a mask."""
+Remember: TypeAlias = Callable[[str, Callable[[], Any], Callable[[], Any]], Any]
+"""(identity, how to make it, how to get its shapes) -> a pytree of arrays, made once and kept under its identity: what an attacker trains for a mask."""
 
 
-def forget(identity: str, make: Callable[[], Any]) -> Any:
+def forget(identity: str, make: Callable[[], Any], shapes: Callable[[], Any]) -> Any:
     """A `Remember` that keeps nothing."""
     return make()
 

@@ -114,7 +114,7 @@ class Series:
 
 
 class Kept:
-    """What attackers train, one Orbax checkpoint each: called with an identity and how to make it, it makes it once.
+    """What attackers train, one Orbax checkpoint each: called with an identity, how to make it and how to get its shapes, it makes it once.
 
     Args:
       folder: of the checkpoints.
@@ -123,7 +123,7 @@ class Kept:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def __call__(self, identity: str, make: Callable[[], Any]) -> Any:
+    def __call__(self, identity: str, make: Callable[[], Any], shapes: Callable[[], Any]) -> Any:
         """What was kept under the identity, or what `make` gives, which is kept; a damaged checkpoint is made anew.
 
         Raises:
@@ -132,7 +132,7 @@ class Kept:
         path = self._folder / identity
         if path.is_dir():
             with contextlib.suppress(SelgradError):
-                return load(path, jax.eval_shape(make))
+                return load(path, shapes())
         made = make()
         save(path, made)
         return made

@@ -384,6 +384,9 @@ def parse(content: Mapping[str, Any]) -> SweepConfig:
     for key in ("gallery", "block_size"):
         if merged[key] < 0:
             raise UsageError(f"{key}={merged[key]} must be 0 or more")
+    rounds = dict(zip(("count", "server_learning_rate"), parse_rounds(merged["rounds"]), strict=True))
+    if merged["certificates"] and rounds["count"] > 1:
+        raise UsageError(f"certificates say what one round leaves identifiable, and rounds has count={rounds['count']}; leave one of the two out")
     specs: dict[str, Any] = {kind: tuple(expand(kind, merged[kind])) for kind in REGISTRIES}
     for registry_name, found in specs.items():
         twice = [s.label for s in found if found.count(s) > 1]
@@ -401,7 +404,7 @@ def parse(content: Mapping[str, Any]) -> SweepConfig:
         encryption=encryption,
         known_labels=merged["known_labels"],
         known_padding=merged["known_padding"],
-        rounds=dict(zip(("count", "server_learning_rate"), parse_rounds(merged["rounds"]), strict=True)),
+        rounds=rounds,
         certificates=merged["certificates"],
         success=success,
         gallery=merged["gallery"],

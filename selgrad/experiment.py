@@ -249,10 +249,8 @@ class Setting:
         """What masks of so many hidden entries (ascending) leave identifiable of one sample; noise is float32's rounding, labels count as known.
 
         Raises:
-          UsageError: if the Jacobian does not fit in memory, or there are several rounds.
+          UsageError: if the Jacobian does not fit in memory.
         """
-        if self.num_rounds > 1:
-            raise UsageError(f"certificates say what one round leaves identifiable, and there are {self.num_rounds}; leave them out or ask for one round")
         ranks = trees.concatenate(jax.tree.map(lambda leaf: leaf[sample], self.ranks(metric, selector, seed)[0]))
         matrix, grads, noise, prior = self.jacobian(seed, sample)
         return certify(matrix, grads, np.asarray(ranks), counts, noise=noise, prior=prior)

@@ -28,6 +28,8 @@ from selgrad.errors import UsageError
 
 _HELD_OUT = 0.1
 _FLOOR = 1e-4
+_LARGEST = 4e9
+_recent: dict[str, Any] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,44 +97,37 @@ def _in_order(embedded: Array, labels: Array) -> Array:
     return embedded[jnp.lexsort((flat(embedded).mean(axis=1), flat(labels).sum(axis=1)))]
 
 
-@partial(jax.jit, static_argnames=("model", "update", "training"))
-def train(model: Model, update: Update, training: Training, params: Params, public: Batch, mask: Grads) -> Decoder:
+@partial(jax.jit, static_argnames=("model", "update"))
+def public_updates(model: Model, update: Update, params: Params, public: Batch) -> tuple[Array, Array]:
+    """Every public batch's update, (count, n), and its embedded inputs, (count, B, ...): what all masks have in common."""
+
+    def one(batch: Batch) -> tuple[Array, Array]:
+        targets = model.targets(batch)
+        grads = update.client(model, params, batch, jax.nn.one_hot(targets, model.input_spec.num_classes))
+        return trees.concatenate(grads), _in_order(model.embed(params, batch.inputs), targets)
+
+    return jax.lax.map(one, public)
+
+
+@partial(jax.jit, static_argnames="training")
+def train(training: Training, updates: Array, inputs: Array, mask: Array) -> Decoder:
     """Trains a decoder for one mask.
 
     Args:
-      model, update, training: static.
-      params: weights that the client started from.
-      public: batches, stacked along a leading axis.
-      mask: True where encrypted.
+      training: static.
+      updates, inputs: as `public_updates` gives them.
+      mask: (n,), True where encrypted.
     """
-    count = len(public.labels)
-
-    def send(batch: Batch) -> Array:
-        labels = jax.nn.one_hot(model.targets(batch), model.input_spec.num_classes)
-        return trees.concatenate(update.client(model, params, batch, labels))
-
-    def target(batch: Batch) -> Array:
-        return _in_order(model.embed(params, batch.inputs), model.targets(batch))
-
-    first = send(jax.tree.map(lambda leaf: leaf[0], public))
-
-    def moments(carry: tuple[Array, Array], batch: Batch) -> tuple[tuple[Array, Array], None]:
-        # About the first update, which keeps the digits.
-        off = send(batch) - first
-        return (carry[0] + off / count, carry[1] + off**2 / count), None
-
-    (shift, square), _ = jax.lax.scan(moments, (jnp.zeros_like(first), jnp.zeros_like(first)), public)
-    spread = jnp.sqrt(jnp.maximum(square - shift**2, 0))
-    visible = ~trees.concatenate(mask)
+    count = len(updates)
+    center, spread = updates.mean(axis=0), updates.std(axis=0)
     # Entries that hardly change beside the others of the update are rounding.
-    usable = visible & (spread > _FLOOR * jnp.sqrt((spread**2).mean()))
-    inputs = jax.lax.map(target, public)
+    usable = ~mask & (spread > _FLOOR * jnp.sqrt((spread**2).mean()))
     mean = inputs.mean(axis=0)
     decoder = Decoder(
-        center=first + shift, scale=jnp.where(usable, 1 / jnp.where(usable, spread, 1), 0), feature_scale=jnp.ones(()), params={},
+        center=center, scale=jnp.where(usable, 1 / jnp.where(usable, spread, 1), 0), feature_scale=jnp.ones(()), params={},
         mean=mean, spread=jnp.sqrt(((inputs - mean) ** 2).mean()) + 1e-12, explained=jnp.zeros(()),
     )  # fmt: skip
-    features = jax.lax.map(lambda batch: _features(send(batch), decoder, training.num_features), public)
+    features = jax.lax.map(lambda one: _features(one, decoder, training.num_features), updates)
     feature_scale = 1 / jnp.maximum(jnp.sqrt((features**2).mean()), 1e-12)
     features, wanted = features * feature_scale, ((inputs - mean) / decoder.spread).reshape(count, -1)
 
@@ -179,12 +174,31 @@ def estimate(observation: Observation, remember: Remember = forget, training: Tr
     if public is None or len(public.labels) < 20:
         count = 0 if public is None else len(public.labels)
         raise UsageError(f"hidden='learned' trains a decoder on public data and has {count} batches; name a data set of at least 20 under `public`")
-    model, update, params = observation.model, observation.update, observation.params
-    make = partial(train, model, update, training, params, public, observation.mask)
-    digest = hashlib.sha256(repr((model, update, training)).encode())
-    for leaf in jax.tree.leaves((params, observation.mask, public)):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    decoder: Decoder = remember(digest.hexdigest()[:24], make)
+    count, size = len(public.labels), trees.size(observation.visible)
+    if 4 * count * size > _LARGEST:
+        raise UsageError(
+            f"hidden='learned' keeps {count} public updates of {size:,} entries, {4e-9 * count * size:.1f} GB, and takes at most {1e-9 * _LARGEST:.0f} GB; "
+            "lower count of the data set under `public`"
+        )
+    setting = (observation.model, observation.update)
+    shared = hashlib.sha256(repr(setting).encode())
+    for leaf in jax.tree.leaves((observation.params, public)):
+        shared.update(np.ascontiguousarray(leaf).tobytes())
+    mask = trees.concatenate(observation.mask)
+    digest = hashlib.sha256(shared.digest() + repr(training).encode() + np.packbits(np.asarray(mask)).tobytes())
+
+    updates = partial(public_updates, *setting, observation.params, public)
+
+    def make() -> Decoder:
+        # One mask follows the other at the same weights; their public updates are computed once.
+        if _recent.get("key") != shared.digest():
+            _recent.clear()
+            _recent.update(key=shared.digest(), value=updates())
+        found: Decoder = train(training, *_recent["value"], mask)
+        return found
+
+    shapes = lambda: jax.eval_shape(partial(train, training), *jax.eval_shape(updates), mask)
+    decoder: Decoder = remember(digest.hexdigest()[:24], make, shapes)
     found = decode(training, decoder, observation.visible)
     used = f"decoder of {len(public.labels)} public batches, {float(decoder.explained):.0%} of the variance of held-out ones explained"
     hidden = [path for path, leaf in zip(trees.paths(observation.mask), jax.tree.leaves(observation.mask), strict=True) if bool(jnp.all(leaf))]
@@ -226,4 +240,4 @@ def learned(*, hidden: Hidden = "learned", num_features: int = 1024, width: int 
             all_labels=labels[None], all_objectives=zero[None], num_evaluations=jnp.zeros((), jnp.int32),
         )  # fmt: skip
 
-    return Attack(lambda key, _: key, lambda _, state, __: state, finish, 1, 1, traceable=False, prepare=partial(estimate, training=training))
+    return Attack(lambda key, _: key, lambda _, state, __: state, jax.jit(finish), 1, 1, traceable=False, prepare=partial(estimate, training=training))

@@ -94,11 +94,18 @@ def test_in_a_cell_with_a_batch_of_two(dataset, model, attack):
     assert found.mse < 0.12
 
 
-def test_on_text_it_gives_embeddings_that_are_read_as_tokens():
-    sentences = {"name": "sentences", "count": 1}
-    public = {"name": "sentences", "count": 59, "offset": 1}
-    found = run_cell(
-        dataset=sentences, model="bert", metric="random", ratio=0.3, public=public,
-        attack={"name": "dlg_text", "hidden": "learned", "num_steps": 20, "start": "vocabulary", "learning_rate": 0.01},
-    )  # fmt: skip
-    assert "decoder of 59 public batches" in found.report and found.reconstruction[0]
+def test_on_text_it_gives_embeddings_that_are_read_as_tokens(text_problem):
+    """Public sentences are of two kinds that end in any word; the decoder says of which kind the client's is."""
+    p, kinds = text_problem(), jnp.asarray([[2, 7, 8, 9], [2, 11, 12, 13]])
+    last = jax.random.randint(jax.random.key(5), (80, 1), 4, 30)
+    ends = jnp.broadcast_to(jnp.asarray([3, 0]), (80, 2))
+    tokens = jnp.concatenate([kinds[jnp.arange(80) % 2], last, ends], axis=1).astype(jnp.int32)[:, None]
+    public = type(p.batch)(tokens, jnp.zeros((80, 1), jnp.int32), tokens != 0)
+    attack = learned(num_features=256, width=64, num_steps=200)
+    send = jax.jit(lambda params, batch: p.update.client(p.model, params, batch, jax.nn.one_hot(batch.labels, 3)))
+    for kind in kinds:
+        batch = dataclasses.replace(p.batch, inputs=p.batch.inputs.at[0, :4].set(kind), labels=jnp.zeros(1, jnp.int32))
+        grads = send(p.params, batch)
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), grads)
+        found = attack.reconstruct(jax.random.key(0), observe(p.model, p.update, p.params, grads, nothing, valid=batch.valid, public=public))
+        assert list(found.inputs[0, :4]) == list(kind) and list(found.inputs[0, 5:]) == [3, 0]
