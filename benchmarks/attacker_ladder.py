@@ -1,6 +1,6 @@
 """The attacker ladder: which metric stops which attack at which ratio, when the attacker climbs from `zero` to a decoder trained for the mask.
 
-Command: uv run python benchmarks/attacker_ladder.py --data DIR [--parts lenet cnn mlp bert gpt2]   (DIR holds cola/ and tokenizers/bert-base-uncased)
+Command: uv run python benchmarks/attacker_ladder.py --data DIR [--parts lenet cnn mlp bert gpt2]   (DIR holds fashion-mnist/, cola/ and tokenizers/bert-base-uncased)
 Time: about two hours on one core; a part that was interrupted goes on where it stopped. Grid, samples, steps: benchmarks/configs/attacker_ladder.yaml.
 Expected: nobody has published an evaluation over these rungs.
 Leaves: benchmarks/results/attacker_ladder.parquet, attacker_ladder.json (smallest protecting ratios with intervals, and where rankings differ), and
@@ -29,6 +29,9 @@ def run_part(name: str, whole: dict, data: str, out: str) -> pd.DataFrame:
     part = copy.deepcopy(whole["parts"][name])
     bounded = part.pop("bounded")
     base = {"name": f"ladder-{name}", "metric": whole["metric"], **part, "encryption": "none", "gallery": 2}
+    if base["dataset"]["name"] == "fashion_mnist":
+        for key in ("dataset", "public"):
+            base[key]["path"] = f"{data}/fashion-mnist"
     if base["dataset"]["name"] == "cola":
         for key in ("dataset", "public"):
             base[key] |= {"path": f"{data}/cola", "tokenizer": f"{data}/tokenizers/bert-base-uncased"}

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -412,8 +412,16 @@ class Block:
         self.compile_seconds = 0.0
         self.memory_bytes = 0
 
-    def prepare(self, params: Weights, lanes: Lanes, remember: Remember = forget) -> tuple[Lanes, dict[tuple[int, int], str]]:
-        """Lanes with what the attack learns or fills in on the host before it starts, and what it says of each; as they are where it does neither."""
+    def prepare(
+        self, params: Weights, lanes: Lanes, remember: Remember = forget, on_event: Callable[[str], None] = lambda _: None
+    ) -> tuple[Lanes, dict[tuple[int, int], str]]:
+        """Lanes with what the attack learns or fills in on the host before it starts, and what it says of each; as they are where it does neither.
+
+        Args:
+          params, lanes: as `assemble` gives them.
+          remember: keeps what is learned.
+          on_event: called with a line before each mask.
+        """
         if self.attack.prepare is None:
             return lanes, {}
         observation = jax.jit(self._observe)
@@ -433,6 +441,7 @@ class Block:
                 rows.append(rows[at])
                 continue
             done[digest] = len(rows)
+            on_event(f"preparing mask {len(rows) + 1} of {lanes.num_selected.size}")
             seen, reports[i, j] = self.attack.prepare(seen, remember)
             as_ranks = lambda mask: jax.tree.map(lambda m: np.where(m, 0, 1).astype(np.int32), mask)
             later = None if seen.later is None else (seen.later.visible, as_ranks(seen.later.mask))
@@ -502,7 +511,9 @@ class HostBlock:
         self._observation = jax.jit(block._observe)
         self._remember: Remember = forget
 
-    def prepare(self, params: Weights, lanes: Lanes, remember: Remember = forget) -> tuple[Lanes, dict[tuple[int, int], str]]:
+    def prepare(
+        self, params: Weights, lanes: Lanes, remember: Remember = forget, on_event: Callable[[str], None] = lambda _: None
+    ) -> tuple[Lanes, dict[tuple[int, int], str]]:
         """The lanes as they are; each attack says for itself what it uses."""
         self._remember = remember
         return lanes, {}

@@ -334,7 +334,8 @@ class Sweep:
     def _run_block(self, part: BlockPlan, costs: Any, on_progress: Callable[[float, str], None]) -> pd.DataFrame:
         lanes_per_block = self._saved["block_sizes"][f"{part.setting}:{part.attack.label}"]
         block, params, lanes = self._compile(part, lanes_per_block)
-        lanes, prepared = block.prepare(params, lanes, checkpoints.Kept(self.out / "decoders"))
+        told = lambda line: on_progress(0.0, f"{part.attack.label}: {line}")
+        lanes, prepared = block.prepare(params, lanes, checkpoints.Kept(self.out / "decoders"), told)
         series = checkpoints.Series(self.out / "checkpoints" / part.identity)
         state, total = block.start(params, lanes), block.num_steps
         done, stored = series.newest(like=state)
