@@ -22,6 +22,7 @@ from selgrad.errors import SelgradError, UsageError
 from selgrad.report.page import make_report
 from selgrad.report.tables import read_records
 from selgrad.runner import run_sweep
+from selgrad.sweep import overlap
 
 CONFIG = {
     "name": "test",
@@ -288,6 +289,24 @@ def test_the_report_is_one_self_contained_page(finished):
     page = make_report(out).read_text()
     assert page.count("data:image/") >= 6 and "http" not in page.replace("http://www.w3.org", "")
     assert "stopped at" in page or "never succeeds" in page
+
+
+def test_overlaps_are_those_of_sets():
+    rng = np.random.default_rng(0)
+    a, b = ([rng.permutation(30).reshape(1, 30)[:, :18], rng.permutation(30).reshape(1, 30)[:, 18:]] for _ in range(2))
+    both, either = overlap(a, b, (5, 20))
+    for k, count in enumerate((5, 20)):
+        sets = [[set(np.flatnonzero(leaf[0] < count)) for leaf in tree] for tree in (a, b)]
+        shared, whole = ([len(op(x, y)) for x, y in zip(*sets, strict=True)] for op in (set.intersection, set.union))
+        assert list(both[k, 0]) == [sum(shared), *shared] and list(either[k, 0]) == [sum(whole), *whole]
+
+
+def test_the_sweep_says_how_alike_its_metrics_masks_are(finished):
+    out, _ = finished
+    table = pd.read_parquet(out / "equivalence.parquet")
+    assert set(table["leaf"]) == {"", *(f"fc_{i}/{part}" for i in range(3) for part in ("bias", "kernel"))}
+    assert set(table["ratio"]) == {0.2} and table["jaccard"].between(0, 1).all() and not table["identical"].any()
+    assert "How alike the masks are" in make_report(out).read_text()
 
 
 def test_stored_parameters_start_a_model_and_wrong_ones_are_refused(finished, tmp_path):
