@@ -33,12 +33,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("SELGRAD_DATA", "data"))
     arguments = parser.parse_args()
-    digits = {"name": "digits", "count": 500}
+    digits = {"name": "digits", "count": 300}
     sst2 = {"name": "sst2", "path": f"{arguments.data}/sst2", "tokenizer": f"{arguments.data}/tokenizers/bert-base-uncased", "max_length": 16}
     settings = {
         "digits, LeNet": {"dataset": digits, "model": "lenet", "selectors": SELECTORS},
         "digits, MLP": {"dataset": digits, "model": {"name": "mlp", "width": 64}, "selectors": SELECTORS},
-        "SST-2, BERT, embeddings frozen": {"dataset": {**sst2, "count": 400}, "model": "bert", "selectors": ["global_top", {"name": "common", "by": "mean"}]},
+        "SST-2, BERT, embeddings frozen": {"dataset": {**sst2, "count": 300}, "model": "bert", "selectors": ["global_top", {"name": "common", "by": "mean"}]},
         "SST-2, BERT, embeddings sent": {"dataset": {**sst2, "count": 80}, "model": {"name": "bert", "embedding": "sent"}, "selectors": ["global_top"]},
     }
     tables = []
