@@ -185,6 +185,20 @@ class TestEvidence:
         slope = jax.grad(lambda x: self.penalty(context, seen, x))(context.batch.inputs)
         assert not np.asarray(slope).any()
 
+    @pytest.mark.parametrize(
+        ("metric", "arguments"),
+        [(name, {}) for name in METRICS] + [("sensitivity", {"target": "labels"}), ("sensitivity", {"target": "inputs", "num_probes": 2})]
+        + [("distance", {"reading": reading}) for reading in ("gradient_l2", "gradient_cosine", "proxy", "leverage", "posterior")],
+    )  # fmt: skip
+    def test_every_metric_can_be_differentiated_by_a_dummy_where_entries_do_not_depend_on_it(self, problem, spec, metric, arguments):
+        """A relu network has units that are off, whose entries and rows of J are exactly 0."""
+        p = problem(dataclasses.replace(spec, shape=(4, 4, 1)))
+        score = METRICS[metric](**arguments)
+        ranks = trees.rank(jax.jit(score)(p.context))
+        seen = observe(p.model, p.update, p.params, p.grads, trees.top(ranks, 50), evidence=Evidence(score))
+        slope = jax.jit(jax.grad(lambda x: self.penalty(p.context, seen, x)))(p.batch.inputs + 0.1)
+        assert np.isfinite(slope).all()
+
     def test_per_leaf_thresholds_are_per_leaf(self):
         context, _ = client()
         scores = jax.tree.map(jnp.abs, context.grads)
