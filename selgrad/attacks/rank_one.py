@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from selgrad.attacks.completion import low_rank, stack
 from selgrad.attacks.hidden import Hidden
 from selgrad.attacks.spaces import image_spec
 from selgrad.attacks.starts import draw
-from selgrad.base import Attack, InputSpec, Key, Observation, Reconstruction
+from selgrad.base import Attack, InputSpec, Key, Model, Observation, Params, Reconstruction, Update
 from selgrad.errors import UsageError
 
 Matrix = npt.NDArray[np.float64]
@@ -174,6 +175,20 @@ def _scaled(found: Matrix, rows: npt.NDArray[np.int64], height: int, spec: Input
     return np.nan_to_num(scaled, nan=low, posinf=high, neginf=low)
 
 
+@partial(jax.jit, static_argnames=("model", "update"))
+def _updates_by_label(model: Model, update: Update, params: Params, inputs: Array, chosen: Array) -> Array:
+    """Chosen entries of the update of inputs of which one has one label and the others none, (B * classes, entries)."""
+    size, num_classes = len(inputs), model.input_spec.num_classes
+
+    def alone(index: Array) -> Array:
+        labels = jax.nn.one_hot(index, size * num_classes).reshape(size, num_classes)
+        return trees.concatenate(update(model, params, inputs, labels))[chosen]
+
+    with jax.default_matmul_precision("highest"):
+        found: Array = jax.lax.map(alone, jnp.arange(size * num_classes))
+    return found
+
+
 def labels_of(observation: Observation, inputs: Any) -> Any:
     """Labels (B,) int32 of known inputs: as given, or those whose update is nearest to what is visible.
 
@@ -188,11 +203,6 @@ def labels_of(observation: Observation, inputs: Any) -> Any:
     if not len(chosen):
         return jnp.zeros(size, jnp.int32)
 
-    def alone(index: Array) -> Array:
-        labels = jax.nn.one_hot(index, size * num_classes).reshape(size, num_classes)
-        return trees.concatenate(observation.update(observation.model, observation.params, inputs, labels, observation.valid))[chosen]
-
-    with jax.default_matmul_precision("highest"):
-        basis = np.asarray(jax.lax.map(alone, jnp.arange(size * num_classes)), np.float64)
+    basis = np.asarray(_updates_by_label(observation.model, observation.update, observation.params, inputs, chosen), np.float64)
     found = np.linalg.lstsq(basis.T, visible[chosen].astype(np.float64), rcond=1e-6)[0]
     return jnp.asarray(found.reshape(size, num_classes).argmax(axis=1), jnp.int32)

@@ -116,6 +116,17 @@ def test_inputs_are_read_off_the_first_layer(activation, batch_size, ratio):
     assert ratio > 0.5 or labels
 
 
+def test_a_second_client_compiles_nothing():
+    """Thousands of cells of a sweep would otherwise exhaust the memory maps of the process."""
+    module, before = importlib.import_module("selgrad.attacks.rank_one"), None
+    for key in range(3):
+        _, seen = client(key=0)
+        seen = dataclasses.replace(seen, visible=jax.tree.map(lambda g, k=key: g * (1 + k), seen.visible))
+        ATTACKS["rank_one"]().reconstruct(jax.random.key(0), seen)
+        before = before or module._updates_by_label._cache_size()
+    assert module._updates_by_label._cache_size() == before
+
+
 def test_hiding_the_whole_first_layer_leaves_nothing_to_read():
     errors, _, report = images_found("sigmoid", 1, 1.0)
     assert min(errors) > 0.05 and not report["used"]
