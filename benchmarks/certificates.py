@@ -1,14 +1,16 @@
 """Do certificates and metrics predict what attacks achieve? Rank correlation with the reconstruction error, over the cells of the attacker ladder.
 
-Command: uv run python benchmarks/certificates.py   (after benchmarks/attacker_ladder.py, whose records it reads)
+Command: uv run python benchmarks/certificates.py --data DIR   (DIR holds fashion-mnist/; after benchmarks/attacker_ladder.py, whose records it reads)
 Time: a minute. A cell is a sample under a mask (metric and ratio); its error is the mean squared error of the attack that leaves hidden entries out, or
   the smallest over all rungs and attacks. A metric predicts by the share of its scores that is hidden. Intervals: bootstrap over samples, 95 %.
 Expected: nobody has published this; the ratio itself is the control.
 Leaves: benchmarks/results/certificates.json and docs/figures/certificates.png.
 """
 
+import argparse
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +38,10 @@ def flat(tree) -> np.ndarray:
     return np.concatenate([np.asarray(leaf).reshape(len(leaf), -1) for leaf in jax.tree.leaves(tree)], axis=1)
 
 
-def hidden_shares(part: dict, metrics: list, model) -> pd.DataFrame:
+def hidden_shares(part: dict, metrics: list, model, data: str) -> pd.DataFrame:
     """Per sample, mask metric and ratio: the share of each metric's scores that the mask hides."""
-    setting = Setting(expand("dataset", part["dataset"])[0], model, make_spec("update", "gradient"))
+    path = {"path": f"{data}/fashion-mnist"} if part["dataset"]["name"] == "fashion_mnist" else {}
+    setting = Setting(expand("dataset", {**part["dataset"], **path})[0], model, make_spec("update", "gradient"))
     own = make_spec("selector", "global_top")
     scores = {m.label: np.abs(flat(setting.scores(m, 0)[0])) for m in metrics if m.name != "random"}
     rows = []
@@ -58,6 +61,9 @@ def spearman(predictor: np.ndarray, error: np.ndarray) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default=os.environ.get("SELGRAD_DATA", "data"))
+    data = parser.parse_args().data
     whole = yaml.safe_load((HERE / "configs" / "attacker_ladder.yaml").read_text())
     records = pd.read_parquet(HERE / "results" / "attacker_ladder.parquet")
     metrics, rows = expand("metric", whole["metric"]), []
@@ -74,7 +80,7 @@ def main() -> None:
             matching = cells["attack"].isin(["idlg", "inverting_gradients"])
             errors = {"ignore": cells[matching & (cells["hidden"] == "ignore")].groupby(keys)["mse"].min(), "strongest": cells.groupby(keys)["mse"].min()}
             certified = cells[matching & (cells["hidden"] == "ignore")].groupby(keys)[[f"certificate_{n}" for n in SIGNS]].first()
-            table = certified.join(hidden_shares(part, metrics, model).set_index(keys))
+            table = certified.join(hidden_shares(part, metrics, model, data).set_index(keys))
             predictors = {n: SIGNS[n] * table[f"certificate_{n}"] for n in SIGNS}
             predictors |= {c: table[c] for c in table.columns if c.startswith("hidden ")}
             predictors["the ratio alone"] = pd.Series(table.index.get_level_values("ratio").to_numpy(float), index=table.index)

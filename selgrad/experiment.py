@@ -748,7 +748,7 @@ def assemble(setting: Setting, seeds: Sequence[int], lanes: Sequence[Sequence[La
 def make_scheme(options: Mapping[str, Any]) -> encryption.CKKS:
     """The crypto context of a configuration's `profile` and `bound`."""
     profile = encryption.PROFILES[options["profile"]]
-    return encryption.CKKS(dataclasses.replace(profile, bound=options["bound"] or profile.bound))
+    return encryption.CKKS(dataclasses.replace(profile, bound=float(options["bound"] or profile.bound)))
 
 
 def encryption_cost(setting: Setting, lane: Lane, scheme: encryption.CKKS, keys: encryption.Keys, num_clients: int) -> encryption.Cost:

@@ -235,7 +235,7 @@ class TestAttack:
             np.testing.assert_array_equal(found.inputs[i], found.all_inputs[i, best])
             np.testing.assert_array_equal(found.labels[i], found.all_labels[i, best])
 
-    @pytest.mark.parametrize("name", ATTACKS)
+    @pytest.mark.parametrize("name", MATCHING)
     def test_at_ratio_one_every_rung_returns_the_same_prior_sample(self, runs, name):
         np.testing.assert_array_equal(runs(name, "zero")[1].inputs[2], runs(name, "ignore")[1].inputs[2])
 
