@@ -59,7 +59,8 @@ def main() -> None:
     hardware = {"device": fresh["device"].iloc[0], "cores": os.cpu_count(), "jax": fresh["jax_version"].iloc[0]}
     document = {"hardware": hardware, "protecting_ratios": json.loads(found.to_json(orient="records")), "ranking_changes": ranking_changes(found)}
     (RESULTS / "attacker_ladder.json").write_text(json.dumps(document, indent=1) + "\n")
-    ladder(found, HERE.parent / "docs" / "figures")
+    ladder(found, Path(arguments.out))
+    (Path(arguments.out) / "attacker_ladder.png").replace(HERE.parent / "docs" / "figures" / "attacker_ladder.png")
 
 
 if __name__ == "__main__":

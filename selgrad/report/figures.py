@@ -281,7 +281,7 @@ def ladder(table: pd.DataFrame, folder: Path) -> str:
                 weight = "bold" if row["worst"] and not never else "normal"
                 axis.text(j, i, text, ha="center", va="center", fontsize=9, fontweight=weight, color="white" if values[i, j] > 0.7 else "black")
         axis.imshow(values, cmap=colours, vmin=0, vmax=1, aspect="auto")
-        axis.set_xticks(range(len(columns[setting])), [f"{a}\n{h}" for a, h in columns[setting]], fontsize=8)
+        axis.set_xticks(range(len(columns[setting])), [a.replace("_", "\n") + f"\n{h}" for a, h in columns[setting]], fontsize=8)
         axis.set_yticks(range(len(metrics)), metrics, fontsize=9)
         axis.set_title(setting, fontsize=10)
         axis.tick_params(length=0)
