@@ -7,14 +7,14 @@ the mask itself as evidence, after the Bayesian framework of Balunovic et al. 20
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from selgrad import trees
-from selgrad.base import Batch, GradientContext, Grads, Key, Model, Observation, Params
+from selgrad.base import Batch, GradientContext, Grads, InputSpec, Key, Model, Observation, Params, TextSpec
 from selgrad.errors import UsageError
 
 Hidden: TypeAlias = Literal["zero", "average", "ignore", "bounded", "complete", "learned"]
@@ -64,8 +64,45 @@ class _Embedded:
 
     model: Model
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
+    @property
+    def input_spec(self) -> InputSpec | TextSpec:
+        """The model's."""
+        return self.model.input_spec
+
+    @property
+    def head(self) -> str:
+        """The model's."""
+        return self.model.head
+
+    @property
+    def bypassed(self) -> frozenset[str]:
+        """The model's."""
+        return self.model.bypassed
+
+    @property
+    def always_encrypted(self) -> frozenset[str]:
+        """The model's."""
+        return self.model.always_encrypted
+
+    def init(self, key: Key) -> Params:
+        """As the model."""
+        return self.model.init(key)
+
+    def split(self, params: Params) -> tuple[Params, Params]:
+        """As the model."""
+        return self.model.split(params)
+
+    def merge(self, sent: Params, frozen: Params) -> Params:
+        """As the model."""
+        return self.model.merge(sent, frozen)
+
+    def logits(self, params: Params, embedded: Array, valid: Array | None = None) -> Array:
+        """As the model."""
+        return self.model.logits(params, embedded, valid)
+
+    def loss(self, params: Params, embedded: Array, labels: Array, valid: Array | None = None) -> Array:
+        """As the model."""
+        return self.model.loss(params, embedded, labels, valid)
 
     def embed(self, params: Params, inputs: Array) -> Array:
         """The inputs, which are embedded already."""

@@ -226,9 +226,9 @@ def mask_leaks(table: pd.DataFrame, folder: Path) -> str:
     groups, ratios = list(dict.fromkeys(table["name"])), sorted(table["ratio"].unique())
     panels = [("label_accuracy", "labels named right"), ("input_explained", "variance of inputs explained"), ("support_auc", "support of inputs (AUC)")]
     panels = [(column, title) for column, title in panels if table[column].notna().any()]
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.2 * len(panels) + 1.5, 0.9 + 0.22 * len(groups) * max(len(ratios), 1.6)), sharey=True, layout="constrained"
-    )
+    # Names beside the bars need room of their own.
+    size = (2.8 * len(panels) + 0.075 * max(map(len, groups)), 1.1 + 0.13 * len(groups) * max(len(ratios), 2))
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, layout="constrained")
     place, height = np.arange(len(groups)), 0.8 / len(ratios)
     for axis, (column, title) in zip(np.atleast_1d(axes), panels, strict=True):
         for k, ratio in enumerate(ratios):
