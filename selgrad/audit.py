@@ -16,12 +16,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from selgrad import trees
+from selgrad.attacks.rank_one import reads_pixels
 from selgrad.base import TextModel, TextSpec
 from selgrad.config import Spec, make_spec
 from selgrad.errors import UsageError
 from selgrad.evaluation.certificates import Certificate
 from selgrad.evaluation.mask_leak import extra_entries, leak
-from selgrad.experiment import Setting, _spec, run_cell, succeeded, success_rule
+from selgrad.experiment import Lane, Setting, _spec, run_lanes, succeeded, success_rule
 
 _FREQUENT = 200
 OnEvent = Callable[[str], None]
@@ -32,41 +33,39 @@ def _flat(ranks: Any) -> npt.NDArray[np.int32]:
     return np.concatenate([np.asarray(leaf).reshape(len(leaf), -1) for leaf in jax.tree.leaves(ranks)], axis=1)
 
 
-def _inputs(setting: Setting) -> npt.NDArray[Any]:
-    """(samples, d): pixels, or the counts of the most frequent tokens."""
-    batches = jax.tree.map(np.asarray, setting.client(0).batches)
-    spec = setting.input_spec
+@dataclasses.dataclass(frozen=True)
+class _Truth:
+    """What masks are asked about, and which leaf has a row for each of it.
+
+    Attributes:
+      labels: (samples,), of the first input of each batch.
+      inputs: (samples, d): pixels, or the counts of the most frequent tokens.
+      occurs: (samples, rows) which pixels are not 0, or which tokens occur.
+      leaf: path of the leaf with these rows; None where there is none.
+      rows: which of its rows count.
+    """
+
+    labels: npt.NDArray[Any]
+    inputs: npt.NDArray[Any]
+    occurs: npt.NDArray[np.bool_]
+    leaf: str | None
+    rows: npt.NDArray[np.int64]
+
+
+def _truth(setting: Setting, seed: int) -> _Truth:
+    client, spec, model, size = setting.client(seed), setting.input_spec, setting.model, setting.num_samples
+    batches = jax.tree.map(np.asarray, client.batches)
+    labels = batches.labels.reshape(size, -1)[:, 0]
+    one = jax.tree.map(lambda leaf: leaf[0], client.grads)
     if not isinstance(spec, TextSpec):
-        return batches.inputs.reshape(setting.num_samples, -1)  # type: ignore[no-any-return]
-    counts = _token_counts(setting)
-    counts[:, list(spec.special_ids)] = 0
-    return counts[:, np.argsort(-(counts > 0).sum(axis=0), kind="stable")[:_FREQUENT]]
-
-
-def _token_counts(setting: Setting) -> npt.NDArray[Any]:
-    batches = jax.tree.map(np.asarray, setting.client(0).batches)
-    spec = setting.input_spec
-    assert isinstance(spec, TextSpec)
-    tokens = batches.inputs.reshape(setting.num_samples, -1)
-    return np.stack([np.bincount(row, minlength=spec.vocabulary_size) for row in tokens])
-
-
-def _rows(setting: Setting, ranks: Any, num_selected: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]] | None:
-    """Share of hidden entries in the row of each pixel or token, and which of these are not 0 or occur; None where no leaf has such rows."""
-    spec, model = setting.input_spec, setting.model
-    leaves = dict(zip(trees.paths(ranks), jax.tree.leaves(ranks), strict=True))
-    share = lambda leaf: (np.asarray(leaf) < num_selected).mean(axis=-1)
-    if isinstance(spec, TextSpec):
-        if not isinstance(model, TextModel) or model.embedding not in leaves or model.embedding in model.always_encrypted:
-            return None
-        words = np.setdiff1d(np.arange(spec.vocabulary_size), spec.special_ids)
-        return share(leaves[model.embedding])[:, words], (_token_counts(setting) > 0)[:, words]
-    size = int(np.prod(spec.shape))
-    for path, leaf in leaves.items():
-        if path.endswith("kernel") and leaf.ndim == 3 and leaf.shape[1] == size:
-            pixels = spec.pixels(jax.numpy.asarray(setting.client(0).batches.inputs))
-            return share(leaf), np.asarray((pixels > 0).any(axis=1).reshape(setting.num_samples, size))
-    return None
+        lit = np.asarray((spec.pixels(client.batches.inputs) > 0).any(axis=1)).reshape(size, -1)
+        return _Truth(labels, batches.inputs.reshape(size, -1), lit, reads_pixels(one, spec), np.arange(lit.shape[1]))
+    counts = np.stack([np.bincount(row, minlength=spec.vocabulary_size) for row in batches.inputs.reshape(size, -1)])
+    words = np.setdiff1d(np.arange(spec.vocabulary_size), spec.special_ids)
+    counts = counts[:, words]
+    sent = isinstance(model, TextModel) and model.embedding in trees.paths(one) and model.embedding not in model.always_encrypted
+    frequent = np.argsort(-(counts > 0).sum(axis=0), kind="stable")[:_FREQUENT]
+    return _Truth(labels, counts[:, frequent], counts > 0, model.embedding if sent and isinstance(model, TextModel) else None, words)
 
 
 def audit_masks(
@@ -93,9 +92,7 @@ def audit_masks(
     setting = Setting(_spec("dataset", dataset), _spec("model", model), _spec("update", update), public=None if public is None else _spec("dataset", public))
     if setting.num_samples < 20:
         raise UsageError(f"an audit of masks needs 20 samples and has {setting.num_samples}; raise count of {setting.specs[0].label}, such as count=300")
-    batches = jax.tree.map(np.asarray, setting.client(0).batches)
-    labels = batches.labels.reshape(setting.num_samples, -1)[:, 0]
-    inputs, rows, own = _inputs(setting), [], make_spec("selector", "global_top")
+    truth, rows, own = _truth(setting, seed), [], make_spec("selector", "global_top")
     for metric in [_spec("metric", one) for one in metrics]:
         for selector in [_spec("selector", one) for one in selectors]:
             on_event(f"masks of {setting.num_samples} samples by {metric.label}, {selector.label}")
@@ -103,7 +100,8 @@ def audit_masks(
             flat, first = _flat(ranks), _flat(setting.ranks(metric, own, seed)[0])
             for ratio in ratios:
                 count = setting.num_selected(ratio)
-                found = leak(flat < count, labels, inputs, _rows(setting, ranks, count))
+                hidden = None if truth.leaf is None else ((trees.at(ranks, truth.leaf) < count).mean(axis=-1)[:, truth.rows], truth.occurs)
+                found = leak(flat < count, truth.labels, truth.inputs, hidden)
                 extra = np.median([extra_entries(a, b, count) for a, b in zip(first, flat, strict=True)]) / max(count, 1)
                 rows.append(
                     {
@@ -141,7 +139,7 @@ class PathAudit:
         return not (self.attacks["success"] > 0).any()
 
 
-def default_attacks(setting: Setting, with_public: bool) -> list[Spec]:
+def default_attacks(setting: Setting, seed: int) -> list[Spec]:
     """The strongest rungs of the attacks that fit the data: what `audit_paths` runs unless it is told otherwise."""
     if isinstance(setting.input_spec, TextSpec):
         chosen = [
@@ -149,15 +147,13 @@ def default_attacks(setting: Setting, with_public: bool) -> list[Spec]:
             make_spec("attack", "tag", {"num_steps": 1000, "start": "vocabulary", "learning_rate": 0.01, "hidden": "complete"}),
         ]
     else:
-        sent = setting.client(0).grads
-        size = int(np.prod(setting.input_spec.shape))
-        dense = any(p.endswith("kernel") and leaf.ndim == 3 and leaf.shape[1] == size for p, leaf in zip(trees.paths(sent), jax.tree.leaves(sent), strict=True))
-        chosen = [make_spec("attack", "rank_one")] if dense else []
+        sent = jax.tree.map(lambda leaf: leaf[0], setting.client(seed).grads)
+        chosen = [make_spec("attack", "rank_one")] if reads_pixels(sent, setting.input_spec) else []
         chosen += [
             make_spec("attack", "idlg", {"num_steps": 100, "start": "grey", "hidden": "complete"}),
             make_spec("attack", "inverting_gradients", {"num_steps": 1000, "hidden": "complete"}),
         ]
-    return [*chosen, make_spec("attack", "learned")] if with_public else chosen
+    return chosen if setting.public is None else [*chosen, make_spec("attack", "learned")]
 
 
 def audit_paths(
@@ -192,19 +188,16 @@ def audit_paths(
     certificate: Certificate | None = None
     try:
         on_event("certificate")
-        certificate = setting.certificates(metric, selector, seed, 0, (count,))[0]
+        certificate = setting.certify(metric, selector, seed, (count,), 0)[0][0]
     except UsageError as error:
         on_event(f"no certificate: {error}")
     rule = success_rule({"measure": None, "threshold": None, **(success or {})}, setting.input_spec)
     measure = "rougeL" if isinstance(setting.input_spec, TextSpec) else "psnr"
-    rows = []
-    for attack in [_spec("attack", one) for one in attacks] or default_attacks(setting, public is not None):
-        found = []
-        for sample in samples:
-            on_event(f"{attack.label} on sample {sample}")
-            named_specs: dict[str, Any] = {"dataset": specs[0], "model": specs[1], "update": specs[2], "metric": metric, "selector": selector, "attack": attack}
-            found.append(run_cell(**named_specs, ratio=ratio, sample=sample, seed=seed, public=public))
-        quality, won = [one.measures[measure] for one in found], [succeeded(rule, one.measures) for one in found]
+    rows, lanes = [], [Lane(seed, i, metric, selector, ratio) for i in range(setting.num_samples)]
+    for attack in [_spec("attack", one) for one in attacks] or default_attacks(setting, seed):
+        on_event(attack.label)
+        found = [one.measures for one in run_lanes(setting, attack, lanes).found]
+        quality, won = [one[measure] for one in found], [succeeded(rule, one) for one in found]
         rows.append({"attack": attack.label, "quality": float(np.mean(quality)), "success": float(np.mean(won)), "num_samples": len(found)})
     table = pd.DataFrame(rows).sort_values(["success", "quality"], ascending=False, ignore_index=True)
     encrypted = tuple(path for path, yes, first in zip(trees.paths(grads), named, always, strict=True) if yes or first)

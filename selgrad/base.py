@@ -384,6 +384,14 @@ class Reconstruction(NamedTuple):
     num_evaluations: Array
     report: str | None = None
 
+    @classmethod
+    def single(cls, inputs: Array, labels: Array, objective: Array, num_evaluations: int = 0, report: str | None = None) -> Reconstruction:
+        """Of an attack without restarts, which cannot diverge."""
+        return cls(
+            inputs=inputs, labels=labels, objective=objective, diverged=jax.numpy.zeros((), bool), restart=jax.numpy.int32(0), all_inputs=inputs[None],
+            all_labels=labels[None], all_objectives=objective[None], num_evaluations=jax.numpy.int32(num_evaluations), report=report,
+        )  # fmt: skip
+
 
 Metric: TypeAlias = Callable[[GradientContext], Scores]
 """Scores every entry of a client update at once; pure, jit-able, vmap-able."""

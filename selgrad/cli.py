@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from selgrad import __version__
-from selgrad.errors import SelgradError, UsageError
+from selgrad.errors import SelgradError, UsageError, require_ratio
 
 _KINDS = ("dataset", "model", "update", "metric", "selector", "attack", "measure", "profile")
 _EXAMPLES = """
@@ -43,6 +43,9 @@ def cli() -> None:
 _WANDB = click.option(
     "--wandb", type=click.Choice(["disabled", "offline", "online"]), default="disabled", show_default=True, help="Mirror the run in Weights & Biases."
 )
+_MODEL = click.option("--model", default="lenet", show_default=True, help="NAME or NAME:key=value,...")
+_UPDATE = click.option("--update", default="gradient", show_default=True, help="NAME or NAME:key=value,...")
+_SEED = click.option("--seed", default=0, show_default=True, help="Of weights, metric and attack.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output instead of text.")
 
 
@@ -131,14 +134,14 @@ def _entry(kind: str, text: str) -> dict[str, Any]:
 
 @cli.command()
 @click.option("--dataset", default="digits", show_default=True, help="NAME or NAME:key=value,...")
-@click.option("--model", default="lenet", show_default=True, help="NAME or NAME:key=value,...")
-@click.option("--update", default="gradient", show_default=True, help="NAME or NAME:key=value,...")
+@_MODEL
+@_UPDATE
 @click.option("--metric", default="magnitude", show_default=True, help="NAME or NAME:key=value,...")
 @click.option("--selector", default="global_top", show_default=True, help="NAME or NAME:key=value,...")
 @click.option("--attack", default="idlg:num_steps=50", show_default=True, help="NAME or NAME:key=value,...")
 @click.option("--ratio", default=0.0, show_default=True, type=float, help="Share of entries to encrypt, in [0, 1].")
 @click.option("--sample", default=0, show_default=True, help="Which batch of the data set.")
-@click.option("--seed", default=0, show_default=True, help="Of weights, metric and attack.")
+@_SEED
 @click.option("--known-labels", is_flag=True, help="Give the labels to the attacker.")
 @click.option("--public", help="NAME or NAME:key=value,... of data that everybody has, for amortised metrics and learned attackers.")
 @click.option("--rounds", default=1, show_default=True, help="Updates of the same data that the attacker has, the global weights moving in between.")
@@ -155,8 +158,7 @@ def attack(
     selgrad attack --dataset photos --metric magnitude --ratio 0.1 --attack inverting_gradients:num_steps=1000,hidden=ignore --out cell.png
     selgrad attack --ratio 0.5 --attack idlg:num_steps=50,hidden=learned --public digits:count=500,offset=100
     """
-    if not 0 <= ratio <= 1:
-        raise UsageError(f"ratio={ratio:g} lies outside [0, 1]; give the share of the entries to encrypt, such as 0.1")
+    require_ratio(ratio)
     from selgrad import devices
 
     devices.configure()
@@ -219,8 +221,8 @@ def attack(
 
 @cli.command()
 @click.option("--dataset", default="digits:count=300", show_default=True, help="NAME or NAME:key=value,...")
-@click.option("--model", default="lenet", show_default=True, help="NAME or NAME:key=value,...")
-@click.option("--update", default="gradient", show_default=True, help="NAME or NAME:key=value,...")
+@_MODEL
+@_UPDATE
 @click.option("--metric", multiple=True, default=("random", "magnitude", "sensitivity:target=inputs"), show_default=True, help="Repeat for several.")
 @click.option("--selector", multiple=True, default=("global_top",), show_default=True, help="Repeat for several; common, aligned and randomised say less.")
 @click.option("--ratio", multiple=True, type=float, default=(0.1,), show_default=True, help="Repeat for several; shares of entries to encrypt, in [0, 1].")
@@ -228,7 +230,7 @@ def attack(
 @click.option("--attack", multiple=True, help="With --encrypt: attacks to run, in the place of the strongest that fit the data; repeat for several.")
 @click.option("--public", help="NAME or NAME:key=value,... of data that everybody has: a learned decoder joins the attacks.")
 @click.option("--samples", default=2, show_default=True, help="With --encrypt: batches to attack.")
-@click.option("--seed", default=0, show_default=True, help="Of weights, metric and attack.")
+@_SEED
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for audit.parquet and figures.")
 @_JSON
 def audit(
@@ -248,8 +250,7 @@ def audit(
       selgrad audit --dataset digits --encrypt 'conv*/**'
     """
     for one in ratio:
-        if not 0 <= one <= 1:
-            raise UsageError(f"ratio={one:g} lies outside [0, 1]; give the share of the entries to encrypt, such as 0.1")
+        require_ratio(one)
     if samples < 1:
         raise UsageError(f"--samples {samples} must be at least 1")
     from selgrad import devices

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import yaml
 
-from selgrad.errors import UsageError, did_you_mean
+from selgrad.errors import UsageError, did_you_mean, require_ratio
 
 
 class _Loader(yaml.SafeLoader):
@@ -339,7 +339,7 @@ def parse_encryption(given: Any) -> dict[str, Any] | None:
     return encryption
 
 
-def parse_rounds(given: Any) -> tuple[int, float]:
+def parse_rounds(given: Any) -> dict[str, Any]:
     """`count` and `server_learning_rate`, defaults filled in and checked; None is one round.
 
     Raises:
@@ -350,7 +350,7 @@ def parse_rounds(given: Any) -> tuple[int, float]:
         raise UsageError(f"rounds: count={rounds['count']} must be at least 1")
     if not 0 <= rounds["server_learning_rate"] < math.inf:
         raise UsageError(f"rounds: server_learning_rate={rounds['server_learning_rate']} must be a number from 0 on")
-    return rounds["count"], float(rounds["server_learning_rate"])
+    return {**rounds, "server_learning_rate": float(rounds["server_learning_rate"])}
 
 
 def parse(content: Mapping[str, Any]) -> SweepConfig:
@@ -366,8 +366,7 @@ def parse(content: Mapping[str, Any]) -> SweepConfig:
             raise UsageError(f"the configuration needs {key}; `selgrad list` shows what there is")
     ratios = _numbers("ratio", merged["ratio"], float, "give shares of entries to encrypt, such as [0, 0.1, 0.5]")
     for ratio in ratios:
-        if not 0 <= ratio <= 1:
-            raise UsageError(f"ratio={ratio:g} lies outside [0, 1]; give the share of the entries to encrypt, such as 0.1")
+        require_ratio(ratio)
     encryption = parse_encryption(merged["encryption"])
     success = _only(merged["success"], "success", {"measure": None, "threshold": None}, numbers=("threshold",))
     known = ("mse", "psnr", "ssim", "rouge1", "rouge2", "rougeL", "token_accuracy", "exact_match")
@@ -384,7 +383,7 @@ def parse(content: Mapping[str, Any]) -> SweepConfig:
     for key in ("gallery", "block_size"):
         if merged[key] < 0:
             raise UsageError(f"{key}={merged[key]} must be 0 or more")
-    rounds = dict(zip(("count", "server_learning_rate"), parse_rounds(merged["rounds"]), strict=True))
+    rounds = parse_rounds(merged["rounds"])
     if merged["certificates"] and rounds["count"] > 1:
         raise UsageError(f"certificates say what one round leaves identifiable, and rounds has count={rounds['count']}; leave one of the two out")
     specs: dict[str, Any] = {kind: tuple(expand(kind, merged[kind])) for kind in REGISTRIES}

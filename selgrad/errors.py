@@ -31,6 +31,12 @@ class EncryptionError(SelgradError):
     """The encryption refuses a value, a key, a ciphertext or the process that it runs in."""
 
 
+def require_ratio(ratio: float) -> None:
+    """Raises UsageError for a share of entries outside [0, 1]."""
+    if not 0 <= ratio <= 1:
+        raise UsageError(f"ratio={ratio:g} lies outside [0, 1]; give the share of the entries to encrypt, such as 0.1")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns `'; did you mean 'x'?'` for the nearest known name, else the list of all known names."""
     known = sorted(known)

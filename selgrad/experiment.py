@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import math
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -74,8 +75,8 @@ class Setting:
       dataset, model, update: specs.
       samples: which batches of the data set; all of them by default.
       public: data that everybody has, for metrics and attackers that learn from them.
-      num_rounds: how often each client sends an update of the same data; between two rounds the global weights move.
-      server_learning_rate: by how much: the weights lose that times the mean of the samples' updates.
+      rounds: as `parse_rounds` gives it: how often each client sends an update of the same data, and the `server_learning_rate` times the mean of the
+        samples' updates that the global weights lose between two rounds; None is one round.
 
     Raises:
       UsageError: if the data set is smaller than one batch, has no such sample, or its gradients do not fit in memory.
@@ -89,11 +90,12 @@ class Setting:
         update: Spec,
         samples: Sequence[int] | None = None,
         public: Spec | None = None,
-        num_rounds: int = 1,
-        server_learning_rate: float = 0.1,
+        rounds: Mapping[str, Any] | None = None,
     ) -> None:
         self.specs = (dataset, model, update)
-        self.num_rounds, self._server_learning_rate = num_rounds, server_learning_rate
+        given = rounds or parse_rounds(None)
+        num_rounds = given["count"]
+        self.num_rounds, self._server_learning_rate = num_rounds, given["server_learning_rate"]
         self.dataset: Dataset | TextDataset = dataset.build()
         self.model: Model = model.build(self.dataset.spec)
         self.update: Update = update.build()
@@ -121,7 +123,7 @@ class Setting:
         self.client = functools.lru_cache(maxsize=2 * num_rounds)(self._client)
         self.ranks = functools.lru_cache(maxsize=32 * num_rounds)(self._ranks)
         self.scores = functools.lru_cache(maxsize=4)(self._scores)
-        self.jacobian = functools.lru_cache(maxsize=2)(self._jacobian)
+        self.certificates = functools.lru_cache(maxsize=32)(self._certificates)
 
     def _public(self, spec: Spec) -> Batch:
         """Every batch of the public data, stacked."""
@@ -245,28 +247,32 @@ class Setting:
         mask_seconds = (time.perf_counter() - started) / self.num_samples
         return jax.tree.map(np.asarray, ranks), score_seconds, mask_seconds
 
-    def certificates(self, metric: Spec, selector: Spec, seed: int, sample: int, counts: tuple[int, ...]) -> list[Certificate]:
-        """What masks of so many hidden entries (ascending) leave identifiable of one sample; noise is float32's rounding, labels count as known.
+    def _certificates(self, metric: Spec, selector: Spec, seed: int, counts: tuple[int, ...]) -> tuple[list[list[Certificate]], list[float]]:
+        """What masks of so many hidden entries (ascending) leave identifiable; noise is float32's rounding, labels count as known.
+
+        Returns:
+          Certificates by sample and count; and for each count a lower bound on the MSE of any attacker, averaged over the samples and their masks (NaN for
+          text, whose samples have different numbers of unknown coordinates).
 
         Raises:
           UsageError: if the Jacobian does not fit in memory.
         """
-        ranks = trees.concatenate(jax.tree.map(lambda leaf: leaf[sample], self.ranks(metric, selector, seed)[0]))
-        matrix, grads, noise, prior = self.jacobian(seed, sample)
-        return certify(matrix, grads, np.asarray(ranks), counts, noise=noise, prior=prior)
+        each = [self.certify(metric, selector, seed, counts, sample) for sample in range(self.num_samples)]
+        if isinstance(self.input_spec, TextSpec):
+            return [found for found, _, _ in each], [math.nan] * len(counts)
+        informations = zip(*(known for _, known, _ in each), strict=True)
+        return [found for found, _, _ in each], [van_trees(known, each[0][2]) for known in informations]
 
-    def van_trees(self, metric: Spec, selector: Spec, seed: int, counts: tuple[int, ...]) -> list[float]:
-        """For masks of so many hidden entries (ascending) a lower bound on the MSE of any attacker, averaged over the samples and their masks.
+    def certify(self, metric: Spec, selector: Spec, seed: int, counts: tuple[int, ...], sample: int) -> tuple[list[Certificate], list[Any], Any]:
+        """One sample's certificates by count, the Fisher information of what each mask leaves visible, and the precision of the attacker's prior.
 
         Raises:
-          UsageError: as `certificates`.
+          UsageError: if the Jacobian does not fit in memory.
         """
-        ranks, informations = self.ranks(metric, selector, seed)[0], []
-        for sample in range(self.num_samples):
-            matrix, _, noise, prior = self.jacobian(seed, sample)
-            own = np.concatenate([np.asarray(leaf[sample]).reshape(-1) for leaf in jax.tree.leaves(ranks)])
-            informations.append(list(grams(matrix, own, counts, 1 / np.broadcast_to(noise, own.shape) ** 2)))
-        return [van_trees([one[k] for one in informations], prior) for k in range(len(counts))]
+        ranks = np.concatenate([np.asarray(leaf[sample]).reshape(-1) for leaf in jax.tree.leaves(self.ranks(metric, selector, seed)[0])])
+        matrix, grads, noise, prior = self._jacobian(seed, sample)
+        informations = list(grams(matrix, ranks, counts, 1 / noise**2))
+        return certify(matrix, grads, ranks, counts, noise=noise, prior=prior, informations=informations), informations, prior
 
     def _jacobian(self, seed: int, sample: int) -> tuple[Any, Any, Any, Any]:
         """J (n, d) in float64 by the inputs that an attacker does not know, the update, its noise, and the prior's precision."""
@@ -428,13 +434,14 @@ class Block:
         reports: dict[tuple[int, int], str] = {}
         rows: list[Any] = []
         done: dict[bytes, int] = {}
+        weights, of_weights = None, b""
         for i, j in np.ndindex(lanes.num_selected.shape):
-            weights = jax.tree.map(lambda leaf, i=i: leaf[i], params)
+            if j == 0:
+                weights = jax.tree.map(lambda leaf, i=i: leaf[i], params)
+                of_weights = _digest(weights)
             seen = observation((weights, self._auxiliary), jax.tree.map(lambda leaf, i=i, j=j: leaf[i, j], lanes))
             # Lanes that pad a block, and masks that two metrics share, are prepared once.
-            digest = hashlib.sha256(
-                b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves((weights, seen.visible, seen.mask, seen.later)))
-            ).digest()
+            digest = of_weights + _digest((seen.visible, seen.mask, seen.later))
             if digest in done:
                 at = done[digest]
                 reports[i, j] = reports[divmod(at, lanes.num_selected.shape[1])]
@@ -567,6 +574,14 @@ class HostBlock:
 
         found = jax.jit(jax.vmap(jax.vmap(one)))(lanes.batch, state["outputs"], state["labels"], state["numbers"].astype(np.float32))
         return found._replace(reports=reports)
+
+
+def _digest(tree: Any) -> bytes:
+    """A hash of the values of a pytree."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        found.update(np.ascontiguousarray(leaf).tobytes())
+    return found.digest()
 
 
 def reads_evidence(attack: Spec) -> bool:
@@ -800,6 +815,46 @@ def _spec(kind: str, given: Any) -> Spec:
     return make_spec(kind, given["name"], {k: v for k, v in given.items() if k != "name"})
 
 
+class Ran(NamedTuple):
+    """What `run_lanes` gives: per lane what was found and what the attack says of itself, and the seconds of all, compilation and preparation apart."""
+
+    found: list[Found]
+    reports: list[str]
+    seconds: float
+
+
+def run_lanes(setting: Setting, attack: Spec, lanes: Sequence[Lane], *, known_labels: bool = False, known_padding: bool = True, on_progress: Any = None) -> Ran:
+    """Runs one attack on lanes of one seed, of one metric and one selector, as one block.
+
+    Args:
+      setting: of the lanes.
+      attack: spec.
+      lanes: one or more.
+      known_labels, known_padding: as `Block` takes them.
+      on_progress: called with (steps done, steps in all) about every twentieth of the attack.
+    """
+    first = lanes[0]
+    evidence = (first.metric, first.selector) if reads_evidence(attack) else None
+    threat = {"known_labels": known_labels, "known_padding": known_padding, "evidence": evidence}
+    block = make_block(setting, attack, num_seeds=1, num_lanes=len(lanes), **threat)
+    padded = [*lanes, *[lanes[-1]] * (block.num_lanes - len(lanes))]
+    params, arrays = assemble(setting, [first.seed], [padded])
+    arrays, reports = block.prepare(params, arrays)
+    block.compile(params, arrays)
+    started, total = time.perf_counter(), block.num_steps
+    state, done = block.start(params, arrays), 0
+    chunk = total if on_progress is None else max(1, total // 20)
+    while done < total:
+        state = jax.block_until_ready(block.advance(params, arrays, state, min(chunk, total - done)))
+        done = min(total, done + chunk)
+        if on_progress is not None:
+            on_progress(done, total)
+    outcome = jax.device_get(block.finish(params, arrays, state))
+    seconds = time.perf_counter() - started
+    told = {**reports, **outcome.reports}
+    return Ran([complete(setting, outcome, 0, j, lane) for j, lane in enumerate(lanes)], [told.get((0, j), "") for j in range(len(lanes))], seconds)
+
+
 def run_cell(
     *,
     dataset: Any,
@@ -838,39 +893,23 @@ def run_cell(
     """
     options = parse_encryption(encryption)
     specs = _spec("dataset", dataset), _spec("model", model), _spec("update", update)
-    setting = Setting(*specs, [sample], None if public is None else _spec("dataset", public), *parse_rounds(rounds))
+    setting = Setting(*specs, [sample], None if public is None else _spec("dataset", public), parse_rounds(rounds))
     lane = Lane(seed, 0, _spec("metric", metric), _spec("selector", selector), ratio)
-    num_selected = setting.num_selected(ratio)
-    method = _spec("attack", attack)
-    evidence = (lane.metric, lane.selector) if reads_evidence(method) else None
-    threat = {"known_labels": known_labels, "known_padding": known_padding, "evidence": evidence}
-    block = make_block(setting, method, num_seeds=1, num_lanes=1, **threat)
-    params, lanes = assemble(setting, [seed], [[lane]])
-    lanes, reports = block.prepare(params, lanes)
     cost = None
     if options is not None:
         scheme = make_scheme(options)
         cost = encryption_cost(setting, lane, scheme, scheme.keygen(), options["num_clients"])
-    block.compile(params, lanes)
-    started, total = time.perf_counter(), block.num_steps
-    state, done = block.start(params, lanes), 0
-    chunk = total if on_progress is None else max(1, total // 20)
-    while done < total:
-        state = jax.block_until_ready(block.advance(params, lanes, state, min(chunk, total - done)))
-        done = min(total, done + chunk)
-        if on_progress is not None:
-            on_progress(done, total)
-    outcome = jax.device_get(block.finish(params, lanes, state))
-    spec, found = setting.input_spec, complete(setting, outcome, 0, 0, lane)
+    ran = run_lanes(setting, _spec("attack", attack), [lane], known_labels=known_labels, known_padding=known_padding, on_progress=on_progress)
+    spec, found = setting.input_spec, ran.found[0]
     truth = found.truth if isinstance(spec, TextSpec) else np.asarray(spec.pixels(setting.client(seed).batches.inputs[0]))
     return CellResult(
         measures=found.measures,
         truth=truth,
         reconstruction=found.texts if isinstance(spec, TextSpec) else found.outputs,
         labels=found.labels,
-        num_selected=num_selected,
+        num_selected=setting.num_selected(ratio),
         num_total=setting.num_total,
-        seconds=time.perf_counter() - started,
+        seconds=ran.seconds,
         cost=cost,
-        report={**reports, **outcome.reports}.get((0, 0), ""),
+        report=ran.reports[0],
     )

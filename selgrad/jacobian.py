@@ -99,12 +99,7 @@ def row_norms(linear: Linear, tangents: Callable[[Array], Array], count: int) ->
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(linear.apply, linear.point))
     total, _ = jax.lax.scan(accumulate, zeros, jnp.arange(0, count, chunk))
-
-    def root(square: Array) -> Array:
-        # The square root has no derivative at 0, and an attacker that reads masks as evidence differentiates metrics.
-        return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
-
-    return jax.tree.map(root, total)
+    return jax.tree.map(trees.safe_sqrt, total)
 
 
 def unit_vectors(linear: Linear) -> Callable[[Array], Array]:

@@ -31,7 +31,6 @@ from selgrad import __version__, checkpoints, devices, encryption, trees
 from selgrad.base import TextSpec
 from selgrad.config import Spec, SweepConfig, settings
 from selgrad.errors import SelgradError, UsageError
-from selgrad.evaluation.certificates import Certificate
 from selgrad.experiment import (
     Block,
     Found,
@@ -113,11 +112,8 @@ class Sweep:
 
     def __init__(self, config: SweepConfig, out: str | Path) -> None:
         self.config, self.out = config, Path(out)
-        rounds = config.rounds["count"], config.rounds["server_learning_rate"]
-        self.settings = [Setting(*specs, None, config.public, *rounds) for specs in settings(config)]
+        self.settings = [Setting(*specs, public=config.public, rounds=config.rounds) for specs in settings(config)]
         self._compiled: dict[Any, Block | HostBlock] = {}
-        self._certificates: dict[Any, list[Certificate]] = {}
-        self._bounds: dict[Any, list[float]] = {}
         self._saved = self._adopt()
         self.run_id: str = self._saved["run_id"]
         self._encryption_note: str | None = None
@@ -436,17 +432,10 @@ class Sweep:
         if not self.config.certificates:
             return {}
         counts = tuple(sorted({setting.num_selected(ratio) for ratio in self.config.ratio}))
-        key = (id(setting), lane.metric, lane.selector, lane.seed, lane.sample)
-        if key not in self._certificates:
-            self._certificates[key] = setting.certificates(lane.metric, lane.selector, lane.seed, lane.sample, counts)
-        whole = key[:-1]
-        if whole not in self._bounds:
-            # The samples of a text have different numbers of unknown coordinates, so there is no mean information.
-            text = isinstance(setting.input_spec, TextSpec)
-            self._bounds[whole] = [math.nan] * len(counts) if text else setting.van_trees(lane.metric, lane.selector, lane.seed, counts)
+        certificates, bounds = setting.certificates(lane.metric, lane.selector, lane.seed, counts)
         at = counts.index(setting.num_selected(lane.ratio))
-        found = dataclasses.asdict(self._certificates[key][at])
-        return {**{f"certificate_{name}": value for name, value in found.items()}, "certificate_van_trees_mse": self._bounds[whole][at]}
+        found = dataclasses.asdict(certificates[lane.sample][at])
+        return {**{f"certificate_{name}": value for name, value in found.items()}, "certificate_van_trees_mse": bounds[at]}
 
     def equivalence(self) -> pd.DataFrame:
         """How alike the masks of every two metrics are, kept in `equivalence.parquet`.

@@ -17,7 +17,7 @@ from jax import Array
 from jaxtyping import Float, Int, PyTree
 
 from selgrad.base import Mask, Ranks, Scores
-from selgrad.errors import GradientError, UsageError
+from selgrad.errors import GradientError, UsageError, require_ratio
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -84,8 +84,7 @@ def count(ratio: float, num_total: int) -> int:
     >>> count(0.425, 85036)
     36140
     """
-    if not 0.0 <= ratio <= 1.0:
-        raise UsageError(f"ratio={ratio} lies outside [0, 1]; give the share of the entries to encrypt, such as 0.1")
+    require_ratio(ratio)
     return round(ratio * num_total)
 
 
@@ -191,6 +190,24 @@ def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
         return product.reshape(-1, product.shape[-1]).sum(axis=0).sum() if product.ndim > 1 else product.sum()
 
     return sum((one(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)), jnp.float32(0))
+
+
+def safe_sqrt(square: Array) -> Array:
+    """The square root, with the derivative 0 at 0, where it has none: distances and metrics are differentiated by dummies."""
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+
+
+def group_places(scores: Float[Array, " n"], group: Int[Array, " n"], num_groups: int) -> Array:
+    """The place of each group in the falling order of mean scores, ties by number; (num_groups,) int32.
+
+    Args:
+      scores: of entries.
+      group: the number of each entry's group, in [0, num_groups).
+      num_groups: static.
+    """
+    sums = jnp.zeros(num_groups).at[group].add(scores)
+    sizes = jnp.zeros(num_groups).at[group].add(1.0)
+    return descending_ranks(sums / jnp.maximum(sizes, 1))
 
 
 def hide(tree: PyTree, mask: Mask) -> PyTree:

@@ -337,19 +337,6 @@ def dager(
         report = {"used": [leaf for s in spaces for leaf in s.leaves], "unused": [leaf for s in spaces for leaf in s.unused]}
         if observation.later is not None:
             report["unused"].append("later rounds (their inputs to a layer differ with the weights below it)")
-        found = jnp.asarray(tokens)
-        value = jnp.float32(objective)
-        return Reconstruction(
-            inputs=found,
-            labels=jnp.asarray(labels, jnp.int32),
-            objective=value,
-            diverged=jnp.zeros((), bool),
-            restart=jnp.int32(0),
-            all_inputs=found[None],
-            all_labels=jnp.asarray(labels, jnp.int32)[None],
-            all_objectives=value[None],
-            num_evaluations=jnp.int32(0),
-            report=json.dumps(report),
-        )
+        return Reconstruction.single(jnp.asarray(tokens), jnp.asarray(labels, jnp.int32), jnp.float32(objective), report=json.dumps(report))
 
     return Attack(lambda key, _: key, lambda _, state, __: state, lambda observation, key: reconstruct(key, observation), 1, 1, traceable=False)

@@ -28,9 +28,7 @@ def _evidence(target: Target) -> Float[Array, ""] | float:
 
 
 def _norm(tree: Grads) -> Float[Array, ""]:
-    # The square root has no derivative at 0, where nothing is counted.
-    square = trees.dot(tree, tree)
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+    return trees.safe_sqrt(trees.dot(tree, tree))
 
 
 def _cosine(candidate: Grads, target: Target, floor: Array | float) -> Float[Array, ""]:

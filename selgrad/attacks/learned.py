@@ -234,10 +234,6 @@ def learned(*, hidden: Hidden = "learned", num_features: int = 1024, width: int 
         inputs = space.read(space.fix(observation.estimate))
         rule = columns_or_trial if images else last_layer_counts
         labels = observation.labels if observation.labels is not None else rule(key, observation, fill(observation, "ignore"))
-        zero = jnp.zeros(())
-        return Reconstruction(
-            inputs=inputs, labels=labels, objective=zero, diverged=jnp.zeros((), bool), restart=jnp.zeros((), jnp.int32), all_inputs=inputs[None],
-            all_labels=labels[None], all_objectives=zero[None], num_evaluations=jnp.zeros((), jnp.int32),
-        )  # fmt: skip
+        return Reconstruction.single(inputs, labels, jnp.zeros(()))
 
     return Attack(lambda key, _: key, lambda _, state, __: state, jax.jit(finish), 1, 1, traceable=False, prepare=partial(estimate, training=training))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from jax import Array
+from jaxtyping import PyTree
 
 from selgrad import trees
 from selgrad.attacks.completion import low_rank, stack
@@ -28,16 +29,24 @@ from selgrad.errors import UsageError
 Matrix = npt.NDArray[np.float64]
 
 
+def reads_pixels(tree: PyTree, spec: InputSpec) -> str | None:
+    """The path of the first dense kernel with one row for each input coordinate, in a tree like the update; None where there is none."""
+    size = int(np.prod(spec.shape))
+    dense = (
+        path for path, leaf in zip(trees.paths(tree), jax.tree.leaves(tree), strict=True) if path.endswith("kernel") and leaf.ndim == 2 and len(leaf) == size
+    )
+    return next(dense, None)
+
+
 def first_dense_layer(observation: Observation) -> str:
     """The path of the dense layer that reads the pixels.
 
     Raises:
       UsageError: if the model has none.
     """
-    size = int(np.prod(image_spec(observation).shape))
-    for path, leaf in zip(trees.paths(observation.visible), jax.tree.leaves(observation.visible), strict=True):
-        if path.endswith("kernel") and leaf.ndim == 2 and leaf.shape[0] == size:
-            return path
+    path = reads_pixels(observation.visible, image_spec(observation))
+    if path is not None:
+        return path
     raise UsageError(
         "attack 'rank_one' reads the gradient of a dense layer whose inputs are the pixels, and this model has none; choose mlp, or another attack"
     )
@@ -137,12 +146,7 @@ def rank_one(*, hidden: Hidden = "complete", num_draws: int = 20_000) -> Attack:
             images = _scaled(found, rows, len(matrix), spec).reshape(size, *spec.shape)
             report = {"used": [f"{path} ({said}; {how})"], "unused": []}
         inputs = jnp.asarray(images, jnp.float32)
-        labels = labels_of(observation, inputs)
-        value = jnp.float32(objective)
-        return Reconstruction(
-            inputs=inputs, labels=labels, objective=value, diverged=jnp.zeros((), bool), restart=jnp.int32(0), all_inputs=inputs[None],
-            all_labels=labels[None], all_objectives=value[None], num_evaluations=jnp.int32(0), report=json.dumps(report),
-        )  # fmt: skip
+        return Reconstruction.single(inputs, labels_of(observation, inputs), jnp.float32(objective), report=json.dumps(report))
 
     return Attack(lambda key, _: key, lambda _, state, __: state, lambda observation, key: reconstruct(key, observation), 1, 1, traceable=False)
 

@@ -109,7 +109,7 @@ def grams(jacobian: npt.NDArray[Any], ranks: npt.NDArray[Any], counts: Sequence[
 
 def certify(
     jacobian: npt.NDArray[Any], grads: npt.NDArray[Any], ranks: npt.NDArray[Any], counts: Sequence[int], *,
-    noise: npt.NDArray[Any] | float, prior: npt.NDArray[Any] | float, epsilon: float = 1e-3,
+    noise: npt.NDArray[Any] | float, prior: npt.NDArray[Any] | float, epsilon: float = 1e-3, informations: Sequence[Matrix] | None = None,
 ) -> list[Certificate]:  # fmt: skip
     """Certificates of nested masks.
 
@@ -122,16 +122,18 @@ def certify(
         sources add in squares.
       prior: precision of the attacker's Gaussian prior: (d, d), or one number for all coordinates, 1 / variance.
       epsilon: of the influence function, relative to the mean eigenvalue of J'J.
+      informations: J_vis' Sigma^-1 J_vis of each mask, as `grams` gives them, where they are known already.
     """
     total, size = jacobian.shape
-    variance = np.broadcast_to(np.asarray(noise, np.float64) ** 2, (total,))
+    if informations is None:
+        informations = list(grams(jacobian, ranks, counts, 1 / np.broadcast_to(np.asarray(noise, np.float64) ** 2, (total,))))
     precision = np.asarray(prior, np.float64) * np.eye(size) if np.ndim(prior) == 0 else np.asarray(prior, np.float64)
     root = np.linalg.cholesky(precision)
     whole = next(iter(grams(jacobian, ranks, [0])))
     shift = epsilon * float(np.trace(whole)) / size
     largest = float(np.linalg.eigvalsh(whole)[-1]) if size else 0.0
     result = []
-    for count, gram, information in zip(counts, grams(jacobian, ranks, counts), grams(jacobian, ranks, counts, 1 / variance), strict=True):
+    for count, gram, information in zip(counts, grams(jacobian, ranks, counts), informations, strict=True):
         values = np.linalg.eigvalsh(gram)
         rank = int((values > max(1e-14, size * 2.2e-16) * max(values[-1], 0)).sum()) if count < total else 0
         full = rank == size

@@ -52,9 +52,10 @@ def principal_components(masks: npt.NDArray[np.bool_], count: int = _COMPONENTS)
         part -= part.mean(axis=0)
         gram += part @ part.T
     values, vectors = np.linalg.eigh(gram)
-    keep = values > 1e-9 * max(float(values[-1]), 1e-12)
+    # Masks that differ at all have a variance of about a half or more.
+    keep = values > 1e-9 * max(float(values[-1]), 1.0)
     chosen: npt.NDArray[np.float64] = vectors[:, keep][:, ::-1][:, :count] * math.sqrt(samples)
-    return chosen if values[-1] > 1e-9 else chosen[:, :0]
+    return chosen
 
 
 def label_information(components: npt.NDArray[np.float64], labels: npt.NDArray[Any]) -> tuple[float, float, float, float]:

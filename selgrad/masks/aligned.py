@@ -46,8 +46,7 @@ def aligned(*, unit: Unit = "columns", size: int = 2048) -> Selector:
                 parts.append((count + local).reshape(-1))
                 count += number
             group = jnp.concatenate(parts)
-        sums, sizes = jnp.zeros(count).at[group].add(flat), jnp.zeros(count).at[group].add(1.0)
-        place = trees.descending_ranks(sums / sizes)
+        place = trees.group_places(flat, group, count)
         return trees.split(trees.positions(jnp.lexsort((jnp.arange(flat.size), place[group]))), scores)
 
     return order

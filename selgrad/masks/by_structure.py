@@ -79,11 +79,8 @@ def by_structure(*, part: Part, num_heads: int = 1) -> Selector:
                 offsets += count
             groups.append((keys[key] + local).reshape(-1).astype(jnp.int32))
         group, flat = jnp.concatenate(groups), trees.concatenate(scores)
-        slot = jnp.where(group < 0, offsets, group)
-        sums = jnp.zeros(offsets + 1).at[slot].add(flat)
-        sizes = jnp.zeros(offsets + 1).at[slot].add(1.0)
-        place = jnp.argsort(jnp.argsort(-sums[:offsets] / jnp.maximum(sizes[:offsets], 1)))
-        rank_of_group = jnp.where(group < 0, offsets, place[jnp.maximum(group, 0)])
+        place = trees.group_places(flat, jnp.where(group < 0, offsets, group), offsets + 1)
+        rank_of_group = jnp.where(group < 0, offsets + 1, place[jnp.maximum(group, 0)])
         within = jnp.where(group < 0, trees.descending_ranks(flat), jnp.arange(flat.size))
         return trees.split(trees.positions(jnp.lexsort((within, rank_of_group))), scores)
 

@@ -42,17 +42,22 @@ def read_records(out: str | Path) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True).sort_values(order, kind="stable", ignore_index=True)
 
 
+def _overlaps_of_whole_trees(out: str | Path) -> pd.DataFrame:
+    """The rows of a sweep's `equivalence.parquet` that speak of all leaves together; none where there is no such file yet."""
+    file = Path(out) / "equivalence.parquet"
+    if not file.exists():
+        return pd.DataFrame(columns=["metric_a", "metric_b"])
+    table = pq.read_table(file).to_pandas()
+    return table[table["leaf"] == ""]
+
+
 def same_masks(out: str | Path) -> dict[str, list[str]]:
     """Metrics that chose the same mask as another at every measured ratio between 0 and 1, for every sample and seed: label -> the others' labels.
 
     Reads the `equivalence.parquet` of a sweep's folder; empty where there is none yet.
     """
-    file = Path(out) / "equivalence.parquet"
-    if not file.exists():
-        return {}
-    table = pq.read_table(file).to_pandas()
     found: dict[str, list[str]] = {}
-    for (a, b), rows in table[table["leaf"] == ""].groupby(["metric_a", "metric_b"], sort=False):
+    for (a, b), rows in _overlaps_of_whole_trees(out).groupby(["metric_a", "metric_b"], sort=False):
         if rows["identical"].all():
             found.setdefault(str(a), []).append(str(b))
             found.setdefault(str(b), []).append(str(a))
@@ -61,11 +66,7 @@ def same_masks(out: str | Path) -> dict[str, list[str]]:
 
 def mask_overlaps(out: str | Path) -> pd.DataFrame:
     """Mean Jaccard index of every two metrics' masks, by selector and ratio: one row per pair, one column per ratio; empty where there is nothing."""
-    file = Path(out) / "equivalence.parquet"
-    if not file.exists():
-        return pd.DataFrame()
-    table = pq.read_table(file).to_pandas()
-    whole = table[table["leaf"] == ""]
+    whole = _overlaps_of_whole_trees(out)
     if whole.empty:
         return pd.DataFrame()
     keys = ["title", "selector", "metric_a", "metric_b"]

@@ -37,7 +37,10 @@ def test_the_upper_rungs_take_several_rounds(hidden):
 
 def test_weights_move_between_rounds_by_the_mean_update_and_masks_follow_them():
     setting = Setting(
-        make_spec("dataset", "digits", {"count": 2}), make_spec("model", "mlp", {"width": 8}), make_spec("update", "gradient"), None, None, 3, 0.5
+        make_spec("dataset", "digits", {"count": 2}),
+        make_spec("model", "mlp", {"width": 8}),
+        make_spec("update", "gradient"),
+        rounds={"count": 3, "server_learning_rate": 0.5},
     )
     for t in (0, 1):
         before, after = setting.client(0, t), setting.client(0, t + 1)
