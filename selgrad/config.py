@@ -384,8 +384,6 @@ def parse(content: Mapping[str, Any]) -> SweepConfig:
         if merged[key] < 0:
             raise UsageError(f"{key}={merged[key]} must be 0 or more")
     rounds = parse_rounds(merged["rounds"])
-    if merged["certificates"] and rounds["count"] > 1:
-        raise UsageError(f"certificates say what one round leaves identifiable, and rounds has count={rounds['count']}; leave one of the two out")
     specs: dict[str, Any] = {kind: tuple(expand(kind, merged[kind])) for kind in REGISTRIES}
     for registry_name, found in specs.items():
         twice = [s.label for s in found if found.count(s) > 1]

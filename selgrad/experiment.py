@@ -50,6 +50,7 @@ from selgrad.evaluation import MEASURES, TEXT_MEASURES, align, align_texts, toke
 from selgrad.evaluation.certificates import Certificate, certify, float32_noise, gaussian_prior, grams, van_trees
 from selgrad.gradients import observe
 from selgrad.masks import CohortSelector
+from selgrad.significance import Probed
 
 
 def fold(key: Key, *names: str | int) -> Key:
@@ -124,6 +125,7 @@ class Setting:
         self.ranks = functools.lru_cache(maxsize=32 * num_rounds)(self._ranks)
         self.scores = functools.lru_cache(maxsize=4)(self._scores)
         self.certificates = functools.lru_cache(maxsize=32)(self._certificates)
+        self.standard_error = functools.lru_cache(maxsize=32)(self._standard_error)
 
     def _public(self, spec: Spec) -> Batch:
         """Every batch of the public data, stacked."""
@@ -214,6 +216,14 @@ class Setting:
         trees.require_finite(scores, f"the scores of {metric.label}")
         return scores, seconds
 
+    def _standard_error(self, metric: Spec) -> float:
+        """Of the squared norms that a metric estimates from probes, relative to them; 0 for one that is exact."""
+        score, client = metric.build(), self.client(0)
+        if not isinstance(score, Probed):
+            return 0.0
+        embedded = jax.eval_shape(jax.vmap(self.model.embed, (None, 0)), client.params, client.batches.inputs)
+        return score.standard_error(int(np.prod(embedded.shape[1:])), self.update.batch_size)
+
     def _ranks(self, metric: Spec, selector: Spec, seed: int, round_index: int = 0) -> tuple[Ranks, float, float]:
         """Ranks of every sample (NumPy, leading axis), seconds per sample to score, seconds per sample to rank."""
         scores, score_seconds = self.scores(metric, seed, round_index)
@@ -264,22 +274,28 @@ class Setting:
         return [found for found, _, _ in each], [van_trees(known, each[0][2]) for known in informations]
 
     def certify(self, metric: Spec, selector: Spec, seed: int, counts: tuple[int, ...], sample: int) -> tuple[list[Certificate], list[Any], Any]:
-        """One sample's certificates by count, the Fisher information of what each mask leaves visible, and the precision of the attacker's prior.
+        """One sample's certificates by count, of all rounds together, the Fisher information of what each mask leaves visible, and the prior's precision.
 
         Raises:
           UsageError: if the Jacobian does not fit in memory.
         """
-        ranks = np.concatenate([np.asarray(leaf[sample]).reshape(-1) for leaf in jax.tree.leaves(self.ranks(metric, selector, seed)[0])])
-        matrix, grads, noise, prior = self._jacobian(seed, sample)
+        rounds = range(self.num_rounds)
+        flat = lambda t: np.concatenate([np.asarray(leaf[sample]).reshape(-1) for leaf in jax.tree.leaves(self.ranks(metric, selector, seed, t)[0])])
+        # The rounds' rows one below the other; with these ranks the first count * rounds of all are the first count of each.
+        ranks = np.concatenate([flat(t).astype(np.int64) * self.num_rounds + t for t in rounds])
+        counts = tuple(count * self.num_rounds for count in counts)
+        parts = [self._jacobian(seed, sample, t) for t in rounds]
+        matrix, grads, noise = (np.concatenate([part[i] for part in parts]) for i in range(3))
+        prior = parts[0][3]
         informations = list(grams(matrix, ranks, counts, 1 / noise**2))
         return certify(matrix, grads, ranks, counts, noise=noise, prior=prior, informations=informations), informations, prior
 
-    def _jacobian(self, seed: int, sample: int) -> tuple[Any, Any, Any, Any]:
+    def _jacobian(self, seed: int, sample: int, round_index: int) -> tuple[Any, Any, Any, Any]:
         """J (n, d) in float64 by the inputs that an attacker does not know, the update, its noise, and the prior's precision."""
-        client, spec = self.client(seed), self.input_spec
+        client, spec = self.client(seed, round_index), self.input_spec
         batch, grads = jax.tree.map(lambda leaf: leaf[sample], (client.batches, client.grads))
         embedded = jax.eval_shape(self.model.embed, client.params, batch.inputs)
-        needed, budget = 3 * 8 * self.num_total * int(np.prod(embedded.shape)), devices.memory_budget()
+        needed, budget = (2 + self.num_rounds) * 8 * self.num_total * int(np.prod(embedded.shape)), devices.memory_budget()
         if needed > budget:
             raise UsageError(
                 f"certificates of {self.specs[1].label} need {needed / 1e9:.1f} GB for a Jacobian of {self.num_total:,} entries by "

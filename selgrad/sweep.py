@@ -410,6 +410,7 @@ class Sweep:
                         "num_clipped": None if cost is None else cost.num_clipped,
                         "index_bytes": len(encryption.encode_indices(encryption.mask_bits(mask))),
                         "score_seconds": score_seconds,
+                        "score_standard_error": setting.standard_error(lane.metric),
                         "mask_seconds": mask_seconds,
                         "encrypt_seconds": None if cost is None else cost.encrypt_seconds,
                         "add_seconds": None if cost is None else cost.add_seconds,

@@ -67,20 +67,53 @@ def _space(observation: Observation, layer: int, hidden: Hidden, max_rank: int, 
     return row_space.find(kernels, hidden=hidden, max_rank=max_rank, rank_tolerance=tolerance)
 
 
+class _Layer(NamedTuple):
+    """What all rounds say of the inputs of one attention layer.
+
+    Attributes:
+      number: of the layer, from 1.
+      parts: one round's observation and row space, for each round whose space says anything.
+      leaves, unused: as `RowSpace` has them, of every round.
+    """
+
+    number: int
+    parts: tuple[tuple[Observation, row_space.RowSpace], ...]
+    leaves: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+    def distances(self, tokens: Tokens, valid: npt.NDArray[np.bool_], at_once: int) -> npt.NDArray[np.float64]:
+        """How far each token's input (n, T) is from the row spaces, the geometric mean over rounds; 1 where nothing can be said."""
+        if not self.parts:
+            return np.ones(tokens.shape)
+        each = [space.distances(_layer_inputs(seen, tokens, valid, self.number, at_once)) for seen, space in self.parts]
+        return each[0] if len(each) == 1 else np.exp(np.mean([np.log(np.maximum(part, 1e-12)) for part in each], axis=0))
+
+
+def _layer(observation: Observation, number: int, hidden: Hidden, max_rank: int, tolerance: float) -> _Layer:
+    rounds = observation.rounds
+    spaces = [_space(one, number - 1, hidden, max_rank, tolerance) for one in rounds]
+    name = lambda leaf, t: leaf if len(rounds) == 1 else f"round {t + 1}: {leaf}"
+    return _Layer(
+        number,
+        tuple((one, space) for one, space in zip(rounds, spaces, strict=True) if space.basis.shape[1]),
+        tuple(name(leaf, t) for t, space in enumerate(spaces) for leaf in space.leaves),
+        tuple(name(leaf, t) for t, space in enumerate(spaces) for leaf in space.unused),
+    )
+
+
 def _first_test(
-    observation: Observation, space: row_space.RowSpace, threshold: float, max_candidates: int, at_once: int, real: npt.NDArray[np.bool_]
+    observation: Observation, layer: _Layer, threshold: float, max_candidates: int, at_once: int, real: npt.NDArray[np.bool_]
 ) -> _Candidates:
     """Tests every token at every position against the first layer's row space; known tokens are taken as known."""
     spec = text_parts(observation)[1]
     length = spec.shape[0]
     allowed = np.flatnonzero(np.asarray(possible_tokens(observation)))
     found = np.ones((length, len(allowed)))
-    if space.basis.shape[1]:
+    if layer.parts:
         for start in range(0, len(allowed), at_once):
             part = allowed[start : start + at_once]
             same = np.broadcast_to(part[:, None], (len(part), length)).astype(np.int32)
-            inputs = _layer_inputs(observation, same, np.ones(same.shape, bool), 1, at_once)
-            found[:, start : start + len(part)] = space.distances(inputs).T
+            found[:, start : start + len(part)] = layer.distances(same, np.ones(same.shape, bool), at_once).T
     known_ids, known = (np.asarray(x) for x in known_tokens(observation))
     tokens, distances = [], []
     for position in range(length):
@@ -95,13 +128,6 @@ def _first_test(
         tokens.append(ids.astype(np.int64))
         distances.append(values)
     return _Candidates(tokens, distances)
-
-
-def _second_distance(
-    observation: Observation, space: row_space.RowSpace, tokens: Tokens, valid: npt.NDArray[np.bool_], at_once: int
-) -> npt.NDArray[np.float64]:
-    """Distances of the second layer's inputs, (n, T)."""
-    return space.distances(_layer_inputs(observation, tokens, valid, 2, at_once))
 
 
 def _pick(found: list[tuple[float, Tokens]], lengths: npt.NDArray[np.int64], spare: Callable[[int], Tokens]) -> list[Tokens]:
@@ -122,7 +148,7 @@ def _pick(found: list[tuple[float, Tokens]], lengths: npt.NDArray[np.int64], spa
 
 
 def _grow(
-    observation: Observation, space: row_space.RowSpace, candidates: _Candidates, lengths: npt.NDArray[np.int64], threshold: float, beam: int, at_once: int
+    observation: Observation, layer: _Layer, candidates: _Candidates, lengths: npt.NDArray[np.int64], threshold: float, beam: int, at_once: int
 ) -> list[Tokens]:
     """Decoders: a prefix's second-layer inputs depend on nothing after it, so sequences grow token by token."""
     _, spec = text_parts(observation)
@@ -134,8 +160,8 @@ def _grow(
         first = {int(t): d for t, d in zip(candidates.tokens[position], candidates.distances[position], strict=True)}
         padded = np.stack([np.pad(tokens, (0, width - len(tokens)), mode="edge") for _, tokens in grown])
         real = np.broadcast_to(np.arange(width) <= position, padded.shape)
-        if space.basis.shape[1]:
-            second = _second_distance(observation, space, padded, real, at_once)[:, position]
+        if layer.parts:
+            second = layer.distances(padded, real, at_once)[:, position]
         else:
             second = np.asarray([first[int(tokens[-1])] for _, tokens in grown])
         scored = sorted(((max(score, float(d)), tokens) for (score, tokens), d in zip(grown, second, strict=True)), key=lambda item: item[0])
@@ -189,7 +215,7 @@ def _affinities(observation: Observation, occurring: list[tuple[int, int]]) -> n
 
 def _assemble(
     observation: Observation,
-    space: row_space.RowSpace,
+    layer: _Layer,
     candidates: _Candidates,
     lengths: npt.NDArray[np.int64],
     threshold: float,
@@ -213,11 +239,11 @@ def _assemble(
 
     def by_layer(sequences: Tokens) -> npt.NDArray[np.float64]:
         length = sequences.shape[1]
-        if not space.basis.shape[1]:
+        if not layer.parts:
             return np.ones(len(sequences))
         padded = np.pad(sequences, ((0, 0), (0, width - length)))
         real = np.broadcast_to(np.arange(width) < length, padded.shape)
-        return _second_distance(observation, space, padded, real, at_once)[:, :length].mean(axis=1)
+        return layer.distances(padded, real, at_once)[:, :length].mean(axis=1)
 
     def by_bonds(sequences: Tokens) -> npt.NDArray[np.float64]:
         assert bonds is not None
@@ -232,7 +258,7 @@ def _assemble(
             found.append((0.0, single[0]))
             continue
         wanted = int((lengths == length).sum())
-        for attempt in range(num_attempts if space.basis.shape[1] else 1):
+        for attempt in range(num_attempts if layer.parts else 1):
             # Tokens of sentences that are found already are an unlikely start for another one.
             explained = {(p, int(t)) for value, tokens in found if value < threshold for p, t in enumerate(tokens)}
             likely = [np.asarray([t for t in c if (p, int(t)) not in explained] or c) for p, c in enumerate(choices)]
@@ -289,7 +315,7 @@ def dager(
 
     Uses the visible gradients of query, key and value kernels of the first two layers, and says which. Hidden entries are completed at low rank
     (`ignore`, ours; `bounded` and `complete` add nothing to that here) or taken as 0 or the mean (`zero`, `average`). It runs on the host in float64,
-    one observation after the other.
+    one observation after the other. Of several rounds each has its own row spaces, and a token's distance is the geometric mean over them.
 
     Args:
       hidden: what becomes of encrypted entries.
@@ -311,10 +337,10 @@ def dager(
         real = np.ones((size, length), bool) if observation.valid is None else np.asarray(observation.valid)
         lengths = real.sum(axis=1)
         at_once = max(8, tokens_at_once // 8)
-        spaces = [_space(observation, layer, hidden, int(real.sum()), rank_tolerance) for layer in range(min(2, len(model.attention_kernels)))]
-        if spaces[0].basis.shape[1]:
-            second = spaces[1] if len(spaces) > 1 else row_space.RowSpace(np.zeros((0, 0)), np.zeros(0, np.int64), (), ())
-            candidates = _first_test(observation, spaces[0], first_threshold, max_candidates, tokens_at_once, real)
+        layers = [_layer(observation, number, hidden, int(real.sum()), rank_tolerance) for number in range(1, 1 + min(2, len(model.attention_kernels)))]
+        if layers[0].parts:
+            second = layers[1] if len(layers) > 1 else _Layer(2, ())
+            candidates = _first_test(observation, layers[0], first_threshold, max_candidates, tokens_at_once, real)
             assemble = _grow if model.causal else partial(_assemble, num_attempts=num_attempts)
             rows = assemble(observation, second, candidates, lengths, second_threshold, beam, at_once)
             tokens: Any = np.full((size, length), spec.pad_id, np.int32)
@@ -334,9 +360,7 @@ def dager(
             labels = jnp.where(jnp.asarray(real), jnp.asarray(tokens), -1)
         else:
             labels = last_layer_counts(key, observation, fill(observation, hidden))
-        report = {"used": [leaf for s in spaces for leaf in s.leaves], "unused": [leaf for s in spaces for leaf in s.unused]}
-        if observation.later is not None:
-            report["unused"].append("later rounds (their inputs to a layer differ with the weights below it)")
+        report = {"used": [leaf for layer in layers for leaf in layer.leaves], "unused": [leaf for layer in layers for leaf in layer.unused]}
         return Reconstruction.single(jnp.asarray(tokens), jnp.asarray(labels, jnp.int32), jnp.float32(objective), report=json.dumps(report))
 
     return Attack(lambda key, _: key, lambda _, state, __: state, lambda observation, key: reconstruct(key, observation), 1, 1, traceable=False)

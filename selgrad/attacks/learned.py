@@ -23,7 +23,7 @@ from selgrad import trees
 from selgrad.attacks.hidden import Hidden, fill
 from selgrad.attacks.labels import columns_or_trial, last_layer_counts
 from selgrad.attacks.spaces import embeddings, pixels
-from selgrad.base import Attack, Batch, Grads, InputSpec, Key, Model, Observation, Params, Reconstruction, Remember, Update, forget
+from selgrad.base import Attack, Batch, InputSpec, Key, Model, Observation, Params, Reconstruction, Remember, Update, forget
 from selgrad.errors import UsageError
 
 _HELD_OUT = 0.1
@@ -156,9 +156,9 @@ def train(training: Training, updates: Array, inputs: Array, mask: Array) -> Dec
 
 
 @partial(jax.jit, static_argnames="training")
-def decode(training: Training, decoder: Decoder, visible: Grads) -> Array:
-    """The embedded inputs (B, ...) that the decoder reads off an update; the public mean where nothing is visible."""
-    features = _features(trees.concatenate(visible), decoder, training.num_features)
+def decode(training: Training, decoder: Decoder, visible: Array) -> Array:
+    """The embedded inputs (B, ...) that the decoder reads off a flat update (n,); the public mean where nothing is visible."""
+    features = _features(visible, decoder, training.num_features)
     network = _Network(training.width, decoder.mean.size)
     off = network.apply({"params": decoder.params}, features[None])[0].reshape(decoder.mean.shape)
     return decoder.mean + jnp.where((decoder.scale > 0).any(), decoder.spread * off, 0)
@@ -174,7 +174,8 @@ def estimate(observation: Observation, remember: Remember = forget, training: Tr
     if public is None or len(public.labels) < 20:
         count = 0 if public is None else len(public.labels)
         raise UsageError(f"hidden='learned' trains a decoder on public data and has {count} batches; name a data set of at least 20 under `public`")
-    count, size = len(public.labels), trees.size(observation.visible)
+    rounds = observation.rounds
+    count, size = len(public.labels), len(rounds) * trees.size(observation.visible)
     if 4 * count * size > _LARGEST:
         raise UsageError(
             f"hidden='learned' keeps {count} public updates of {size:,} entries, {4e-9 * count * size:.1f} GB, and takes at most {1e-9 * _LARGEST:.0f} GB; "
@@ -182,12 +183,15 @@ def estimate(observation: Observation, remember: Remember = forget, training: Tr
         )
     setting = (observation.model, observation.update)
     shared = hashlib.sha256(repr(setting).encode())
-    for leaf in jax.tree.leaves((observation.params, public)):
+    for leaf in jax.tree.leaves(([one.params for one in rounds], public)):
         shared.update(np.ascontiguousarray(leaf).tobytes())
-    mask = trees.concatenate(observation.mask)
+    mask = jnp.concatenate([trees.concatenate(one.mask) for one in rounds])
     digest = hashlib.sha256(shared.digest() + repr(training).encode() + np.packbits(np.asarray(mask)).tobytes())
 
-    updates = partial(public_updates, *setting, observation.params, public)
+    def updates() -> tuple[Array, Array]:
+        """Those of all rounds side by side; the inputs are embedded by the first round's weights."""
+        parts = [public_updates(*setting, one.params, public) for one in rounds]
+        return jnp.concatenate([part[0] for part in parts], axis=1), parts[0][1]
 
     def make() -> Decoder:
         # One mask follows the other at the same weights; their public updates are computed once.
@@ -199,12 +203,10 @@ def estimate(observation: Observation, remember: Remember = forget, training: Tr
 
     shapes = lambda: jax.eval_shape(partial(train, training), *jax.eval_shape(updates), mask)
     decoder: Decoder = remember(digest.hexdigest()[:24], make, shapes)
-    found = decode(training, decoder, observation.visible)
+    found = decode(training, decoder, jnp.concatenate([trees.concatenate(one.visible) for one in rounds]))
     used = f"decoder of {len(public.labels)} public batches, {float(decoder.explained):.0%} of the variance of held-out ones explained"
     hidden = [path for path, leaf in zip(trees.paths(observation.mask), jax.tree.leaves(observation.mask), strict=True) if bool(jnp.all(leaf))]
     report = {"used": [used], "unused": [f"{path} (hidden whole)" for path in hidden]}
-    if observation.later is not None:
-        report["unused"].append("later rounds (a decoder is trained for one)")
     return dataclasses.replace(observation, estimate=found), json.dumps(report)
 
 

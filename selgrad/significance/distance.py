@@ -17,9 +17,10 @@ from jax.scipy.linalg import solve_triangular
 from jax.scipy.sparse.linalg import cg
 
 from selgrad import trees
-from selgrad.base import Batch, GradientContext, Grads, Metric, Scores
+from selgrad.base import Batch, GradientContext, Grads, Scores
 from selgrad.errors import UsageError
 from selgrad.jacobian import EXACT_INPUTS, Linear, by_inputs, gaussian_probes, gram, mean_eigenvalue, regularised, row_norms, unit_vectors
+from selgrad.significance.probed import Probed
 
 Reading: TypeAlias = Literal["gradient_l2", "gradient_cosine", "proxy", "solved", "leverage", "posterior"]
 Over: TypeAlias = Literal["batch", "samples", "public", "public_class"]
@@ -33,7 +34,7 @@ def distance(
     num_probes: int | None = None,
     num_blocks: int = 1,
     precision: Literal["float32", "float64"] = "float32",
-) -> Metric:
+) -> Probed:
     """Scores an entry by a distance that hiding it moves; J is the Jacobian of the update by the inputs and B = (J'J + eps I)^-1.
 
     - `gradient_l2` (D1): g_i^2, what leaves the squared distance. `gradient_cosine` (D1): 1 - sqrt(1 - g_i^2 / |g|^2), how far the direction of the
@@ -66,8 +67,11 @@ def distance(
     if num_blocks > 1 and reading not in ("solved", "leverage", "posterior"):
         raise UsageError(f"num_blocks={num_blocks}: the score of reading={reading!r} does not depend on what is hidden already; leave it at 1")
 
+    def probes_for(num_inputs: int) -> int:
+        return num_probes if num_probes is not None else (0 if num_inputs <= EXACT_INPUTS else 32)
+
     def of_linear(linear: Linear, grads: Grads, key: Array) -> Scores:
-        probes = num_probes if num_probes is not None else (0 if linear.point.size <= EXACT_INPUTS else 32)
+        probes = probes_for(linear.point.size)
         if reading == "proxy":
             norms = _norms(linear, key, probes)
             return jax.tree.map(lambda g, n: jnp.abs(g) * n, grads, norms)
@@ -107,7 +111,12 @@ def distance(
             weights = (counts == counts.max()).astype(weights.dtype)
         return _mean(one, (public, weights / weights.mean()), context.grads)
 
-    return score
+    def probes_used(num_inputs: int, batch_size: int) -> int:
+        if reading in ("gradient_l2", "gradient_cosine"):
+            return 0
+        return probes_for(num_inputs // batch_size if over == "samples" else num_inputs)
+
+    return Probed(score, probes_used)
 
 
 def _mean(function: Callable[[Any], Scores], items: Any, like: Grads) -> Scores:

@@ -61,8 +61,11 @@ def client(sigmoid_client, x64, cache={}):  # noqa: B006 (one Jacobian for all t
     return cache["client"]
 
 
-def score(client, context=None, **arguments):
-    return flat(jax.jit(METRICS["distance"](epsilon=EPSILON, **arguments))(context or client.context))
+def score(client, context=None, seed=None, **arguments):
+    context = context or client.context
+    if seed is not None:
+        context = dataclasses.replace(context, key=jax.random.key(seed))
+    return flat(jax.jit(METRICS["distance"](epsilon=EPSILON, **arguments))(context))
 
 
 def expected(client, reading):
@@ -167,6 +170,25 @@ def test_probes_agree_within_their_standard_error(client):
         error = (found[keep] / exact[keep]) ** power - 1
         # 5 standard errors of a chi-squared mean, and epsilon itself is estimated within a third.
         assert np.median(np.abs(error)) < 5 * np.sqrt(2 / probes) and np.abs(error.mean()) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("metric", "arguments", "probes"),
+    [("distance", {"num_probes": 8}, 8), ("distance", {"reading": "gradient_l2", "num_probes": 8}, 0), ("distance", {"over": "samples"}, 0),
+     ("distance", {"reading": "proxy"}, 32), ("sensitivity", {"target": "inputs"}, 64), ("sensitivity", {}, 0)],
+)  # fmt: skip
+def test_the_standard_error_that_is_reported_is_that_of_the_probes(metric, arguments, probes):
+    """Two samples of 3,072 coordinates each: together beyond what is computed exactly."""
+    assert METRICS[metric](**arguments).standard_error(6144, 2) == pytest.approx(np.sqrt(2 / probes) if probes else 0)
+
+
+def test_the_standard_error_is_the_spread_over_keys(client):
+    """30 draws of 8 probes each."""
+    squares = np.stack([score(client, seed=seed, reading="proxy", num_probes=8) ** 2 for seed in range(30)])
+    exact = score(client, reading="proxy") ** 2
+    keep = exact > 1e-6 * exact.max()
+    spread = (squares[:, keep] / exact[keep]).std(axis=0)
+    assert np.sqrt((spread**2).mean()) == pytest.approx(METRICS["distance"](reading="proxy", num_probes=8).standard_error(16, 1), rel=0.2)
 
 
 def test_samples_are_taken_one_at_a_time_and_averaged(sigmoid_client):
