@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import yaml
 
-from selgrad.errors import UsageError, did_you_mean, require_ratio
+from selgrad.errors import EncryptionError, UsageError, did_you_mean, require_ratio
 
 
 class _Loader(yaml.SafeLoader):
@@ -333,7 +333,10 @@ def parse_encryption(given: Any) -> dict[str, Any] | None:
     profile = PROFILES[encryption["profile"]]
     if encryption["bound"] is not None and not 0 < encryption["bound"] < math.inf:
         raise UsageError(f"encryption: bound={encryption['bound']!r} is no positive number; give the largest entry to be held, such as 4")
-    limit = dataclasses.replace(profile, bound=float(encryption["bound"] or profile.bound)).max_clients
+    try:
+        limit = dataclasses.replace(profile, bound=float(encryption["bound"] or profile.bound)).max_clients
+    except EncryptionError as error:
+        raise UsageError(f"encryption: {error}") from None
     if not 1 <= encryption["num_clients"] <= limit:
         raise UsageError(f"encryption: num_clients={encryption['num_clients']} lies outside 1 .. {limit}, where a sum cannot overflow")
     return encryption

@@ -45,6 +45,7 @@ from selgrad.base import (
 )
 from selgrad.config import Spec, make_spec, parse_encryption, parse_rounds
 from selgrad.data import Dataset, TextDataset
+from selgrad.encryption import make_keys
 from selgrad.errors import UsageError
 from selgrad.evaluation import MEASURES, TEXT_MEASURES, align, align_texts, token_accuracy
 from selgrad.evaluation.certificates import Certificate, certify, float32_noise, gaussian_prior, grams, van_trees
@@ -782,7 +783,7 @@ def make_scheme(options: Mapping[str, Any]) -> encryption.CKKS:
     return encryption.CKKS(dataclasses.replace(profile, bound=float(options["bound"] or profile.bound)))
 
 
-def encryption_cost(setting: Setting, lane: Lane, scheme: encryption.CKKS, keys: encryption.Keys, num_clients: int) -> encryption.Cost:
+def encryption_cost(setting: Setting, lane: Lane, scheme: encryption.CKKS, keys: Sequence[encryption.Keys], num_clients: int) -> encryption.Cost:
     """One round on real entries: every client encrypts an update of the setting under the lane's mask; the sum is proven exact."""
     ranks = jax.tree.map(lambda leaf: leaf[lane.sample], setting.ranks(lane.metric, lane.selector, lane.seed)[0])
     mask = jax.tree.map(np.asarray, trees.top(ranks, setting.num_selected(lane.ratio)))
@@ -914,7 +915,7 @@ def run_cell(
     cost = None
     if options is not None:
         scheme = make_scheme(options)
-        cost = encryption_cost(setting, lane, scheme, scheme.keygen(), options["num_clients"])
+        cost = encryption_cost(setting, lane, scheme, make_keys(scheme, options["num_clients"]), options["num_clients"])
     ran = run_lanes(setting, _spec("attack", attack), [lane], known_labels=known_labels, known_padding=known_padding, on_progress=on_progress)
     spec, found = setting.input_spec, ran.found[0]
     truth = found.truth if isinstance(spec, TextSpec) else np.asarray(spec.pixels(setting.client(seed).batches.inputs[0]))

@@ -274,7 +274,7 @@ class Sweep:
                         if name not in saved:
                             if scheme is None:
                                 scheme = make_scheme(options)
-                                keys = scheme.keygen()
+                                keys = encryption.make_keys(scheme, options["num_clients"])
                             on_event(f"encrypting {ratio:.1%} of {setting.specs[1].label} by {metric.label}")
                             lane = Lane(seed, 0, metric, selector, ratio)
                             cost = encryption_cost(setting, lane, scheme, keys, options["num_clients"])

@@ -101,9 +101,7 @@ def _layer(observation: Observation, number: int, hidden: Hidden, max_rank: int,
     )
 
 
-def _first_test(
-    observation: Observation, layer: _Layer, threshold: float, max_candidates: int, at_once: int, real: npt.NDArray[np.bool_]
-) -> _Candidates:
+def _first_test(observation: Observation, layer: _Layer, threshold: float, max_candidates: int, at_once: int, real: npt.NDArray[np.bool_]) -> _Candidates:
     """Tests every token at every position against the first layer's row space; known tokens are taken as known."""
     spec = text_parts(observation)[1]
     length = spec.shape[0]

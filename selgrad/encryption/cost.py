@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from selgrad.encryption.ckks import CKKS, Keys
+from selgrad.encryption.ckks import CKKS, Keys, Source
 from selgrad.encryption.packing import quantise
 from selgrad.errors import EncryptionError
 
@@ -29,13 +29,31 @@ class Cost:
     num_clipped: int = 0
 
 
-def measure(scheme: CKKS, keys: Keys, clients: Sequence[npt.NDArray[np.float64]], mask_hash: str) -> Cost:
+def make_keys(scheme: CKKS, num_parties: int) -> tuple[Keys, ...]:
+    """One key pair, or for a threshold profile the shares of so many parties, of which the last one's public key is the joint one."""
+    if scheme.profile.decryption != "threshold":
+        return (scheme.keygen(),)
+    parties = [scheme.share_keys()]
+    while len(parties) < min(num_parties, scheme.profile.num_parties):
+        parties.append(scheme.share_keys(parties[-1].public))
+    return tuple(parties)
+
+
+def decrypt(scheme: CKKS, keys: Sequence[Keys], total: Source, mask_hash: str) -> npt.NDArray[np.int64]:
+    """The integer sum, by one key holder or by all parties together."""
+    if scheme.profile.decryption != "threshold":
+        return scheme.decrypt(keys[0], total, mask_hash)
+    return scheme.combine([scheme.share(party, total, mask_hash, lead=i == 0).collect() for i, party in enumerate(keys)], mask_hash)
+
+
+def measure(scheme: CKKS, keys: Sequence[Keys], clients: Sequence[npt.NDArray[np.float64]], mask_hash: str) -> Cost:
     """Runs one round and checks that the decrypted aggregate equals the integer NumPy sum of the quantised entries.
 
     Entries beyond the profile's bound are clipped before, as a client would; `num_clipped` counts them.
 
     Args:
-      scheme, keys: to use.
+      scheme: to use.
+      keys: as `make_keys` gives them.
       clients: each client's selected entries, (n,) float64 each, all for one mask.
       mask_hash: of the mask.
 
@@ -46,11 +64,11 @@ def measure(scheme: CKKS, keys: Keys, clients: Sequence[npt.NDArray[np.float64]]
     if clients[0].size == 0:
         return Cost(0, 0, 0.0, 0.0, 0.0)
     times = [time.perf_counter()]
-    encrypted = [scheme.encrypt(keys, values, mask_hash) for values in clients]
+    encrypted = [scheme.encrypt(keys[-1], values, mask_hash) for values in clients]
     times.append(time.perf_counter())
     total = scheme.add(encrypted)
     times.append(time.perf_counter())
-    decrypted = scheme.decrypt(keys, total, mask_hash)
+    decrypted = decrypt(scheme, keys, total, mask_hash)
     times.append(time.perf_counter())
     expected = np.sum([quantise(values, scheme.profile) for values in clients], axis=0, dtype=np.int64)
     wrong = int((decrypted != expected).sum())

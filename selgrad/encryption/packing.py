@@ -34,20 +34,23 @@ def select(grads: Grads, mask: Mask) -> npt.NDArray[np.float64]:
     return values
 
 
-def require_finite(values: npt.NDArray[np.float64]) -> None:
-    """Raises EncryptionError for NaN or infinity: one of them destroys the whole ciphertext without a sound."""
-    bad = np.flatnonzero(~np.isfinite(values))
-    if bad.size:
-        raise EncryptionError(
-            f"value {bad[0]} of {values.size} to encrypt is {values[bad[0]]} ({bad.size} in all); "
-            "it would destroy its whole ciphertext, check the client update"
-        )
+def require_finite(values: npt.NDArray[np.floating[Any]], start: int = 0) -> None:
+    """Raises EncryptionError for NaN or infinity: one of them destroys the whole ciphertext without a sound.
+
+    Args:
+      values: to look at.
+      start: index of the first one, for the message.
+    """
+    finite = np.isfinite(values)
+    if not finite.all():
+        bad = int(np.flatnonzero(~finite)[0])
+        raise EncryptionError(f"value {start + bad} to encrypt is {values[bad]}; it would destroy its whole ciphertext, check the client update")
 
 
 def quantise(values: npt.NDArray[np.float64], profile: Profile) -> npt.NDArray[np.int64]:
     """Grid points of clipped values: round(clip(v, -bound, bound) * 2^grid_bits), ties to even."""
     require_finite(values)
-    return np.rint(np.clip(values, -profile.bound, profile.bound) * 2.0**profile.grid_bits).astype(np.int64)
+    return np.rint(np.clip(np.asarray(values, np.float64), -profile.bound, profile.bound) * 2.0**profile.grid_bits).astype(np.int64)
 
 
 def mask_bits(mask: Mask) -> npt.NDArray[np.bool_]:

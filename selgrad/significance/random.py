@@ -11,10 +11,16 @@ from selgrad import trees
 from selgrad.base import GradientContext, Metric, Scores
 
 
-def random() -> Metric:
-    """Scores ~ U(0, 1), independent per entry, from `context.key`."""
+def random(*, seed: int | None = None) -> Metric:
+    """Scores ~ U(0, 1), independent per entry.
+
+    Args:
+      seed: None draws from `context.key`, anew for each sample and round; a number gives every client the same scores in every round, so that what is
+        hidden once stays hidden.
+    """
 
     def score(context: GradientContext) -> Scores:
-        return trees.split(jax.random.uniform(context.key, (trees.size(context.grads),)), context.grads)
+        key = context.key if seed is None else jax.random.key(seed)
+        return trees.split(jax.random.uniform(key, (trees.size(context.grads),)), context.grads)
 
     return score

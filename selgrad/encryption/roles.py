@@ -1,0 +1,248 @@
+"""Who holds what: a client, an aggregator and a key holder, or parties that decrypt together; they exchange bytes and nothing else.
+
+An aggregator holds no key at all, so it cannot read what it adds. Keys and ciphertexts go to files that only their owner may read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from selgrad.encryption import wire
+from selgrad.encryption.ckks import CKKS, Ciphertexts, Floats, Keys
+from selgrad.encryption.pool import ZeroPool
+from selgrad.encryption.profiles import Profile, named
+from selgrad.errors import EncryptionError
+
+_MATERIAL = b"selgrad-key\x00\x01"
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    """Writes a file of mode 0600, whole or not at all.
+
+    Raises:
+      EncryptionError: if the disk is full or the folder cannot be written to.
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
+            stream.write(content)
+        scratch.replace(path)
+    except OSError as error:
+        raise EncryptionError(f"{path} cannot be written ({error.strerror}); free space or choose another folder") from None
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _read_private(path: Path) -> bytes:
+    """Reads a key file.
+
+    Raises:
+      EncryptionError: if it is missing, or others than its owner may read it.
+    """
+    try:
+        mode = path.stat().st_mode & 0o777
+        content = path.read_bytes()
+    except OSError as error:
+        raise EncryptionError(f"{path} cannot be read ({error.strerror}); is this the folder of the keys?") from None
+    if mode & 0o077:
+        raise EncryptionError(f"{path} has mode {mode:o}, so others may read the key; make it private with chmod 600 {path}, and make new keys if they did")
+    return content
+
+
+def _pack(profile: Profile, kind: str, key: bytes) -> bytes:
+    text = json.dumps({"profile": profile.to_json(), "kind": kind}).encode()
+    return _MATERIAL + len(text).to_bytes(4, "big") + text + key
+
+
+def _unpack(raw: bytes) -> tuple[Profile, str, bytes]:
+    start = len(_MATERIAL) + 4
+    length = int.from_bytes(raw[len(_MATERIAL) : start], "big")
+    if raw[: len(_MATERIAL)] != _MATERIAL or len(raw) < start + length:
+        raise EncryptionError(f"these {len(raw)} bytes are no key of selgrad (they begin {raw[:8].hex() or 'empty'}); fetch it again")
+    try:
+        fields = json.loads(raw[start : start + length])
+        return Profile.from_json(fields["profile"]), str(fields["kind"]), raw[start + length :]
+    except (ValueError, KeyError, TypeError) as error:
+        raise EncryptionError(f"these {len(raw)} bytes are no key of selgrad ({type(error).__name__}); fetch it again") from None
+
+
+class KeyHolder:
+    """Makes the keys and decrypts sums.
+
+    Args:
+      profile: a name in `PROFILES`, or a profile; not a threshold one.
+      keys: to hold; None makes fresh ones.
+      num_threads: of the engine.
+    """
+
+    def __init__(self, profile: str | Profile = "exact", *, keys: Keys | None = None, num_threads: int | None = None) -> None:
+        self._scheme = CKKS(profile, num_threads=num_threads)
+        self._keys = self._scheme.keygen() if keys is None else keys
+
+    @property
+    def profile(self) -> Profile:
+        """Of the keys."""
+        return self._scheme.profile
+
+    def client_key(self) -> bytes:
+        """What a client needs to encrypt: the public key, or the secret one where the profile encrypts under it, to be sent over a private channel."""
+        if self.profile.key == "secret":
+            return _pack(self.profile, "secret", self._scheme.secret_bytes(self._keys))
+        return _pack(self.profile, "public", self._scheme.public_bytes(self._keys))
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `secret.key` and `client.key`, both of mode 0600.
+
+        Raises:
+          EncryptionError: if the folder cannot be written to.
+        """
+        _write_private(Path(folder) / "secret.key", _pack(self.profile, "secret", self._scheme.secret_bytes(self._keys)))
+        _write_private(Path(folder) / "client.key", self.client_key())
+
+    @classmethod
+    def load(cls, folder: str | Path, *, num_threads: int | None = None) -> KeyHolder:
+        """The holder of saved keys.
+
+        Raises:
+          EncryptionError: if a file is missing, damaged, or readable by others.
+        """
+        profile, _, secret = _unpack(_read_private(Path(folder) / "secret.key"))
+        scheme = CKKS(profile, num_threads=num_threads)
+        keys = scheme.load_secret(secret)
+        _, kind, client = _unpack(_read_private(Path(folder) / "client.key"))
+        public = scheme.load_public(client).public if kind == "public" else None
+        return cls(profile, keys=Keys(public, keys.secret, keys.tag), num_threads=num_threads)
+
+    def decrypt(self, total: bytes | str | Path, mask_hash: str, *, mac_key: bytes | None = None) -> npt.NDArray[np.int64]:
+        """The integer sum in grid units (n,), from bytes or a file.
+
+        Args:
+          total: what the aggregator made.
+          mask_hash: of the selection.
+          mac_key: shared with the aggregator.
+
+        Raises:
+          EncryptionError: if the sum is not authentic, or of another key, mask or profile.
+        """
+        return self._scheme.decrypt(self._keys, wire.Reader(total, mac_key), mask_hash)
+
+
+class Client:
+    """Encrypts its own values; with a public key it can decrypt nothing, not even its own.
+
+    Args:
+      key: as `KeyHolder.client_key` or `Party.client_key` made it.
+      mac_key: shared with the aggregator, so that it accepts nothing from anybody else.
+      num_threads: of the engine.
+    """
+
+    def __init__(self, key: bytes, *, mac_key: bytes | None = None, num_threads: int | None = None) -> None:
+        profile, kind, raw = _unpack(key)
+        self._scheme, self._mac_key = CKKS(profile, num_threads=num_threads), mac_key
+        self._keys = self._scheme.load_public(raw) if kind == "public" else self._scheme.load_secret(raw)
+
+    @property
+    def profile(self) -> Profile:
+        """Of the key."""
+        return self._scheme.profile
+
+    def pool(self, num_values: int) -> ZeroPool:
+        """Ready encryptions of zero for so many values, to make while there is time."""
+        pool = ZeroPool(self._scheme, self._keys)
+        pool.fill(num_values)
+        return pool
+
+    def encrypt(self, values: Floats, mask_hash: str, *, pool: ZeroPool | None = None) -> bytes:
+        """Bytes for the aggregator."""
+        return self._scheme.encrypt(self._keys, values, mask_hash, pool=pool).to_bytes(self._mac_key)
+
+    def encrypt_file(self, path: str | Path, values: Floats, mask_hash: str, *, pool: ZeroPool | None = None) -> int:
+        """Writes a file for the aggregator as it encrypts, in constant memory; the number of bytes.
+
+        Raises:
+          EncryptionError: for NaN or infinity, or a disk that is full; the file then does not appear.
+        """
+        header, parts = self._scheme.encrypt_stream(self._keys, values, mask_hash, pool=pool)
+        return wire.write_file(path, header, parts, self._mac_key)
+
+
+class Aggregator:
+    """Adds what clients encrypted, without any key.
+
+    Args:
+      profile: of the clients.
+      num_threads: of the engine.
+      raw: adds residues without OpenFHE.
+    """
+
+    def __init__(self, profile: str | Profile = "exact", *, num_threads: int | None = None, raw: bool = False) -> None:
+        self._scheme, self._raw = CKKS(profile, num_threads=num_threads), raw
+
+    def add(self, clients: Sequence[bytes | str | Path], *, mac_keys: Sequence[bytes | None] | None = None, mac_key: bytes | None = None) -> bytes:
+        """Bytes for the key holder.
+
+        Args:
+          clients: bytes or files.
+          mac_keys: shared with each client.
+          mac_key: shared with the key holder.
+
+        Raises:
+          EncryptionError: if an upload is not authentic, damaged, or of another mask, key or profile.
+        """
+        return self._scheme.add(self._read(clients, mac_keys), raw=self._raw).to_bytes(mac_key)
+
+    def add_file(
+        self, path: str | Path, clients: Sequence[bytes | str | Path], *, mac_keys: Sequence[bytes | None] | None = None, mac_key: bytes | None = None
+    ) -> int:
+        """`add` to a file, in constant memory; the number of bytes."""
+        header, parts = self._scheme.add_stream(self._read(clients, mac_keys), raw=self._raw)
+        return wire.write_file(path, header, parts, mac_key)
+
+    def _read(self, clients: Sequence[bytes | str | Path], mac_keys: Sequence[bytes | None] | None) -> list[wire.Reader]:
+        keys = [None] * len(clients) if mac_keys is None else list(mac_keys)
+        if len(keys) != len(clients):
+            raise EncryptionError(f"{len(keys)} authentication keys for {len(clients)} clients; give one for each")
+        return [wire.Reader(client, key) for client, key in zip(clients, keys, strict=True)]
+
+
+class Party:
+    """One of several that hold the secret together: no fewer than all of them decrypt.
+
+    Args:
+      previous: what the party before sent with `client_key`; None for the first. What the last one sends is the joint key.
+      profile: of the first party.
+      num_threads: of the engine.
+    """
+
+    def __init__(self, previous: bytes | None = None, *, profile: str | Profile = "threshold", num_threads: int | None = None) -> None:
+        raw = None
+        if previous is not None:
+            profile, _, raw = _unpack(previous)
+        if named(profile).decryption != "threshold":
+            raise EncryptionError(f"profile {named(profile).name!r} has one key holder; parties need a threshold profile")
+        self._scheme = CKKS(profile, num_threads=num_threads)
+        self._lead = previous is None
+        self._keys = self._scheme.share_keys(None if raw is None else self._scheme.load_public(raw).public)
+
+    def client_key(self) -> bytes:
+        """The public key of all parties so far."""
+        return _pack(self._scheme.profile, "public", self._scheme.public_bytes(self._keys))
+
+    def share(self, total: bytes | str | Path, mask_hash: str, *, mac_key: bytes | None = None) -> bytes:
+        """This party's share of the decryption of a sum, for `combine`; give it for sums over enough clients only."""
+        return self._scheme.share(self._keys, wire.Reader(total, mac_key), mask_hash, lead=self._lead).collect().to_bytes(mac_key)
+
+    def combine(self, shares: Sequence[bytes], mask_hash: str, *, mac_key: bytes | None = None) -> npt.NDArray[np.int64]:
+        """The integer sum in grid units (n,) from the shares of all parties; anyone with all shares can do it.
+
+        Raises:
+          EncryptionError: if one is missing, of another sum, or not authentic.
+        """
+        return self._scheme.combine([Ciphertexts.from_bytes(share, mac_key) for share in shares], mask_hash)

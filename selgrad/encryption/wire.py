@@ -1,0 +1,193 @@
+"""The bytes of an encrypted selection: a header, one length-prefixed ciphertext after the other, and an authentication tag over all of it.
+
+Written and read as a stream, so that memory does not grow with the number of values. A reader has verified everything before it hands out a ciphertext.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import hmac
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from selgrad.errors import EncryptionError
+
+_MAGIC = b"selgrad-ckks\x00\x02"
+_TAG = 32
+_LARGEST_HEADER = 4096
+_LARGEST_PART = 2**26
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a receiver must know before it reads ciphertexts.
+
+    Attributes:
+      parameter_hash, key_tag, mask_hash: of the profile, the key and the selection; sums of unequal ones are refused.
+      num_values: entries held.
+      num_clients: summed so far.
+      grid_bits: values are multiples of 2^-grid_bits.
+      num_parts: ciphertexts that follow.
+    """
+
+    parameter_hash: str
+    key_tag: str
+    mask_hash: str
+    num_values: int
+    num_clients: int
+    grid_bits: int
+    num_parts: int
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> Header:
+        """A header from foreign values, each of its type and in its range.
+
+        Raises:
+          ValueError: if one is not, is missing, or is none of a header.
+        """
+        fields = {field.name: field.type for field in dataclasses.fields(cls)}
+        for name, kind in fields.items():
+            value = given.get(name)
+            if not (type(value) is str and len(value) <= 128 if kind == "str" else type(value) is int and 0 <= value < 2**48):
+                raise ValueError(f"{name}={value!r}")
+        if len(given) != len(fields):
+            raise ValueError(f"{len(given)} fields")
+        return cls(**given)
+
+
+def _digest(mac_key: bytes | None) -> Any:
+    return hashlib.sha256() if mac_key is None else hmac.new(mac_key, digestmod="sha256")
+
+
+def write(stream: io.BufferedIOBase, header: Header, parts: Iterable[bytes], mac_key: bytes | None = None) -> int:
+    """Writes a header and its ciphertexts as they come; the number of bytes.
+
+    Args:
+      stream: to write to.
+      header: of the ciphertexts.
+      parts: `num_parts` of them.
+      mac_key: with it the tag is an HMAC-SHA256 that authenticates the sender; without it a SHA-256 that finds damage and authenticates nobody.
+
+    Raises:
+      EncryptionError: if there are more or fewer parts.
+    """
+    digest, written = _digest(mac_key), 0
+
+    def put(piece: bytes) -> None:
+        nonlocal written
+        digest.update(piece)
+        stream.write(piece)
+        written += len(piece)
+
+    text = json.dumps({**dataclasses.asdict(header), "authenticated": mac_key is not None}, sort_keys=True).encode()
+    put(_MAGIC + len(text).to_bytes(4, "big") + text)
+    count = 0
+    for part in parts:
+        put(len(part).to_bytes(4, "big"))
+        put(part)
+        count += 1
+    if count != header.num_parts:
+        raise EncryptionError(f"{count} ciphertexts were written and the header says {header.num_parts}")
+    stream.write(digest.digest())
+    return written + _TAG
+
+
+def write_file(path: str | Path, header: Header, parts: Iterable[bytes], mac_key: bytes | None = None) -> int:
+    """`write` to a file that only its owner may read (0600), which appears under its name when it is complete.
+
+    Raises:
+      EncryptionError: if the disk is full or the folder cannot be written to.
+    """
+    path = Path(path)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
+            count = write(stream, header, parts, mac_key)
+            stream.flush()
+            os.fsync(stream.fileno())
+        scratch.replace(path)
+    except OSError as error:
+        raise EncryptionError(f"{path} cannot be written ({error.strerror}); free space or choose another folder") from None
+    finally:
+        scratch.unlink(missing_ok=True)
+    return count
+
+
+class Reader:
+    """Verified ciphertexts: everything is read once for the tag and the lengths, and again for each pass over the parts.
+
+    Args:
+      source: bytes, or the path of a file.
+      mac_key: of the sender; None accepts only what carries a checksum.
+
+    Raises:
+      EncryptionError: if the bytes are truncated, damaged, not from the holder of the key, or no ciphertexts of this version.
+    """
+
+    def __init__(self, source: bytes | str | Path, mac_key: bytes | None = None) -> None:
+        self._source = source if isinstance(source, bytes) else Path(source)
+        with self._open() as stream:
+            self.header, self._start = self._verify(stream, mac_key)
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[io.BufferedIOBase]:
+        if isinstance(self._source, bytes):
+            yield io.BytesIO(self._source)
+            return
+        try:
+            with self._source.open("rb") as stream:
+                yield stream
+        except OSError as error:
+            raise EncryptionError(f"{self._source} cannot be read ({error.strerror}); ask the client to send it again") from None
+
+    def _verify(self, stream: io.BufferedIOBase, mac_key: bytes | None) -> tuple[Header, int]:
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(0)
+        start = stream.read(len(_MAGIC) + 4)
+        if start[: len(_MAGIC)] != _MAGIC:
+            raise EncryptionError(f"these {size} bytes are no selgrad ciphertexts of this version (they begin {start[:8].hex() or 'empty'})")
+        damaged = EncryptionError(f"the ciphertexts of {size} bytes are truncated or damaged; ask the client to send them again")
+        length = int.from_bytes(start[len(_MAGIC) :], "big")
+        if length > _LARGEST_HEADER or size < len(start) + length + _TAG:
+            raise damaged
+        text = stream.read(length)
+        try:
+            fields = json.loads(text)
+            authenticated = fields.pop("authenticated")
+            header = Header.of(fields)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise EncryptionError(f"the header of {size} bytes of ciphertexts is truncated, damaged or malformed; ask the client to send them again") from None
+        if authenticated != (mac_key is not None):
+            wanted = "carry no authentication" if mac_key is not None else "are authenticated and no key was given to check them"
+            raise EncryptionError(f"the ciphertexts of {size} bytes {wanted}; sender and receiver must share one authentication key")
+        digest = _digest(mac_key)
+        digest.update(start + text)
+        left = size - len(start) - length - _TAG
+        for _ in range(header.num_parts):
+            prefix = stream.read(4)
+            part_bytes = int.from_bytes(prefix, "big")
+            left -= 4 + part_bytes
+            if len(prefix) < 4 or left < 0 or part_bytes > _LARGEST_PART:
+                raise damaged
+            digest.update(prefix)
+            digest.update(stream.read(part_bytes))
+        if left or not hmac.compare_digest(stream.read(_TAG), digest.digest()):
+            if mac_key is None:
+                raise damaged
+            raise EncryptionError(
+                f"the ciphertexts of {size} bytes are not authentic: truncated, damaged, or from a sender with another key; ask the client to send them again"
+            )
+        return header, len(start) + length
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The ciphertexts, one at a time."""
+        with self._open() as stream:
+            stream.seek(self._start)
+            for _ in range(self.header.num_parts):
+                yield stream.read(int.from_bytes(stream.read(4), "big"))
