@@ -47,6 +47,7 @@ class Profile:
       noise_bits: log2 of the noise that `noise_flooding` is told to hide.
       num_parties: of `threshold`, at most.
       word_bytes: of a residue on the wire; below 8 ciphertexts travel as bare residues, which a self-test must allow.
+      about: what it is for and what it does not give.
 
     Raises:
       EncryptionError: for a combination that is unsafe or cannot work.
@@ -67,6 +68,7 @@ class Profile:
     noise_bits: int = 0
     num_parties: int = 1
     word_bytes: int = 8
+    about: str = dataclasses.field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         refuse = self._refusal()
@@ -208,32 +210,35 @@ class Profile:
             raise EncryptionError(f"this is no profile ({str(error).splitlines()[0]}); save it again with this version") from None
 
 
-EXACT = Profile("exact", ring=4096, prime_bits=57, scale_bits=48, security="HEStd_256_classic", grid_bits=24, bound=1.0)
-"""The decrypted sum equals the integer sum. Only its grid points are published, which closes the CKKS key-recovery leak of Li and
-Micciancio 2021 (li2021ckks) against passive attackers; ciphertexts are malleable, and clients that share one secret key can read each other."""
+EXACT = Profile(
+    "exact", ring=4096, prime_bits=57, scale_bits=48, security="HEStd_256_classic", grid_bits=24, bound=1.0,
+    about="The decrypted sum equals the integer sum. Only its grid points are published, which closes the key-recovery leak of Li and Micciancio 2021 against "
+    "passive attackers. Ciphertexts are malleable: authenticate them. One key holder can decrypt any single upload that it gets hold of.",
+)  # fmt: skip
 
 COMPACT = Profile(
-    "compact", ring=4096, prime_bits=48, scale_bits=39, security="HEStd_256_classic", grid_bits=23, bound=1.0, key="secret", word_bytes=6
+    "compact", ring=4096, prime_bits=48, scale_bits=39, security="HEStd_256_classic", grid_bits=23, bound=1.0, key="secret", word_bytes=6,
+    about="The fewest bytes: 6 for each residue, and the smaller noise of secret-key encryption. Every client holds the secret key and can read every other's "
+    "upload.",
 )  # fmt: skip
-"""The fewest bytes: 6 for each residue, and the smaller noise of secret-key encryption. Every client holds the secret key and can read every other's upload."""
 
 THRESHOLD = Profile(
-    "threshold", ring=4096, prime_bits=60, scale_bits=52, security="HEStd_128_classic", grid_bits=19, bound=1.0, decryption="threshold", num_parties=100
+    "threshold", ring=4096, prime_bits=60, scale_bits=52, security="HEStd_128_classic", grid_bits=19, bound=1.0, decryption="threshold", num_parties=100,
+    about="No single party can decrypt: each of up to 100 holds a share of the secret key, and all must take part. The smudging noise (20 bits, OpenFHE's "
+    "fixed one) is no proven flooding; rounding to the grid hides it.",
 )  # fmt: skip
-"""No single party can decrypt: each of up to 100 holds a share of the secret key, and all must take part. The smudging noise (20 bits, OpenFHE's fixed one)
-is no proven flooding; rounding to the grid hides it."""
 
 NOISE_FLOODING = Profile(
     "noise_flooding", ring=4096, prime_bits=60, scale_bits=59, security="HEStd_128_classic", grid_bits=12, bound=1.0, packing="real",
     decryption="noise_flooding", headroom_bits=7, noise_bits=13,
+    about="OpenFHE's provable answer to Li and Micciancio: decryption adds noise that hides the ciphertext's by 30 bits of statistical security, once. "
+    "The scale is OpenFHE's (59 bits), so values are divided by 128 first and the grid is coarse.",
 )  # fmt: skip
-"""OpenFHE's provable answer to Li and Micciancio: decryption adds noise that hides the ciphertext's by 30 bits of statistical security, for one query. The
-scale is OpenFHE's (59 bits), so values are divided by 128 first and the grid is coarse."""
 
 TEXTBOOK = Profile(
-    "textbook", ring=16384, prime_bits=60, scale_bits=50, security="HEStd_128_classic", grid_bits=24, bound=1.0, packing="real", depth=1
+    "textbook", ring=16384, prime_bits=60, scale_bits=50, security="HEStd_128_classic", grid_bits=24, bound=1.0, packing="real", depth=1,
+    about="What tutorials and most users of CKKS run, for comparison: a multiplication that no aggregation needs, hybrid key switching, real packing.",
 )  # fmt: skip
-"""What tutorials and most users of CKKS libraries run, for comparison: a multiplication that no aggregation needs, hybrid key switching, real packing."""
 
 PROFILES = {profile.name: profile for profile in (EXACT, COMPACT, THRESHOLD, NOISE_FLOODING, TEXTBOOK)}
 
