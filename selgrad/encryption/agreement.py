@@ -41,7 +41,8 @@ def vote(choices: Sequence[Bits], num_selected: int) -> Bits:
     Raises:
       EncryptionError: if the choices are of different models.
     """
-    return _best(np.sum(_alike(choices), axis=0, dtype=np.int64), num_selected)
+    votes: Any = np.sum(_alike(choices), axis=0, dtype=np.int64)
+    return _best(votes, num_selected)
 
 
 def union(choices: Sequence[Bits]) -> Bits:
@@ -55,7 +56,7 @@ def union(choices: Sequence[Bits]) -> Bits:
 
 
 def interleaved(priorities: Sequence[npt.NDArray[np.integer[Any]]], num_total: int, num_selected: int) -> Bits:
-    """Takes entries from each client's priority list in turn until there are enough. The server learns each list and its order, which is more than `vote` tells.
+    """Takes entries from each client's priority list in turn until there are enough. The server learns each list and its order, more than `vote` tells.
 
     Args:
       priorities: entry numbers of each client, the most important first; `num_selected` of each always suffice.
@@ -69,10 +70,10 @@ def interleaved(priorities: Sequence[npt.NDArray[np.integer[Any]]], num_total: i
         if entries.size and not (entries.min() >= 0 and entries.max() < num_total):
             raise EncryptionError(f"the priority list of client {client} names entries outside 0 .. {num_total - 1}; it is of another model")
     longest = max((entries.size for entries in priorities), default=0)
-    turns = np.full((longest, len(priorities)), -1, np.int64)
+    turns: Any = np.full((longest, len(priorities)), -1, np.int64)
     for client, entries in enumerate(priorities):
         turns[: entries.size, client] = entries
-    flat = turns.reshape(-1)
+    flat: Any = turns.reshape(-1)
     flat = flat[flat >= 0]
     _, first = np.unique(flat, return_index=True)
     if first.size < num_selected:

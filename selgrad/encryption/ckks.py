@@ -420,6 +420,19 @@ class CKKS:
         together = zip(*clients, strict=True)
         return Stream(dataclasses.replace(first, num_clients=total), self._stream(one, together))
 
+    def check(self, ciphertexts: Source) -> None:
+        """Looks at every ciphertext of an upload without adding it, so that one that is damaged can be told from the others.
+
+        Raises:
+          EncryptionError: if one is damaged, or the header does not fit the profile.
+        """
+        self._require_profile(ciphertexts.header)
+        for part in ciphertexts:
+            if self.layout is None:
+                self._deserialise(part)
+            else:
+                self._residues(part, ciphertexts.header.key_tag)
+
     # The key holder
 
     def decrypt(self, keys: Keys, ciphertexts: Source, mask_hash: str) -> npt.NDArray[np.int64]:

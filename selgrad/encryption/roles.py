@@ -40,7 +40,7 @@ def _write_private(path: Path, content: bytes) -> None:
         scratch.unlink(missing_ok=True)
 
 
-def _read_private(path: Path) -> bytes:
+def read_private(path: Path) -> bytes:
     """Reads a key file.
 
     Raises:
@@ -80,10 +80,11 @@ class KeyHolder:
       profile: a name in `PROFILES`, or a profile; not a threshold one.
       keys: to hold; None makes fresh ones.
       num_threads: of the engine.
+      scheme: an engine to share; None makes one.
     """
 
-    def __init__(self, profile: str | Profile = "exact", *, keys: Keys | None = None, num_threads: int | None = None) -> None:
-        self._scheme = CKKS(profile, num_threads=num_threads)
+    def __init__(self, profile: str | Profile = "exact", *, keys: Keys | None = None, num_threads: int | None = None, scheme: CKKS | None = None) -> None:
+        self._scheme = scheme or CKKS(profile, num_threads=num_threads)
         self._keys = self._scheme.keygen() if keys is None else keys
 
     @property
@@ -97,13 +98,33 @@ class KeyHolder:
             return _pack(self.profile, "secret", self._scheme.secret_bytes(self._keys))
         return _pack(self.profile, "public", self._scheme.public_bytes(self._keys))
 
+    def secret_key(self) -> bytes:
+        """The secret key, for the holder's own storage."""
+        return _pack(self.profile, "secret", self._scheme.secret_bytes(self._keys))
+
+    @classmethod
+    def restore(cls, secret: bytes, client: bytes, *, num_threads: int | None = None) -> KeyHolder:
+        """The holder of keys that `secret_key` and `client_key` gave.
+
+        Raises:
+          EncryptionError: if they are damaged, or not of one pair.
+        """
+        profile, _, raw = _unpack(secret)
+        scheme = CKKS(profile, num_threads=num_threads)
+        keys = scheme.load_secret(raw)
+        _, kind, other = _unpack(client)
+        public = scheme.load_public(other) if kind == "public" else None
+        if public is not None and public.tag != keys.tag:
+            raise EncryptionError(f"the secret key {keys.tag:.16} and the public key {public.tag:.16} are not one pair; fetch both from one place")
+        return cls(profile, keys=Keys(None if public is None else public.public, keys.secret, keys.tag), num_threads=num_threads, scheme=scheme)
+
     def save(self, folder: str | Path) -> None:
         """Writes `secret.key` and `client.key`, both of mode 0600.
 
         Raises:
           EncryptionError: if the folder cannot be written to.
         """
-        _write_private(Path(folder) / "secret.key", _pack(self.profile, "secret", self._scheme.secret_bytes(self._keys)))
+        _write_private(Path(folder) / "secret.key", self.secret_key())
         _write_private(Path(folder) / "client.key", self.client_key())
 
     @classmethod
@@ -113,12 +134,7 @@ class KeyHolder:
         Raises:
           EncryptionError: if a file is missing, damaged, or readable by others.
         """
-        profile, _, secret = _unpack(_read_private(Path(folder) / "secret.key"))
-        scheme = CKKS(profile, num_threads=num_threads)
-        keys = scheme.load_secret(secret)
-        _, kind, client = _unpack(_read_private(Path(folder) / "client.key"))
-        public = scheme.load_public(client).public if kind == "public" else None
-        return cls(profile, keys=Keys(public, keys.secret, keys.tag), num_threads=num_threads)
+        return cls.restore(read_private(Path(folder) / "secret.key"), read_private(Path(folder) / "client.key"), num_threads=num_threads)
 
     def decrypt(self, total: bytes | str | Path, mask_hash: str, *, mac_key: bytes | None = None) -> npt.NDArray[np.int64]:
         """The integer sum in grid units (n,), from bytes or a file.
@@ -234,6 +250,23 @@ class Party:
     def client_key(self) -> bytes:
         """The public key of all parties so far."""
         return _pack(self._scheme.profile, "public", self._scheme.public_bytes(self._keys))
+
+    def secret_key(self) -> bytes:
+        """This party's share of the secret key, for its own storage."""
+        return _pack(self._scheme.profile, "lead" if self._lead else "main", self._scheme.secret_bytes(self._keys))
+
+    @classmethod
+    def restore(cls, secret: bytes, *, num_threads: int | None = None) -> Party:
+        """The party whose share `secret_key` gave.
+
+        Raises:
+          EncryptionError: if it is damaged.
+        """
+        profile, kind, raw = _unpack(secret)
+        party = cls.__new__(cls)
+        party._scheme, party._lead = CKKS(profile, num_threads=num_threads), kind == "lead"
+        party._keys = party._scheme.load_secret(raw)
+        return party
 
     def share(self, total: bytes | str | Path, mask_hash: str, *, mac_key: bytes | None = None) -> bytes:
         """This party's share of the decryption of a sum, for `combine`; give it for sums over enough clients only."""

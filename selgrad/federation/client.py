@@ -1,0 +1,176 @@
+"""What a client, a key holder or a party answers to each message of the server; bytes in, bytes out, and a small state of its own.
+
+Nothing here knows how messages travel. Secrets live in the state and never enter an answer.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import MutableMapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from selgrad import encryption, trees
+from selgrad.encryption import agreement
+from selgrad.errors import SelgradError, UsageError
+from selgrad.federation.learning import Task, protect, task_of
+
+Message = dict[str, Any]
+State = MutableMapping[str, bytes]
+
+
+class FaultError(Exception):
+    """What the configuration asks this client to do wrong now, and only whoever carries messages can: die, be late, answer twice."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
+@lru_cache(maxsize=16)
+def _client(key: bytes, mac_key: bytes) -> encryption.Client:
+    return encryption.Client(key, mac_key=mac_key, num_threads=1)
+
+
+@lru_cache(maxsize=16)
+def _party(secret: bytes) -> encryption.Party:
+    return encryption.Party.restore(secret, num_threads=1)
+
+
+@lru_cache(maxsize=4)
+def _holder(secret: bytes, client: bytes) -> encryption.KeyHolder:
+    return encryption.KeyHolder.restore(secret, client)
+
+
+def mask_digest(bits: agreement.Bits) -> str:
+    """SHA-256 of a flat mask, which clients and server compare."""
+    return encryption.mask_hash({"update": bits})
+
+
+def respond(state: State, partition: int, request: Message, *, faults: bool = True) -> Message:
+    """The answer of one participant.
+
+    Args:
+      state: its own, kept between messages.
+      partition: its number; clients come first, the key holder has the number after the last one.
+      request: with `kind`, `round`, `ticket` and `config` (the text of the configuration), and what the kind needs.
+      faults: whether to do what the configuration's `faults` ask for.
+
+    Raises:
+      FaultError: where the configuration asks for one that has to do with how messages travel.
+      SelgradError: if the request cannot be answered.
+    """
+    task = task_of(request["config"])
+    kind, round_number = request["kind"], request["round"]
+    due = {fault["kind"] for fault in task.config.faults if (fault["client"], fault["round"]) == (partition, round_number)} if kind == "train" else set()
+    if faults and due & {"die", "late", "twice"}:
+        raise FaultError(min(due & {"die", "late", "twice"}))
+    if kind not in _ANSWERS:
+        raise UsageError(f"message of kind {kind!r} is unknown; server and client must run the same version")
+    started = time.perf_counter()
+    answer = _ANSWERS[kind](task, state, partition, request)
+    if "malformed" in due:
+        answer["sealed" if answer.get("sealed") else "plain"] = answer["sealed" if answer.get("sealed") else "plain"][:-7]
+    if "nan" in due:
+        plain = np.frombuffer(answer["plain"], np.float32).copy()
+        plain[:1] = np.nan
+        answer["plain"] = plain.tobytes()
+    return {**answer, "ticket": request["ticket"], "partition": partition, "seconds": time.perf_counter() - started}
+
+
+def _hello(task: Task, state: State, partition: int, _: Message) -> Message:
+    """Who it is, how many samples it has, and a key by which the server knows its uploads."""
+    count = task.config.clients["count"]
+    state["mac"] = secrets.token_bytes(32)
+    return {"samples": task.num_samples[partition] if partition < count else 0, "mac": state["mac"]}
+
+
+def _make_key(task: Task, state: State, _: int, request: Message) -> Message:
+    """The key holder's fresh keys, or a party's share of joint ones; the answer holds what clients need to encrypt, and no secret."""
+    profile = task.config.profile
+    if profile.decryption == "threshold":
+        party = encryption.Party(request["previous"] or None, profile=profile)
+        state["secret"] = party.secret_key()
+        return {"client_key": party.client_key()}
+    folder = task.config.encryption["keys"]
+    holder = encryption.KeyHolder(profile)
+    state["secret"], state["holder"] = holder.secret_key(), holder.client_key()
+    if profile.key == "secret":
+        # It must not pass through the server: clients read it from a folder of their own.
+        holder.save(folder)
+        return {"client_key": b""}
+    return {"client_key": state["holder"]}
+
+
+def _key_of(task: Task, request: Message) -> bytes:
+    if task.config.profile.key == "public":
+        return bytes(request["client_key"])
+    from pathlib import Path
+
+    return encryption.roles.read_private(Path(task.config.encryption["keys"]) / "client.key")
+
+
+def _agree(task: Task, state: State, partition: int, request: Message) -> Message:
+    """What this client puts in for the common mask."""
+    config, scores = task.config, task.scores(np.frombuffer(request["weights"], np.float32), partition)
+    selected = trees.count(config.ratio, task.num_total)
+    if config.agreement == "interleaved":
+        return {"proposal": np.argsort(-scores, kind="stable")[:selected].astype(np.int32).tobytes()}
+    if config.agreement == "encrypted_sensitivity":
+        values = agreement.normalised(scores, config.profile.bound)
+        return {"proposal": _client(_key_of(task, request), state["mac"]).encrypt(values, "scores")}
+    return {"proposal": encryption.encode_indices(agreement.own(scores, selected))}
+
+
+def _train(task: Task, state: State, partition: int, request: Message) -> Message:
+    """The weighted update: its exposed entries in the clear, the others encrypted."""
+    config, round_number = task.config, request["round"]
+    started = time.perf_counter()
+    update = task.update(np.frombuffer(request["weights"], np.float32), partition, round_number)
+    trained = time.perf_counter()
+    if not np.isfinite(update).all():
+        raise SelgradError(f"client {partition}: the update of round {round_number} is not finite; lower local.learning_rate")
+    update, num_bytes = protect(update, config.protection, config.ratio, [config.seed, partition, round_number])
+    weighted = (np.float32(task.weight(partition)) * update).astype(np.float32)
+    if not config.encrypts:
+        return {"plain": weighted.tobytes(), "sealed": b"", "plain_bytes": num_bytes, "train_seconds": trained - started, "encrypt_seconds": 0.0}
+    if request["mask"]:
+        state["mask"] = request["mask"]
+    bits = encryption.decode_indices(state["mask"], task.num_total)
+    if mask_digest(bits) != request["mask_hash"]:
+        raise SelgradError(f"client {partition} holds another mask than the server; send it again")
+    sealed = _client(_key_of(task, request), state["mac"]).encrypt(weighted[bits], request["mask_hash"])
+    plain = weighted[~bits].tobytes()
+    seconds = {"train_seconds": trained - started, "encrypt_seconds": time.perf_counter() - trained}
+    clipped = int((np.abs(weighted[bits]) > config.profile.bound).sum())
+    return {"plain": plain, "sealed": sealed, "plain_bytes": len(plain), "clipped": clipped, **seconds}
+
+
+def _decrypt(_: Task, state: State, __: int, request: Message) -> Message:
+    """The integer sum, by the key holder: grid points, which are all that may be published."""
+    points = _holder(state["secret"], state["holder"]).decrypt(request["sum"], request["mask_hash"])
+    return {"points": points.tobytes()}
+
+
+def _choose(task: Task, state: State, _: int, request: Message) -> Message:
+    """The mask of a sum of score maps, by the key holder, who alone sees the sum; from all parties' shares, by the first party."""
+    selected = trees.count(task.config.ratio, task.num_total)
+    if task.config.profile.decryption == "threshold":
+        lengths = np.frombuffer(request["lengths"], np.int64)
+        ends = np.cumsum(lengths)
+        shares = [request["sum"][end - size : end] for end, size in zip(ends, lengths, strict=True)]
+        total = _party(state["secret"]).combine(shares, "scores")
+    else:
+        total = _holder(state["secret"], state["holder"]).decrypt(request["sum"], "scores")
+    return {"mask": encryption.encode_indices(agreement.from_sum(total, selected))}
+
+
+def _share(_: Task, state: State, __: int, request: Message) -> Message:
+    """A party's share of the decryption of a sum."""
+    return {"share": _party(state["secret"]).share(request["sum"], request["mask_hash"])}
+
+
+_ANSWERS = {"hello": _hello, "make_key": _make_key, "agree": _agree, "train": _train, "decrypt": _decrypt, "choose": _choose, "share": _share}

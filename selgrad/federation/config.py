@@ -1,0 +1,216 @@
+"""The configuration of a federated run, checked by name, value and remedy.
+
+One YAML file describes data, clients, training, mask agreement, protection and encryption; its text travels to the clients as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from selgrad.config import Spec, _only, expand, read_yaml
+from selgrad.encryption.agreement import AGREEMENTS
+from selgrad.encryption.profiles import PROFILES, Profile
+from selgrad.errors import EncryptionError, UsageError, did_you_mean, require_ratio
+
+PROTECTIONS = ("selective", "full", "none", "pruning", "dp_gaussian", "quantised")
+FAULTS = ("die", "late", "malformed", "nan", "twice")
+_DEFAULTS: dict[str, Any] = {
+    "name": "federation",
+    "dataset": None,
+    "test": None,
+    "model": None,
+    "clients": {},
+    "rounds": 5,
+    "local": {},
+    "metric": None,
+    "ratio": 0.1,
+    "agreement": "vote",
+    "protection": None,
+    "encryption": {},
+    "timeout": 600.0,
+    "min_clients": 1,
+    "seed": 0,
+    "verify": True,
+    "faults": None,
+    "wandb": {},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class FederationConfig:
+    """A whole run.
+
+    Attributes:
+      name: of the run, also in W&B.
+      dataset, test, model, metric: specs; clients share `dataset`, accuracy is measured on `test`.
+      clients: `count`, and `alpha` of the Dirichlet distribution by which each class is divided among them (0 divides evenly at random).
+      rounds: of federated averaging.
+      local: `num_steps`, `batch_size` and `learning_rate` of each client's gradient descent in a round.
+      ratio: share of entries to encrypt, in [0, 1].
+      agreement: on one mask, a name in `AGREEMENTS`.
+      protection: `name` in `PROTECTIONS`, and its numbers: `clip` and `noise` of dp_gaussian (noise in units of clip), `bits` of quantised.
+      encryption: `profile`, `bound`, and `keys`, a folder from which clients take a secret key, where the profile encrypts under it.
+      timeout: seconds to wait for replies in each phase.
+      min_clients: without so many updates a round changes nothing.
+      seed: of weights, split, batches and masks.
+      verify: whether the server recomputes every client's update and compares global weights with plain FedAvg; for experiments, where it has the data.
+      faults: what clients are to do wrong, each with `client`, `round` and `kind` in `FAULTS`, to see what the run makes of it.
+      wandb: as for sweeps.
+    """
+
+    name: str
+    dataset: Spec
+    test: Spec | None
+    model: Spec
+    clients: Mapping[str, Any]
+    rounds: int
+    local: Mapping[str, Any]
+    metric: Spec
+    ratio: float
+    agreement: str
+    protection: Mapping[str, Any]
+    encryption: Mapping[str, Any]
+    timeout: float
+    min_clients: int
+    seed: int
+    verify: bool
+    faults: tuple[Mapping[str, Any], ...]
+    wandb: Mapping[str, Any]
+    text: str
+
+    @property
+    def profile(self) -> Profile:
+        """Of the encryption, with the bound of this run."""
+        profile = PROFILES[self.encryption["profile"]]
+        return dataclasses.replace(profile, bound=float(self.encryption["bound"] or profile.bound))
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether anything is encrypted."""
+        return self.protection["name"] == "full" or (self.protection["name"] == "selective" and self.ratio > 0)
+
+    @property
+    def identity(self) -> str:
+        """A hash of what a run computes; time limits and tracking are none of it."""
+        given = yaml.safe_load(self.text)
+        return hashlib.sha256(json.dumps({k: v for k, v in given.items() if k not in ("timeout", "wandb", "name")}, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _one(kind: str, entry: Any) -> Spec:
+    found = expand(kind, entry)
+    if len(found) != 1:
+        raise UsageError(f"{kind}: {', '.join(s.label for s in found)} are {len(found)}; a federated run takes one")
+    return found[0]
+
+
+def _positive(what: str, values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if not 0 < value < math.inf:
+            raise UsageError(f"{what}: {key}={value} must be positive")
+
+
+def _choice(what: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"{what} {value!r} is unknown; {did_you_mean(str(value), known)}")
+
+
+def parse(content: Any) -> FederationConfig:
+    """A validated configuration.
+
+    Raises:
+      UsageError: naming the key, the value and the remedy.
+    """
+    merged = {**_only(content, "the configuration", _DEFAULTS)}
+    for key, value in (("dataset", "digits"), ("model", "lenet"), ("metric", "magnitude"), ("protection", "selective"), ("faults", [])):
+        merged[key] = value if merged[key] is None else merged[key]
+    if not isinstance(merged["faults"], list):
+        raise UsageError(f"faults: {merged['faults']!r} is no list of mappings")
+    clients = _only(merged["clients"], "clients", {"count": 5, "alpha": 0.5})
+    local = _only(merged["local"], "local", {"num_steps": 10, "batch_size": 32, "learning_rate": 0.1})
+    given = {"name": merged["protection"]} if isinstance(merged["protection"], str) else merged["protection"]
+    protection = _only(given, "protection", {"name": "selective", "clip": 1.0, "noise": 0.01, "bits": 8})
+    encryption = _only(merged["encryption"], "encryption", {"profile": "exact", "bound": None, "keys": None}, numbers=("bound",))
+    _choice("protection", protection["name"], PROTECTIONS)
+    _choice("agreement", merged["agreement"], AGREEMENTS)
+    _choice("encryption profile", encryption["profile"], tuple(PROFILES))
+    _positive("clients", {"count": clients["count"]})
+    _positive("local", local)
+    _positive("protection", {k: protection[k] for k in ("clip", "bits")})
+    _positive("the configuration", {k: merged[k] for k in ("rounds", "timeout", "min_clients")})
+    require_ratio(merged["ratio"])
+    if not 0 <= clients["alpha"] < math.inf:
+        raise UsageError(f"clients: alpha={clients['alpha']} must be 0 (even) or more")
+    if not protection["noise"] >= 0 or protection["bits"] > 32:
+        raise UsageError(f"protection: noise={protection['noise']} must be 0 or more and bits={protection['bits']} at most 32")
+    if merged["min_clients"] > clients["count"]:
+        raise UsageError(f"min_clients={merged['min_clients']} is more than the {clients['count']} clients; lower it")
+    faults = []
+    for fault in merged["faults"]:
+        one = _only(fault, "faults", {"client": 0, "round": 1, "kind": "die"})
+        _choice("fault", one["kind"], FAULTS)
+        if not 0 <= one["client"] < clients["count"]:
+            raise UsageError(f"faults: client={one['client']} lies outside 0 .. {clients['count'] - 1}")
+        faults.append(one)
+    for key in ("dataset", "test"):
+        # Clients run in folders of their own.
+        if isinstance(merged[key], Mapping) and isinstance(merged[key].get("path"), str):
+            merged[key] = {**merged[key], "path": str(Path(merged[key]["path"]).expanduser().absolute())}
+    wandb = _only(merged["wandb"], "wandb", {"project": "selgrad", "entity": None, "group": None, "tags": []})
+    config = FederationConfig(
+        name=merged["name"],
+        dataset=_one("dataset", merged["dataset"]),
+        test=None if merged["test"] is None else _one("dataset", merged["test"]),
+        model=_one("model", merged["model"]),
+        clients=clients,
+        rounds=merged["rounds"],
+        local=local,
+        metric=_one("metric", merged["metric"]),
+        ratio=float(merged["ratio"]),
+        agreement=merged["agreement"],
+        protection=protection,
+        encryption=encryption,
+        timeout=float(merged["timeout"]),
+        min_clients=merged["min_clients"],
+        seed=merged["seed"],
+        verify=merged["verify"],
+        faults=tuple(faults),
+        wandb=wandb,
+        text=yaml.safe_dump({**merged, "clients": clients, "local": local, "protection": protection, "encryption": encryption}, sort_keys=True),
+    )
+    try:
+        profile = config.profile
+    except EncryptionError as error:
+        raise UsageError(f"encryption: {error}") from None
+    if config.encrypts:
+        if clients["count"] > profile.max_clients:
+            raise UsageError(f"clients: count={clients['count']} is more than profile {profile.name!r} holds ({profile.max_clients}); lower count or bound")
+        if profile.key == "secret" and not encryption["keys"]:
+            raise UsageError(
+                f"profile {profile.name!r} encrypts under the secret key, which must not pass through the server; name a folder that only clients read under "
+                "encryption.keys, or take profile 'exact'"
+            )
+        if profile.decryption == "threshold" and clients["count"] > profile.num_parties:
+            raise UsageError(f"clients: count={clients['count']} is more than the {profile.num_parties} parties of profile {profile.name!r}")
+    return config
+
+
+def load(path: str | Path) -> FederationConfig:
+    """Reads and validates a YAML file.
+
+    Raises:
+      UsageError: if it is missing, no YAML, or not valid.
+    """
+    file = Path(path)
+    try:
+        return parse(read_yaml(file.read_text(), f"configuration {str(file)!r}"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"configuration {str(file)!r} cannot be read ({reason}); give the path of a YAML file") from None

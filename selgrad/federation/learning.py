@@ -1,0 +1,187 @@
+"""What clients learn: a Dirichlet split, local gradient descent, protections that need no encryption, and the accuracy of global weights.
+
+Split after Hsu, Qi, Brown 2019 (hsu2019dirichlet); local steps are FedAvg's (mcmahan2017fedavg). Everything is a function of the configuration, a client's
+number and a round, so a server that has the data can recompute it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property, lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jax import Array
+
+from selgrad import trees
+from selgrad.base import Batch, GradientContext, Params
+from selgrad.config import make_spec
+from selgrad.data import Dataset
+from selgrad.errors import UsageError
+from selgrad.federation.config import FederationConfig, parse
+
+Flat = npt.NDArray[np.float32]
+
+
+def dirichlet_split(labels: npt.NDArray[Any], num_clients: int, alpha: float, seed: int) -> list[npt.NDArray[np.int64]]:
+    """Sample numbers of each client: every class is divided in proportions drawn from Dirichlet(alpha, ..., alpha); no client is left without samples.
+
+    Args:
+      labels: (N,).
+      num_clients: at most N.
+      alpha: small gives each client few classes; 0 divides at random and evenly.
+      seed: of the draw.
+    """
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(labels))
+    if alpha == 0:
+        return [np.sort(part) for part in np.array_split(order, num_clients)]
+    parts: list[list[int]] = [[] for _ in range(num_clients)]
+    for value in np.unique(labels):
+        members = order[labels[order] == value]
+        shares = generator.dirichlet(np.full(num_clients, alpha))
+        ends = np.rint(np.cumsum(shares) * len(members)).astype(int)[:-1]
+        for part, chosen in zip(parts, np.split(members, ends), strict=True):
+            part.extend(chosen.tolist())
+    for part in parts:
+        if not part:
+            part.append(max(parts, key=len).pop())
+    return [np.sort(np.asarray(part, np.int64)) for part in parts]
+
+
+class Task:
+    """Data, model and local training of a run, built once in each process.
+
+    Raises:
+      UsageError: if the data are text, or fewer than the clients.
+    """
+
+    def __init__(self, config: FederationConfig) -> None:
+        self.config = config
+        data = config.dataset.build()
+        if not isinstance(data, Dataset):
+            raise UsageError(f"a federated run trains on images and {config.dataset.label} holds text; choose an image data set")
+        if len(data) < config.clients["count"]:
+            raise UsageError(f"{config.dataset.label} holds {len(data)} samples for {config.clients['count']} clients; raise count")
+        self._data, self._model = data, config.model.build(data.spec)
+        self.shards = dirichlet_split(np.asarray(data.labels), config.clients["count"], config.clients["alpha"], config.seed)
+        self.num_samples = [len(shard) for shard in self.shards]
+        self._like = jax.eval_shape(self._model.init, jax.random.key(0))
+        self.num_total = trees.size(self._like)
+
+    @cached_property
+    def initial(self) -> Flat:
+        """Fresh global weights, flat."""
+        return np.asarray(trees.concatenate(self._model.init(jax.random.key(self.config.seed))))
+
+    def weight(self, client: int) -> float:
+        """A client's share of all samples."""
+        return self.num_samples[client] / sum(self.num_samples)
+
+    def tree(self, flat: Any) -> Params:
+        """Flat weights as the model's tree."""
+        return trees.split(jnp.asarray(flat), self._like)
+
+    def _samples(self, client: int, round_number: int) -> npt.NDArray[np.int64]:
+        local, shard = self.config.local, self.shards[client]
+        generator = np.random.default_rng([self.config.seed, client, round_number])
+        needed = local["num_steps"] * local["batch_size"]
+        # One pass over the client's samples after the other, each in an order of its own.
+        order = np.concatenate([generator.permutation(shard) for _ in range(-(-needed // len(shard)))])
+        return order[:needed].reshape(local["num_steps"], local["batch_size"])
+
+    def update(self, weights: Flat, client: int, round_number: int) -> Flat:
+        """What a client learned: old minus new weights, flat."""
+        chosen = self._samples(client, round_number)
+        pixels = jnp.asarray(self._data.pixels[chosen])
+        train: Callable[..., Any] = self._train
+        found: Flat = np.asarray(train(jnp.asarray(weights), self._data.spec.normalise(pixels), jnp.asarray(self._data.labels[chosen])))
+        return found
+
+    @cached_property
+    def _train(self) -> Callable[..., Array]:
+        model, rate = self._model, self.config.local["learning_rate"]
+
+        @jax.jit
+        def train(weights: Array, inputs: Array, labels: Array) -> Array:
+            def step(flat: Array, batch: tuple[Array, Array]) -> tuple[Array, None]:
+                x, y = batch
+                target = jax.nn.one_hot(y, model.input_spec.num_classes)
+                gradient = jax.grad(lambda w: model.loss(w, model.embed(w, x), target))(trees.split(flat, self._like))
+                return flat - rate * trees.concatenate(gradient), None
+
+            return weights - jax.lax.scan(step, weights, (inputs, labels))[0]
+
+        return train
+
+    def scores(self, weights: Flat, client: int) -> Flat:
+        """The metric's scores of a client's first batch at given weights, flat."""
+        chosen = self._samples(client, 0)[0]
+        batch = Batch(self._data.spec.normalise(jnp.asarray(self._data.pixels[chosen])), jnp.asarray(self._data.labels[chosen]))
+        model, params = self._model, self.tree(weights)
+        update = make_spec("update", "gradient", {"batch_size": len(chosen)}).build()
+        score = self.config.metric.build()
+
+        @jax.jit
+        def run(params: Params, batch: Batch) -> Any:
+            grads = update.client(model, params, batch, jax.nn.one_hot(batch.labels, model.input_spec.num_classes))
+            key = jax.random.fold_in(jax.random.key(self.config.seed), client)
+            return trees.concatenate(score(GradientContext(model=model, params=params, batch=batch, update=update, grads=grads, key=key)))
+
+        found: Flat = np.asarray(run(params, batch), np.float32)
+        return found
+
+    @cached_property
+    def _test(self) -> tuple[Array, Array]:
+        data: Any = self._data if self.config.test is None else self.config.test.build()
+        return data.spec.normalise(jnp.asarray(data.pixels)), jnp.asarray(data.labels)
+
+    @cached_property
+    def _correct(self) -> Callable[..., Array]:
+        model = self._model
+        return jax.jit(lambda flat, x, y: (model.logits(trees.split(flat, self._like), x).argmax(-1) == y).sum())
+
+    def accuracy(self, weights: Flat) -> float:
+        """Share of test samples (of training samples, where there is no test set) that the weights classify rightly."""
+        inputs, labels = self._test
+        flat = jnp.asarray(weights)
+        correct: Callable[..., Any] = self._correct
+        right = sum(int(correct(flat, inputs[i : i + 500], labels[i : i + 500])) for i in range(0, len(labels), 500))
+        return right / len(labels)
+
+
+@lru_cache(maxsize=4)
+def task_of(text: str) -> Task:
+    """The task of a configuration's text; what was compiled stays for the next message."""
+    import yaml
+
+    return Task(parse(yaml.safe_load(text)))
+
+
+def protect(update: Flat, protection: Any, ratio: float, seed: Any) -> tuple[Flat, int]:
+    """An update under a protection that needs no encryption, and the bytes that it takes.
+
+    - `pruning`: the largest `ratio` of the entries is not sent at all; those left, with a bitmap.
+    - `dp_gaussian`: clipped to the norm `clip`, plus N(0, (noise clip)^2) on each entry (abadi2016dp).
+    - `quantised`: stochastic rounding to `bits` bits between the smallest and the largest entry (alistarh2017qsgd, without its coding).
+    - anything else leaves it as it is.
+    """
+    name, generator = protection["name"], np.random.default_rng(seed)
+    if name == "pruning":
+        kept = np.ones(update.size, bool)
+        kept[np.argsort(-np.abs(update), kind="stable")[: trees.count(ratio, update.size)]] = False
+        return np.where(kept, update, 0).astype(np.float32), 4 * int(kept.sum()) + -(-update.size // 8)
+    if name == "dp_gaussian":
+        norm = float(np.linalg.norm(update))
+        clipped = update * min(1.0, protection["clip"] / max(norm, 1e-30))
+        noise = generator.normal(scale=protection["noise"] * protection["clip"], size=update.size)
+        return (clipped + noise).astype(np.float32), 4 * update.size
+    if name == "quantised":
+        low, high = float(update.min()), float(update.max())
+        step = max(high - low, 1e-30) / (2 ** protection["bits"] - 1)
+        points = np.floor((update - low) / step + generator.random(update.size))
+        return (low + points * step).astype(np.float32), -(-update.size * protection["bits"] // 8) + 8
+    return update, 4 * update.size

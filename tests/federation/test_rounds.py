@@ -1,0 +1,227 @@
+"""A whole federated run without Flower: what clients answer, what the server makes of it, and every way in which a client can fail.
+
+Messages are carried by a dictionary here; `test_flower.py` carries the same ones with Flower.
+"""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from selgrad import encryption
+from selgrad.errors import SelgradError, UsageError
+from selgrad.federation.client import FaultError, respond
+from selgrad.federation.config import parse
+from selgrad.federation.learning import dirichlet_split, protect
+from selgrad.federation.server import Event, Server, adopt
+
+SMALL = {
+    "dataset": {"name": "digits", "count": 300}, "test": {"name": "digits", "count": 200, "offset": 300}, "model": {"name": "mlp", "width": 16},
+    "clients": {"count": 3, "alpha": 0.5}, "rounds": 2, "local": {"num_steps": 5, "batch_size": 16, "learning_rate": 0.5}, "timeout": 5.0,
+}  # fmt: skip
+
+
+@pytest.fixture
+def openfhe():
+    if encryption.unavailable():
+        pytest.skip(encryption.unavailable())
+
+
+class InProcess:
+    """Carries messages by calling; whoever died stays dead for a round, late answers come with the next exchange, and answers given twice are told."""
+
+    def __init__(self, dead=()):
+        self.states, self.late, self.dead, self.seen = {}, [], set(dead), []
+
+    def exchange(self, requests, timeout):
+        replies, events = {}, [Event(party, "late", "answered an earlier message") for party in self.late]
+        self.late = []
+        for party, request in requests.items():
+            self.seen.append((party, request))
+            if party in self.dead:
+                events.append(Event(party, "died", "the process ended"))
+                continue
+            try:
+                replies[party] = respond(self.states.setdefault(party, {}), party, request)
+            except FaultError as fault:
+                if fault.kind == "late":
+                    self.late.append(party)
+                elif fault.kind == "die":
+                    events.append(Event(party, "died", "the process ended"))
+                else:
+                    replies[party] = respond(self.states[party], party, request, faults=False)
+                    events.append(Event(party, "twice", "the second answer was left out"))
+            except SelgradError as error:
+                replies[party] = {"error": str(error)}
+        return replies, events
+
+
+def run(tmp_path, transport=None, **change):
+    config = parse({**SMALL, **change})
+    server = Server(config, transport or InProcess(), tmp_path)
+    adopt(config, tmp_path)
+    return server.run(), server
+
+
+class TestSameAsPlain:
+    @pytest.mark.parametrize("agreement", ["fixed", "vote", "union", "interleaved", "encrypted_sensitivity"])
+    def test_whatever_the_agreement(self, openfhe, tmp_path, agreement):
+        records, _ = run(tmp_path, agreement=agreement, ratio=0.2)
+        assert records["verified"].all() and (records["num_clients"] == 3).all()
+        assert (records["difference"] <= records["difference_bound"]).all() and (records["difference"] > 0).all()
+        assert (records["num_selected"] >= round(0.2 * records["num_total"])).all()
+        plain, _ = run(tmp_path / "plain", protection="none")
+        assert (plain["difference"] == 0).all()
+        np.testing.assert_allclose(records["accuracy"], plain["accuracy"], atol=0.011)
+
+    @pytest.mark.parametrize("profile", ["threshold", "compact", "noise_flooding", "textbook"])
+    def test_whatever_the_profile(self, openfhe, tmp_path, profile):
+        given = {"profile": profile, **({"keys": str(tmp_path / "keys")} if profile == "compact" else {})}
+        agreement = "encrypted_sensitivity" if profile == "threshold" else "vote"
+        records, _ = run(tmp_path / "out", encryption=given, rounds=1, ratio=0.1, agreement=agreement)
+        assert records["verified"].all() and records["sealed_bytes"].iloc[0] > 0
+
+    def test_full_encryption_leaves_nothing_in_the_clear(self, openfhe, tmp_path):
+        transport = InProcess()
+        records, _ = run(tmp_path, transport, protection="full", rounds=1)
+        assert records["plain_bytes"].iloc[0] == 0 and records["num_selected"].iloc[0] == records["num_total"].iloc[0] and records["verified"].all()
+
+    def test_the_server_never_sees_a_secret(self, openfhe, tmp_path):
+        transport = InProcess()
+        _, server = run(tmp_path, transport, rounds=1)
+        secret = transport.states[3]["secret"]
+        assert len(secret) > 10000
+        for party, request in transport.seen:
+            assert party == 3 or all(secret[-2000:] not in value for value in request.values() if isinstance(value, bytes))
+        assert not [name for name, value in vars(server).items() if isinstance(value, bytes) and secret[-2000:] in value]
+
+
+def test_protections_without_encryption_cost_accuracy_as_they_are_strong(tmp_path):
+    """Plain FedAvg, 16-bit rounding and little noise end alike; noise of the size of the update learns nothing."""
+    found = {}
+    given = {"plain": "none", "rounded": {"name": "quantised", "bits": 16}, "little": {"name": "dp_gaussian", "clip": 100.0, "noise": 1e-7},
+             "much": {"name": "dp_gaussian", "clip": 1.0, "noise": 1.0}, "pruned": "pruning"}  # fmt: skip
+    for name, protection in given.items():
+        records, _ = run(tmp_path / name, protection=protection, rounds=4, local={"num_steps": 20, "learning_rate": 0.5}, ratio=0.5)
+        found[name] = records["accuracy"].iloc[-1]
+        assert (records["sealed_bytes"] == 0).all() and ((records["plain_bytes"] < 4 * records["num_total"]).all() == (name in ("rounded", "pruned")))
+    assert found["plain"] > 0.6 and found["plain"] == pytest.approx(found["rounded"], abs=0.02) == pytest.approx(found["little"], abs=0.02)
+    assert found["much"] < 0.3
+
+
+def test_protections_do_what_they_say():
+    update = np.random.default_rng(0).normal(size=20000).astype(np.float32)
+    pruned, size = protect(update, {"name": "pruning"}, 0.9, 0)
+    assert (pruned != 0).sum() == 2000 and np.abs(pruned).max() < np.abs(update).max() and size == 8000 + 2500
+    noisy, _ = protect(update, {"name": "dp_gaussian", "clip": 1.0, "noise": 0.5}, 0, 0)
+    assert np.linalg.norm(noisy) / np.sqrt(20000) == pytest.approx(0.5, rel=0.05)
+    coarse, size = protect(update, {"name": "quantised", "bits": 4}, 0, 0)
+    assert len(np.unique(coarse)) <= 16 and abs((coarse - update).mean()) < 0.01 and size == 10008
+
+
+class TestFailures:
+    @pytest.mark.parametrize(("kind", "status"), [("die", "died"), ("late", "missing"), ("malformed", "malformed"), ("nan", "malformed")])
+    def test_a_round_goes_on_without_the_client(self, openfhe, tmp_path, kind, status):
+        records, _ = run(tmp_path, faults=[{"client": 1, "round": 1, "kind": kind}], ratio=0.1)
+        assert records["num_clients"].tolist() == [2, 3] and records["verified"].all()
+        events = pd.read_parquet(tmp_path / "events.parquet")
+        assert (1, 1, status) in set(events[["round", "client", "status"]].itertuples(index=False, name=None))
+        if kind == "late":
+            assert "late" in set(events["status"])
+
+    def test_a_client_that_answers_twice_counts_once(self, openfhe, tmp_path):
+        records, _ = run(tmp_path, faults=[{"client": 0, "round": 1, "kind": "twice"}])
+        assert records["num_clients"].tolist() == [3, 3] and records["verified"].all()
+        assert "twice" in set(pd.read_parquet(tmp_path / "events.parquet")["status"])
+
+    def test_too_few_updates_leave_the_weights_as_they_are(self, tmp_path):
+        faults = [{"client": c, "round": 1, "kind": "die"} for c in range(3)]
+        records, _ = run(tmp_path, faults=faults, protection="none", min_clients=2)
+        assert records["num_clients"].tolist() == [0, 3] and records["accuracy"].iloc[0] < records["accuracy"].iloc[1]
+
+    def test_a_missing_key_holder_ends_the_run_in_one_line(self, openfhe, tmp_path):
+        with pytest.raises(SelgradError, match="participant 3, which holds keys, is gone"):
+            run(tmp_path, InProcess(dead=[3]))
+
+    def test_a_missing_party_ends_a_threshold_run(self, openfhe, tmp_path):
+        transport = InProcess()
+        config = parse({**SMALL, "encryption": {"profile": "threshold"}, "rounds": 1})
+        server = Server(config, transport, tmp_path)
+        original = transport.exchange
+
+        def exchange(requests, timeout):
+            if next(iter(requests.values()))["kind"] == "share":
+                transport.dead.add(2)
+            return original(requests, timeout)
+
+        transport.exchange = exchange
+        with pytest.raises(SelgradError, match="participant 2, which holds keys, is gone"):
+            server.run()
+
+    def test_a_forged_upload_and_a_wrong_ticket_do_not_count(self, openfhe, tmp_path):
+        class Forging(InProcess):
+            def exchange(self, requests, timeout):
+                replies, events = super().exchange(requests, timeout)
+                if next(iter(requests.values()))["kind"] == "train":
+                    if 0 in replies:
+                        replies[0]["sealed"] = encryption.Ciphertexts.from_bytes(replies[0]["sealed"], self.states[0]["mac"]).to_bytes(b"another key")
+                    replies[1]["ticket"] = 1
+                return replies, events
+
+        records, _ = run(tmp_path, Forging(), rounds=1)
+        assert records["num_clients"].tolist() == [1]
+        assert pd.read_parquet(tmp_path / "events.parquet")["status"].tolist() == ["malformed", "malformed"]
+
+
+class TestResume:
+    def test_rounds_that_are_done_are_not_done_again(self, openfhe, tmp_path):
+        whole, _ = run(tmp_path / "whole", rounds=3)
+
+        class Stops(InProcess):
+            def exchange(self, requests, timeout):
+                first = next(iter(requests.values()))
+                if first["kind"] == "train" and first["round"] == 2:
+                    raise KeyboardInterrupt
+                return super().exchange(requests, timeout)
+
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "parts", Stops(), rounds=3)
+        transport = InProcess()
+        parts, _ = run(tmp_path / "parts", transport, rounds=3)
+        assert {request["round"] for _, request in transport.seen if request["kind"] == "train"} == {2, 3}
+        np.testing.assert_array_equal(parts["accuracy"], whole["accuracy"])
+        assert parts["round"].tolist() == [1, 2, 3]
+        again = InProcess()
+        run(tmp_path / "parts", again, rounds=3)
+        assert not again.seen
+
+    def test_another_run_in_the_same_folder_is_refused(self, tmp_path):
+        run(tmp_path, protection="none", rounds=1)
+        with pytest.raises(UsageError, match="another federated run"):
+            run(tmp_path, protection="none", rounds=1, seed=5)
+
+
+@pytest.mark.parametrize(("alpha", "seed"), [(0, 0), (0.1, 1), (0.5, 2), (100.0, 3)])
+def test_a_split_gives_every_sample_to_one_client(alpha, seed):
+    labels = np.random.default_rng(0).integers(0, 10, 500)
+    parts = dirichlet_split(labels, 7, alpha, seed)
+    assert np.sort(np.concatenate(parts)).tolist() == list(range(500)) and all(len(part) for part in parts)
+    classes = np.mean([len(np.unique(labels[part])) for part in parts])
+    assert classes > 9 if alpha in (0, 100.0) else classes < 9
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"rounds": 0}, "rounds=0 must be positive"), ({"ratio": 1.5}, "ratio=1.5"), ({"agreement": "votes"}, "vote"), ({"clients": {"number": 3}}, "no key 'number'"),
+    ({"protection": "prune"}, "pruning"), ({"encryption": {"profile": "exact", "bound": 1e9}}, "no room for bound"), ({"encryption": {"profile": "compact"}}, "encryption.keys"),
+    ({"clients": {"count": 500}}, "holds .181."), ({"min_clients": 9}, "more than the 3 clients"), ({"faults": [{"client": 7}]}, "client=7"),
+    ({"metric": ["random", "magnitude"]}, "takes one"), ({"model": "lenett"}, "lenet"), ({"timeout": -1.0}, "timeout=-1.0"),
+])  # fmt: skip
+def test_wrong_configurations_are_named(change, said):
+    with pytest.raises(UsageError, match=said):
+        parse({**SMALL, **change})
+
+
+def test_text_and_too_few_samples_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="4 samples for 5 clients"):
+        run(tmp_path, dataset={"name": "digits", "count": 4}, clients={"count": 5})
+    with pytest.raises(UsageError, match="holds text"):
+        run(tmp_path, dataset={"name": "sentences"})
