@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from selgrad.config import load as load_config
     from selgrad.config import parse as parse_config
     from selgrad.experiment import run_cell
+    from selgrad.federation.run import federate
     from selgrad.report.page import make_report
     from selgrad.report.tables import read_records
     from selgrad.runner import run_sweep
 
-__all__ = ["__version__", "load_config", "make_report", "parse_config", "read_records", "run_cell", "run_sweep"]
+__all__ = ["__version__", "federate", "load_config", "make_report", "parse_config", "read_records", "run_cell", "run_sweep"]
 
 _HOMES = {
     "load_config": ("selgrad.config", "load"),
     "parse_config": ("selgrad.config", "parse"),
+    "federate": ("selgrad.federation.run", "federate"),
     "run_cell": ("selgrad.experiment", "run_cell"),
     "run_sweep": ("selgrad.runner", "run_sweep"),
     "read_records": ("selgrad.report.tables", "read_records"),

@@ -33,6 +33,14 @@ class Tracker(Protocol):
         """The whole sweep: the per-cell table, curves and pictures."""
         ...
 
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Numbers of one step of something that is no sweep."""
+        ...
+
+    def close(self) -> None:
+        """Ends all runs."""
+        ...
+
 
 class NoTracker:
     """Mirrors nothing."""
@@ -44,6 +52,12 @@ class NoTracker:
         """Does nothing."""
 
     def finish(self, records: pd.DataFrame, figures: Path) -> None:
+        """Does nothing."""
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
         """Does nothing."""
 
 
@@ -115,6 +129,14 @@ class WandbTracker:
             run.log({"curves": self._wandb.plot.line(table, "ratio", "psnr", stroke="line", title="PSNR against ratio"), "curves_table": table})
             for picture in sorted(figures.glob("*.png")):
                 run.log({f"figures/{picture.stem}": self._wandb.Image(str(picture))})
+        self.close()
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Logs what is a number."""
+        self._run("").log({key: value for key, value in values.items() if isinstance(value, int | float)})
+
+    def close(self) -> None:
+        """Ends all runs."""
         for run in self._runs.values():
             run.finish()
 

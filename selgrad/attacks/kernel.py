@@ -205,7 +205,7 @@ def gradient_matching(
         read = space(observation).read
         return Candidate(read(inputs), labels, value, read(unravel(observation, state.labels, state.start)[0]))
 
-    return Kernel(init, step, decode, {"complete": complete, "learned": estimate}.get(hidden))
+    return Kernel(init, step, decode, complete if hidden == "complete" else estimate if hidden == "learned" else None)
 
 
 def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:

@@ -222,7 +222,7 @@ class Aggregator:
         return wire.write_file(path, header, parts, mac_key)
 
     def _read(self, clients: Sequence[bytes | str | Path], mac_keys: Sequence[bytes | None] | None) -> list[wire.Reader]:
-        keys = [None] * len(clients) if mac_keys is None else list(mac_keys)
+        keys: list[bytes | None] = list(mac_keys) if mac_keys is not None else [None for _ in clients]
         if len(keys) != len(clients):
             raise EncryptionError(f"{len(keys)} authentication keys for {len(clients)} clients; give one for each")
         return [wire.Reader(client, key) for client, key in zip(clients, keys, strict=True)]

@@ -96,6 +96,10 @@ class Server:
         self._on_event("done", 1.0)
         return self.records()
 
+    def is_done(self) -> bool:
+        """Whether all rounds are on disk."""
+        return self._resume()[0] >= self.config.rounds
+
     def records(self) -> pd.DataFrame:
         """One row a round."""
         return pd.DataFrame(self._rounds)
@@ -108,6 +112,7 @@ class Server:
         if stored is None:
             return 0, self._task.initial
         self._mask = np.asarray(stored["mask"]) if np.asarray(stored["mask"]).any() else None
+        self._rounds, self._events = [], []
         for name, rows in (("rounds", self._rounds), ("events", self._events)):
             file = self._out / f"{name}.parquet"
             if file.exists():
@@ -161,7 +166,7 @@ class Server:
             )
 
     def _make_keys(self) -> None:
-        self._on_event("making keys", -1.0)
+        self._on_event("making keys", 0.0)
         # Keys and masks are new to everybody after a restart.
         self._told.clear()
         if self._holds_keys():
@@ -365,6 +370,7 @@ def adopt(config: FederationConfig, out: Path) -> None:
         if load(file).identity != config.identity:
             raise UsageError(f"{str(out)!r} holds another federated run; choose another --out, or remove it")
         return
+
     def write(path: Path) -> None:
         path.write_text(config.text)
 

@@ -247,6 +247,31 @@ def mask_leaks(table: pd.DataFrame, folder: Path) -> str:
     return "mask_leaks"
 
 
+def federation(records: pd.DataFrame, folder: Path) -> str:
+    """Accuracy by round, and where a round's seconds and bytes go; the file's stem.
+
+    Args:
+      records: of a federated run, one row a round.
+      folder: for the figure.
+    """
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3), layout="constrained")
+    left.plot(records["round"], 100 * records["accuracy"], marker="o", markersize=4)
+    left.set(xlabel="round", ylabel="accuracy, %", ylim=(0, 100))
+    for axis, names, unit, scale in (
+        (middle, ("train", "encrypt", "add", "decrypt", "agree", "evaluate"), "seconds", 1.0),
+        (right, ("weights", "plain", "sealed", "mask", "agreement"), "bytes", 1e6),
+    ):
+        means = [float(records[f"{name}_{unit}"].mean()) / scale for name in names]
+        axis.barh(names, means)
+        axis.invert_yaxis()
+        axis.set(xlabel=f"{'MB' if unit == 'bytes' else 's'} a round, mean")
+        axis.margins(x=0.15)
+        for i, value in enumerate(means):
+            axis.text(value, i, f" {value:.2g}", va="center", fontsize=8)
+    _save(figure, folder, "federation")
+    return "federation"
+
+
 _RUNGS = ("zero", "average", "ignore", "bounded", "complete", "learned")
 
 

@@ -66,7 +66,9 @@ def test_a_malformed_header_with_a_right_checksum_is_refused(header):
         Reader(rest + hashlib.sha256(rest).digest())
 
 
-@pytest.mark.parametrize("change", [{"num_parts": 2**40}, {"num_parts": -1}, {"num_values": "ten"}, {"num_clients": True}, {"key_tag": "x" * 200}, {"key_tag": 3}])
+@pytest.mark.parametrize(
+    "change", [{"num_parts": 2**40}, {"num_parts": -1}, {"num_values": "ten"}, {"num_clients": True}, {"key_tag": "x" * 200}, {"key_tag": 3}]
+)
 def test_a_header_that_lies_is_refused_without_waiting_for_what_it_announces(change):
     text = json.dumps({**dataclasses.asdict(HEADER), "authenticated": False, **change}).encode()
     raw = b"selgrad-ckks\x00\x02" + len(text).to_bytes(4, "big") + text + b"".join(len(part).to_bytes(4, "big") + part for part in PARTS)

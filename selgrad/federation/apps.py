@@ -1,0 +1,43 @@
+"""The two apps that Flower runs: `client_app` for every participant, `server_app` for a deployment.
+
+A deployment's server reads `config` and `out` from Flower's run config; the simulation brings its own server.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from selgrad.federation.flower import FlowerTransport, answer, num_participants, require_flower
+
+require_flower()
+from flwr.clientapp import ClientApp  # noqa: E402
+from flwr.serverapp import ServerApp  # noqa: E402
+
+client_app = ClientApp()
+server_app = ServerApp()
+
+
+@client_app.train()
+def _train(message: Any, context: Any) -> Any:
+    return answer(message, context)
+
+
+@client_app.query()
+def _query(message: Any, context: Any) -> Any:
+    return answer(message, context)
+
+
+@server_app.main()
+def _serve(grid: Any, context: Any) -> None:
+    """Runs all rounds; records lie in the folder `out` of the run config."""
+    from pathlib import Path
+
+    from selgrad import devices
+
+    devices.configure()
+    from selgrad.federation.config import load
+    from selgrad.federation.server import Server, adopt
+
+    config, out = load(str(context.run_config["config"])), Path(str(context.run_config["out"]))
+    adopt(config, out)
+    Server(config, FlowerTransport(grid, num_participants(config), config.text, config.timeout), out).run()

@@ -1,0 +1,145 @@
+"""Selective encryption for a Flower app of one's own: a client mod that seals a share of each update, and a strategy that averages what it cannot read.
+
+The mod takes the arrays that a client returns from training, whatever made them; nothing else of the app changes. See docs/federation.md.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from selgrad import encryption, trees
+from selgrad.encryption import agreement
+from selgrad.errors import EncryptionError
+from selgrad.federation.client import mask_digest
+from selgrad.federation.flower import require_flower
+
+require_flower()
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict  # noqa: E402
+from flwr.serverapp.strategy import FedAvg  # noqa: E402
+
+_SEALED = "selgrad-sealed"
+_MASK = "selgrad-mask"
+Decrypt = Callable[[bytes, str], npt.NDArray[np.int64]]
+
+
+def _flat(record: Any) -> npt.NDArray[np.float32]:
+    return np.concatenate([array.numpy().astype(np.float32).reshape(-1) for array in record.values()])
+
+
+def _like(record: Any, flat: npt.NDArray[Any]) -> Any:
+    """Flat values in the names, shapes and dtypes of a record."""
+    shapes = {name: array.numpy() for name, array in record.items()}
+    ends = np.cumsum([value.size for value in shapes.values()])[:-1]
+    parts = np.split(flat, ends)
+    return ArrayRecord({name: Array(part.reshape(v.shape).astype(v.dtype)) for (name, v), part in zip(shapes.items(), parts, strict=True)})
+
+
+def selective_encryption(key: str | Path, *, mac_key: bytes | None = None) -> Callable[[Any, Any, Any], Any]:
+    """A Flower client mod: the entries that the server's mask names leave the client encrypted, weighted by its number of examples.
+
+    Args:
+      key: file of the client key, as `KeyHolder.save` wrote it.
+      mac_key: shared with the server; None sends a checksum only.
+
+    Raises:
+      EncryptionError: when used, if the key cannot be read or an entry is not finite.
+    """
+    made: dict[str, encryption.Client] = {}
+
+    def mod(message: Any, context: Any, call_next: Any) -> Any:
+        if message.metadata.message_type.split(".")[0] != "train" or _MASK not in message.content:
+            return call_next(message, context)
+        asked = message.content[_MASK]
+        (before,) = message.content.array_records.values()
+        old = _flat(before)
+        reply = call_next(message, context)
+        if reply.has_error():
+            return reply
+        ((name, after),) = reply.content.array_records.items()
+        weight = float(next(iter(reply.content.metric_records.values())).get("num-examples", 1))
+        if not 0 < weight <= asked["scale"]:
+            raise EncryptionError(f"num-examples={weight:g} lies outside (0, {asked['scale']:g}]; raise max_examples of the strategy")
+        bits = encryption.decode_indices(asked["indices"], old.size)
+        update = np.float32(weight / asked["scale"]) * (old - _flat(after))
+        if "client" not in made:
+            made["client"] = encryption.Client(encryption.roles.read_private(Path(key)), mac_key=mac_key)
+        sealed = made["client"].encrypt(update[bits], mask_digest(bits))
+        content = {kind: record for kind, record in reply.content.items() if kind != name}
+        content[_SEALED] = ConfigRecord({"sealed": sealed, "plain": update[~bits].tobytes(), "weight": weight / asked["scale"]})
+        return Message(RecordDict(content), reply_to=message)
+
+    return mod
+
+
+class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
+    """Flower's FedAvg over updates that `selective_encryption` sealed: exposed entries are added in the clear, the others as ciphertexts.
+
+    Args:
+      ratio: share of entries to encrypt.
+      decrypt: asks the key holder for a sum: (bytes, mask hash) -> integers; such as `KeyHolder.load(folder).decrypt` in another process.
+      profile: of the encryption.
+      mask: of the flat arrays; None draws a fixed one from `seed`, which depends on no data.
+      max_examples: of one client; updates are weighted by examples over this, so that sums stay within the profile.
+      mac_key: shared with the clients.
+      seed: of the mask.
+      arguments: of FedAvg.
+    """
+
+    def __init__(
+        self, *, ratio: float, decrypt: Decrypt, profile: str = "exact", mask: npt.NDArray[np.bool_] | None = None, max_examples: float = 1e6,
+        mac_key: bytes | None = None, seed: int = 0, **arguments: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(**arguments)
+        self._ratio, self._decrypt, self._mask, self._seed = ratio, decrypt, mask, seed
+        self._scheme, self._max_examples, self._mac_key = encryption.CKKS(profile), max_examples, mac_key
+        self._current: Any = None
+
+    def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Iterable[Any]:
+        """FedAvg's messages with the mask beside the weights."""
+        self._current = arrays
+        total = _flat(arrays).size
+        if self._mask is None:
+            self._mask = agreement.fixed(total, trees.count(self._ratio, total), self._seed)
+        record = ConfigRecord({"indices": encryption.encode_indices(self._mask), "scale": float(self._max_examples)})
+        messages = list(super().configure_train(server_round, arrays, config, grid))
+        for message in messages:
+            message.content[_MASK] = record
+        return messages
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Any]) -> tuple[Any, Any]:
+        """The weighted mean of updates; replies that are damaged, forged or of another mask are left out and logged."""
+        assert self._mask is not None
+        good, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
+        bits, digest = self._mask, mask_digest(self._mask)
+        plain, sealed, weights, counted = np.zeros(int((~bits).sum())), [], 0.0, []
+        for reply in good:
+            try:
+                record: dict[str, Any] = dict(reply.content[_SEALED].items())
+                reader = encryption.Reader(bytes(record["sealed"]), self._mac_key)
+                exposed = np.frombuffer(record["plain"], np.float32)
+                if reader.header.mask_hash != digest or exposed.size != plain.size or not np.isfinite(exposed).all():
+                    raise EncryptionError("the update is of another mask, or not finite")
+                self._scheme.check(reader)
+            except (EncryptionError, KeyError, ValueError) as error:
+                logging.getLogger("flwr").warning("an update is left out: %s", error)
+                continue
+            plain += exposed
+            sealed.append(reader)
+            weights += float(record["weight"])
+            counted.append(reply)
+        if not counted:
+            return None, None
+        update = np.zeros(bits.size)
+        update[~bits] = plain
+        if bits.any():
+            total = self._scheme.add(sealed, raw=self._scheme.layout is not None).to_bytes()
+            update[bits] = self._decrypt(total, digest) / 2.0**self._scheme.profile.grid_bits
+        new = _like(self._current, _flat(self._current) - update / weights)
+        metrics = self.train_metrics_aggr_fn([reply.content for reply in counted], self.weighted_by_key)
+        return new, metrics if isinstance(metrics, MetricRecord) else None

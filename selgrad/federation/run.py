@@ -1,0 +1,133 @@
+"""Runs a federated configuration from start to figures, with a progress bar and a summary; and writes the folder that a deployment is submitted from.
+
+`selgrad federate` and `selgrad.federate` both come here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from selgrad.federation.config import FederationConfig, parse
+from selgrad.report.figures import federation
+
+
+def federate(
+    config: FederationConfig | Mapping[str, Any], out: str | Path, *, wandb: str = "disabled", quiet: bool = False, console: Console | None = None
+) -> pd.DataFrame:
+    """Runs or continues a federated run in Flower's simulation engine.
+
+    Args:
+      config: parsed, or a mapping as the YAML file holds it.
+      out: folder for `config.yaml`, `rounds.parquet`, `events.parquet`, `checkpoints/` and `figures/`.
+      wandb: "disabled", "offline" or "online".
+      quiet: print nothing.
+      console: where to print; standard error by default.
+
+    Returns:
+      One row a round.
+
+    Raises:
+      UsageError: if the configuration is not valid, Flower is missing, or the folder holds another run.
+      SelgradError: if a participant that holds keys is gone, or the disk fails.
+    """
+    from selgrad import devices
+
+    devices.configure()
+    from selgrad.federation.flower import require_flower, simulate
+    from selgrad.federation.learning import task_of
+    from selgrad.federation.server import Server, adopt
+    from selgrad.tracking import make_tracker
+
+    require_flower()
+    checked = config if isinstance(config, FederationConfig) else parse(config)
+    folder, screen = Path(out), console or Console(stderr=True, quiet=quiet)
+    task_of(checked.text)
+    adopt(checked, folder)
+    run_id = hashlib.sha256(f"{checked.identity}{folder.absolute()}".encode()).hexdigest()[:12]
+    tracker = make_tracker(wandb, folder, checked.name, run_id, {"federation": checked.text}, {**checked.wandb, "runs": "sweep"})
+    tracker.open([""])
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=screen, disable=quiet or not screen.is_terminal) as progress:
+        bar = progress.add_task("starting Flower's workers", total=1.0)
+
+        def on_event(line: str, share: float) -> None:
+            if share >= 0:
+                progress.update(bar, completed=share, description=line)
+            elif not quiet:
+                progress.console.print(line)
+
+        server: dict[str, Server] = {}
+
+        def serve(transport: Any) -> pd.DataFrame:
+            server["it"] = Server(checked, transport, folder, on_event, tracker.log)
+            return server["it"].run()
+
+        # What is done already needs no workers.
+        finished = Server(checked, _Nobody(), folder)
+        records = finished.run() if finished.is_done() else simulate(checked, serve)
+    tracker.close()
+    federation(records, folder / "figures")
+    return records
+
+
+class _Nobody:
+    """A transport to no one."""
+
+    def exchange(self, requests: Any, timeout: float) -> Any:
+        """Never called."""
+        raise NotImplementedError
+
+
+def summary(records: pd.DataFrame) -> Table:
+    """One row a round: accuracy, whether the step is plain FedAvg's, seconds and bytes."""
+    table = Table(
+        "round", "clients", "accuracy", "equals FedAvg", "train", "encrypt", "add", "decrypt", "plain", "encrypted", title="Rounds", title_justify="left"
+    )
+    size = lambda n: f"{n / 1e6:.2f} MB"
+    for row in records.to_dict("records"):
+        unknown = row["verified"] is None or row["verified"] != row["verified"]
+        same = "not checked" if unknown else f"{'yes' if row['verified'] else 'NO'} ({row['difference']:.1e})"
+        seconds = [f"{row[f'{name}_seconds']:.2f} s" for name in ("train", "encrypt", "add", "decrypt")]
+        table.add_row(str(row["round"]), str(row["num_clients"]), f"{row['accuracy']:.1%}", same, *seconds, size(row["plain_bytes"]), size(row["sealed_bytes"]))
+    return table
+
+
+def write_app(config: FederationConfig, folder: str | Path, out: str | Path) -> Path:
+    """The folder that `flwr run` submits to a deployment: a `pyproject.toml` that names our apps, and the configuration; its path.
+
+    Args:
+      config: of the run.
+      folder: to write.
+      out: where the server is to keep its records; absolute on its machine.
+    """
+    target = Path(folder).absolute()
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "federation.yaml").write_text(config.text)
+    (target / "pyproject.toml").write_text(
+        f"""[project]
+name = "selgrad-run"
+version = "1.0.0"
+description = "A federated run of selgrad"
+license = "Apache-2.0"
+
+[tool.flwr.app]
+publisher = "selgrad"
+
+[tool.flwr.app.components]
+serverapp = "selgrad.federation.apps:server_app"
+clientapp = "selgrad.federation.apps:client_app"
+
+[tool.flwr.app.config]
+config = "{target / "federation.yaml"}"
+out = "{Path(out).absolute()}"
+"""
+    )
+    return target

@@ -1,0 +1,118 @@
+"""Our messages carried by Flower: in its simulation engine, in a deployment of real processes, and in somebody else's app."""
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from selgrad import encryption
+from selgrad.federation.config import parse
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("flwr") is None, reason="Flower is not installed (extra federation)"),
+    pytest.mark.skipif(bool(encryption.unavailable()), reason=str(encryption.unavailable())),
+]
+RUN = {
+    "dataset": {"name": "digits", "count": 200}, "test": {"name": "digits", "count": 100, "offset": 200}, "model": {"name": "mlp", "width": 8},
+    "local": {"num_steps": 5, "batch_size": 16}, "ratio": 0.2,
+}  # fmt: skip
+
+
+def program(*command, **options):
+    return subprocess.run([*command], capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL, **options)
+
+
+def test_simulation_goes_on_without_clients_that_fail(tmp_path):
+    """One client dies in the first round, one sends too little in the second, one is late in the third."""
+    faults = [{"client": 1, "round": 1, "kind": "die"}, {"client": 0, "round": 2, "kind": "malformed"}, {"client": 2, "round": 3, "kind": "late"}]
+    config = {**RUN, "clients": {"count": 3}, "rounds": 4, "agreement": "fixed", "timeout": 15.0, "faults": faults}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    done = program(sys.executable, "-m", "selgrad.cli", "federate", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    records, events = (pd.read_parquet(tmp_path / "out" / f"{name}.parquet") for name in ("rounds", "events"))
+    # A worker process that died takes what it was asked in that round with it.
+    assert records["num_clients"].iloc[0] <= 2 and records["num_clients"].tolist()[1:3] == [2, 2] and records["verified"].dropna().all()
+    told = set(events[["round", "client", "status"]].itertuples(index=False, name=None))
+    assert {(1, 1, "died"), (2, 0, "malformed"), (3, 2, "missing")} <= told and "late" in set(events["status"])
+    assert (tmp_path / "out" / "figures" / "federation.png").exists() and "equals FedAvg" in done.stdout
+    again = program(sys.executable, "-m", "selgrad.cli", "federate", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "out"))
+    assert again.returncode == 0 and pd.read_parquet(tmp_path / "out" / "rounds.parquet").equals(records)
+
+
+def test_another_app_gets_selective_encryption_in_a_few_lines(tmp_path):
+    done = program(sys.executable, str(Path(__file__).parent / "own_app.py"), str(tmp_path / "keys"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    # 3 clients of 60 examples in all at a scale of 100, half a grid step each, and two rounds; float32 weights of 1.
+    bound = 2 * (3 * 2.0**-25 / 0.6 + 4 * 2.0**-24)
+    for plain, sealed in zip(found["plain"], found["sealed"], strict=True):
+        assert 0 < np.abs(np.asarray(plain) - np.asarray(sealed)).max() <= bound
+    assert found["forged"] == [], "what nobody could authenticate was averaged"
+
+
+def test_deployment_of_real_processes(tmp_path):
+    """A SuperLink, two clients and a key holder, each a process of its own, on this machine's loopback."""
+    config = parse({**RUN, "clients": {"count": 2}, "rounds": 1, "agreement": "fixed", "timeout": 120.0})
+    from selgrad.federation.run import write_app
+
+    app = write_app(config, tmp_path / "app", tmp_path / "out")
+    sockets = [socket.socket() for _ in range(2)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    fleet, control = (one.getsockname()[1] for one in sockets)
+    for one in sockets:
+        one.close()
+    home = tmp_path / "home"
+    (home / ".flwr").mkdir(parents=True)
+    (home / ".flwr" / "config.toml").write_text(f'[superlink]\ndefault = "loop"\n\n[superlink.loop]\naddress = "127.0.0.1:{control}"\ninsecure = true\n')
+    tools = Path(sys.executable).parent
+    environment = {
+        "PATH": f"{tools}:/usr/bin:/bin", "HOME": str(home), "FLWR_HOME": str(home / ".flwr"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "LANG": "C.UTF-8", "PYTHONPATH": str(Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu",
+    }  # fmt: skip
+    log = (tmp_path / "log").open("wb")
+    start = lambda *command: subprocess.Popen([*command], env=environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    common = ["--insecure", "--isolation", "subprocess"]
+    processes = [
+        start(str(tools / "flower-superlink"), *common, "--serverappio-api-address", "127.0.0.1:0", "--fleet-api-address", f"127.0.0.1:{fleet}",
+              "--control-api-address", f"127.0.0.1:{control}")
+    ]  # fmt: skip
+    processes += [
+        start(str(tools / "flower-supernode"), *common, "--superlink", f"127.0.0.1:{fleet}", "--clientappio-api-address", "127.0.0.1:0", "--node-config",
+              f"partition-id={i} num-partitions=3")
+        for i in range(3)
+    ]  # fmt: skip
+    flwr = lambda *command: json.loads(program(str(tools / "flwr"), *command, "--format", "json", env=environment, cwd=tmp_path).stdout or "{}")
+    try:
+        submitted, end = {}, time.monotonic() + 60
+        while not submitted.get("success") and time.monotonic() < end:
+            submitted = flwr("run", str(app), "loop")
+        assert submitted.get("success"), (submitted, (tmp_path / "log").read_text())
+        status, end = "", time.monotonic() + 400
+        while not status.startswith("finished") and time.monotonic() < end:
+            time.sleep(1)
+            status = flwr("list", "loop", "--run-id", submitted["run-id"])["runs"][0]["status"]
+        assert status == "finished:completed", (tmp_path / "log").read_text()[-3000:]
+    finally:
+        for process in reversed(processes):
+            process.send_signal(signal.SIGTERM)
+        for process in processes:
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        log.close()
+    records = pd.read_parquet(tmp_path / "out" / "rounds.parquet")
+    assert records["num_clients"].tolist() == [2] and records["verified"].all()
