@@ -136,3 +136,8 @@ def test_a_nan_leaves_no_file(tmp_path):
     with pytest.raises(EncryptionError, match="value 4500 to encrypt is nan"):
         client.encrypt_file(tmp_path / "upload", bad, "mask")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_example_of_the_docs_runs():
+    text = (Path(__file__).parents[2] / "docs" / "federation.md").read_text()
+    exec(text.split("```python\n")[1].split("```")[0], {})
