@@ -20,6 +20,7 @@ _LOG_MODULUS = {
 }
 """Largest log2 of the modulus by level and ring, ternary secrets (albrecht2018standard, table 1)."""
 _SIGMA = 3.19
+_ENCODING = 1 / 12
 _SMUDGING = 2.0**20
 _FLOODING = math.sqrt(24) * 2.0**15
 _MARGIN = 7
@@ -133,7 +134,9 @@ class Profile:
         """
         fresh, added = self._noise_variances
         most = (self.quantisation_error * 2.0 ** (self.scale_bits - self.headroom_bits) / _MARGIN) ** 2 / (self.ring / 2) - added
-        return min(self._fitting_clients, math.floor(max(most, 0) / fresh))
+        # The positive root of _ENCODING K^2 + fresh K = most.
+        quiet = (math.sqrt(fresh**2 + 4 * _ENCODING * max(most, 0.0)) - fresh) / (2 * _ENCODING)
+        return min(self._fitting_clients, math.floor(quiet))
 
     @property
     def quantisation_error(self) -> float:
@@ -144,10 +147,11 @@ class Profile:
         """Standard deviation of a decrypted sum's noise, per real value.
 
         A fresh coefficient's variance is sigma^2 under the secret key and sigma^2 (1 + 4 N / 3) under the public one (ternary secrets); N / 2 of them make up
-        a real value of a slot. Threshold shares add smudging of 2^20 each; flooding hides `noise_bits` by 30 bits of statistical security.
+        a real value of a slot. Encoding rounds each coefficient, by 1 / 12, and alike for clients that send the same values, which is the worst case taken
+        here. Threshold shares add smudging of 2^20 each; flooding hides `noise_bits` by 30 bits of statistical security.
         """
         fresh, added = self._noise_variances
-        return math.sqrt((num_clients * fresh + added) * self.ring / 2) / 2.0 ** (self.scale_bits - self.headroom_bits)
+        return math.sqrt((num_clients * fresh + num_clients**2 * _ENCODING + added) * self.ring / 2) / 2.0 ** (self.scale_bits - self.headroom_bits)
 
     @property
     def _noise_variances(self) -> tuple[float, float]:
@@ -188,10 +192,11 @@ class Profile:
         if num_values < LARGE_FROM or self.depth or self.packing != "complex" or self.ring >= LARGE_RING:
             return self
         try:
-            return dataclasses.replace(self, ring=LARGE_RING)
+            large = dataclasses.replace(self, ring=LARGE_RING)
         except EncryptionError:
-            # The larger ring's noise would not fit the grid.
             return self
+        # The larger ring's noise may leave room for fewer clients.
+        return large if large.max_clients >= self.max_clients else self
 
     def to_json(self) -> str:
         """All attributes; `from_json` reads them."""

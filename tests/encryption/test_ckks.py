@@ -78,11 +78,12 @@ class TestExactness:
         assert (scheme.decrypt(keys, total, "") == count * quantise(values, scheme.profile)).all()
 
     @pytest.mark.parametrize("name", BARE)
-    def test_the_noise_is_what_the_profile_says(self, engine, name):
-        """10 clients under 3 parties' or one key: the spread of what decryption rounds away."""
+    @pytest.mark.parametrize("num_clients", [10, 90])
+    def test_the_noise_is_what_the_profile_says(self, engine, name, num_clients):
+        """Clients of equal values under 3 parties' or one key: the spread of what decryption rounds away. Their rounding errors in encoding add up alike."""
         scheme, keys = engine(name)
         profile = scheme.profile
-        total = scheme.add([scheme.encrypt(keys[-1], np.zeros(4000), "") for _ in range(10)])
+        total = scheme.add([scheme.encrypt(keys[-1], np.zeros(4000), "") for _ in range(num_clients)], raw=True)
         seen = []
         original = scheme._points
         scheme._points = lambda plain, count: (seen.append(raw_slots(plain, profile)), original(plain, count))[1]
@@ -91,7 +92,7 @@ class TestExactness:
         finally:
             del scheme._points
         noise = np.concatenate([s[:-1] for s in seen]) * 2.0**profile.headroom_bits
-        documented = dataclasses.replace(profile, num_parties=3 if profile.decryption == "threshold" else 1).noise_deviation(10)
+        documented = dataclasses.replace(profile, num_parties=3 if profile.decryption == "threshold" else 1).noise_deviation(num_clients)
         assert noise.std() == pytest.approx(documented, rel=0.15)
 
     def test_an_empty_selection_costs_nothing(self, scheme, keys):
