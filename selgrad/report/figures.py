@@ -257,6 +257,7 @@ def federation(records: pd.DataFrame, folder: Path) -> str:
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3), layout="constrained")
     left.plot(records["round"], 100 * records["accuracy"], marker="o", markersize=4)
     left.set(xlabel="round", ylabel="accuracy, %", ylim=(0, 100))
+    left.xaxis.get_major_locator().set_params(integer=True)
     for axis, names, unit, scale in (
         (middle, ("train", "encrypt", "add", "decrypt", "agree", "evaluate"), "seconds", 1.0),
         (right, ("weights", "plain", "sealed", "mask", "agreement"), "bytes", 1e6),
