@@ -119,7 +119,8 @@ class Layout:
 
     def pack(self, residues: Residues, word_bytes: int) -> bytes:
         """Residues alone, the lowest `word_bytes` bytes of each."""
-        return residues.reshape(-1, 1).view(np.uint8)[:, :word_bytes].tobytes()
+        unit = np.uint16 if word_bytes % 2 == 0 else np.uint8
+        return residues.reshape(-1, 1).view(unit)[:, : word_bytes // unit().itemsize].tobytes()
 
     def unpack(self, part: bytes, word_bytes: int) -> Residues:
         """The inverse of `pack`.
@@ -129,8 +130,10 @@ class Layout:
         """
         if len(part) != 2 * self.ring * word_bytes:
             raise EncryptionError(f"a ciphertext of {len(part)} bytes is truncated: {2 * self.ring * word_bytes} are due; ask the client to send it again")
-        wide = np.zeros((2 * self.ring, 8), np.uint8)
-        wide[:, :word_bytes] = np.frombuffer(part, np.uint8).reshape(-1, word_bytes)
+        unit = np.uint16 if word_bytes % 2 == 0 else np.uint8
+        width = word_bytes // unit().itemsize
+        wide = np.zeros((2 * self.ring, 8 // unit().itemsize), unit)
+        wide[:, :width] = np.frombuffer(part, unit).reshape(-1, width)
         found: Residues = wide.view("<u8").reshape(2, self.ring)
         if found.max() >= self.modulus:
             raise EncryptionError(f"a ciphertext of {len(part)} bytes is damaged: a residue is above the modulus; ask the client to send it again")

@@ -5,6 +5,7 @@ CKKS: Cheon, Kim, Kim, Song 2017 (cheon2017ckks). Security levels are those of t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -24,7 +25,7 @@ _ENCODING = 1 / 12
 _SMUDGING = 2.0**20
 _FLOODING = math.sqrt(24) * 2.0**15
 _MARGIN = 7
-LARGE_RING = 16384
+LARGE_RINGS = (16384, 8192)
 LARGE_FROM = 1_000_000
 
 
@@ -188,15 +189,20 @@ class Profile:
             )
 
     def for_size(self, num_values: int) -> Profile:
-        """The same with the ring that is fastest for so many values: 16,384 from a million on for single-prime complex packing, else as it is."""
-        if num_values < LARGE_FROM or self.depth or self.packing != "complex" or self.ring >= LARGE_RING:
+        """The same with the ring that is fastest for so many values: from a million on the largest of 16,384 and 8,192 that holds as many clients.
+
+        Single-prime complex packing alone has a choice; a larger ring's noise leaves room for fewer clients.
+        """
+        if num_values < LARGE_FROM or self.depth or self.packing != "complex":
             return self
-        try:
-            large = dataclasses.replace(self, ring=LARGE_RING)
-        except EncryptionError:
-            return self
-        # The larger ring's noise may leave room for fewer clients.
-        return large if large.max_clients >= self.max_clients else self
+        for ring in LARGE_RINGS:
+            if ring <= self.ring:
+                continue
+            with contextlib.suppress(EncryptionError):
+                large = dataclasses.replace(self, ring=ring)
+                if large.max_clients >= self.max_clients:
+                    return large
+        return self
 
     def to_json(self) -> str:
         """All attributes; `from_json` reads them."""
