@@ -1,8 +1,8 @@
 """Federated averaging with selective encryption on Flower: is the accuracy that of plain FedAvg, what does a ratio cost, and what do the baselines reach?
 
 Command: uv run --extra federation python benchmarks/federation.py --data DIR   (DIR holds cifar10/)
-Time: about 20 minutes on 2 cores; runs that are done are not run again.
-Setting: 5 clients, Dirichlet(0.5), 10 rounds of 20 local steps; digits (1,200 + 500) and CIFAR-10 (3,000 + 1,000), DLG's LeNet with relu and FedAvg's CNN;
+Time: about 8 minutes on 2 cores; runs that are done are not run again.
+Setting: 5 clients, Dirichlet(0.5), 10 rounds of 20 local steps; digits (1,200 + 500) and CIFAR-10 (2,000 + 500), DLG's LeNet with relu and FedAvg's CNN;
   masks by vote on magnitude. Seconds are the sum over a round's phases of what a client, the server and the key holder compute, not the time of messages.
   Baselines at a protected share of 10 %: pruning leaves the largest 10 % out; Gaussian noise and rounding act on all.
 Expected: the same accuracy as plain FedAvg, round by round; FedML-HE reports 2 to 3 times the bytes and 1.4 to 9 times the seconds of plain at 10 to 100 %.
@@ -21,6 +21,8 @@ from selgrad import federate
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+# DLG's LeNet starts from weights that are large for relu; on CIFAR-10 a larger rate makes updates above the bound, which are clipped.
+RATES = {("digits", "lenet"): 0.1, ("digits", "cnn"): 0.1, ("cifar10", "lenet"): 0.005, ("cifar10", "cnn"): 0.02}
 PHASES = ("train", "encrypt", "add", "decrypt")
 
 
@@ -32,7 +34,7 @@ def main() -> None:
     cifar = {"name": "cifar10", "path": f"{arguments.data}/cifar10"}
     datasets = {
         "digits": ({"name": "digits", "count": 1200}, {"name": "digits", "count": 500, "offset": 1200}),
-        "cifar10": ({**cifar, "split": "train", "count": 3000}, {**cifar, "split": "test", "count": 1000}),
+        "cifar10": ({**cifar, "split": "train", "count": 2000}, {**cifar, "split": "test", "count": 500}),
     }
     models = {"lenet": {"name": "lenet", "activation": "relu"}, "cnn": {"name": "cnn", "width": 16}}
     selective = lambda ratio: {"protection": "selective", "ratio": ratio}
@@ -47,7 +49,7 @@ def main() -> None:
             for name, given in {**settings, **(more if (data, model) == ("digits", "cnn") else {})}.items():
                 config = {
                     "dataset": train, "test": test, "model": entry, "clients": {"count": 5, "alpha": 0.5}, "rounds": 10, "agreement": "vote",
-                    "local": {"num_steps": 20, "batch_size": 32, "learning_rate": 0.1 if data == "digits" else 0.05}, "timeout": 300.0, **given,
+                    "local": {"num_steps": 20, "batch_size": 32, "learning_rate": RATES[data, model]}, "timeout": 300.0, **given,
                 }  # fmt: skip
                 records = federate(config, f"{arguments.out}/{data}-{model}-{name.replace(' %', '').replace(' ', '-')}")
                 frames.append(records.assign(dataset=data, model=model, setting=name))
@@ -67,7 +69,8 @@ def main() -> None:
             {
                 "dataset": data, "model": model, "setting": name, "num_parameters": int(part["num_total"].iloc[0]), "accuracy": float(part["accuracy"].iloc[-1]),
                 "largest_difference": float(part["difference"].max()), "difference_bound": float(part["difference_bound"].max()),
-                "all_rounds_equal_fedavg": bool(part["verified"].fillna(False).all()), "seconds_factor": float(total / base), "bytes_factor": size(later) / size(plain),
+                "largest_accuracy_gap": float((part["accuracy"].to_numpy() - table[(table["dataset"] == data) & (table["model"] == model) & (table["setting"] == "plain")]["accuracy"].to_numpy()).__abs__().max()),
+                "all_rounds_equal_fedavg": bool(part["verified"].all()) if part["verified"].notna().all() else None, "seconds_factor": float(total / base), "bytes_factor": size(later) / size(plain),
                 **{f"{phase}_seconds": float(later[f"{phase}_seconds"].median()) for phase in PHASES},
             }
         )  # fmt: skip

@@ -406,6 +406,7 @@ class Sweep:
                         "num_selected": selected,
                         "num_clients": None if cost is None or config.encryption is None else config.encryption["num_clients"],
                         "num_ciphertexts": None if cost is None else cost.num_ciphertexts,
+                        "num_slots": None if cost is None else cost.num_slots,
                         "ciphertext_bytes": None if cost is None else cost.ciphertext_bytes,
                         "num_clipped": None if cost is None else cost.num_clipped,
                         "index_bytes": len(encryption.encode_indices(encryption.mask_bits(mask))),
@@ -424,7 +425,7 @@ class Sweep:
                     }
                 )
         frame = pd.DataFrame(rows)
-        nullable = {"num_clients": "Int64", "num_ciphertexts": "Int64", "ciphertext_bytes": "Int64", "num_clipped": "Int64"}
+        nullable = {"num_clients": "Int64", "num_ciphertexts": "Int64", "num_slots": "Int64", "ciphertext_bytes": "Int64", "num_clipped": "Int64"}
         floats = dict.fromkeys(("encrypt_seconds", "add_seconds", "decrypt_seconds"), "float64")
         return frame.astype({**nullable, **floats})
 

@@ -96,6 +96,7 @@ def test_costs_are_measured_where_openfhe_loads_and_empty_elsewhere(finished):
     assert (records.loc[records["ratio"] == 0, "num_ciphertexts"] == 0).all()
     selected = records[records["ratio"] > 0]
     assert (selected["num_ciphertexts"] == -(-selected["num_selected"] // 4095)).all()
+    assert (selected["num_slots"] == 4095 * selected["num_ciphertexts"]).all()
     assert (selected[["encrypt_seconds", "add_seconds", "decrypt_seconds", "ciphertext_bytes"]] > 0).all(axis=None)
 
 

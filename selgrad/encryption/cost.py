@@ -19,7 +19,10 @@ from selgrad.errors import EncryptionError
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one round for one selection; bytes and encrypt seconds are per client, add and decrypt seconds and clipped entries per round."""
+    """Of one round for one selection; bytes, slots and encrypt seconds are per client, add and decrypt seconds and clipped entries per round.
+
+    `num_slots` of the ciphertexts hold values or padding: the last ciphertext is sent whole, and more entries up to that number cost nothing.
+    """
 
     num_ciphertexts: int
     ciphertext_bytes: int
@@ -27,6 +30,7 @@ class Cost:
     add_seconds: float
     decrypt_seconds: float
     num_clipped: int = 0
+    num_slots: int = 0
 
 
 def make_keys(scheme: CKKS, num_parties: int) -> tuple[Keys, ...]:
@@ -81,5 +85,6 @@ def measure(scheme: CKKS, keys: Sequence[Keys], clients: Sequence[npt.NDArray[np
         encrypt_seconds=float(seconds[0]) / len(clients),
         add_seconds=float(seconds[1]),
         decrypt_seconds=float(seconds[2]),
+        num_slots=len(total.parts) * scheme.profile.values_per_ciphertext,
         num_clipped=sum(int((np.abs(values) > scheme.profile.bound).sum()) for values in clients),
     )
