@@ -3,7 +3,7 @@
 Command: uv run --extra federation python benchmarks/federation.py --data DIR   (DIR holds cifar10/)
 Time: about 8 minutes on 2 cores; runs that are done are not run again.
 Setting: 5 clients, Dirichlet(0.5), 10 rounds of 20 local steps; digits (1,200 + 500) and CIFAR-10 (2,000 + 500), DLG's LeNet with relu and FedAvg's CNN;
-  masks by vote on magnitude. Seconds are the sum over a round's phases of what a client, the server and the key holder compute, not the time of messages.
+  masks by vote on magnitude. Seconds are a client's training and encryption, the server's sum, and the decryption with its message to the key holder.
   Baselines at a protected share of 10 %: pruning leaves the largest 10 % out; Gaussian noise and rounding act on all.
 Expected: the same accuracy as plain FedAvg, round by round; FedML-HE reports 2 to 3 times the bytes and 1.4 to 9 times the seconds of plain at 10 to 100 %.
 Leaves: benchmarks/results/federation.parquet, federation.json and docs/figures/federation.png.
