@@ -13,7 +13,21 @@ import jaxtyping
 # base.py is left out: JAX rebuilds its pytrees with placeholders for leaves, which no shape annotation fits.
 _CHECKED = [
     f"selgrad.{room}"
-    for room in ("trees", "config", "data", "models", "gradients", "significance", "masks", "attacks", "evaluation", "encryption", "federation", "experiment", "report")
+    for room in (
+        "trees",
+        "config",
+        "data",
+        "models",
+        "gradients",
+        "significance",
+        "masks",
+        "attacks",
+        "evaluation",
+        "encryption",
+        "federation",
+        "experiment",
+        "report",
+    )
 ]
 jaxtyping.install_import_hook(_CHECKED, "beartype.beartype")
 

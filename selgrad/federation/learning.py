@@ -67,7 +67,7 @@ class Task:
         if len(data) < config.clients["count"]:
             raise UsageError(f"{config.dataset.label} holds {len(data)} samples for {config.clients['count']} clients; raise count")
         self._data, self._model = data, config.model.build(data.spec)
-        self.shards = dirichlet_split(np.asarray(data.labels), config.clients["count"], config.clients["alpha"], config.seed)
+        self.shards = dirichlet_split(np.asarray(data.labels), config.clients["count"], float(config.clients["alpha"]), config.seed)
         self.num_samples = [len(shard) for shard in self.shards]
         self._like = jax.eval_shape(self._model.init, jax.random.key(0))
         self.num_total = trees.size(self._like)

@@ -112,9 +112,9 @@ def test_protections_do_what_they_say():
     update = np.random.default_rng(0).normal(size=20000).astype(np.float32)
     pruned, size = protect(update, {"name": "pruning"}, 0.9, 0)
     assert (pruned != 0).sum() == 2000 and np.abs(pruned).max() < np.abs(update).max() and size == 8000 + 2500
-    noisy, _ = protect(update, {"name": "dp_gaussian", "clip": 1.0, "noise": 0.5}, 0, 0)
+    noisy, _ = protect(update, {"name": "dp_gaussian", "clip": 1.0, "noise": 0.5}, 0.0, 0)
     assert np.linalg.norm(noisy) / np.sqrt(20000) == pytest.approx(0.5, rel=0.05)
-    coarse, size = protect(update, {"name": "quantised", "bits": 4}, 0, 0)
+    coarse, size = protect(update, {"name": "quantised", "bits": 4}, 0.0, 0)
     assert len(np.unique(coarse)) <= 16 and abs((coarse - update).mean()) < 0.01 and size == 10008
 
 
@@ -200,13 +200,13 @@ class TestResume:
             run(tmp_path, protection="none", rounds=1, seed=5)
 
 
-@pytest.mark.parametrize(("alpha", "seed"), [(0, 0), (0.1, 1), (0.5, 2), (100.0, 3)])
+@pytest.mark.parametrize(("alpha", "seed"), [(0.0, 0), (0.1, 1), (0.5, 2), (100.0, 3)])
 def test_a_split_gives_every_sample_to_one_client(alpha, seed):
     labels = np.random.default_rng(0).integers(0, 10, 500)
     parts = dirichlet_split(labels, 7, alpha, seed)
     assert np.sort(np.concatenate(parts)).tolist() == list(range(500)) and all(len(part) for part in parts)
     classes = np.mean([len(np.unique(labels[part])) for part in parts])
-    assert classes > 9 if alpha in (0, 100.0) else classes < 9
+    assert classes > 9 if alpha in (0.0, 100.0) else classes < 9
 
 
 @pytest.mark.parametrize(("change", "said"), [
