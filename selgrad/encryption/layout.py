@@ -101,9 +101,9 @@ class Layout:
         Raises:
           EncryptionError: if the bytes are no ciphertext of this context under a key of this tag.
         """
-        run = 8 * self.ring
-        for form in self.forms:
-            before, between, after = form.tagged(tag.encode())
+        run, named = 8 * self.ring, tag.encode("ascii", "replace")
+        for form in self.forms if len(named) == self.tag_length else ():
+            before, between, after = form.tagged(named)
             first = len(before)
             second = first + run + len(between)
             if len(part) == second + run + len(after) and part.startswith(before) and part.endswith(after) and part[first + run : second] == between:

@@ -101,6 +101,8 @@ def decode_indices(encoded: bytes, num_total: int) -> npt.NDArray[np.bool_]:
     if body.size and (not last[-1] or shifts.max() > 8):
         raise EncryptionError(f"the index list of {len(encoded)} bytes is truncated or damaged; send it again")
     gaps = np.add.reduceat((body & 0x7F).astype(np.int64) << (7 * shifts), starts) if body.size else np.zeros(0, np.int64)
+    if gaps.size and not (gaps.min() >= 0 and gaps.max() < num_total):
+        raise EncryptionError(f"the index list of {len(encoded)} bytes names entries beyond {num_total}; it was damaged or is of another model")
     indices = np.cumsum(gaps + 1) - 1
     if indices.size and indices[-1] >= num_total:
         raise EncryptionError(f"the index list names entry {indices[-1]} of {num_total}; it is of another model")

@@ -92,6 +92,11 @@ class KeyHolder:
         """Of the keys."""
         return self._scheme.profile
 
+    @property
+    def tag(self) -> str:
+        """Names the key; uploads under another one cannot be added."""
+        return self._keys.tag
+
     def client_key(self) -> bytes:
         """What a client needs to encrypt: the public key, or the secret one where the profile encrypts under it, to be sent over a private channel."""
         if self.profile.key == "secret":
@@ -210,7 +215,8 @@ class Aggregator:
           mac_key: shared with the key holder.
 
         Raises:
-          EncryptionError: if an upload is not authentic, damaged, or of another mask, key or profile.
+          EncryptionError: if an upload is not authentic, damaged, repeated, or of another mask, key or profile. An upload of an earlier round is
+            authentic too: put the round into `mask_hash`.
         """
         return self._scheme.add(self._read(clients, mac_keys), raw=self._raw).to_bytes(mac_key)
 
@@ -225,7 +231,12 @@ class Aggregator:
         keys: list[bytes | None] = list(mac_keys) if mac_keys is not None else [None for _ in clients]
         if len(keys) != len(clients):
             raise EncryptionError(f"{len(keys)} authentication keys for {len(clients)} clients; give one for each")
-        return [wire.Reader(client, key) for client, key in zip(clients, keys, strict=True)]
+        readers = [wire.Reader(client, key) for client, key in zip(clients, keys, strict=True)]
+        tags = [reader.tag for reader in readers]
+        twice = next((i for i, tag in enumerate(tags) if tag in tags[:i]), None)
+        if twice is not None:
+            raise EncryptionError(f"upload {twice} is the same as upload {tags.index(tags[twice])}; add each client once")
+        return readers
 
 
 class Party:
@@ -251,6 +262,11 @@ class Party:
         """The public key of all parties so far."""
         return _pack(self._scheme.profile, "public", self._scheme.public_bytes(self._keys))
 
+    @property
+    def tag(self) -> str:
+        """Names the public key of all parties so far."""
+        return self._keys.tag
+
     def secret_key(self) -> bytes:
         """This party's share of the secret key, for its own storage."""
         return _pack(self._scheme.profile, "lead" if self._lead else "main", self._scheme.secret_bytes(self._keys))
@@ -268,9 +284,16 @@ class Party:
         party._keys = party._scheme.load_secret(raw)
         return party
 
-    def share(self, total: bytes | str | Path, mask_hash: str, *, mac_key: bytes | None = None) -> bytes:
-        """This party's share of the decryption of a sum, for `combine`; give it for sums over enough clients only."""
-        return self._scheme.share(self._keys, wire.Reader(total, mac_key), mask_hash, lead=self._lead).collect().to_bytes(mac_key)
+    def share(self, total: bytes | str | Path, mask_hash: str, *, mac_key: bytes | None = None, share_key: bytes | None = None) -> bytes:
+        """This party's share of the decryption of a sum, for `combine`; give it for sums over enough clients only.
+
+        Args:
+          total: what the aggregator made.
+          mask_hash: of the selection.
+          mac_key: shared with the aggregator, for the sum.
+          share_key: shared with whoever combines, for the share.
+        """
+        return self._scheme.share(self._keys, wire.Reader(total, mac_key), mask_hash, lead=self._lead).collect().to_bytes(share_key)
 
     def combine(self, shares: Sequence[bytes], mask_hash: str, *, mac_key: bytes | None = None) -> npt.NDArray[np.int64]:
         """The integer sum in grid units (n,) from the shares of all parties; anyone with all shares can do it.

@@ -122,6 +122,10 @@ def write_file(path: str | Path, header: Header, parts: Iterable[bytes], mac_key
 class Reader:
     """Verified ciphertexts: everything is read once for the tag and the lengths, and again for each pass over the parts.
 
+    Attributes:
+      header: of the ciphertexts.
+      tag: of all bytes; two uploads of one tag are one upload.
+
     Args:
       source: bytes, or the path of a file.
       mac_key: of the sender; None accepts only what carries a checksum.
@@ -177,7 +181,8 @@ class Reader:
                 raise damaged
             digest.update(prefix)
             digest.update(stream.read(part_bytes))
-        if left or not hmac.compare_digest(stream.read(_TAG), digest.digest()):
+        self.tag = stream.read(_TAG)
+        if left or not hmac.compare_digest(self.tag, digest.digest()):
             if mac_key is None:
                 raise damaged
             raise EncryptionError(

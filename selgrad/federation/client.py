@@ -1,10 +1,11 @@
 """What a client, a key holder or a party answers to each message of the server; bytes in, bytes out, and a small state of its own.
 
-Nothing here knows how messages travel. Secrets live in the state and never enter an answer.
+Nothing here knows how messages travel. Secret keys live in the state and never enter an answer.
 """
 
 from __future__ import annotations
 
+import hmac
 import secrets
 import time
 from collections.abc import MutableMapping
@@ -50,6 +51,16 @@ def mask_digest(bits: agreement.Bits) -> str:
     return encryption.mask_hash({"update": bits})
 
 
+def context_of(digest: str, round_number: int) -> str:
+    """What an upload is bound to: an old one of the same mask does not pass for a new one."""
+    return f"{digest}:{round_number}"
+
+
+def plain_mac(mac_key: bytes, round_number: int, plain: bytes) -> bytes:
+    """Authenticates the exposed entries of a round."""
+    return hmac.new(mac_key, f"{round_number}:".encode() + plain, "sha256").digest()
+
+
 def respond(state: State, partition: int, request: Message, *, faults: bool = True) -> Message:
     """The answer of one participant.
 
@@ -78,14 +89,14 @@ def respond(state: State, partition: int, request: Message, *, faults: bool = Tr
         plain = np.frombuffer(answer["plain"], np.float32).copy()
         plain[:1] = np.nan
         answer["plain"] = plain.tobytes()
+        answer["plain_mac"] = plain_mac(state["mac"], round_number, answer["plain"])
     return {**answer, "ticket": request["ticket"], "partition": partition, "seconds": time.perf_counter() - started}
 
 
-def _hello(task: Task, state: State, partition: int, _: Message) -> Message:
-    """Who it is, how many samples it has, and a key by which the server knows its uploads."""
-    count = task.config.clients["count"]
+def _hello(_: Task, state: State, __: int, ___: Message) -> Message:
+    """A fresh key by which the server knows its later messages."""
     state["mac"] = secrets.token_bytes(32)
-    return {"samples": task.num_samples[partition] if partition < count else 0, "mac": state["mac"]}
+    return {"mac": state["mac"]}
 
 
 def _make_key(task: Task, state: State, _: int, request: Message) -> Message:
@@ -94,15 +105,15 @@ def _make_key(task: Task, state: State, _: int, request: Message) -> Message:
     if profile.decryption == "threshold":
         party = encryption.Party(request["previous"] or None, profile=profile)
         state["secret"] = party.secret_key()
-        return {"client_key": party.client_key()}
+        return {"client_key": party.client_key(), "key_tag": party.tag}
     folder = task.config.encryption["keys"]
     holder = encryption.KeyHolder(profile)
     state["secret"], state["holder"] = holder.secret_key(), holder.client_key()
     if profile.key == "secret":
         # It must not pass through the server: clients read it from a folder of their own.
         holder.save(folder)
-        return {"client_key": b""}
-    return {"client_key": state["holder"]}
+        return {"client_key": b"", "key_tag": holder.tag}
+    return {"client_key": state["holder"], "key_tag": holder.tag}
 
 
 def _key_of(task: Task, request: Message) -> bytes:
@@ -133,44 +144,55 @@ def _train(task: Task, state: State, partition: int, request: Message) -> Messag
     trained = time.perf_counter()
     if not np.isfinite(update).all():
         raise SelgradError(f"client {partition}: the update of round {round_number} is not finite; lower local.learning_rate")
-    update, num_bytes = protect(update, config.protection, config.ratio, [config.seed, partition, round_number])
+    # Noise that the server could draw again would protect nothing.
+    drawn: Any = secrets.randbits(64) if config.protection["name"] == "dp_gaussian" else [config.seed, partition, round_number]
+    update, num_bytes = protect(update, config.protection, config.ratio, drawn)
     weighted = (np.float32(task.weight(partition)) * update).astype(np.float32)
     if not config.encrypts:
-        return {"plain": weighted.tobytes(), "sealed": b"", "plain_bytes": num_bytes, "train_seconds": trained - started, "encrypt_seconds": 0.0}
+        plain = weighted.tobytes()
+        numbers = {"plain_bytes": num_bytes, "clipped": 0, "train_seconds": trained - started, "encrypt_seconds": 0.0}
+        return {"plain": plain, "plain_mac": plain_mac(state["mac"], round_number, plain), "sealed": b"", **numbers}
     if request["mask"]:
         state["mask"] = request["mask"]
     bits = encryption.decode_indices(state["mask"], task.num_total)
     if mask_digest(bits) != request["mask_hash"]:
         raise SelgradError(f"client {partition} holds another mask than the server; send it again")
-    sealed = _client(_key_of(task, request), state["mac"]).encrypt(weighted[bits], request["mask_hash"])
+    sealed = _client(_key_of(task, request), state["mac"]).encrypt(weighted[bits], context_of(request["mask_hash"], round_number))
     plain = weighted[~bits].tobytes()
     seconds = {"train_seconds": trained - started, "encrypt_seconds": time.perf_counter() - trained}
     clipped = int((np.abs(weighted[bits]) > config.profile.bound).sum())
-    return {"plain": plain, "sealed": sealed, "plain_bytes": len(plain), "clipped": clipped, **seconds}
+    signed = plain_mac(state["mac"], round_number, plain)
+    return {"plain": plain, "plain_mac": signed, "sealed": sealed, "plain_bytes": len(plain), "clipped": clipped, **seconds}
 
 
-def _decrypt(_: Task, state: State, __: int, request: Message) -> Message:
+def _require_a_sum(task: Task, raw: bytes) -> None:
+    """Refuses to decrypt one client's entries alone, or a sum over fewer clients than agreed.
+
+    A server that fills up a sum with ciphertexts of its own is an active attacker, which nothing here stops.
+    """
+    found, needed = encryption.Reader(raw).header.num_clients, task.config.min_clients
+    if found < needed:
+        raise SelgradError(f"a sum over {found} clients is not decrypted; min_clients is {needed}")
+
+
+def _decrypt(task: Task, state: State, _: int, request: Message) -> Message:
     """The integer sum, by the key holder: grid points, which are all that may be published."""
+    _require_a_sum(task, request["sum"])
     points = _holder(state["secret"], state["holder"]).decrypt(request["sum"], request["mask_hash"])
     return {"points": points.tobytes()}
 
 
 def _choose(task: Task, state: State, _: int, request: Message) -> Message:
-    """The mask of a sum of score maps, by the key holder, who alone sees the sum; from all parties' shares, by the first party."""
-    selected = trees.count(task.config.ratio, task.num_total)
-    if task.config.profile.decryption == "threshold":
-        lengths = np.frombuffer(request["lengths"], np.int64)
-        ends = np.cumsum(lengths)
-        shares = [request["sum"][end - size : end] for end, size in zip(ends, lengths, strict=True)]
-        total = _party(state["secret"]).combine(shares, "scores")
-    else:
-        total = _holder(state["secret"], state["holder"]).decrypt(request["sum"], "scores")
-    return {"mask": encryption.encode_indices(agreement.from_sum(total, selected))}
+    """The mask of a sum of score maps, by the key holder, who alone sees the sum."""
+    _require_a_sum(task, request["sum"])
+    total = _holder(state["secret"], state["holder"]).decrypt(request["sum"], "scores")
+    return {"mask": encryption.encode_indices(agreement.from_sum(total, trees.count(task.config.ratio, task.num_total)))}
 
 
-def _share(_: Task, state: State, __: int, request: Message) -> Message:
+def _share(task: Task, state: State, _: int, request: Message) -> Message:
     """A party's share of the decryption of a sum."""
-    return {"share": _party(state["secret"]).share(request["sum"], request["mask_hash"])}
+    _require_a_sum(task, request["sum"])
+    return {"share": _party(state["secret"]).share(request["sum"], request["mask_hash"], share_key=state["mac"])}
 
 
 _ANSWERS = {"hello": _hello, "make_key": _make_key, "agree": _agree, "train": _train, "decrypt": _decrypt, "choose": _choose, "share": _share}

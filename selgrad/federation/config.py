@@ -36,7 +36,7 @@ _DEFAULTS: dict[str, Any] = {
     "protection": None,
     "encryption": {},
     "timeout": 600.0,
-    "min_clients": 1,
+    "min_clients": None,
     "seed": 0,
     "verify": True,
     "faults": None,
@@ -59,7 +59,7 @@ class FederationConfig:
       protection: `name` in `PROTECTIONS`, and its numbers: `clip` and `noise` of dp_gaussian (noise in units of clip), `bits` of quantised.
       encryption: `profile`, `bound`, and `keys`, a folder from which clients take a secret key, where the profile encrypts under it.
       timeout: seconds to wait for replies in each phase.
-      min_clients: without so many updates a round changes nothing.
+      min_clients: without so many updates a round changes nothing, and no sum over fewer is decrypted; by default 2 where anything is encrypted.
       seed: of weights, split, batches and masks.
       verify: whether the server recomputes every client's update and compares global weights with plain FedAvg; for experiments, where it has the data.
       faults: what clients are to do wrong, each with `client`, `round` and `kind` in `FAULTS`, to see what the run makes of it.
@@ -144,6 +144,19 @@ def parse(content: Any) -> FederationConfig:
     _positive("clients", {"count": clients["count"]})
     _positive("local", local)
     _positive("protection", {k: protection[k] for k in ("clip", "bits")})
+    encrypts = protection["name"] == "full" or (protection["name"] == "selective" and merged["ratio"] > 0)
+    if merged["min_clients"] is None:
+        merged["min_clients"] = 2 if encrypts and clients["count"] > 1 else 1
+    if not isinstance(merged["min_clients"], int):
+        raise UsageError(f"min_clients={merged['min_clients']!r} is not int")
+    if encrypts and merged["min_clients"] < min(2, clients["count"]):
+        raise UsageError(f"min_clients={merged['min_clients']} would decrypt one client's update alone; give 2 or more")
+    if merged["seed"] < 0:
+        raise UsageError(f"seed={merged['seed']} must be 0 or more")
+    if encryption["keys"] is not None:
+        if not isinstance(encryption["keys"], str):
+            raise UsageError(f"encryption: keys={encryption['keys']!r} is not text; name a folder")
+        encryption["keys"] = str(Path(encryption["keys"]).expanduser().absolute())
     _positive("the configuration", {k: merged[k] for k in ("rounds", "timeout", "min_clients")})
     require_ratio(merged["ratio"])
     if not 0 <= clients["alpha"] < math.inf:
@@ -196,6 +209,10 @@ def parse(content: Any) -> FederationConfig:
             raise UsageError(
                 f"profile {profile.name!r} encrypts under the secret key, which must not pass through the server; name a folder that only clients read under "
                 "encryption.keys, or take profile 'exact'"
+            )
+        if profile.decryption == "threshold" and config.agreement == "encrypted_sensitivity" and config.protection["name"] == "selective":
+            raise UsageError(
+                "agreement 'encrypted_sensitivity' needs a key holder to see the sum of maps, and a threshold profile has none; take 'vote' or 'fixed'"
             )
         if profile.decryption == "threshold" and clients["count"] > profile.num_parties:
             raise UsageError(f"clients: count={clients['count']} is more than the {profile.num_parties} parties of profile {profile.name!r}")

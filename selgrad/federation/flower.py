@@ -54,16 +54,14 @@ class FlowerTransport:
     Args:
       grid: of the running ServerApp.
       count: participants to wait for.
-      config: text of the configuration, which a greeting carries.
       patience: seconds to wait for them to connect.
       stopped: whether to give up waiting.
     """
 
-    def __init__(self, grid: Any, count: int, config: str, patience: float, stopped: Callable[[], bool] = lambda: False) -> None:
-        self._grid, self._count, self._config, self._stopped = grid, count, config, stopped
+    def __init__(self, grid: Any, count: int, patience: float, stopped: Callable[[], bool] = lambda: False) -> None:
+        self._grid, self._count, self._stopped = grid, count, stopped
         self._nodes: dict[int, int] = {}
         self._asked: dict[str, tuple[int, int]] = {}
-        self._round_of: dict[str, int] = {}
         self._find(patience)
 
     def _find(self, patience: float) -> None:
@@ -77,10 +75,14 @@ class FlowerTransport:
                 time.sleep(0.2)
                 continue
             asked = [FlowerMessage(_record({"kind": "who"}), message_type="query", dst_node_id=node) for node in fresh]
-            for reply in self._grid.send_and_receive(asked, timeout=max(1.0, end - time.monotonic())):
-                if not reply.has_error():
-                    known.add(reply.metadata.src_node_id)
-                    self._nodes[int(reply.content[RECORD]["partition"])] = reply.metadata.src_node_id
+            # One that does not answer must not keep others from being asked.
+            for reply in self._grid.send_and_receive(asked, timeout=min(15.0, max(1.0, end - time.monotonic()))):
+                if reply.has_error() or RECORD not in reply.content:
+                    continue
+                known.add(reply.metadata.src_node_id)
+                number = reply.content[RECORD].get("partition")
+                if isinstance(number, int) and 0 <= number < self._count and number not in self._nodes:
+                    self._nodes[number] = reply.metadata.src_node_id
 
     def exchange(self, requests: Mapping[int, Message], timeout: float) -> tuple[dict[int, Message], list[Event]]:
         """As `Transport` says."""
@@ -111,6 +113,8 @@ class FlowerTransport:
                         events.append(Event(party, "died", _reason(reply.error)))
                 elif not current:
                     events.append(Event(party, "late", f"answered message {ticket} after its time"))
+                elif RECORD not in reply.content:
+                    events.append(Event(party, "malformed", "the answer is none of ours"))
                 else:
                     replies[party] = dict(reply.content[RECORD].items())
             if waiting:
@@ -191,7 +195,7 @@ def simulate(config: Any, serve: Callable[[FlowerTransport], Any]) -> Any:
     def main(grid: Any, context: Any) -> None:
         try:
             # Starting workers and importing JAX in them takes a while, more so under load.
-            found["result"] = serve(FlowerTransport(grid, count, config.text, max(120.0, config.timeout), stop.is_set))
+            found["result"] = serve(FlowerTransport(grid, count, max(120.0, config.timeout), stop.is_set))
         except BaseException as error:
             found["error"] = error
 

@@ -165,7 +165,7 @@ def protect(update: Flat, protection: Any, ratio: float, seed: Any) -> tuple[Fla
     """An update under a protection that needs no encryption, and the bytes that it takes.
 
     - `pruning`: the largest `ratio` of the entries is not sent at all; those left, with a bitmap.
-    - `dp_gaussian`: clipped to the norm `clip`, plus N(0, (noise clip)^2) on each entry (abadi2016dp).
+    - `dp_gaussian`: clipped to the norm `clip`, plus N(0, (noise clip)^2) on each entry (abadi2016dp); the seed must be secret.
     - `quantised`: stochastic rounding to `bits` bits between the smallest and the largest entry (alistarh2017qsgd, without its coding).
     - anything else leaves it as it is.
     """

@@ -5,6 +5,7 @@ The mod takes the arrays that a client returns from training, whatever made them
 
 from __future__ import annotations
 
+import hmac
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from selgrad import encryption, trees
 from selgrad.encryption import agreement
 from selgrad.errors import EncryptionError
-from selgrad.federation.client import mask_digest
+from selgrad.federation.client import context_of, mask_digest, plain_mac
 from selgrad.federation.flower import require_flower
 
 require_flower()
@@ -26,6 +27,10 @@ from flwr.serverapp.strategy import FedAvg  # noqa: E402
 _SEALED = "selgrad-sealed"
 _MASK = "selgrad-mask"
 Decrypt = Callable[[bytes, str], npt.NDArray[np.int64]]
+
+
+def _signed(mac_key: bytes | None, round_number: int, plain: bytes, weight: float) -> bytes:
+    return b"" if mac_key is None else plain_mac(mac_key, round_number, weight.hex().encode() + plain)
 
 
 def _flat(record: Any) -> npt.NDArray[np.float32]:
@@ -45,16 +50,19 @@ def selective_encryption(key: str | Path, *, mac_key: bytes | None = None) -> Ca
 
     Args:
       key: file of the client key, as `KeyHolder.save` wrote it.
-      mac_key: shared with the server; None sends a checksum only.
+      mac_key: shared with the server; None sends a checksum only. Where all clients share one, each can speak for the others.
 
     Raises:
-      EncryptionError: when used, if the key cannot be read or an entry is not finite.
+      EncryptionError: when used, if the server sends no mask, the key cannot be read, an entry is not finite, or the number of examples is missing.
     """
     made: dict[str, encryption.Client] = {}
 
     def mod(message: Any, context: Any, call_next: Any) -> Any:
-        if message.metadata.message_type.split(".")[0] != "train" or _MASK not in message.content:
+        if message.metadata.message_type.split(".")[0] != "train":
             return call_next(message, context)
+        if _MASK not in message.content:
+            # The update would leave in the clear.
+            raise EncryptionError("the server sent no mask and this client encrypts; use SelectiveFedAvg on the server")
         asked = message.content[_MASK]
         (before,) = message.content.array_records.values()
         old = _flat(before)
@@ -62,16 +70,19 @@ def selective_encryption(key: str | Path, *, mac_key: bytes | None = None) -> Ca
         if reply.has_error():
             return reply
         ((name, after),) = reply.content.array_records.items()
-        weight = float(next(iter(reply.content.metric_records.values())).get("num-examples", 1))
-        if not 0 < weight <= asked["scale"]:
-            raise EncryptionError(f"num-examples={weight:g} lies outside (0, {asked['scale']:g}]; raise max_examples of the strategy")
+        named = asked["weigh"]
+        given = [metrics[named] for metrics in reply.content.metric_records.values() if named in metrics]
+        if len(given) != 1 or not 0 < given[0] <= asked["scale"]:
+            raise EncryptionError(f"{named}={given} is no number in (0, {asked['scale']:g}]; return it once, or raise max_examples of the strategy")
+        weight = float(given[0])
         bits = encryption.decode_indices(asked["indices"], old.size)
         update = np.float32(weight / asked["scale"]) * (old - _flat(after))
         if "client" not in made:
             made["client"] = encryption.Client(encryption.roles.read_private(Path(key)), mac_key=mac_key)
-        sealed = made["client"].encrypt(update[bits], mask_digest(bits))
+        digest = context_of(mask_digest(bits), asked["round"])
+        sealed, plain, share = made["client"].encrypt(update[bits], digest), update[~bits].tobytes(), weight / asked["scale"]
         content = {kind: record for kind, record in reply.content.items() if kind != name}
-        content[_SEALED] = ConfigRecord({"sealed": sealed, "plain": update[~bits].tobytes(), "weight": weight / asked["scale"]})
+        content[_SEALED] = ConfigRecord({"sealed": sealed, "plain": plain, "weight": share, "mac": _signed(mac_key, asked["round"], plain, share)})
         return Message(RecordDict(content), reply_to=message)
 
     return mod
@@ -85,14 +96,15 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
       decrypt: asks the key holder for a sum: (bytes, mask hash) -> integers; such as `KeyHolder.load(folder).decrypt` in another process.
       profile: of the encryption.
       mask: of the flat arrays; None draws a fixed one from `seed`, which depends on no data.
-      max_examples: of one client; updates are weighted by examples over this, so that sums stay within the profile.
+      max_examples: of one client; updates are weighted by examples over this before they are rounded to the profile's grid, so one that is far too large
+        makes the rounding coarse.
       mac_key: shared with the clients.
       seed: of the mask.
       arguments: of FedAvg.
     """
 
     def __init__(
-        self, *, ratio: float, decrypt: Decrypt, profile: str = "exact", mask: npt.NDArray[np.bool_] | None = None, max_examples: float = 1e6,
+        self, *, ratio: float, decrypt: Decrypt, max_examples: float, profile: str = "exact", mask: npt.NDArray[np.bool_] | None = None,
         mac_key: bytes | None = None, seed: int = 0, **arguments: Any,
     ) -> None:  # fmt: skip
         super().__init__(**arguments)
@@ -106,7 +118,8 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
         total = _flat(arrays).size
         if self._mask is None:
             self._mask = agreement.fixed(total, trees.count(self._ratio, total), self._seed)
-        record = ConfigRecord({"indices": encryption.encode_indices(self._mask), "scale": float(self._max_examples)})
+        asked: dict[str, Any] = {"scale": float(self._max_examples), "weigh": self.weighted_by_key, "round": server_round}
+        record = ConfigRecord({"indices": encryption.encode_indices(self._mask), **asked})
         messages = list(super().configure_train(server_round, arrays, config, grid))
         for message in messages:
             message.content[_MASK] = record
@@ -116,22 +129,32 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
         """The weighted mean of updates; replies that are damaged, forged or of another mask are left out and logged."""
         assert self._mask is not None
         good, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
-        bits, digest = self._mask, mask_digest(self._mask)
-        plain, sealed, weights, counted = np.zeros(int((~bits).sum())), [], 0.0, []
+        bits, digest = self._mask, context_of(mask_digest(self._mask), server_round)
+        plain, weights = np.zeros(int((~bits).sum())), 0.0
+        sealed: list[encryption.Reader] = []
+        counted: list[Any] = []
         for reply in good:
             try:
                 record: dict[str, Any] = dict(reply.content[_SEALED].items())
-                reader = encryption.Reader(bytes(record["sealed"]), self._mac_key)
-                exposed = np.frombuffer(record["plain"], np.float32)
-                if reader.header.mask_hash != digest or exposed.size != plain.size or not np.isfinite(exposed).all():
-                    raise EncryptionError("the update is of another mask, or not finite")
+                if not isinstance(record["sealed"], bytes) or not 0 < record["weight"] <= 1:
+                    raise EncryptionError("the update has no ciphertexts or no weight")
+                if not hmac.compare_digest(record["mac"], _signed(self._mac_key, server_round, record["plain"], record["weight"])):
+                    raise EncryptionError("the exposed entries are not authentic")
+                reader = encryption.Reader(record["sealed"], self._mac_key)
+                exposed, header = np.frombuffer(record["plain"], np.float32), reader.header
+                if (header.mask_hash, header.num_values, header.num_clients) != (digest, int(bits.sum()), 1) or exposed.size != plain.size:
+                    raise EncryptionError("the update is of another mask, round or number of clients")
+                if sealed and header.key_tag != sealed[0].header.key_tag:
+                    raise EncryptionError("the update is under another key than the one before it")
+                if not np.isfinite(exposed).all():
+                    raise EncryptionError("an exposed entry is not finite")
                 self._scheme.check(reader)
-            except (EncryptionError, KeyError, ValueError) as error:
+            except (EncryptionError, KeyError, ValueError, TypeError, AttributeError) as error:
                 logging.getLogger("flwr").warning("an update is left out: %s", error)
                 continue
             plain += exposed
             sealed.append(reader)
-            weights += float(record["weight"])
+            weights += record["weight"]
             counted.append(reply)
         if not counted:
             return None, None

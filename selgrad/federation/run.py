@@ -64,16 +64,15 @@ def federate(
             elif not quiet:
                 progress.console.print(line)
 
-        server: dict[str, Server] = {}
-
         def serve(transport: Any) -> pd.DataFrame:
-            server["it"] = Server(checked, transport, folder, on_event, tracker.log)
-            return server["it"].run()
+            return Server(checked, transport, folder, on_event, tracker.log).run()
 
         # What is done already needs no workers.
         finished = Server(checked, _Nobody(), folder)
-        records = finished.run() if finished.is_done() else simulate(checked, serve)
-    tracker.close()
+        try:
+            records = finished.run() if finished.is_done() else simulate(checked, serve)
+        finally:
+            tracker.close()
     federation(records, folder / "figures")
     return records
 

@@ -1,11 +1,13 @@
 """The server of a federated run: rounds of asking, checking, adding, decrypting by others, and one step of the global weights.
 
-It holds no secret key and sees encrypted entries only as sums on the grid. Every reply is checked before it counts, and what is wrong with one is recorded.
+It holds no secret key and sees encrypted entries only as sums over `min_clients` or more: grid points from a key holder, or what it combines of all parties'
+shares itself. Every reply is checked before it counts, and what is wrong with one is recorded.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hmac
 import itertools
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +21,7 @@ import pandas as pd
 from selgrad import checkpoints, devices, encryption, trees
 from selgrad.encryption import agreement
 from selgrad.errors import EncryptionError, SelgradError, UsageError
-from selgrad.federation.client import Message, mask_digest
+from selgrad.federation.client import Message, context_of, mask_digest, plain_mac
 from selgrad.federation.config import FederationConfig
 from selgrad.federation.learning import Flat, Task, task_of
 
@@ -37,6 +39,31 @@ class Event:
     client: int
     status: str
     detail: str = ""
+
+
+_BYTES, _NUMBER, _TEXT = "bytes", "number", "text"
+_FIELDS: dict[str, dict[str, str]] = {
+    "hello": {"mac": _BYTES},
+    "make_key": {"client_key": _BYTES, "key_tag": _TEXT},
+    "agree": {"proposal": _BYTES},
+    "train": {
+        "plain": _BYTES, "plain_mac": _BYTES, "sealed": _BYTES, "plain_bytes": _NUMBER, "clipped": _NUMBER, "train_seconds": _NUMBER,
+        "encrypt_seconds": _NUMBER,
+    },
+    "decrypt": {"points": _BYTES},
+    "choose": {"mask": _BYTES},
+    "share": {"share": _BYTES},
+}  # fmt: skip
+
+
+def _wrong_field(kind: str, reply: Message) -> str | None:
+    """The first field of a reply that is missing or of another type; None where all are sound."""
+    for name, wanted in _FIELDS[kind].items():
+        value = reply.get(name)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**53
+        if not (isinstance(value, bytes) if wanted == _BYTES else isinstance(value, str) if wanted == _TEXT else number):
+            return name
+    return None
 
 
 @runtime_checkable
@@ -68,7 +95,7 @@ class Server:
         self._holder = config.clients["count"]
         self._macs: dict[int, bytes] = {}
         self._scheme: encryption.CKKS | None = None
-        self._client_key = b""
+        self._client_key, self._key_tag = b"", ""
         self._mask: agreement.Bits | None = None
         self._told: set[int] = set()
         self._tickets = itertools.count(1)
@@ -133,13 +160,16 @@ class Server:
                 self._note(number, Event(party, "failed", str(reply["error"])))
             elif reply.get("ticket") != whole[party]["ticket"]:
                 self._note(number, Event(party, "malformed", f"answers message {reply.get('ticket')} and was asked {whole[party]['ticket']}"))
+            elif (wrong := _wrong_field(kind, reply)) is not None:
+                self._note(number, Event(party, "malformed", f"{wrong} is missing or of another type"))
             else:
                 good[party] = reply
-        heard = set(replies) | {event.client for event in events if event.status in ("died", "failed", "malformed")}
+        heard = set(replies) | {event.client for event in events if event.status in ("died", "failed", "malformed", "missing")}
         for party in sorted(set(whole) - heard):
             self._note(number, Event(party, "missing", f"no answer to {kind!r} within {self.config.timeout:g} s"))
         sizes = lambda messages: sum(len(v) for m in messages for k, v in m.items() if isinstance(v, bytes))
-        self._bytes["down"] += sizes(whole.values())
+        unsent = {event.client for event in events if event.status == "missing"}
+        self._bytes["down"] += sizes(request for party, request in whole.items() if party not in unsent)
         self._bytes["up"] += sizes(replies.values())
         return good
 
@@ -153,7 +183,7 @@ class Server:
     def _greet(self) -> None:
         parties = [*range(self.config.clients["count"]), *([self._holder] if self._holds_keys() else [])]
         replies = self._ask(0, "hello", {party: {} for party in parties})
-        self._macs = {party: bytes(reply["mac"]) for party, reply in replies.items() if isinstance(reply.get("mac"), bytes)}
+        self._macs = {party: reply["mac"] for party, reply in replies.items()}
         if len(replies) - (self._holder in replies) < self.config.min_clients:
             raise SelgradError(f"{len(replies)} clients answered and min_clients is {self.config.min_clients}; start more, or raise timeout")
         self._require(replies, self._holder if self._holds_keys() else None)
@@ -172,12 +202,12 @@ class Server:
         if self._holds_keys():
             replies = self._ask(0, "make_key", {self._holder: {"previous": b""}})
             self._require(replies, self._holder)
-            self._client_key = replies[self._holder]["client_key"]
+            self._client_key, self._key_tag = replies[self._holder]["client_key"], replies[self._holder]["key_tag"]
         else:
             for party in sorted(self._macs):
                 replies = self._ask(0, "make_key", {party: {"previous": self._client_key}})
                 self._require(replies, party)
-                self._client_key = replies[party]["client_key"]
+                self._client_key, self._key_tag = replies[party]["client_key"], replies[party]["key_tag"]
         self._scheme = encryption.CKKS(self.config.profile)
 
     # Agreement on a mask
@@ -210,14 +240,9 @@ class Server:
             return agreement.interleaved(given, total, selected)
         assert self._scheme is not None
         sums = self._scheme.add(given, raw=self._scheme.layout is not None).to_bytes()
-        chooser, extra = self._holder, {"lengths": b""}
-        if not self._holds_keys():
-            shares = self._shares(number, sums, "scores")
-            chooser, sums = 0, b"".join(shares)
-            extra = {"lengths": np.array([len(share) for share in shares], np.int64).tobytes()}
-        replies = self._ask(number, "choose", {chooser: {"sum": sums, **extra}})
-        self._require(replies, chooser)
-        return encryption.decode_indices(replies[chooser]["mask"], total)
+        replies = self._ask(number, "choose", {self._holder: {"sum": sums}})
+        self._require(replies, self._holder)
+        return encryption.decode_indices(replies[self._holder]["mask"], total)
 
     def _read_proposal(self, client: int, raw: bytes) -> Any:
         total = self._task.num_total
@@ -228,20 +253,21 @@ class Server:
             return entries
         if self.config.agreement == "encrypted_sensitivity":
             assert self._scheme is not None
-            reader = encryption.Reader(raw, self._macs[client])
-            self._scheme.check(reader)
-            if reader.header.num_values != total:
-                raise EncryptionError(f"a score map of {reader.header.num_values} entries for an update of {total}")
-            return reader
+            return self._read_sealed(client, raw, "scores", total)
         return encryption.decode_indices(raw, total)
 
-    def _shares(self, number: int, sums: bytes, mask_hash: str) -> list[bytes]:
+    def _refused(self, number: int, party: int) -> bool:
+        """Whether the last that was heard of a participant in a round is that it is there and could not do what it was asked."""
+        last = next((event for event in reversed(self._events) if event["client"] == party), None)
+        return last is not None and last["round"] == number and last["status"] == "failed"
+
+    def _shares(self, number: int, sums: bytes, mask_hash: str) -> list[encryption.Ciphertexts]:
         """Every party's share of a decryption; without one of them nothing can be decrypted."""
         parties = [party for party in self._macs if party != self._holder]
         replies = self._ask(number, "share", {party: {"sum": sums, "mask_hash": mask_hash} for party in parties})
         for party in parties:
             self._require(replies, party)
-        return [replies[party]["share"] for party in parties]
+        return [encryption.Ciphertexts.from_bytes(replies[party]["share"], self._macs[party]) for party in parties]
 
     # One round
 
@@ -262,29 +288,34 @@ class Server:
         encoded = encryption.encode_indices(bits) if config.encrypts else b""
         common = {"weights": weights.tobytes(), "client_key": self._client_key, "mask_hash": digest}
         clients = [client for client in self._macs if client != self._holder]
+        fresh = not self._told.issuperset(clients)
         replies = self._ask(number, "train", {client: {**common, "mask": b"" if client in self._told else encoded} for client in clients})
         seconds["exchange"] = clock() - started
         plain: dict[int, npt.NDArray[np.float32]] = {}
         sealed: dict[int, encryption.Reader] = {}
         for client, reply in replies.items():
             try:
-                plain[client], read = self._read_update(client, reply, bits, digest)
+                plain[client], read = self._read_update(number, client, reply, bits, context_of(digest, number))
                 if read is not None:
                     sealed[client] = read
                 self._told.add(client)
             except (SelgradError, ValueError, KeyError, TypeError) as error:
                 plain.pop(client, None)
                 self._note(number, Event(client, "malformed", str(error).splitlines()[0]))
-        row: dict[str, Any] = {"round": number, "num_clients": len(plain), "num_selected": int(bits.sum()), "num_total": bits.size}
         new = weights
+        row: dict[str, Any] = {"round": number, "num_clients": len(plain), "num_selected": int(bits.sum()), "num_total": bits.size}
+        row |= {"difference": np.nan, "difference_bound": np.nan, "verified": None}
         if len(plain) >= config.min_clients:
             share = sum(self._task.weight(client) for client in plain)
             update = np.zeros(bits.size)
             update[~bits] = np.sum([plain[client].astype(np.float64) for client in sorted(plain)], axis=0)
-            if config.encrypts and sealed:
-                update[bits] = self._decrypted(number, sealed, digest, seconds)
-            new = (weights - update / share).astype(np.float32)
-            row |= self._verified(number, weights, update, bits, sorted(plain), share)
+            points = self._decrypted(number, sealed, context_of(digest, number), seconds) if config.encrypts and sealed else np.zeros(int(bits.sum()))
+            if points is not None:
+                update[bits] = points
+                new = (weights - update / share).astype(np.float32)
+                row |= self._verified(number, weights, update, bits, sorted(plain), share)
+            else:
+                self._on_event(f"round {number}: the sum could not be decrypted; the weights stay", -1.0)
         else:
             self._on_event(f"round {number}: {len(plain)} updates and min_clients is {config.min_clients}; the weights stay", -1.0)
         started = clock()
@@ -295,7 +326,7 @@ class Server:
             seconds[name] = float(np.mean([reply[f"{name}_seconds"] for reply in counted])) if counted else 0.0
         row |= {f"{name}_seconds": value for name, value in seconds.items()}
         row |= {
-            "weights_bytes": 4 * bits.size, "mask_bytes": len(encoded), "agreement_bytes": agreed,
+            "weights_bytes": 4 * bits.size, "mask_bytes": len(encoded) if fresh else 0, "agreement_bytes": agreed,
             "plain_bytes": float(np.mean([reply["plain_bytes"] for reply in counted])) if counted else 0.0,
             "sealed_bytes": float(np.mean([len(reply["sealed"]) for reply in counted])) if counted else 0.0,
             "clipped": sum(int(reply.get("clipped", 0)) for reply in counted), "bytes_down": self._bytes["down"], "bytes_up": self._bytes["up"],
@@ -305,8 +336,12 @@ class Server:
         self._on_round(row)
         return new
 
-    def _read_update(self, client: int, reply: Message, bits: agreement.Bits, digest: str) -> tuple[npt.NDArray[np.float32], encryption.Reader | None]:
+    def _read_update(
+        self, number: int, client: int, reply: Message, bits: agreement.Bits, context: str
+    ) -> tuple[npt.NDArray[np.float32], encryption.Reader | None]:
         """A checked update: as many exposed entries as are due, all finite, and ciphertexts that are authentic, of this mask and sound."""
+        if not hmac.compare_digest(reply["plain_mac"], plain_mac(self._macs[client], number, reply["plain"])):
+            raise EncryptionError("the exposed entries are not authentic")
         plain = np.frombuffer(reply["plain"], np.float32)
         if plain.size != int((~bits).sum()):
             raise EncryptionError(f"{plain.size} exposed entries and {int((~bits).sum())} are due")
@@ -314,26 +349,37 @@ class Server:
             raise EncryptionError("an exposed entry is not finite")
         if not self.config.encrypts:
             return plain, None
-        assert self._scheme is not None
-        reader = encryption.Reader(bytes(reply["sealed"]), self._macs[client])
-        if (reader.header.mask_hash, reader.header.num_values, reader.header.num_clients) != (digest, int(bits.sum()), 1):
-            raise EncryptionError("the ciphertexts are of another mask or number of clients")
-        self._scheme.check(reader)
-        return plain, reader
+        return plain, self._read_sealed(client, reply["sealed"], context, int(bits.sum()))
 
-    def _decrypted(self, number: int, sealed: Mapping[int, encryption.Reader], digest: str, seconds: dict[str, float]) -> npt.NDArray[np.float64]:
+    def _read_sealed(self, client: int, raw: bytes, context: str, num_values: int) -> encryption.Reader:
+        """One client's own ciphertexts: authentic, under the run's key, of what was asked for, and sound."""
+        assert self._scheme is not None
+        reader = encryption.Reader(raw, self._macs[client])
+        header = reader.header
+        if (header.key_tag, header.mask_hash, header.num_values, header.num_clients) != (self._key_tag, context, num_values, 1):
+            raise EncryptionError("the ciphertexts are under another key, or of another mask, round or number of clients")
+        self._scheme.check(reader)
+        return reader
+
+    def _decrypted(self, number: int, sealed: Mapping[int, encryption.Reader], context: str, seconds: dict[str, float]) -> npt.NDArray[np.float64] | None:
+        """The sum of what was encrypted; None where whoever decrypts is there and says that it cannot, as for a sum with a forged ciphertext in it."""
         assert self._scheme is not None
         started = time.perf_counter()
         sums = self._scheme.add([sealed[client] for client in sorted(sealed)], raw=self._scheme.layout is not None).to_bytes()
         seconds["add"] = time.perf_counter() - started
         started = time.perf_counter()
         if self._holds_keys():
-            replies = self._ask(number, "decrypt", {self._holder: {"sum": sums, "mask_hash": digest}})
+            replies = self._ask(number, "decrypt", {self._holder: {"sum": sums, "mask_hash": context}})
+            if self._refused(number, self._holder):
+                return None
             self._require(replies, self._holder)
             points = np.frombuffer(replies[self._holder]["points"], np.int64)
         else:
-            shares = [encryption.Ciphertexts.from_bytes(share) for share in self._shares(number, sums, digest)]
-            points = self._scheme.combine(shares, digest)
+            try:
+                points = self._scheme.combine(self._shares(number, sums, context), context)
+            except EncryptionError as error:
+                self._note(number, Event(-1, "failed", str(error)))
+                return None
         seconds["decrypt"] = time.perf_counter() - started
         return points / 2.0**self.config.profile.grid_bits
 

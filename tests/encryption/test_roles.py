@@ -104,6 +104,22 @@ def test_forged_and_repeated_uploads():
         aggregator.add([upload, upload], mac_keys=[b"a"])
 
 
+def test_an_upload_counts_once():
+    holder = KeyHolder()
+    upload = Client(holder.client_key()).encrypt(values(0), "mask")
+    with pytest.raises(EncryptionError, match="upload 1 is the same as upload 0"):
+        Aggregator().add([upload, upload])
+
+
+@pytest.mark.parametrize("tag", ["x" * 33, "x", "", "\ud800"])
+def test_a_key_tag_of_another_length_never_reaches_openfhe(tag):
+    scheme = encryption.CKKS("exact")
+    keys = scheme.keygen()
+    part = scheme.encrypt(keys, values(0)[:10], "m").parts[0]
+    with pytest.raises(EncryptionError, match="truncated, damaged or of other parameters"):
+        scheme._load(part.replace(keys.tag.encode(), tag.encode("ascii", "replace")), tag)
+
+
 def test_files_stream_and_are_private(tmp_path):
     holder = KeyHolder()
     client = Client(holder.client_key())

@@ -30,7 +30,7 @@ class InProcess:
     """Carries messages by calling; whoever died stays dead for a round, late answers come with the next exchange, and answers given twice are told."""
 
     def __init__(self, dead=()):
-        self.states, self.late, self.dead, self.seen = {}, [], set(dead), []
+        self.states, self.late, self.dead, self.seen, self.replies = {}, [], set(dead), [], []
 
     def exchange(self, requests, timeout):
         replies, events = {}, [Event(party, "late", "answered an earlier message") for party in self.late]
@@ -52,6 +52,7 @@ class InProcess:
                     events.append(Event(party, "twice", "the second answer was left out"))
             except SelgradError as error:
                 replies[party] = {"error": str(error)}
+        self.replies += replies.values()
         return replies, events
 
 
@@ -76,8 +77,7 @@ class TestSameAsPlain:
     @pytest.mark.parametrize("profile", ["threshold", "compact", "noise_flooding", "textbook"])
     def test_whatever_the_profile(self, openfhe, tmp_path, profile):
         given = {"profile": profile, **({"keys": str(tmp_path / "keys")} if profile == "compact" else {})}
-        agreement = "encrypted_sensitivity" if profile == "threshold" else "vote"
-        records, _ = run(tmp_path / "out", encryption=given, rounds=1, ratio=0.1, agreement=agreement)
+        records, _ = run(tmp_path / "out", encryption=given, rounds=1, ratio=0.1)
         assert records["verified"].all() and records["sealed_bytes"].iloc[0] > 0
 
     def test_full_encryption_leaves_nothing_in_the_clear(self, openfhe, tmp_path):
@@ -101,7 +101,7 @@ def test_protections_without_encryption_cost_accuracy_as_they_are_strong(tmp_pat
     given = {"plain": "none", "rounded": {"name": "quantised", "bits": 16}, "little": {"name": "dp_gaussian", "clip": 100.0, "noise": 1e-7},
              "much": {"name": "dp_gaussian", "clip": 1.0, "noise": 1.0}, "pruned": "pruning"}  # fmt: skip
     for name, protection in given.items():
-        records, _ = run(tmp_path / name, protection=protection, rounds=4, local={"num_steps": 20, "learning_rate": 0.5}, ratio=0.5)
+        records, _ = run(tmp_path / name, protection=protection, rounds=4, local={"num_steps": 20, "learning_rate": 0.1}, ratio=0.5)
         found[name] = records["accuracy"].iloc[-1]
         assert (records["sealed_bytes"] == 0).all() and ((records["plain_bytes"] < 4 * records["num_total"]).all() == (name in ("rounded", "pruned")))
     assert found["plain"] > 0.6 and found["plain"] == pytest.approx(found["rounded"], abs=0.02) == pytest.approx(found["little"], abs=0.02)
@@ -132,6 +132,62 @@ class TestFailures:
         records, _ = run(tmp_path, faults=[{"client": 0, "round": 1, "kind": "twice"}])
         assert records["num_clients"].tolist() == [3, 3] and records["verified"].all()
         assert "twice" in set(pd.read_parquet(tmp_path / "events.parquet")["status"])
+
+    def test_one_clients_update_alone_is_not_decrypted(self, openfhe, tmp_path):
+        faults = [{"client": c, "round": 1, "kind": "die"} for c in (0, 1)]
+        records, _ = run(tmp_path, faults=faults)
+        assert records["num_clients"].tolist() == [1, 3] and records["verified"].tolist() == [None, True]
+        transport = InProcess()
+        _, server = run(tmp_path / "other", transport, rounds=1)
+        alone = next(reply for reply in transport.replies if reply.get("sealed"))["sealed"]
+        sealed = encryption.Ciphertexts.from_bytes(alone, transport.states[0]["mac"]).to_bytes()
+        request = {"kind": "decrypt", "round": 1, "ticket": 9, "config": server.config.text, "sum": sealed, "mask_hash": "x"}
+        with pytest.raises(SelgradError, match="a sum over 1 clients is not decrypted"):
+            respond(transport.states[3], 3, request)
+
+    @pytest.mark.parametrize("change", [{"sealed": 10**13}, {"sealed": "/etc/passwd"}, {"train_seconds": float("nan")}, {"clipped": None}, {"plain_mac": b"x"}])
+    def test_fields_of_another_type_are_an_event(self, openfhe, tmp_path, change):
+        class Odd(InProcess):
+            def exchange(self, requests, timeout):
+                replies, events = super().exchange(requests, timeout)
+                if next(iter(requests.values()))["kind"] == "train":
+                    replies[1] |= change
+                return replies, events
+
+        records, _ = run(tmp_path, Odd(), rounds=1)
+        assert records["num_clients"].tolist() == [2] and records["verified"].all()
+        assert pd.read_parquet(tmp_path / "events.parquet")["status"].tolist() == ["malformed"]
+
+    @pytest.mark.parametrize("agreement", ["vote", "interleaved", "encrypted_sensitivity"])
+    def test_a_bad_proposal_is_left_out(self, openfhe, tmp_path, agreement):
+        class Odd(InProcess):
+            def exchange(self, requests, timeout):
+                replies, events = super().exchange(requests, timeout)
+                if next(iter(requests.values()))["kind"] == "agree":
+                    replies[0]["proposal"] = b"D\xff\xff\xff\xff\xff\xff\xff\xff\x7f\x05"
+                return replies, events
+
+        records, _ = run(tmp_path, Odd(), rounds=1, agreement=agreement)
+        assert records["num_clients"].tolist() == [3] and records["verified"].all()
+        assert pd.read_parquet(tmp_path / "events.parquet")["status"].tolist() == ["malformed"]
+
+    def test_a_forged_ciphertext_costs_the_round_and_not_the_run(self, openfhe, tmp_path):
+        """Residues at random pass every check of form; the sum is then off the grid."""
+
+        class Forging(InProcess):
+            def exchange(self, requests, timeout):
+                replies, events = super().exchange(requests, timeout)
+                first = next(iter(requests.values()))
+                if (first["kind"], first["round"]) == ("train", 1):
+                    sealed = encryption.Ciphertexts.from_bytes(replies[0]["sealed"], self.states[0]["mac"])
+                    layout = encryption.CKKS("exact").layout
+                    drawn = np.random.default_rng(0).integers(0, layout.modulus, (2, layout.ring), np.uint64)
+                    parts = tuple(layout.serialise(drawn, sealed.header.key_tag) for _ in sealed.parts)
+                    replies[0]["sealed"] = encryption.Ciphertexts(sealed.header, parts).to_bytes(self.states[0]["mac"])
+                return replies, events
+
+        records, _ = run(tmp_path, Forging())
+        assert records["verified"].tolist() == [None, True] and "off the grid" in " ".join(pd.read_parquet(tmp_path / "events.parquet")["detail"])
 
     def test_too_few_updates_leave_the_weights_as_they_are(self, tmp_path):
         faults = [{"client": c, "round": 1, "kind": "die"} for c in range(3)]
@@ -168,7 +224,7 @@ class TestFailures:
                 return replies, events
 
         records, _ = run(tmp_path, Forging(), rounds=1)
-        assert records["num_clients"].tolist() == [1]
+        assert records["num_clients"].tolist() == [1] and records["verified"].tolist() == [None]
         assert pd.read_parquet(tmp_path / "events.parquet")["status"].tolist() == ["malformed", "malformed"]
 
 
@@ -213,6 +269,8 @@ def test_a_split_gives_every_sample_to_one_client(alpha, seed):
     ({"rounds": 0}, "rounds=0 must be positive"), ({"ratio": 1.5}, "ratio=1.5"), ({"agreement": "votes"}, "vote"), ({"clients": {"number": 3}}, "no key 'number'"),
     ({"protection": "prune"}, "pruning"), ({"encryption": {"profile": "exact", "bound": 1e9}}, "no room for bound"), ({"encryption": {"profile": "compact"}}, "encryption.keys"),
     ({"clients": {"count": 500}}, "holds .181."), ({"min_clients": 9}, "more than the 3 clients"), ({"faults": [{"client": 7}]}, "client=7"),
+    ({"min_clients": 1}, "alone"), ({"seed": -1}, "seed=-1"), ({"encryption": {"keys": 5}}, "keys=5"),
+    ({"encryption": {"profile": "threshold"}, "agreement": "encrypted_sensitivity"}, "has none"),
     ({"metric": ["random", "magnitude"]}, "takes one"), ({"model": "lenett"}, "lenet"), ({"timeout": -1.0}, "timeout=-1.0"),
 ])  # fmt: skip
 def test_wrong_configurations_are_named(change, said):
