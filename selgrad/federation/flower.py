@@ -16,6 +16,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from rich.console import Console
+
 from selgrad.errors import SelgradError, UsageError
 from selgrad.federation.client import Message
 from selgrad.federation.server import Event
@@ -90,17 +92,19 @@ class FlowerTransport:
 
         replies: dict[int, Message] = {}
         events = [Event(party, "missing", "is not connected") for party in requests if party not in self._nodes]
-        asked = [
-            (party, FlowerMessage(_record(request), message_type="train", dst_node_id=self._nodes[party], group_id=str(request["round"])))
-            for party, request in requests.items()
-            if party in self._nodes
-        ]
-        identities = list(self._grid.push_messages([message for _, message in asked]))
         waiting: set[str] = set()
-        for (party, _), identity in zip(asked, identities, strict=True):
-            if identity:
-                self._asked[identity] = (party, requests[party]["ticket"])
-                waiting.add(identity)
+
+        def push(parties: list[int]) -> None:
+            asked = [
+                FlowerMessage(_record(requests[party]), message_type="train", dst_node_id=self._nodes[party], group_id=str(requests[party]["round"]))
+                for party in parties
+            ]
+            for party, identity in zip(parties, self._grid.push_messages(asked), strict=True):
+                if identity:
+                    self._asked[identity] = (party, requests[party]["ticket"])
+                    waiting.add(identity)
+
+        push([party for party in requests if party in self._nodes])
         end = time.monotonic() + timeout
         while waiting and time.monotonic() < end and not self._stopped():
             for reply in self._grid.pull_messages(list(self._asked)):
@@ -109,7 +113,11 @@ class FlowerTransport:
                 current = identity in waiting
                 waiting.discard(identity)
                 if reply.has_error():
-                    if current or reply.error.code != 3:
+                    if current and _never_arrived(str(reply.error.reason)) and time.monotonic() < end:
+                        # The worker that another client took with it is not back yet, and this client has not seen the message.
+                        time.sleep(1)
+                        push([party])
+                    elif current or reply.error.code != 3:
                         events.append(Event(party, "died", _reason(reply.error)))
                 elif not current:
                     events.append(Event(party, "late", f"answered message {ticket} after its time"))
@@ -124,10 +132,17 @@ class FlowerTransport:
         return replies, events
 
 
+def _never_arrived(reason: str) -> bool:
+    """Whether Ray found no worker for a message; one that was lost on the way with its worker has an error of the connection."""
+    return "ActorUnavailableError" in reason and "RpcError" not in reason
+
+
 def _reason(error: Any) -> str:
     """The last line of what Flower says, without the escapes of a terminal."""
     import re
 
+    if "Actor" in str(error.reason):
+        return "its process ended"
     lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error.reason or "")).splitlines() if line.strip()]
     told = [line.split("Message: ", 1)[1] for line in lines if "Message: " in line] or lines[-1:]
     return f"{told[-1] if told else 'no reason given'}"[:200]
@@ -236,17 +251,25 @@ def _environment() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Ray's own processes write to the terminal when one of them ends; their words are kept from it, this process' are not."""
+    """Ray writes to the terminal when one of its processes ends; both outputs are kept from it, and `terminal` makes a console that is not."""
+    sys.stdout.flush()
     sys.stderr.flush()
-    saved = os.dup(2)
-    ours = os.fdopen(os.dup(2), "w", buffering=1)
+    saved = [os.dup(1), os.dup(2)]
     with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    previous, sys.stderr = sys.stderr, ours
+        for number in (1, 2):
+            os.dup2(nowhere.fileno(), number)
     try:
         yield
     finally:
-        sys.stderr = previous
-        os.dup2(saved, 2)
-        os.close(saved)
-        ours.close()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, before in zip((1, 2), saved, strict=True):
+            os.dup2(before, number)
+            os.close(before)
+
+
+@contextlib.contextmanager
+def terminal(quiet: bool) -> Iterator[Console]:
+    """A console on standard error as it is now, whatever becomes of that."""
+    with os.fdopen(os.dup(2), "w", buffering=1) as stream:
+        yield Console(file=stream, quiet=quiet)

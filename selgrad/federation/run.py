@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -19,9 +18,7 @@ from selgrad.federation.config import FederationConfig, parse
 from selgrad.report.figures import federation
 
 
-def federate(
-    config: FederationConfig | Mapping[str, Any], out: str | Path, *, wandb: str = "disabled", quiet: bool = False, console: Console | None = None
-) -> pd.DataFrame:
+def federate(config: FederationConfig | Mapping[str, Any], out: str | Path, *, wandb: str = "disabled", quiet: bool = False) -> pd.DataFrame:
     """Runs or continues a federated run in Flower's simulation engine.
 
     Args:
@@ -29,7 +26,6 @@ def federate(
       out: folder for `config.yaml`, `rounds.parquet`, `events.parquet`, `checkpoints/` and `figures/`.
       wandb: "disabled", "offline" or "online".
       quiet: print nothing.
-      console: where to print; standard error by default.
 
     Returns:
       One row a round.
@@ -41,21 +37,21 @@ def federate(
     from selgrad import devices
 
     devices.configure()
-    from selgrad.federation.flower import require_flower, simulate
+    from selgrad.federation.flower import require_flower, simulate, terminal
     from selgrad.federation.learning import task_of
     from selgrad.federation.server import Server, adopt
     from selgrad.tracking import make_tracker
 
     require_flower()
     checked = config if isinstance(config, FederationConfig) else parse(config)
-    folder, screen = Path(out), console or Console(stderr=True, quiet=quiet)
+    folder = Path(out)
     task_of(checked.text)
     adopt(checked, folder)
     run_id = hashlib.sha256(f"{checked.identity}{folder.absolute()}".encode()).hexdigest()[:12]
     tracker = make_tracker(wandb, folder, checked.name, run_id, {"federation": checked.text}, {**checked.wandb, "runs": "sweep"})
     tracker.open([""])
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=screen, disable=quiet or not screen.is_terminal) as progress:
+    with terminal(quiet) as screen, Progress(*columns, console=screen, disable=quiet or not screen.is_terminal) as progress:
         bar = progress.add_task("starting Flower's workers", total=1.0)
 
         def on_event(line: str, share: float) -> None:
