@@ -203,16 +203,21 @@ def simulate(config: Any, serve: Callable[[FlowerTransport], Any]) -> Any:
 
     from selgrad.federation.apps import client_app
 
-    count, found, stop = num_participants(config), dict[str, Any](), threading.Event()
+    count, found = num_participants(config), dict[str, Any]()
+    stop, idle = threading.Event(), threading.Event()
+    idle.set()
     server_app = ServerApp()
 
     @server_app.main()
     def main(grid: Any, context: Any) -> None:
+        idle.clear()
         try:
             # Starting workers and importing JAX in them takes a while, more so under load.
             found["result"] = serve(FlowerTransport(grid, count, max(120.0, config.timeout), stop.is_set))
         except BaseException as error:
             found["error"] = error
+        finally:
+            idle.set()
 
     workers = max(1, min(count, len(os.sched_getaffinity(0))))
     with tempfile.TemporaryDirectory(prefix="sg-") as scratch, _environment(), _quiet():
@@ -224,8 +229,9 @@ def simulate(config: Any, serve: Callable[[FlowerTransport], Any]) -> Any:
         try:
             run_simulation(server_app=server_app, client_app=client_app, num_supernodes=count, backend_config=backend)
         except KeyboardInterrupt:
-            # The server's thread keeps the process alive until it returns.
+            # The server's thread must be out of OpenFHE and JAX before the process ends.
             stop.set()
+            idle.wait(60)
             raise
         except RuntimeError as error:
             found.setdefault("error", SelgradError(f"Flower's simulation failed ({str(error).splitlines()[0]})"))
