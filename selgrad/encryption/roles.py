@@ -6,7 +6,6 @@ An aggregator holds no key at all, so it cannot read what it adds. Keys and ciph
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,21 +22,17 @@ _MATERIAL = b"selgrad-key\x00\x01"
 
 
 def _write_private(path: Path, content: bytes) -> None:
-    """Writes a file of mode 0600, whole or not at all.
+    """Writes a key file of mode 0600, in a folder that is made if need be.
 
     Raises:
       EncryptionError: if the disk is full or the folder cannot be written to.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
-            stream.write(content)
-        scratch.replace(path)
     except OSError as error:
-        raise EncryptionError(f"{path} cannot be written ({error.strerror}); free space or choose another folder") from None
-    finally:
-        scratch.unlink(missing_ok=True)
+        raise EncryptionError(f"{path.parent} cannot be made ({error.strerror}); choose another folder") from None
+    with wire.private_file(path) as stream:
+        stream.write(content)
 
 
 def read_private(path: Path) -> bytes:

@@ -98,17 +98,17 @@ def write(stream: io.BufferedIOBase, header: Header, parts: Iterable[bytes], mac
     return written + _TAG
 
 
-def write_file(path: str | Path, header: Header, parts: Iterable[bytes], mac_key: bytes | None = None) -> int:
-    """`write` to a file that only its owner may read (0600), which appears under its name when it is complete.
+@contextlib.contextmanager
+def private_file(path: Path) -> Iterator[io.BufferedIOBase]:
+    """A file to write that only its owner may read (0600), and that appears under its name when it is complete.
 
     Raises:
       EncryptionError: if the disk is full or the folder cannot be written to.
     """
-    path = Path(path)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
-            count = write(stream, header, parts, mac_key)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         scratch.replace(path)
@@ -116,7 +116,16 @@ def write_file(path: str | Path, header: Header, parts: Iterable[bytes], mac_key
         raise EncryptionError(f"{path} cannot be written ({error.strerror}); free space or choose another folder") from None
     finally:
         scratch.unlink(missing_ok=True)
-    return count
+
+
+def write_file(path: str | Path, header: Header, parts: Iterable[bytes], mac_key: bytes | None = None) -> int:
+    """`write` to a private file; the number of bytes.
+
+    Raises:
+      EncryptionError: if the disk is full or the folder cannot be written to.
+    """
+    with private_file(Path(path)) as stream:
+        return write(stream, header, parts, mac_key)
 
 
 class Reader:
