@@ -534,6 +534,11 @@ def profiles(as_json: bool) -> None:
         click.echo(f"{click.style(name, bold=True)}: {profile.about}")
 
 
+for _command in (cli, *cli.commands.values()):
+    # Click keeps the lines of a paragraph that a backspace opens; raw docstrings write it as two characters.
+    _command.help = (_command.help or "").replace("\\b\n", "\b\n")
+
+
 def main() -> None:
     """Runs the command line; errors are one line on standard error, 2 for usage and 1 for failure."""
     try:
