@@ -425,6 +425,20 @@ def read_yaml(text: str, what: str) -> Any:
         raise UsageError(f"{what} is no YAML: {' '.join(str(error).split())}; put text with special characters in quotes") from None
 
 
+def read_file(path: str | Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+      UsageError: if it is missing, or no YAML.
+    """
+    file = Path(path)
+    try:
+        return read_yaml(file.read_text(), f"configuration {str(file)!r}")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"configuration {str(file)!r} cannot be read ({reason}); give the path of a YAML file") from None
+
+
 def load(path: str | Path) -> SweepConfig:
     """Reads and validates a YAML file.
 
@@ -432,11 +446,7 @@ def load(path: str | Path) -> SweepConfig:
       UsageError: if it is missing, no YAML, or not valid.
     """
     file = Path(path)
-    try:
-        content = read_yaml(file.read_text(), f"configuration {str(file)!r}")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"configuration {str(file)!r} cannot be read ({reason}); give the path of a YAML file") from None
+    content = read_file(file)
     if not isinstance(content, Mapping):
         raise UsageError(f"configuration {str(file)!r} holds no mapping of keys; see the example in README.md")
     return parse(content)

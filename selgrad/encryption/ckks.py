@@ -236,8 +236,8 @@ class CKKS:
 
     def _adopt(self, keys: Keys) -> Keys:
         """Learns the form of ciphertexts under a loaded key: OpenFHE writes parameters again that are not the very same object."""
-        if self.layout is not None and keys.public is not None:
-            samples = [self._serialise(self._encrypt_one(keys, np.zeros(1), 0, None, public=True)) for _ in range(4)]
+        if self.layout is not None and self.profile.key == "public":
+            samples = [self._serialise(self._encrypt_one(keys, np.zeros(1), 0, None)) for _ in range(4)]
             self.layout = self.layout.extended(samples, keys.tag)
         return keys
 
@@ -330,7 +330,7 @@ class CKKS:
         """
         require_unforked()
         profile, per = self.profile, self.profile.values_per_ciphertext
-        if (keys.secret if profile.key == "secret" else keys.public) is None:
+        if self._key_that_encrypts(keys) is None:
             raise EncryptionError(f"profile {profile.name!r} encrypts under the {profile.key} key, and this party has none")
         header = Header(
             profile.parameter_hash, keys.tag, mask_hash, values.size, 1, profile.grid_bits, num_parts=profile.num_ciphertexts(values.size)
@@ -341,7 +341,7 @@ class CKKS:
 
         return Stream(header, self._stream(one, range(0, values.size, per)))
 
-    def _encrypt_one(self, keys: Keys, chunk: Floats, start: int, pool: ZeroPool | None, *, public: bool = False) -> Any:
+    def _encrypt_one(self, keys: Keys, chunk: Floats, start: int, pool: ZeroPool | None) -> Any:
         profile = self.profile
         require_finite(chunk, start)
         slots = np.zeros(profile.slots)
@@ -352,9 +352,9 @@ class CKKS:
         np.rint(view, out=view)
         slots[-1] = self._canary
         slots *= 2.0 ** -(profile.grid_bits + profile.headroom_bits)
-        packed = self._context.MakeCKKSPackedPlaintext(slots.view(np.complex128) if profile.packing == "complex" else slots)
+        packed = self._pack(slots)
         if pool is None:
-            return self._context.Encrypt(keys.secret if profile.key == "secret" and not public else keys.public, packed)
+            return self._context.Encrypt(self._key_that_encrypts(keys), packed)
         zero = pool.take(keys.tag)
         self._context.EvalAddInPlace(zero, packed)
         return zero
@@ -367,10 +367,13 @@ class CKKS:
     def encrypt_zero(self, keys: Keys) -> Any:
         """A fresh encryption of zero for a pool, without a canary: adding values brings it."""
         require_unforked()
-        profile = self.profile
-        empty = np.zeros(profile.slots)
-        packed = self._context.MakeCKKSPackedPlaintext(empty.view(np.complex128) if profile.packing == "complex" else empty)
-        return self._context.Encrypt(keys.secret if profile.key == "secret" else keys.public, packed)
+        return self._context.Encrypt(self._key_that_encrypts(keys), self._pack(np.zeros(self.profile.slots)))
+
+    def _key_that_encrypts(self, keys: Keys) -> Any:
+        return keys.secret if self.profile.key == "secret" else keys.public
+
+    def _pack(self, slots: npt.NDArray[np.float64]) -> Any:
+        return self._context.MakeCKKSPackedPlaintext(slots.view(np.complex128) if self.profile.packing == "complex" else slots)
 
     # The aggregator
 

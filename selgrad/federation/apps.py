@@ -40,4 +40,4 @@ def _serve(grid: Any, context: Any) -> None:
 
     config, out = load(str(context.run_config["config"])), Path(str(context.run_config["out"]))
     adopt(config, out)
-    Server(config, FlowerTransport(grid, num_participants(config), config.timeout), out).run()
+    Server(config, out).run(FlowerTransport(grid, num_participants(config), config.timeout))

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from selgrad.config import Spec, _only, expand, read_yaml
+from selgrad.config import Spec, _only, expand, read_file
 from selgrad.encryption.agreement import AGREEMENTS
 from selgrad.encryption.profiles import PROFILES, Profile
 from selgrad.errors import EncryptionError, UsageError, did_you_mean, require_ratio
@@ -95,13 +95,17 @@ class FederationConfig:
     @property
     def encrypts(self) -> bool:
         """Whether anything is encrypted."""
-        return self.protection["name"] == "full" or (self.protection["name"] == "selective" and self.ratio > 0)
+        return _encrypts(self.protection, self.ratio)
 
     @property
     def identity(self) -> str:
         """A hash of what a run computes; time limits and tracking are none of it."""
         given = yaml.safe_load(self.text)
         return hashlib.sha256(json.dumps({k: v for k, v in given.items() if k not in ("timeout", "wandb", "name")}, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _encrypts(protection: Mapping[str, Any], ratio: float) -> bool:
+    return protection["name"] == "full" or (protection["name"] == "selective" and ratio > 0)
 
 
 def _one(kind: str, entry: Any) -> Spec:
@@ -144,7 +148,7 @@ def parse(content: Any) -> FederationConfig:
     _positive("clients", {"count": clients["count"]})
     _positive("local", local)
     _positive("protection", {k: protection[k] for k in ("clip", "bits")})
-    encrypts = protection["name"] == "full" or (protection["name"] == "selective" and merged["ratio"] > 0)
+    encrypts = _encrypts(protection, merged["ratio"])
     if merged["min_clients"] is None:
         merged["min_clients"] = 2 if encrypts and clients["count"] > 1 else 1
     if not isinstance(merged["min_clients"], int):
@@ -225,9 +229,4 @@ def load(path: str | Path) -> FederationConfig:
     Raises:
       UsageError: if it is missing, no YAML, or not valid.
     """
-    file = Path(path)
-    try:
-        return parse(read_yaml(file.read_text(), f"configuration {str(file)!r}"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"configuration {str(file)!r} cannot be read ({reason}); give the path of a YAML file") from None
+    return parse(read_file(path))

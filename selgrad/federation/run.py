@@ -60,25 +60,14 @@ def federate(config: FederationConfig | Mapping[str, Any], out: str | Path, *, w
             elif not quiet:
                 progress.console.print(line)
 
-        def serve(transport: Any) -> pd.DataFrame:
-            return Server(checked, transport, folder, on_event, tracker.log).run()
-
-        # What is done already needs no workers.
-        finished = Server(checked, _Nobody(), folder)
+        server = Server(checked, folder, on_event, tracker.log)
         try:
-            records = finished.run() if finished.is_done() else simulate(checked, serve)
+            # What is done already needs no workers.
+            records = server.records() if server.is_done() else simulate(checked, server.run)
         finally:
             tracker.close()
     federation(records, folder / "figures")
     return records
-
-
-class _Nobody:
-    """A transport to no one."""
-
-    def exchange(self, requests: Any, timeout: float) -> Any:
-        """Never called."""
-        raise NotImplementedError
 
 
 def summary(records: pd.DataFrame) -> Table:

@@ -80,17 +80,16 @@ class Server:
 
     Args:
       config: of the run.
-      transport: to its participants.
       out: folder for records and checkpoints.
       on_event: called with one line on what happens, and the share of the run that is done.
       on_round: called with the record of each finished round.
     """
 
     def __init__(
-        self, config: FederationConfig, transport: Transport, out: Path,
+        self, config: FederationConfig, out: Path,
         on_event: Callable[[str, float], None] = lambda *_: None, on_round: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> None:  # fmt: skip
-        self.config, self._transport, self._out, self._on_event, self._on_round = config, transport, out, on_event, on_round
+        self.config, self._out, self._on_event, self._on_round = config, out, on_event, on_round
         self._task: Task = task_of(config.text)
         self._holder = config.clients["count"]
         self._macs: dict[int, bytes] = {}
@@ -103,21 +102,24 @@ class Server:
         self._rounds: list[dict[str, Any]] = []
         self._events: list[dict[str, Any]] = []
         self._bytes = {"down": 0, "up": 0}
+        self._done, self._weights = self._resume()
 
-    def run(self) -> pd.DataFrame:
+    def run(self, transport: Transport) -> pd.DataFrame:
         """All rounds that are not done yet; the records of all.
+
+        Args:
+          transport: to the participants.
 
         Raises:
           SelgradError: if nobody answers, or the key holder or a party is gone.
         """
-        config = self.config
-        done, weights = self._resume()
-        if done >= config.rounds:
+        if self.is_done():
             return self.records()
+        config, weights, self._transport = self.config, self._weights, transport
         self._greet()
         if config.encrypts:
             self._make_keys()
-        for number in range(done + 1, config.rounds + 1):
+        for number in range(self._done + 1, config.rounds + 1):
             self._on_event(f"round {number} of {config.rounds}", (number - 1) / config.rounds)
             weights = self._round(number, weights)
         self._on_event("done", 1.0)
@@ -125,7 +127,7 @@ class Server:
 
     def is_done(self) -> bool:
         """Whether all rounds are on disk."""
-        return self._resume()[0] >= self.config.rounds
+        return self._done >= self.config.rounds
 
     def records(self) -> pd.DataFrame:
         """One row a round."""
@@ -139,7 +141,6 @@ class Server:
         if stored is None:
             return 0, self._task.initial
         self._mask = np.asarray(stored["mask"]) if np.asarray(stored["mask"]).any() else None
-        self._rounds, self._events = [], []
         for name, rows in (("rounds", self._rounds), ("events", self._events)):
             file = self._out / f"{name}.parquet"
             if file.exists():

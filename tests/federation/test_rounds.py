@@ -58,9 +58,9 @@ class InProcess:
 
 def run(tmp_path, transport=None, **change):
     config = parse({**SMALL, **change})
-    server = Server(config, transport or InProcess(), tmp_path)
+    server = Server(config, tmp_path)
     adopt(config, tmp_path)
-    return server.run(), server
+    return server.run(transport or InProcess()), server
 
 
 class TestSameAsPlain:
@@ -201,7 +201,7 @@ class TestFailures:
     def test_a_missing_party_ends_a_threshold_run(self, openfhe, tmp_path):
         transport = InProcess()
         config = parse({**SMALL, "encryption": {"profile": "threshold"}, "rounds": 1})
-        server = Server(config, transport, tmp_path)
+        server = Server(config, tmp_path)
         original = transport.exchange
 
         def exchange(requests, timeout):
@@ -211,7 +211,7 @@ class TestFailures:
 
         transport.exchange = exchange
         with pytest.raises(SelgradError, match="participant 2, which holds keys, is gone"):
-            server.run()
+            server.run(transport)
 
     def test_a_forged_upload_and_a_wrong_ticket_do_not_count(self, openfhe, tmp_path):
         class Forging(InProcess):
