@@ -235,6 +235,39 @@ class Update(Protocol):
         ...
 
 
+class Sent(NamedTuple):
+    """What a protection makes of an update.
+
+    Attributes:
+      grads: what is sent; entries that are not sent are 0.
+      unsent: True where nothing is sent, which everybody sees; None where every entry is.
+    """
+
+    grads: Grads
+    unsent: Mask | None = None
+
+
+@runtime_checkable
+class Protection(Protocol):
+    """What a client does to its update besides, or instead of, encrypting it; a frozen dataclass that hashes by value, public like the update."""
+
+    def expected(self, grads: Grads) -> Grads:
+        """What an attacker can simulate of it, differentiable: clipping, but no noise."""
+        ...
+
+    def __call__(self, grads: Grads, key: Key) -> Sent:
+        """What is sent of an update that went through `expected`; traceable."""
+        ...
+
+    def noise(self, grads: Grads) -> Grads:
+        """The standard deviation of what is added to each entry, by leaf: scalars in the tree of the update; zeros where nothing is."""
+        ...
+
+    def num_bytes(self, num_entries: int) -> int:
+        """What so many entries take on the wire, in the clear."""
+        ...
+
+
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["params", "batch", "grads", "key", "public"],

@@ -17,7 +17,7 @@ import click
 from selgrad import __version__
 from selgrad.errors import SelgradError, UsageError, require_ratio
 
-_KINDS = ("dataset", "model", "update", "metric", "selector", "attack", "measure", "profile")
+_KINDS = ("dataset", "model", "update", "protection", "metric", "selector", "attack", "measure", "profile")
 _EXAMPLES = """
 \b
 Start here:
@@ -90,6 +90,7 @@ def sweep(config: Path, out: Path, wandb: str, as_json: bool) -> None:
       metric: [random, magnitude, {name: sensitivity, target: [labels, inputs]}]
       ratio: [0, 0.1, 0.5]
       attack: {name: idlg, num_steps: 100, hidden: [zero, ignore]}
+      protection: [none, {name: dp_gaussian, noise: [0.001, 0.01]}]
 
     The plan is printed first. Records are written block by block; after Ctrl-C, a crash or SIGKILL the same command goes on where it
     stopped. `selgrad list` shows every name and argument.
@@ -145,12 +146,13 @@ def _entry(kind: str, text: str) -> dict[str, Any]:
 @click.option("--known-labels", is_flag=True, help="Give the labels to the attacker.")
 @click.option("--public", help="NAME or NAME:key=value,... of data that everybody has, for amortised metrics and learned attackers.")
 @click.option("--rounds", default=1, show_default=True, help="Updates of the same data that the attacker has, the global weights moving in between.")
+@click.option("--protection", default="none", show_default=True, help="NAME or NAME:key=value,...: noise, rounding or pruning besides encryption.")
 @click.option("--num-clients", default=0, show_default=True, help="Encrypt the selection for so many clients and print what it cost; 0 leaves it out.")
 @click.option("--out", type=click.Path(path_type=Path), help="PNG file for truth and reconstruction side by side.")
 @_JSON
 def attack(
     dataset: str, model: str, update: str, metric: str, selector: str, attack: str, ratio: float, sample: int, seed: int,
-    known_labels: bool, public: str | None, rounds: int, num_clients: int, out: Path | None, as_json: bool,
+    known_labels: bool, public: str | None, rounds: int, protection: str, num_clients: int, out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     r"""Attack one gradient at one ratio, and say what was found.
 
@@ -167,7 +169,7 @@ def attack(
 
     from selgrad.experiment import run_cell
 
-    given = {"dataset": dataset, "model": model, "update": update, "metric": metric, "selector": selector, "attack": attack}
+    given = {"dataset": dataset, "model": model, "update": update, "metric": metric, "selector": selector, "attack": attack, "protection": protection}
     entries: dict[str, Any] = {kind: _entry(kind, text) for kind, text in given.items()}
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -200,7 +202,8 @@ def attack(
             f"CKKS       {paid.num_ciphertexts} ciphertexts, {paid.ciphertext_bytes:,} bytes per client; encrypt {1e3 * paid.encrypt_seconds:.1f} ms, add "
             f"{1e3 * paid.add_seconds:.1f} ms, decrypt {1e3 * paid.decrypt_seconds:.1f} ms; {paid.num_clipped} entries clipped"
         )
-    click.echo(f"exposed    {result.num_total - result.num_selected:,} entries to {attack}")
+    sent = "" if protection == "none" else f", sent under {protection}"
+    click.echo(f"exposed    {result.num_total - result.num_selected:,} entries to {attack}{sent}")
     if result.diverged:
         click.echo("verdict    the attack diverged: no restart stayed finite")
     else:
@@ -483,7 +486,7 @@ def federate(config: Path, out: Path | None, wandb: str, app: Path | None) -> No
     metric: magnitude
     ratio: 0.1
     agreement: vote          # fixed | union | interleaved | encrypted_sensitivity
-    protection: selective    # full | none | pruning | dp_gaussian | quantised
+    protection: selective    # full | none | {name: pruning, ratio: 0.9} | {name: dp_gaussian, noise: 0.003} | {name: quantised, bits: 8}
     encryption: {profile: exact}
     """
     from rich.console import Console

@@ -37,6 +37,7 @@ REGISTRIES = {
     "metric": ("selgrad.significance", "METRICS"),
     "selector": ("selgrad.masks", "SELECTORS"),
     "attack": ("selgrad.attacks", "ATTACKS"),
+    "protection": ("selgrad.protections", "PROTECTIONS"),
 }
 """Kind -> module and name of its registry, a plain dict of factories."""
 
@@ -220,7 +221,7 @@ class SweepConfig:
 
     Attributes:
       name: of the sweep, also in W&B.
-      dataset, model, update, metric, selector, attack: specs.
+      dataset, model, update, protection, metric, selector, attack: specs.
       ratio: shares of entries to encrypt, in [0, 1].
       seeds: of model weights, metric and attack; samples share starts across metrics and ratios, so that differences are not luck.
       encryption: `profile`, `num_clients` and `bound` (None: the profile's), or None to leave encryption out.
@@ -241,6 +242,7 @@ class SweepConfig:
     dataset: tuple[Spec, ...]
     model: tuple[Spec, ...]
     update: tuple[Spec, ...]
+    protection: tuple[Spec, ...]
     metric: tuple[Spec, ...]
     selector: tuple[Spec, ...]
     attack: tuple[Spec, ...]
@@ -276,8 +278,11 @@ class SweepConfig:
     def identity(self) -> str:
         """A hash of everything that decides the results (not of names, tags and the size of blocks)."""
         content = {k: v for k, v in self.to_dict().items() if k not in ("name", "wandb", "block_size")}
+        # What came later and is not used leaves the identity of a sweep as it was.
         if content["rounds"]["count"] == 1:
             del content["rounds"]
+        if content["protection"] == [{"name": "none"}]:
+            del content["protection"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -286,6 +291,7 @@ _DEFAULTS: dict[str, Any] = {
     "dataset": None,
     "model": None,
     "update": "gradient",
+    "protection": "none",
     "metric": None,
     "selector": "global_top",
     "attack": None,
@@ -452,6 +458,6 @@ def load(path: str | Path) -> SweepConfig:
     return parse(content)
 
 
-def settings(config: SweepConfig) -> Iterator[tuple[Spec, Spec, Spec]]:
-    """Every data set, model and update."""
-    return itertools.product(config.dataset, config.model, config.update)
+def settings(config: SweepConfig) -> Iterator[tuple[Spec, Spec, Spec, Spec]]:
+    """Every data set, model, update and protection."""
+    return itertools.product(config.dataset, config.model, config.update, config.protection)

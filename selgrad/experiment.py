@@ -32,13 +32,16 @@ from selgrad.base import (
     Grads,
     InputSpec,
     Key,
+    Mask,
     Model,
     Params,
+    Protection,
     Ranks,
     Reconstruction,
     Remember,
     Rounds,
     Scores,
+    Sent,
     TextSpec,
     Update,
     forget,
@@ -51,6 +54,7 @@ from selgrad.evaluation import MEASURES, TEXT_MEASURES, align, align_texts, toke
 from selgrad.evaluation.certificates import Certificate, certify, float32_noise, gaussian_prior, grams, van_trees
 from selgrad.gradients import observe
 from selgrad.masks import CohortSelector
+from selgrad.protections import Protected
 from selgrad.significance import Probed
 
 
@@ -63,11 +67,12 @@ def fold(key: Key, *names: str | int) -> Key:
 
 @dataclasses.dataclass(frozen=True)
 class Client:
-    """One seed's weights, and every sample's batch and update stacked along a leading axis."""
+    """One seed's weights, and every sample's batch, update as it is sent, and what of it is not sent, stacked along a leading axis."""
 
     params: Params
     batches: Batch
     grads: Grads
+    unsent: Mask | None = None
 
 
 class Setting:
@@ -79,6 +84,7 @@ class Setting:
       public: data that everybody has, for metrics and attackers that learn from them.
       rounds: as `parse_rounds` gives it: how often each client sends an update of the same data, and the `server_learning_rate` times the mean of the
         samples' updates that the global weights lose between two rounds; None is one round.
+      protection: what clients do to their updates besides encrypting; None is nothing.
 
     Raises:
       UsageError: if the data set is smaller than one batch, has no such sample, or its gradients do not fit in memory.
@@ -93,7 +99,9 @@ class Setting:
         samples: Sequence[int] | None = None,
         public: Spec | None = None,
         rounds: Mapping[str, Any] | None = None,
+        protection: Spec | None = None,
     ) -> None:
+        self.protection_spec = protection or make_spec("protection", "none")
         self.specs = (dataset, model, update)
         given = rounds or parse_rounds(None)
         num_rounds = given["count"]
@@ -101,6 +109,9 @@ class Setting:
         self.dataset: Dataset | TextDataset = dataset.build()
         self.model: Model = model.build(self.dataset.spec)
         self.update: Update = update.build()
+        self.protection: Protection = self.protection_spec.build()
+        if self.protection_spec.name != "none":
+            self.update = Protected(self.update, self.protection)
         available = len(self.dataset) // self.update.batch_size
         if not available:
             raise UsageError(f"batch_size={self.update.batch_size} is larger than the {len(self.dataset)} samples of {dataset.label}; raise count")
@@ -148,6 +159,12 @@ class Setting:
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
 
     @property
+    def title(self) -> str:
+        """Labels of data set, model and update, and of a protection where there is one."""
+        shown = self.specs if self.protection_spec.name == "none" else (*self.specs, self.protection_spec)
+        return " / ".join(spec.label for spec in shown)
+
+    @property
     def input_spec(self) -> InputSpec | TextSpec:
         """Of the model, which may have more classes than the data set."""
         return self.model.input_spec
@@ -172,16 +189,19 @@ class Setting:
         batches = [self.dataset.batch(i, self.update.batch_size) for i in self.samples]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
 
-        def every(params: Params, batches: Batch) -> Grads:
-            def one(batch: Batch) -> Grads:
+        keys = _each_key(fold(jax.random.key(seed), "protection", round_index), self.samples)
+
+        def every(params: Params, items: tuple[Batch, Key]) -> Sent:
+            def one(item: tuple[Batch, Key]) -> Sent:
+                batch, key = item
                 labels = jax.nn.one_hot(self.model.targets(batch), self.input_spec.num_classes)
-                return self.update.client(self.model, params, batch, labels)
+                return self.protection(self.update.client(self.model, params, batch, labels), key)
 
-            return jax.lax.map(one, batches)
+            return jax.lax.map(one, items)
 
-        grads = self._program("update", every, params, stacked)(params, stacked)
-        trees.require_finite(grads, f"the client update of {self.specs[1].label} (seed {seed})")
-        return Client(params, stacked, grads)
+        sent = self._program("update", every, params, (stacked, keys))(params, (stacked, keys))
+        trees.require_finite(sent.grads, f"the client update of {self.specs[1].label} (seed {seed})")
+        return Client(params, stacked, sent.grads, sent.unsent)
 
     def _program(self, name: Any, function: Any, *arguments: Any) -> Any:
         """The function compiled in full float32 precision, once for all seeds."""
@@ -195,7 +215,7 @@ class Setting:
         client, score = self.client(seed, round_index), metric.build()
         key = fold(jax.random.key(seed), "metric")
         key = fold(key, round_index) if round_index else key
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(self.samples))
+        keys = _each_key(key, self.samples)
 
         def every(params: Params, items: tuple[Batch, Grads, Key], public: Batch | None) -> Scores:
             def one(item: tuple[Batch, Grads, Key]) -> Scores:
@@ -259,7 +279,7 @@ class Setting:
         return jax.tree.map(np.asarray, ranks), score_seconds, mask_seconds
 
     def _certificates(self, metric: Spec, selector: Spec, seed: int, counts: tuple[int, ...]) -> tuple[list[list[Certificate]], list[float]]:
-        """What masks of so many hidden entries (ascending) leave identifiable; noise is float32's rounding, labels count as known.
+        """What masks of so many hidden entries (ascending) leave identifiable; noise is float32's rounding and the protection's, labels count as known.
 
         Returns:
           Certificates by sample and count; and for each count a lower bound on the MSE of any attacker, averaged over the samples and their masks (NaN for
@@ -294,6 +314,8 @@ class Setting:
     def _jacobian(self, seed: int, sample: int, round_index: int) -> tuple[Any, Any, Any, Any]:
         """J (n, d) in float64 by the inputs that an attacker does not know, the update, its noise, and the prior's precision."""
         client, spec = self.client(seed, round_index), self.input_spec
+        if client.unsent is not None:
+            raise UsageError(f"certificates speak of entries that are sent or encrypted, and {self.protection_spec.label} leaves some out; do without one of them")
         batch, grads = jax.tree.map(lambda leaf: leaf[sample], (client.batches, client.grads))
         embedded = jax.eval_shape(self.model.embed, client.params, batch.inputs)
         needed, budget = (2 + self.num_rounds) * 8 * self.num_total * int(np.prod(embedded.shape)), devices.memory_budget()
@@ -326,7 +348,14 @@ class Setting:
         else:
             # Uniform pixels.
             prior = 12 / float(np.mean([(high - low) ** 2 for low, high in zip(spec.low, spec.high, strict=True)]))
-        return found, flat, float32_noise(leaves), prior
+        added = zip(jax.tree.leaves(self.protection.noise(grads)), leaves, strict=True)
+        noise = np.hypot(float32_noise(leaves), np.concatenate([np.full(leaf.size, float(std)) for std, leaf in added]))
+        return found, flat, noise, prior
+
+
+def _each_key(key: Key, samples: Sequence[int]) -> Key:
+    """One key a sample, the same whichever others there are."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(samples))
 
 
 def _widen(leaf: Any) -> Any:
@@ -752,7 +781,10 @@ def assemble(setting: Setting, seeds: Sequence[int], lanes: Sequence[Sequence[La
 
         def ranked(round_index: int, seed: int = seed, row: Sequence[Lane] = row, index: Any = index) -> Ranks:
             sources = [setting.ranks(lane.metric, lane.selector, seed, round_index)[0] for lane in row]
-            return jax.tree.map(functools.partial(_take_each, index), *sources)
+            ranks = jax.tree.map(functools.partial(_take_each, index), *sources)
+            unsent = setting.client(seed, round_index).unsent
+            # What is not sent is hidden whatever the mask, and before it.
+            return ranks if unsent is None else jax.tree.map(lambda leaf, out: np.where(np.asarray(out)[index], -1, leaf), ranks, unsent)
 
         later = None
         if setting.num_rounds > 1:
@@ -887,6 +919,7 @@ def run_cell(
     known_padding: bool = True,
     public: Any = None,
     rounds: Any = None,
+    protection: Any = "none",
     encryption: Any = None,
     on_progress: Any = None,
 ) -> CellResult:
@@ -901,6 +934,7 @@ def run_cell(
       known_padding: whether it is told which positions of a text are padding.
       public: a data set that everybody has, for amortised metrics and learned attackers.
       rounds: a mapping of `count` and `server_learning_rate`: so many updates of the same data, all of which the attacker has; None is one.
+      protection: what the client does to its update besides encrypting, a name, or a mapping of `name` and arguments.
       encryption: a mapping of `profile`, `num_clients`, `bound`, to encrypt the selection with CKKS and measure it; None leaves it out.
       on_progress: called with (steps done, steps in all) about every twentieth of the attack.
 
@@ -910,7 +944,8 @@ def run_cell(
     """
     options = parse_encryption(encryption)
     specs = _spec("dataset", dataset), _spec("model", model), _spec("update", update)
-    setting = Setting(*specs, [sample], None if public is None else _spec("dataset", public), parse_rounds(rounds))
+    learned = None if public is None else _spec("dataset", public)
+    setting = Setting(*specs, [sample], learned, parse_rounds(rounds), _spec("protection", protection))
     lane = Lane(seed, 0, _spec("metric", metric), _spec("selector", selector), ratio)
     cost = None
     if options is not None:

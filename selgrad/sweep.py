@@ -112,7 +112,10 @@ class Sweep:
 
     def __init__(self, config: SweepConfig, out: str | Path) -> None:
         self.config, self.out = config, Path(out)
-        self.settings = [Setting(*specs, public=config.public, rounds=config.rounds) for specs in settings(config)]
+        self.settings = [
+            Setting(dataset, model, update, public=config.public, rounds=config.rounds, protection=protection)
+            for dataset, model, update, protection in settings(config)
+        ]
         self._compiled: dict[Any, Block | HostBlock] = {}
         self._saved = self._adopt()
         self.run_id: str = self._saved["run_id"]
@@ -377,6 +380,9 @@ class Sweep:
                 cost = None if costs is None else costs[part.setting, lane.metric.label, lane.selector.label, lane.ratio]
                 specs = {"dataset": dataset, "model": model, "update": update, "metric": lane.metric, "selector": lane.selector, "attack": part.attack}
                 identity = {k: [s.name, *s.arguments] for k, s in {**specs, **({"public": config.public} if config.public else {})}.items()}
+                if setting.protection_spec.name != "none":
+                    identity["protection"] = [setting.protection_spec.name, *setting.protection_spec.arguments]
+                specs["protection"] = setting.protection_spec
                 if config.rounds["count"] > 1:
                     identity["rounds"] = [config.rounds["count"], config.rounds["server_learning_rate"]]
                 cell = json.dumps([identity, lane.ratio, lane.sample, lane.seed, config.known_labels, config.known_padding], sort_keys=True)
@@ -404,6 +410,7 @@ class Sweep:
                         "num_evaluations": int(measures["num_evaluations"]),
                         "num_total": setting.num_total,
                         "num_selected": selected,
+                        "plain_bytes": setting.protection.num_bytes(setting.num_total - selected),
                         "num_clients": None if cost is None or config.encryption is None else config.encryption["num_clients"],
                         "num_ciphertexts": None if cost is None else cost.num_ciphertexts,
                         "num_slots": None if cost is None else cost.num_slots,
@@ -451,7 +458,7 @@ class Sweep:
             return pq.read_table(file).to_pandas()
         rows = []
         for index, setting in enumerate(self.settings):
-            title = " / ".join(spec.label for spec in setting.specs)
+            title = setting.title
             for selector, (a, b) in itertools.product(self.config.selector, itertools.combinations(self.config.metric, 2)):
                 counts = {ratio: setting.num_selected(ratio) for ratio in self.config.ratio if 0 < ratio < 1}
                 found = [
@@ -488,7 +495,7 @@ class Sweep:
             (i, j, lane) for i, row in enumerate(part.lanes) for j, lane in enumerate(row)
             if lane.sample < self.config.gallery and lane.seed == self.config.seeds[0]
         ]  # fmt: skip
-        title = " / ".join(spec.label for spec in self.settings[part.setting].specs)
+        title = self.settings[part.setting].title
         if keep and isinstance(self.settings[part.setting].input_spec, TextSpec):
             rows = [
                 {

@@ -21,6 +21,7 @@ _CHECKED = [
         "gradients",
         "significance",
         "masks",
+        "protections",
         "attacks",
         "evaluation",
         "encryption",

@@ -23,7 +23,7 @@ def imports(file: Path) -> set[str]:
 
 
 def test_rooms_are_those_of_the_design():
-    assert ROOMS == ["attacks", "data", "encryption", "evaluation", "gradients", "masks", "models", "report", "significance"]
+    assert ROOMS == ["attacks", "data", "encryption", "evaluation", "gradients", "masks", "models", "protections", "report", "significance"]
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -5,6 +5,7 @@ Nothing here knows how messages travel. Secret keys live in the state and never 
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import secrets
 import time
@@ -17,7 +18,7 @@ import numpy as np
 from selgrad import encryption, trees
 from selgrad.encryption import agreement
 from selgrad.errors import SelgradError, UsageError
-from selgrad.federation.learning import Task, protect, task_of
+from selgrad.federation.learning import Task, task_of
 
 Message = dict[str, Any]
 State = MutableMapping[str, bytes]
@@ -145,8 +146,8 @@ def _train(task: Task, state: State, partition: int, request: Message) -> Messag
     if not np.isfinite(update).all():
         raise SelgradError(f"client {partition}: the update of round {round_number} is not finite; lower local.learning_rate")
     # Noise that the server could draw again would protect nothing.
-    drawn: Any = secrets.randbits(64) if config.protection["name"] == "dp_gaussian" else [config.seed, partition, round_number]
-    update, num_bytes = protect(update, config.protection, config.ratio, drawn)
+    public = hashlib.sha256(f"{config.seed}:{partition}:{round_number}".encode()).digest()[:16]
+    update, num_bytes = task.protect(update, secrets.token_bytes(16) if config.protection == "dp_gaussian" else public)
     weighted = (np.float32(task.weight(partition)) * update).astype(np.float32)
     if not config.encrypts:
         plain = weighted.tobytes()

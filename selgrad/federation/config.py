@@ -15,12 +15,11 @@ from typing import Any
 
 import yaml
 
-from selgrad.config import Spec, _only, expand, read_file
+from selgrad.config import Spec, _only, expand, make_spec, read_file, registry
 from selgrad.encryption.agreement import AGREEMENTS
 from selgrad.encryption.profiles import PROFILES, Profile
 from selgrad.errors import EncryptionError, UsageError, did_you_mean, require_ratio
 
-PROTECTIONS = ("selective", "full", "none", "pruning", "dp_gaussian", "quantised")
 FAULTS = ("die", "late", "malformed", "nan", "twice")
 _DEFAULTS: dict[str, Any] = {
     "name": "federation",
@@ -56,7 +55,8 @@ class FederationConfig:
       local: `num_steps`, `batch_size` and `learning_rate` of each client's gradient descent in a round.
       ratio: share of entries to encrypt, in [0, 1].
       agreement: on one mask, a name in `AGREEMENTS`.
-      protection: `name` in `PROTECTIONS`, and its numbers: `clip` and `noise` of dp_gaussian (noise in units of clip), `bits` of quantised.
+      protection: `selective` (encryption of `ratio`), `full` (of everything), or another's name, which encrypts nothing.
+      baseline: what clients do to their updates before they send them; `none` where they encrypt.
       encryption: `profile`, `bound`, and `keys`, a folder from which clients take a secret key, where the profile encrypts under it.
       timeout: seconds to wait for replies in each phase.
       min_clients: without so many updates a round changes nothing, and no sum over fewer is decrypted; by default 2 where anything is encrypted.
@@ -76,7 +76,8 @@ class FederationConfig:
     metric: Spec
     ratio: float
     agreement: str
-    protection: Mapping[str, Any]
+    protection: str
+    baseline: Spec
     encryption: Mapping[str, Any]
     timeout: float
     min_clients: int
@@ -104,8 +105,8 @@ class FederationConfig:
         return hashlib.sha256(json.dumps({k: v for k, v in given.items() if k not in ("timeout", "wandb", "name")}, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _encrypts(protection: Mapping[str, Any], ratio: float) -> bool:
-    return protection["name"] == "full" or (protection["name"] == "selective" and ratio > 0)
+def _encrypts(protection: str, ratio: float) -> bool:
+    return protection == "full" or (protection == "selective" and ratio > 0)
 
 
 def _one(kind: str, entry: Any) -> Spec:
@@ -113,6 +114,20 @@ def _one(kind: str, entry: Any) -> Spec:
     if len(found) != 1:
         raise UsageError(f"{kind}: {', '.join(s.label for s in found)} are {len(found)}; a federated run takes one")
     return found[0]
+
+
+def _protection(given: Any) -> tuple[str, Spec]:
+    """Its name, and what clients do besides encrypting."""
+    asked = given.get("name") if isinstance(given, Mapping) else given
+    if isinstance(asked, str):
+        _choice("protection", asked, ("selective", "full", *registry("protection")))
+    if asked in ("selective", "full"):
+        if given in (asked, {"name": asked}):
+            return str(asked), make_spec("protection", "none")
+        raise UsageError(f"protection {asked!r} takes no arguments; ratio, agreement and encryption are keys of their own")
+    baseline = _one("protection", given)
+    baseline.build()
+    return baseline.name, baseline
 
 
 def _positive(what: str, values: Mapping[str, Any]) -> None:
@@ -139,15 +154,12 @@ def parse(content: Any) -> FederationConfig:
         raise UsageError(f"faults: {merged['faults']!r} is no list of mappings")
     clients = _only(merged["clients"], "clients", {"count": 5, "alpha": 0.5})
     local = _only(merged["local"], "local", {"num_steps": 10, "batch_size": 32, "learning_rate": 0.1})
-    given = {"name": merged["protection"]} if isinstance(merged["protection"], str) else merged["protection"]
-    protection = _only(given, "protection", {"name": "selective", "clip": 1.0, "noise": 0.01, "bits": 8})
+    protection, baseline = _protection(merged["protection"])
     encryption = _only(merged["encryption"], "encryption", {"profile": "exact", "bound": None, "keys": None}, numbers=("bound",))
-    _choice("protection", protection["name"], PROTECTIONS)
     _choice("agreement", merged["agreement"], AGREEMENTS)
     _choice("encryption profile", encryption["profile"], tuple(PROFILES))
     _positive("clients", {"count": clients["count"]})
     _positive("local", local)
-    _positive("protection", {k: protection[k] for k in ("clip", "bits")})
     encrypts = _encrypts(protection, merged["ratio"])
     if merged["min_clients"] is None:
         merged["min_clients"] = 2 if encrypts and clients["count"] > 1 else 1
@@ -165,8 +177,6 @@ def parse(content: Any) -> FederationConfig:
     require_ratio(merged["ratio"])
     if not 0 <= clients["alpha"] < math.inf:
         raise UsageError(f"clients: alpha={clients['alpha']} must be 0 (even) or more")
-    if not protection["noise"] >= 0 or protection["bits"] > 32:
-        raise UsageError(f"protection: noise={protection['noise']} must be 0 or more and bits={protection['bits']} at most 32")
     if merged["min_clients"] > clients["count"]:
         raise UsageError(f"min_clients={merged['min_clients']} is more than the {clients['count']} clients; lower it")
     faults = []
@@ -193,6 +203,7 @@ def parse(content: Any) -> FederationConfig:
         ratio=float(merged["ratio"]),
         agreement=merged["agreement"],
         protection=protection,
+        baseline=baseline,
         encryption=encryption,
         timeout=float(merged["timeout"]),
         min_clients=merged["min_clients"],
@@ -200,7 +211,7 @@ def parse(content: Any) -> FederationConfig:
         verify=merged["verify"],
         faults=tuple(faults),
         wandb=wandb,
-        text=yaml.safe_dump({**merged, "clients": clients, "local": local, "protection": protection, "encryption": encryption}, sort_keys=True),
+        text=yaml.safe_dump({**merged, "clients": clients, "local": local, "encryption": encryption}, sort_keys=True),
     )
     try:
         profile = config.profile
@@ -214,7 +225,7 @@ def parse(content: Any) -> FederationConfig:
                 f"profile {profile.name!r} encrypts under the secret key, which must not pass through the server; name a folder that only clients read under "
                 "encryption.keys, or take profile 'exact'"
             )
-        if profile.decryption == "threshold" and config.agreement == "encrypted_sensitivity" and config.protection["name"] == "selective":
+        if profile.decryption == "threshold" and config.agreement == "encrypted_sensitivity" and config.protection == "selective":
             raise UsageError(
                 "agreement 'encrypted_sensitivity' needs a key holder to see the sum of maps, and a threshold profile has none; take 'vote' or 'fixed'"
             )

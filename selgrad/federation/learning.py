@@ -1,4 +1,4 @@
-"""What clients learn: a Dirichlet split, local gradient descent, protections that need no encryption, and the accuracy of global weights.
+"""What clients learn: a Dirichlet split, local gradient descent, what they do to updates besides encrypting, and the accuracy of global weights.
 
 Split after Hsu, Qi, Brown 2019 (hsu2019dirichlet); local steps are FedAvg's (mcmahan2017fedavg). Everything is a function of the configuration, a client's
 number and a round, so a server that has the data can recompute it.
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from jax import Array
 
 from selgrad import trees
-from selgrad.base import Batch, GradientContext, Params
+from selgrad.base import Batch, GradientContext, Params, Protection
 from selgrad.config import make_spec
 from selgrad.data import Dataset
 from selgrad.errors import UsageError
@@ -117,6 +117,30 @@ class Task:
 
         return train
 
+    def protect(self, update: Flat, secret: bytes) -> tuple[Flat, int]:
+        """An update under the configuration's baseline, and the bytes that it takes in the clear.
+
+        Args:
+          update: flat.
+          secret: 16 bytes, from which noise and rounding are drawn; whoever knows them can take noise off again.
+        """
+        run: Callable[..., Any] = self._protect
+        return np.asarray(run(jnp.asarray(update), np.frombuffer(secret, np.uint32))), self._baseline.num_bytes(update.size)
+
+    @cached_property
+    def _baseline(self) -> Protection:
+        found: Protection = self.config.baseline.build()
+        return found
+
+    @cached_property
+    def _protect(self) -> Callable[..., Array]:
+        @jax.jit
+        def protect(flat: Array, secret: Array) -> Array:
+            key = jax.random.wrap_key_data(secret, impl="rbg")
+            return trees.concatenate(self._baseline(self._baseline.expected(trees.split(flat, self._like)), key).grads)
+
+        return protect
+
     def scores(self, weights: Flat, client: int) -> Flat:
         """The metric's scores of a client's first batch at given weights, flat."""
         chosen = self._samples(client, 0)[0]
@@ -159,29 +183,3 @@ def task_of(text: str) -> Task:
     import yaml
 
     return Task(parse(yaml.safe_load(text)))
-
-
-def protect(update: Flat, protection: Any, ratio: float, seed: Any) -> tuple[Flat, int]:
-    """An update under a protection that needs no encryption, and the bytes that it takes.
-
-    - `pruning`: the largest `ratio` of the entries is not sent at all; those left, with a bitmap.
-    - `dp_gaussian`: clipped to the norm `clip`, plus N(0, (noise clip)^2) on each entry (abadi2016dp); the seed must be secret.
-    - `quantised`: stochastic rounding to `bits` bits between the smallest and the largest entry (alistarh2017qsgd, without its coding).
-    - anything else leaves it as it is.
-    """
-    name, generator = protection["name"], np.random.default_rng(seed)
-    if name == "pruning":
-        kept = np.ones(update.size, bool)
-        kept[np.argsort(-np.abs(update), kind="stable")[: trees.count(ratio, update.size)]] = False
-        return np.where(kept, update, 0).astype(np.float32), 4 * int(kept.sum()) + -(-update.size // 8)
-    if name == "dp_gaussian":
-        norm = float(np.linalg.norm(update))
-        clipped = update * min(1.0, protection["clip"] / max(norm, 1e-30))
-        noise = generator.normal(scale=protection["noise"] * protection["clip"], size=update.size)
-        return (clipped + noise).astype(np.float32), 4 * update.size
-    if name == "quantised":
-        low, high = float(update.min()), float(update.max())
-        step = max(high - low, 1e-30) / (2 ** protection["bits"] - 1)
-        points = np.floor((update - low) / step + generator.random(update.size))
-        return (low + points * step).astype(np.float32), -(-update.size * protection["bits"] // 8) + 8
-    return update, 4 * update.size

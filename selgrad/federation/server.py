@@ -216,7 +216,7 @@ class Server:
     def _agree(self, number: int, weights: Flat) -> agreement.Bits:
         config, total = self.config, self._task.num_total
         selected = trees.count(config.ratio, total)
-        if config.protection["name"] == "full":
+        if config.protection == "full":
             return np.ones(total, bool)
         if config.agreement == "fixed":
             return agreement.fixed(total, selected, config.seed)
@@ -386,7 +386,7 @@ class Server:
 
     def _verified(self, number: int, weights: Flat, update: npt.NDArray[np.float64], bits: agreement.Bits, clients: list[int], share: float) -> dict[str, Any]:
         """How far the step is from plain FedAvg over the same clients, and the bound that quantisation sets: half a grid step of each client."""
-        if not self.config.verify or self.config.protection["name"] not in ("selective", "full", "none"):
+        if not self.config.verify or self.config.protection not in ("selective", "full", "none"):
             return {"difference": np.nan, "difference_bound": np.nan, "verified": None}
         task = self._task
         sent = [np.float32(task.weight(client)) * task.update(weights, client, number) for client in clients]

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from selgrad.errors import SelgradError
 
-_SETTING = ["dataset_label", "model_label", "update_label"]
+_SETTING = ["dataset_label", "model_label", "update_label", "protection_label"]
 _FEWEST_SAMPLES = 4
 
 
@@ -34,11 +34,12 @@ def read_records(out: str | Path) -> pd.DataFrame:
     tables = []
     for file in files:
         try:
-            tables.append(pq.read_table(file).to_pandas())
+            table = pq.read_table(file).to_pandas()
+            tables.append(table if "protection_label" in table else table.assign(protection_label="none"))
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             raise SelgradError(f"{str(file)!r} is damaged ({reason}); remove it and run the same sweep again, only its block is repeated") from None
-    order = ["dataset_label", "model_label", "update_label", "attack_label", "selector_label", "metric_label", "ratio", "sample", "seed"]
+    order = [*_SETTING, "attack_label", "selector_label", "metric_label", "ratio", "sample", "seed"]
     return pd.concat(tables, ignore_index=True).sort_values(order, kind="stable", ignore_index=True)
 
 
@@ -102,7 +103,7 @@ def attack_label(records: pd.DataFrame) -> pd.Series:
     ambiguous = set(pairs.loc[pairs.duplicated("short", keep=False), "short"])
     label = short.where(~short.isin(ambiguous), records["attack_label"])
     records = records.assign(dataset_label=dataset_label(records))
-    varying = [column for column in _SETTING if records[column].nunique() > 1]
+    varying = [column for column in _SETTING if column in records and records[column].nunique() > 1]
     for column in reversed(varying):
         label = records[column] + (": " if column == varying[-1] else " / ") + label
     return label
@@ -214,7 +215,10 @@ def protecting_ratios(records: pd.DataFrame, *, num_resamples: int = 1000) -> pd
       Columns `setting`, `metric`, `attack`, `hidden`, `ratio`, `low`, `high` (inf where the attack still succeeds at the largest ratio), `num_samples`,
       `success_at_0`, `upper` (of the 95 % Wilson interval of the success rate at `ratio`), and `worst`: whether no rung needs more.
     """
-    records = records.assign(setting=records["dataset_label"] + " / " + records["model_label"])
+    setting = records["dataset_label"] + " / " + records["model_label"]
+    if "protection_label" in records and records["protection_label"].nunique() > 1:
+        setting = setting + " / " + records["protection_label"]
+    records = records.assign(setting=setting)
     generator, rows = np.random.default_rng(0), []
     for (setting, metric, attack, hidden), cells in records.groupby(["setting", "metric_label", "attack", "hidden"], sort=False):
         won = cells.astype({"success": float}).pivot_table(index=["sample", "seed"], columns="ratio", values="success").sort_index(axis=1)

@@ -1,0 +1,39 @@
+"""No protection: the update as it is, in float32.
+
+Federated averaging without any defence (McMahan et al., AISTATS 2017, mcmahan2017fedavg), which every other protection is compared with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from selgrad.base import Grads, Key, Sent
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    """Changes nothing; others change what they must."""
+
+    def expected(self, grads: Grads) -> Grads:
+        """The update."""
+        return grads
+
+    def __call__(self, grads: Grads, key: Key) -> Sent:
+        """All of it."""
+        return Sent(grads)
+
+    def noise(self, grads: Grads) -> Grads:
+        """Zeros."""
+        return jax.tree.map(lambda _: jnp.float32(0), grads)
+
+    def num_bytes(self, num_entries: int) -> int:
+        """Four an entry."""
+        return 4 * num_entries
+
+
+def none() -> Plain:
+    """Sends the update as it is."""
+    return Plain()

@@ -1,0 +1,60 @@
+"""Stochastic rounding of each leaf to a few bits, as in compressed federated learning.
+
+Alistarh et al., NeurIPS 2017 (alistarh2017qsgd), on an even grid between the smallest and the largest entry of each leaf and without their coding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from selgrad.base import Grads, Key, Sent
+from selgrad.errors import UsageError
+from selgrad.protections.nothing import Plain
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantised(Plain):
+    """2^bits values a leaf, unbiased."""
+
+    bits: int
+
+    def _step(self, leaf: Array) -> Array:
+        return (leaf.max() - leaf.min()) / (2**self.bits - 1)
+
+    def __call__(self, grads: Grads, key: Key) -> Sent:
+        """Each entry rounded up or down to a grid point, with the entry as the mean."""
+        leaves, treedef = jax.tree.flatten(grads)
+
+        def one(leaf: Array, key: Key) -> Array:
+            low, step = leaf.min(), jnp.maximum(self._step(leaf), 1e-30)
+            points = jnp.floor((leaf - low) / step + jax.random.uniform(key, leaf.shape, leaf.dtype))
+            return low + jnp.minimum(points, 2**self.bits - 1) * step
+
+        rounded = [one(leaf, k) for leaf, k in zip(leaves, jax.random.split(key, len(leaves)), strict=True)]
+        return Sent(jax.tree.unflatten(treedef, rounded))
+
+    def noise(self, grads: Grads) -> Grads:
+        """step / sqrt(6): f (1 - f) step^2 is the variance at the fraction f of a step, averaged over f."""
+        return jax.tree.map(lambda leaf: self._step(leaf) / 6**0.5, grads)
+
+    def num_bytes(self, num_entries: int) -> int:
+        """The bits, and the ends of one leaf's grid."""
+        return -(-num_entries * self.bits // 8) + 8
+
+
+def quantised(*, bits: int = 8) -> Quantised:
+    """Rounds every leaf stochastically to 2^bits values.
+
+    Args:
+      bits: of each entry, 1 to 16.
+
+    Raises:
+      UsageError: if `bits` lies outside.
+    """
+    if not 1 <= bits <= 16:
+        raise UsageError(f"protection 'quantised': bits={bits} lies outside 1 .. 16")
+    return Quantised(bits)

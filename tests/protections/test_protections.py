@@ -1,0 +1,151 @@
+"""Protections besides encryption, held to what their papers state, and to what encryption by the same mask gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+from selgrad import run_sweep, trees
+from selgrad.config import parse
+from selgrad.errors import UsageError
+from selgrad.experiment import Setting, make_spec, run_cell
+from selgrad.protections import PROTECTIONS
+from selgrad.report.tables import stopping_ratios
+
+TREE = {"a": jax.random.normal(jax.random.key(0), (200, 100)), "b": 5 * jax.random.normal(jax.random.key(1), (1000,))}
+
+
+def send(name, key=2, tree=TREE, **arguments):
+    protection = PROTECTIONS[name](**arguments)
+    return protection, jax.jit(lambda t, k: protection(protection.expected(t), k))(tree, jax.random.key(key))
+
+
+@pytest.mark.parametrize("name", PROTECTIONS)
+def test_every_protection_is_static_and_traceable(name):
+    protection, sent = send(name)
+    assert hash(protection) == hash(PROTECTIONS[name]()) and protection == PROTECTIONS[name]()
+    assert jax.tree.map(jnp.shape, sent.grads) == jax.tree.map(jnp.shape, TREE)
+    assert jax.tree.structure(protection.noise(TREE)) == jax.tree.structure(TREE)
+    # An attacker's simulation has a derivative, and what it expects is what is sent in the mean where nothing is left out.
+    assert np.isfinite(jax.grad(lambda t: trees.dot(protection.expected(t), TREE))(TREE)["a"]).all()
+    if sent.unsent is None:
+        many = jax.vmap(lambda k: protection(protection.expected(TREE), k).grads["a"])(jax.random.split(jax.random.key(3), 400))
+        error = np.asarray(many, np.float64).mean(axis=0) - np.asarray(protection.expected(TREE)["a"])
+        # Five standard errors for the worst of 20,000 means; at half a step rounding deviates by sqrt(6 / 4) of its average.
+        assert np.abs(error).max() <= 5 * np.sqrt(6 / 4) * float(protection.noise(TREE)["a"]) / 20 + 1e-6
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("dp_gaussian", {"clip": 10.0, "noise": 0.02}), ("quantised", {"bits": 6})])
+def test_the_stated_noise_is_the_noise(name, arguments):
+    protection, sent = send(name, **arguments)
+    for leaf in TREE:
+        error = np.asarray(sent.grads[leaf] - protection.expected(TREE)[leaf])
+        assert error.std() == pytest.approx(float(protection.noise(TREE)[leaf]), rel=0.05)
+
+
+def test_clipping_shortens_long_updates_alone():
+    protection = PROTECTIONS["dp_gaussian"](clip=1.0, noise=0.0)
+    short = jax.tree.map(lambda leaf: 1e-4 * leaf, TREE)
+    assert np.sqrt(trees.dot(protection.expected(TREE), protection.expected(TREE))) == pytest.approx(1, rel=1e-5)
+    assert all((a == b).all() for a, b in zip(jax.tree.leaves(protection.expected(short)), jax.tree.leaves(short), strict=True))
+
+
+@pytest.mark.parametrize("bits", [1, 4, 16])
+def test_rounding_leaves_so_many_values_within_a_step_and_keeps_the_ends(bits):
+    _, sent = send("quantised", bits=bits)
+    for leaf, given in TREE.items():
+        found, step = np.asarray(sent.grads[leaf]), float(given.max() - given.min()) / (2**bits - 1)
+        assert len(np.unique(found)) <= 2**bits and np.abs(found - given).max() <= step * (1 + 1e-3)
+        assert found.min() == given.min() and found.max() == pytest.approx(float(given.max()), rel=1e-6)
+
+
+@pytest.mark.parametrize("order", ["smallest", "largest"])
+def test_pruning_leaves_out_exactly_the_smallest_or_the_largest(order):
+    protection, sent = send("pruning", ratio=0.9, order=order)
+    flat, unsent = np.asarray(trees.concatenate(TREE)), np.asarray(trees.concatenate(sent.unsent))
+    magnitudes = np.sort(np.abs(flat))
+    assert unsent.sum() == 18900 and protection.num_bytes(21000) == 4 * 2100 + 2625
+    expected = magnitudes[:18900] if order == "smallest" else magnitudes[-18900:]
+    np.testing.assert_array_equal(np.sort(np.abs(flat[unsent])), expected)
+    np.testing.assert_array_equal(trees.concatenate(sent.grads)[~unsent], flat[~unsent])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("dp_gaussian", {"clip": 0.0}), ("dp_gaussian", {"noise": -1.0}), ("quantised", {"bits": 0}), ("quantised", {"bits": 17}), ("pruning", {"ratio": 1.5})],
+)
+def test_impossible_numbers_are_refused_by_name(name, arguments):
+    with pytest.raises(UsageError, match=f"{next(iter(arguments))}="):
+        PROTECTIONS[name](**arguments)
+
+
+CELL = {"dataset": {"name": "digits", "count": 4}, "model": {"name": "lenet", "activation": "sigmoid"}}
+
+
+@pytest.mark.parametrize("hidden", ["zero", "ignore"])
+def test_leaving_the_largest_out_is_to_an_attacker_what_encryption_by_magnitude_is(hidden):
+    attack = {"name": "idlg", "num_steps": 30, "hidden": hidden}
+    encrypted = run_cell(**CELL, attack=attack, metric="magnitude", ratio=0.2)
+    pruned = run_cell(**CELL, attack=attack, metric="random", ratio=0.0, protection={"name": "pruning", "ratio": 0.2, "order": "largest"})
+    np.testing.assert_array_equal(encrypted.reconstruction, pruned.reconstruction)
+    assert encrypted.num_selected > 0 == pruned.num_selected
+
+
+def test_noise_and_rounding_blur_what_an_attacker_reads():
+    errors = {}
+    for label, protection in {"plain": "none", "8 bits": {"name": "quantised"}, "3 bits": {"name": "quantised", "bits": 3}, "noise": {"name": "dp_gaussian", "noise": 0.1}}.items():  # fmt: skip
+        errors[label] = run_cell(**CELL, attack={"name": "idlg", "num_steps": 60}, protection=protection).mse
+    assert errors["plain"] < 1e-6 < errors["8 bits"] < 1e-3 < errors["3 bits"] < errors["noise"]
+
+
+def test_noise_is_the_clients_own_and_the_same_in_every_sweep():
+    specs = [make_spec("dataset", "digits", {"count": 4}), make_spec("model", "lenet"), make_spec("update", "gradient")]
+    noisy = Setting(*specs, protection=make_spec("protection", "dp_gaussian", {"noise": 1.0}))
+    plain, alone = Setting(*specs), Setting(*specs, samples=[2], protection=noisy.protection_spec)
+    clean = np.asarray(jax.vmap(trees.concatenate)(noisy.protection.expected(plain.client(0).grads)))
+    drawn = [np.asarray(jax.vmap(trees.concatenate)(s.client(seed).grads)) for s, seed in ((noisy, 0), (noisy, 1), (alone, 0))]
+    np.testing.assert_array_equal(drawn[0][2], drawn[2][0])
+    noise = drawn[0] - clean
+    assert abs(np.corrcoef(noise)[~np.eye(4, dtype=bool)]).max() < 0.05 and not np.array_equal(drawn[0], drawn[1])
+
+
+def test_certificates_know_the_noise():
+    """Under noise of deviation s on every entry and none encrypted, the posterior variance of a direction with singular value v is 1 / (v^2 / s^2 + prior)."""
+    specs = [make_spec("dataset", "digits", {"count": 1}), make_spec("model", "lenet"), make_spec("update", "gradient")]
+    metric, selector = make_spec("metric", "magnitude"), make_spec("selector", "global_top")
+    found = {}
+    for noise in (0.001, 0.1):
+        setting = Setting(*specs, protection=make_spec("protection", "dp_gaussian", {"noise": noise, "clip": 1e6}))
+        (certificate,), _, prior = setting.certify(metric, selector, 0, (0,), 0)
+        matrix, *_ = setting._jacobian(0, 0, 0)
+        values = np.linalg.svd(matrix, compute_uv=False)
+        expected = (1 / ((values / (1e6 * noise)) ** 2 + prior)).mean()
+        assert certificate.posterior_mse == pytest.approx(expected, rel=1e-3)
+        found[noise] = certificate.posterior_mse
+    assert found[0.001] < found[0.1]
+    pruned = Setting(*specs, protection=make_spec("protection", "pruning"))
+    with pytest.raises(UsageError, match="leaves some out"):
+        pruned.certify(metric, selector, 0, (0,), 0)
+
+
+def test_a_sweep_takes_protections_as_an_axis(tmp_path):
+    config = {
+        **CELL, "metric": "magnitude", "ratio": [0, 0.5], "attack": {"name": "idlg", "num_steps": 5},
+        "protection": ["none", {"name": "quantised", "bits": [2, 8]}], "encryption": "none",
+    }  # fmt: skip
+    records = run_sweep(config, tmp_path)
+    assert len(records) == 4 * 2 * 3 and records["cell_id"].is_unique
+    assert set(records["protection_label"]) == {"none", "quantised(bits=2)", "quantised"}
+    at_zero = records[records["ratio"] == 0].groupby("protection_label")["plain_bytes"].first()
+    assert at_zero["none"] == 4 * records["num_total"].iloc[0] and at_zero["quantised"] < at_zero["none"] / 3
+    assert stopping_ratios(records)["panel"].nunique() == 3
+    assert "quantised(bits=2)" in (tmp_path / "report.html").read_text()
+    page = pd.read_parquet(tmp_path / "records")
+    assert set(page["protection"]) == {"none", "quantised"}
+
+
+def test_a_sweep_without_protections_is_the_sweep_that_it_was():
+    given = {"dataset": "digits", "model": "lenet", "metric": "magnitude", "attack": "dlg", "ratio": [0, 0.1]}
+    # Of a sweep begun before there were protections; a folder of it must go on.
+    assert parse(given).identity == "633d5a6c9c527a1b" != parse({**given, "protection": "quantised"}).identity
