@@ -33,6 +33,11 @@ def _flat(ranks: Any) -> npt.NDArray[np.int32]:
     return np.concatenate([np.asarray(leaf).reshape(len(leaf), -1) for leaf in jax.tree.leaves(ranks)], axis=1)
 
 
+def _told(ranks: npt.NDArray[Any], count: int, ordered: bool) -> npt.NDArray[Any]:
+    """What a list of the first `count` entries says of each: whether it is there, or where, from 1 at the head down to 0 for those that are not."""
+    return np.maximum(0, 1 - ranks.astype(np.float32) / max(count, 1)) if ordered else ranks < count
+
+
 @dataclasses.dataclass(frozen=True)
 class _Truth:
     """What masks are asked about, and which leaf has a row for each of it.
@@ -70,7 +75,7 @@ def _truth(setting: Setting, seed: int) -> _Truth:
 
 def audit_masks(
     *, dataset: Any, model: Any, metrics: Sequence[Any], ratios: Sequence[float], selectors: Sequence[Any] = ("global_top",), update: Any = "gradient",
-    seed: int = 0, public: Any = None, on_event: OnEvent = lambda _: None,
+    seed: int = 0, public: Any = None, ordered: bool = False, on_event: OnEvent = lambda _: None,
 ) -> pd.DataFrame:  # fmt: skip
     """What masks of every metric, selector and ratio tell of the samples of a data set.
 
@@ -80,6 +85,7 @@ def audit_masks(
       ratios: shares of encrypted entries, in [0, 1].
       seed: of weights and metrics; all samples are seen at the same weights.
       public: a data set that everybody has, for amortised metrics.
+      ordered: whether the lists are read in their order, which MaskCrypt's clients send to be interleaved, and not as sets.
       on_event: called with a line before each metric.
 
     Returns:
@@ -100,8 +106,8 @@ def audit_masks(
             flat, first = _flat(ranks), _flat(setting.ranks(metric, own, seed)[0])
             for ratio in ratios:
                 count = setting.num_selected(ratio)
-                hidden = None if truth.leaf is None else ((trees.at(ranks, truth.leaf) < count).mean(axis=-1)[:, truth.rows], truth.occurs)
-                found = leak(flat < count, truth.labels, truth.inputs, hidden)
+                hidden = None if truth.leaf is None else (_told(trees.at(ranks, truth.leaf), count, ordered).mean(axis=-1)[:, truth.rows], truth.occurs)
+                found = leak(_told(flat, count, ordered), truth.labels, truth.inputs, hidden)
                 extra = np.median([extra_entries(a, b, count) for a, b in zip(first, flat, strict=True)]) / max(count, 1)
                 rows.append(
                     {

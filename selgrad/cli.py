@@ -229,6 +229,7 @@ def attack(
 @click.option("--metric", multiple=True, default=("random", "magnitude", "sensitivity:target=inputs"), show_default=True, help="Repeat for several.")
 @click.option("--selector", multiple=True, default=("global_top",), show_default=True, help="Repeat for several; common, aligned and randomised say less.")
 @click.option("--ratio", multiple=True, type=float, default=(0.1,), show_default=True, help="Repeat for several; shares of entries to encrypt, in [0, 1].")
+@click.option("--ordered", is_flag=True, help="Read each list in its order, as MaskCrypt's clients send it, and not as a set.")
 @click.option("--encrypt", multiple=True, metavar="PATTERN", help="Ask about these leaves instead: all their entries are encrypted, nothing else.")
 @click.option("--attack", multiple=True, help="With --encrypt: attacks to run, in the place of the strongest that fit the data; repeat for several.")
 @click.option("--public", help="NAME or NAME:key=value,... of data that everybody has: a learned decoder joins the attacks.")
@@ -237,8 +238,8 @@ def attack(
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for audit.parquet and figures.")
 @_JSON
 def audit(
-    dataset: str, model: str, update: str, metric: tuple[str, ...], selector: tuple[str, ...], ratio: tuple[float, ...], encrypt: tuple[str, ...],
-    attack: tuple[str, ...], public: str | None, samples: int, seed: int, out: Path | None, as_json: bool,
+    dataset: str, model: str, update: str, metric: tuple[str, ...], selector: tuple[str, ...], ratio: tuple[float, ...], ordered: bool,
+    encrypt: tuple[str, ...], attack: tuple[str, ...], public: str | None, samples: int, seed: int, out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     r"""Ask what a mask gives away, before any attack on the gradient; or whether encrypting some leaves is safe.
 
@@ -273,7 +274,7 @@ def audit(
             asked = audit_paths(encrypt, **given, attacks=attacks, samples=range(samples), seed=seed, on_event=status.update)
         else:
             chosen = {"metrics": [_entry("metric", one) for one in metric], "selectors": [_entry("selector", one) for one in selector]}
-            table = audit_masks(**given, **chosen, ratios=ratio, seed=seed, on_event=status.update)
+            table = audit_masks(**given, **chosen, ratios=ratio, seed=seed, ordered=ordered, on_event=status.update)
     if not encrypt:
         _print_leaks(table, out, as_json)
         return

@@ -315,7 +315,9 @@ class Setting:
         """J (n, d) in float64 by the inputs that an attacker does not know, the update, its noise, and the prior's precision."""
         client, spec = self.client(seed, round_index), self.input_spec
         if client.unsent is not None:
-            raise UsageError(f"certificates speak of entries that are sent or encrypted, and {self.protection_spec.label} leaves some out; do without one of them")
+            raise UsageError(
+                f"certificates speak of entries that are sent or encrypted, and {self.protection_spec.label} leaves some out; do without one of them"
+            )
         batch, grads = jax.tree.map(lambda leaf: leaf[sample], (client.batches, client.grads))
         embedded = jax.eval_shape(self.model.embed, client.params, batch.inputs)
         needed, budget = (2 + self.num_rounds) * 8 * self.num_total * int(np.prod(embedded.shape)), devices.memory_budget()
@@ -809,19 +811,31 @@ def assemble(setting: Setting, seeds: Sequence[int], lanes: Sequence[Sequence[La
     return Weights(first, moved), stacked
 
 
-def make_scheme(options: Mapping[str, Any]) -> encryption.CKKS:
-    """The crypto context of a configuration's `profile` and `bound`."""
-    profile = encryption.PROFILES[options["profile"]]
-    return encryption.CKKS(dataclasses.replace(profile, bound=float(options["bound"] or profile.bound)))
+class Engines:
+    """Crypto contexts and keys of a configuration's `profile`, `bound` and `num_clients`, made once for each ring that sizes call for."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        profile = encryption.PROFILES[options["profile"]]
+        self._profile = dataclasses.replace(profile, bound=float(options["bound"] or profile.bound))
+        self._num_clients = options["num_clients"]
+        self._made: dict[encryption.Profile, tuple[encryption.CKKS, Sequence[encryption.Keys]]] = {}
+
+    def for_size(self, num_values: int) -> tuple[encryption.CKKS, Sequence[encryption.Keys]]:
+        """Context and keys for so many values a client."""
+        profile = self._profile.for_size(num_values)
+        if profile not in self._made:
+            scheme = encryption.CKKS(profile)
+            self._made[profile] = scheme, make_keys(scheme, self._num_clients)
+        return self._made[profile]
 
 
-def encryption_cost(setting: Setting, lane: Lane, scheme: encryption.CKKS, keys: Sequence[encryption.Keys], num_clients: int) -> encryption.Cost:
+def encryption_cost(setting: Setting, lane: Lane, engines: Engines, num_clients: int) -> encryption.Cost:
     """One round on real entries: every client encrypts an update of the setting under the lane's mask; the sum is proven exact."""
     ranks = jax.tree.map(lambda leaf: leaf[lane.sample], setting.ranks(lane.metric, lane.selector, lane.seed)[0])
     mask = jax.tree.map(np.asarray, trees.top(ranks, setting.num_selected(lane.ratio)))
     grads = jax.tree.map(np.asarray, setting.client(lane.seed).grads)
     clients = [encryption.select(jax.tree.map(lambda leaf, i=i % setting.num_samples: leaf[i], grads), mask) for i in range(num_clients)]
-    return encryption.measure(scheme, keys, clients, encryption.mask_hash(mask))
+    return encryption.measure(*engines.for_size(clients[0].size), clients, encryption.mask_hash(mask))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -949,8 +963,7 @@ def run_cell(
     lane = Lane(seed, 0, _spec("metric", metric), _spec("selector", selector), ratio)
     cost = None
     if options is not None:
-        scheme = make_scheme(options)
-        cost = encryption_cost(setting, lane, scheme, make_keys(scheme, options["num_clients"]), options["num_clients"])
+        cost = encryption_cost(setting, lane, Engines(options), options["num_clients"])
     ran = run_lanes(setting, _spec("attack", attack), [lane], known_labels=known_labels, known_padding=known_padding, on_progress=on_progress)
     spec, found = setting.input_spec, ran.found[0]
     truth = found.truth if isinstance(spec, TextSpec) else np.asarray(spec.pixels(setting.client(seed).batches.inputs[0]))

@@ -33,6 +33,7 @@ from selgrad.config import Spec, SweepConfig, settings
 from selgrad.errors import SelgradError, UsageError
 from selgrad.experiment import (
     Block,
+    Engines,
     Found,
     HostBlock,
     Lane,
@@ -41,7 +42,6 @@ from selgrad.experiment import (
     complete,
     encryption_cost,
     make_block,
-    make_scheme,
     reads_evidence,
     succeeded,
     success_rule,
@@ -265,8 +265,7 @@ class Sweep:
         if self._encryption_note is not None:
             return None
         saved: dict[str, dict[str, Any]] = self._saved.setdefault("costs", {})
-        scheme: encryption.CKKS | None = None
-        keys: Any = None
+        engines = Engines(options)
         result: dict[tuple[int, str, str, float], encryption.Cost] = {}
         seed = self.config.seeds[0]
         for index, setting in enumerate(self.settings):
@@ -275,12 +274,9 @@ class Sweep:
                     for ratio in self.config.ratio:
                         name = json.dumps([index, metric.label, selector.label, ratio])
                         if name not in saved:
-                            if scheme is None:
-                                scheme = make_scheme(options)
-                                keys = encryption.make_keys(scheme, options["num_clients"])
                             on_event(f"encrypting {ratio:.1%} of {setting.specs[1].label} by {metric.label}")
                             lane = Lane(seed, 0, metric, selector, ratio)
-                            cost = encryption_cost(setting, lane, scheme, keys, options["num_clients"])
+                            cost = encryption_cost(setting, lane, engines, options["num_clients"])
                             saved[name] = dataclasses.asdict(cost)
                         result[index, metric.label, selector.label, ratio] = encryption.Cost(**saved[name])
         self._save_plan()

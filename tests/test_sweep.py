@@ -19,6 +19,7 @@ from selgrad import checkpoints, encryption
 from selgrad.base import InputSpec
 from selgrad.config import parse
 from selgrad.errors import SelgradError, UsageError
+from selgrad.experiment import Engines
 from selgrad.report.page import make_report
 from selgrad.report.tables import read_records
 from selgrad.runner import run_sweep
@@ -356,3 +357,12 @@ def test_batches_and_local_steps_run_through_the_same_corridor(tmp_path):
     records = run_sweep(config, tmp_path / "out", quiet=True)
     assert len(records) == 2 * 3 * 2 * 3 * 2
     assert records["label_correct"].between(0, 1).all()
+
+
+def test_encryption_takes_the_ring_for_the_number_of_values():
+    if encryption.unavailable():
+        pytest.skip(encryption.unavailable())
+    engines = Engines({"profile": "exact", "bound": None, "num_clients": 3})
+    small, large = engines.for_size(1000), engines.for_size(10**6)
+    assert small[0].profile.ring == 4096 < large[0].profile.ring
+    assert engines.for_size(999_999)[0] is small[0], "made once"

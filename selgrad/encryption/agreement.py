@@ -1,7 +1,8 @@
 """How clients agree on one mask, so that ciphertexts can be added slot by slot; each function says who learns what.
 
 Summed sensitivity maps under encryption are FedML-HE's (jin2023fedmlhe, algorithm 1); interleaved priority lists are MaskCrypt's (hu2024maskcrypt). What index
-lists tell is measured by `selgrad audit`, with the selectors `common` (vote, union, mean) and `random` (fixed).
+lists tell is measured by `selgrad audit`: a client's own with `global_top` (for `interleaved` with `--ordered`), the common one with `common`, and `fixed` is
+the metric `random`.
 """
 
 from __future__ import annotations

@@ -147,9 +147,10 @@ class Profile:
     def noise_deviation(self, num_clients: int) -> float:
         """Standard deviation of a decrypted sum's noise, per real value.
 
-        A fresh coefficient's variance is sigma^2 under the secret key and sigma^2 (1 + 4 N / 3) under the public one (ternary secrets); N / 2 of them make up
-        a real value of a slot. Encoding rounds each coefficient, by 1 / 12, and alike for clients that send the same values, which is the worst case taken
-        here. Threshold shares add smudging of 2^20 each; flooding hides `noise_bits` by 30 bits of statistical security.
+        A fresh coefficient's variance is sigma^2 under the secret key and sigma^2 (1 + 4 N / 3) under the public one (ternary secrets; a joint key of P
+        parties is a sum of P, and the second term P times as large); N / 2 of them make up a real value of a slot. Encoding rounds each coefficient, by
+        1 / 12, and alike for clients that send the same values, which is the worst case taken here. Threshold shares add smudging of 2^20 each; flooding
+        hides `noise_bits` by 30 bits of statistical security.
         """
         fresh, added = self._noise_variances
         return math.sqrt((num_clients * fresh + num_clients**2 * _ENCODING + added) * self.ring / 2) / 2.0 ** (self.scale_bits - self.headroom_bits)
@@ -157,7 +158,7 @@ class Profile:
     @property
     def _noise_variances(self) -> tuple[float, float]:
         """Of a coefficient: what each client adds, and what decryption adds."""
-        fresh = _SIGMA**2 * (1.0 if self.key == "secret" else 1 + 4 * self.ring / 3)
+        fresh = _SIGMA**2 * (1.0 if self.key == "secret" else 1 + 4 * self.ring / 3 * self.num_parties)
         if self.decryption == "threshold":
             return fresh, self.num_parties * _SMUDGING**2
         return fresh, (_FLOODING * 2.0**self.noise_bits) ** 2 if self.decryption == "noise_flooding" else 0.0

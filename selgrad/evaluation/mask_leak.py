@@ -42,7 +42,7 @@ class MaskLeak:
     support_auc: float
 
 
-def principal_components(masks: npt.NDArray[np.bool_], count: int = _COMPONENTS) -> npt.NDArray[np.float64]:
+def principal_components(masks: npt.NDArray[Any], count: int = _COMPONENTS) -> npt.NDArray[np.float64]:
     """(samples, at most `count`) coordinates of masks (samples, n) along their principal axes, each of variance 1; none where all masks are the same."""
     samples = len(masks)
     gram: Any = np.zeros((samples, samples))
@@ -132,11 +132,11 @@ def support_auc(rows_hidden: npt.NDArray[Any], occurs: npt.NDArray[np.bool_]) ->
 Rows: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]
 
 
-def leak(masks: npt.NDArray[np.bool_], labels: npt.NDArray[Any], inputs: npt.NDArray[Any], rows: Rows | None) -> MaskLeak:
+def leak(masks: npt.NDArray[Any], labels: npt.NDArray[Any], inputs: npt.NDArray[Any], rows: Rows | None) -> MaskLeak:
     """What masks tell.
 
     Args:
-      masks: (samples, n), True where encrypted.
+      masks: (samples, n), True where encrypted; or numbers that fall along a priority list, 0 where an entry is not on it.
       labels: (samples,), those of the first input of each batch.
       inputs: (samples, d) pixels, or counts of tokens.
       rows: share of hidden entries of each row and whether the coordinate or token occurs, both (samples, rows), where a leaf has such rows.

@@ -102,7 +102,7 @@ def _hello(_: Task, state: State, __: int, ___: Message) -> Message:
 
 def _make_key(task: Task, state: State, _: int, request: Message) -> Message:
     """The key holder's fresh keys, or a party's share of joint ones; the answer holds what clients need to encrypt, and no secret."""
-    profile = task.config.profile
+    profile = task.profile
     if profile.decryption == "threshold":
         party = encryption.Party(request["previous"] or None, profile=profile)
         state["secret"] = party.secret_key()
@@ -118,7 +118,7 @@ def _make_key(task: Task, state: State, _: int, request: Message) -> Message:
 
 
 def _key_of(task: Task, request: Message) -> bytes:
-    if task.config.profile.key == "public":
+    if task.profile.key == "public":
         return bytes(request["client_key"])
     from pathlib import Path
 
@@ -132,7 +132,7 @@ def _agree(task: Task, state: State, partition: int, request: Message) -> Messag
     if config.agreement == "interleaved":
         return {"proposal": np.argsort(-scores, kind="stable")[:selected].astype(np.int32).tobytes()}
     if config.agreement == "encrypted_sensitivity":
-        values = agreement.normalised(scores, config.profile.bound)
+        values = agreement.normalised(scores, task.profile.bound)
         return {"proposal": _client(_key_of(task, request), state["mac"]).encrypt(values, "scores")}
     return {"proposal": encryption.encode_indices(agreement.own(scores, selected))}
 
@@ -161,7 +161,7 @@ def _train(task: Task, state: State, partition: int, request: Message) -> Messag
     sealed = _client(_key_of(task, request), state["mac"]).encrypt(weighted[bits], context_of(request["mask_hash"], round_number))
     plain = weighted[~bits].tobytes()
     seconds = {"train_seconds": trained - started, "encrypt_seconds": time.perf_counter() - trained}
-    clipped = int((np.abs(weighted[bits]) > config.profile.bound).sum())
+    clipped = int((np.abs(weighted[bits]) > task.profile.bound).sum())
     signed = plain_mac(state["mac"], round_number, plain)
     return {"plain": plain, "plain_mac": signed, "sealed": sealed, "plain_bytes": len(plain), "clipped": clipped, **seconds}
 

@@ -20,6 +20,7 @@ from selgrad import trees
 from selgrad.base import Batch, GradientContext, Params, Protection
 from selgrad.config import make_spec
 from selgrad.data import Dataset
+from selgrad.encryption.profiles import Profile
 from selgrad.errors import UsageError
 from selgrad.federation.config import FederationConfig, parse
 
@@ -71,6 +72,12 @@ class Task:
         self.num_samples = [len(shard) for shard in self.shards]
         self._like = jax.eval_shape(self._model.init, jax.random.key(0))
         self.num_total = trees.size(self._like)
+
+    @cached_property
+    def profile(self) -> Profile:
+        """Of the encryption, with the ring for as many entries as a client encrypts at once."""
+        whole = self.config.protection == "full" or self.config.agreement == "encrypted_sensitivity"
+        return self.config.profile.for_size(self.num_total if whole else trees.count(self.config.ratio, self.num_total))
 
     @cached_property
     def initial(self) -> Flat:

@@ -179,7 +179,7 @@ class Server:
         self._on_event(f"round {number}: client {event.client} {event.status} {event.detail}".rstrip(), -1.0)
 
     def _holds_keys(self) -> bool:
-        return self.config.encrypts and self.config.profile.decryption != "threshold"
+        return self.config.encrypts and self._task.profile.decryption != "threshold"
 
     def _greet(self) -> None:
         parties = [*range(self.config.clients["count"]), *([self._holder] if self._holds_keys() else [])]
@@ -209,7 +209,7 @@ class Server:
                 replies = self._ask(0, "make_key", {party: {"previous": self._client_key}})
                 self._require(replies, party)
                 self._client_key, self._key_tag = replies[party]["client_key"], replies[party]["key_tag"]
-        self._scheme = encryption.CKKS(self.config.profile)
+        self._scheme = encryption.CKKS(self._task.profile)
 
     # Agreement on a mask
 
@@ -382,7 +382,7 @@ class Server:
                 self._note(number, Event(-1, "failed", str(error)))
                 return None
         seconds["decrypt"] = time.perf_counter() - started
-        return points / 2.0**self.config.profile.grid_bits
+        return points / 2.0**self._task.profile.grid_bits
 
     def _verified(self, number: int, weights: Flat, update: npt.NDArray[np.float64], bits: agreement.Bits, clients: list[int], share: float) -> dict[str, Any]:
         """How far the step is from plain FedAvg over the same clients, and the bound that quantisation sets: half a grid step of each client."""
@@ -392,7 +392,7 @@ class Server:
         sent = [np.float32(task.weight(client)) * task.update(weights, client, number) for client in clients]
         reference = np.sum([one.astype(np.float64) for one in sent], axis=0)
         difference = float(np.abs(update - reference).max()) / share
-        bound = len(clients) * self.config.profile.quantisation_error / share if bits.any() else 0.0
+        bound = len(clients) * self._task.profile.quantisation_error / share if bits.any() else 0.0
         return {"difference": difference, "difference_bound": bound, "verified": bool(difference <= bound * (1 + 1e-9))}
 
     def _keep(self, number: int, weights: Flat) -> None:

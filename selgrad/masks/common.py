@@ -1,6 +1,6 @@
 """One mask for a whole cohort of clients, so that an index list says little of any one of them.
 
-Averaged maps are FedML-HE's agreement (jin2023fedmlhe, section 3); the union of priority lists is MaskCrypt's (hu2024maskcrypt). The order itself must be
+Averaged maps are FedML-HE's agreement (jin2023fedmlhe, section 3); interleaved priority lists are MaskCrypt's (hu2024maskcrypt). The order itself must be
 agreed on under encryption or by a trusted party: a client that sends its own scores in the clear has leaked them already.
 """
 
@@ -16,7 +16,7 @@ from jax import Array
 from selgrad import trees
 from selgrad.base import Ranks, Scores
 
-Agreement: TypeAlias = Literal["mean", "vote", "union"]
+Agreement: TypeAlias = Literal["mean", "vote", "union", "interleaved"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +46,10 @@ class CohortSelector:
             sizes = jnp.abs(flat).sum(axis=1, keepdims=True)
             return trees.rank(trees.split((flat / jnp.where(sizes > 0, sizes, 1)).mean(axis=0), like))
         ranks: Array = jax.lax.map(trees.descending_ranks, flat)
-        chosen = ranks.min(axis=0) if self.by == "union" else jnp.sort(ranks, axis=0)[(len(flat) - 1) // 2]
-        order = jnp.lexsort((ranks.astype(jnp.float32).mean(axis=0), chosen))
+        chosen = ranks.min(axis=0) if self.by in ("union", "interleaved") else jnp.sort(ranks, axis=0)[(len(flat) - 1) // 2]
+        # Equal places go to the first client whose turn it is, or to whom they matter more on average.
+        then = ranks.argmin(axis=0) if self.by == "interleaved" else ranks.astype(jnp.float32).mean(axis=0)
+        order = jnp.lexsort((then, chosen))
         return trees.split(trees.positions(order), like)
 
 
@@ -56,6 +58,7 @@ def common(*, by: Agreement = "mean") -> CohortSelector:
 
     Args:
       by: `mean`: by the mean of the clients' scores, each divided by its sum. `vote`: by the median of their ranks, so that the first k are what most
-        clients would choose among their first k. `union`: by the best of their ranks: what anyone would choose first comes first.
+        clients would choose among their first k. `union`: by the best of their ranks: what anyone would choose first comes first. `interleaved`: one entry
+        of each client's priority list in turn, as MaskCrypt's server takes them; the union's order but for ties.
     """
     return CohortSelector(by)

@@ -38,7 +38,7 @@ class Quantised(Plain):
         return Sent(jax.tree.unflatten(treedef, rounded))
 
     def noise(self, grads: Grads) -> Grads:
-        """step / sqrt(6): f (1 - f) step^2 is the variance at the fraction f of a step, averaged over f."""
+        """Step / sqrt(6): f (1 - f) step^2 is the variance at the fraction f of a step, averaged over f."""
         return jax.tree.map(lambda leaf: self._step(leaf) / 6**0.5, grads)
 
     def num_bytes(self, num_entries: int) -> int:

@@ -95,6 +95,26 @@ class TestExactness:
         documented = dataclasses.replace(profile, num_parties=3 if profile.decryption == "threshold" else 1).noise_deviation(num_clients)
         assert noise.std() == pytest.approx(documented, rel=0.15)
 
+    @pytest.mark.parametrize("value", [1.0, -1.0, "step", 0.0])
+    def test_a_hundred_parties_decrypt_as_many_clients_as_the_profile_holds(self, engine, value):
+        """The most parties and clients, all values at an end of the grid; the noise that rounding takes off is what the profile says."""
+        scheme, _ = engine("threshold")
+        profile, step = scheme.profile, 2.0**-scheme.profile.grid_bits
+        keys = make_keys(scheme, 200)
+        assert len(keys) == 100
+        given = np.full(4000, step if value == "step" else value)
+        total = scheme.add([scheme.encrypt(keys[-1], given, "") for _ in range(profile.max_clients)], raw=True)
+        seen = []
+        original = scheme._points
+        scheme._points = lambda plain, count: (seen.append(raw_slots(plain, profile)), original(plain, count))[1]
+        try:
+            found = decrypt(scheme, keys, total, "")
+        finally:
+            del scheme._points
+        assert (found == profile.max_clients * quantise(given, profile)).all()
+        if value == 0.0:
+            assert np.concatenate([s[:-1] for s in seen]).std() == pytest.approx(profile.noise_deviation(profile.max_clients), rel=0.15)
+
     def test_an_empty_selection_costs_nothing(self, scheme, keys):
         assert measure(scheme, [keys], [np.zeros(0)] * 3, "mask").ciphertext_bytes == 0
         encrypted = scheme.encrypt(keys, np.zeros(0), "mask")

@@ -76,6 +76,21 @@ def test_a_client_with_a_secret_key_profile_can_read_the_others_and_the_docs_say
     assert "can read every other's upload" in holder.profile.about
 
 
+def test_a_hundred_parties_that_exchange_bytes_alone():
+    """Each is restored from its own storage before it shares; the joint key is handed from one to the next, and ninety-nine shares decrypt nothing."""
+    parties = [Party()]
+    while len(parties) < 100:
+        parties.append(Party(parties[-1].client_key()))
+    joint = parties[-1].client_key()
+    total = Aggregator("threshold", raw=True).add([Client(joint).encrypt(values(i), "mask") for i in range(3)])
+    shares = [Party.restore(party.secret_key()).share(total, "mask") for party in parties]
+    expected = sum(quantise(values(i), encryption.PROFILES["threshold"]) for i in range(3))
+    assert (parties[50].combine(shares, "mask") == expected).all()
+    for missing in (0, 99):
+        with pytest.raises(EncryptionError, match="off the grid|all parties"):
+            parties[0].combine(shares[:missing] + shares[missing + 1 :], "mask")
+
+
 def test_parties_decrypt_together_and_not_alone():
     first = Party()
     second = Party(first.client_key())

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from selgrad.audit import audit_masks, audit_paths
+from selgrad.audit import _told, audit_masks, audit_paths
 from selgrad.errors import UsageError
 from selgrad.evaluation.mask_leak import extra_entries, leak, principal_components, support_auc
 
@@ -45,6 +45,17 @@ def test_inputs_that_are_linear_in_the_mask_are_explained():
     assert leak(masks, np.zeros(300), inputs, None).input_explained > 0.95
 
 
+def test_the_order_of_a_list_tells_what_the_set_does_not():
+    """Everybody lists the same ten entries, and the label is whether they stand forwards or backwards."""
+    labels = np.arange(200) % 2
+    ranks = np.tile(np.arange(30), (200, 1))
+    ranks[labels == 1, :10] = np.arange(10)[::-1]
+    inputs = RNG.random((200, 3))
+    assert leak(_told(ranks, 10, ordered=False), labels, inputs, None).label_bits == 0
+    assert leak(_told(ranks, 10, ordered=True), labels, inputs, None).label_bits > 0.9
+    np.testing.assert_allclose(_told(ranks[:1], 10, ordered=True)[0], [*np.arange(10, 0, -1) / 10, *[0] * 20], rtol=1e-6)
+
+
 def test_components_are_those_of_the_centred_masks():
     masks = RNG.random((20, 100)) < 0.3
     found = principal_components(masks, 5)
@@ -81,6 +92,11 @@ class TestAudit:
     def test_tokens_are_named_by_rows_of_their_embedding_gradient(self):
         table = audit_masks(dataset={"name": "sentences", "count": 30}, model={"name": "bert", "embedding": "sent"}, metrics=["magnitude"], ratios=[0.2])
         assert table.support_auc[0] > 0.99
+
+    def test_a_priority_list_tells_more_of_the_inputs_than_its_set(self):
+        given = {"dataset": {"name": "digits", "count": 150}, "model": {"name": "mlp", "width": 16}, "metrics": ["magnitude"], "ratios": [0.5]}
+        as_set, as_list = (audit_masks(**given, ordered=ordered) for ordered in (False, True))
+        assert as_list.input_explained[0] > as_set.input_explained[0] and as_list.label_bits[0] >= as_set.label_bits[0] - 0.05
 
     def test_it_needs_samples(self):
         with pytest.raises(UsageError, match="raise count"):

@@ -11,7 +11,7 @@ from selgrad import encryption
 from selgrad.errors import SelgradError, UsageError
 from selgrad.federation.client import FaultError, respond
 from selgrad.federation.config import parse
-from selgrad.federation.learning import dirichlet_split
+from selgrad.federation.learning import Task, dirichlet_split
 from selgrad.federation.server import Event, Server, adopt
 
 SMALL = {
@@ -93,6 +93,14 @@ class TestSameAsPlain:
         for party, request in transport.seen:
             assert party == 3 or all(secret[-2000:] not in value for value in request.values() if isinstance(value, bytes))
         assert not [name for name, value in vars(server).items() if isinstance(value, bytes) and secret[-2000:] in value]
+
+
+@pytest.mark.parametrize(
+    ("change", "ring"), [({"ratio": 0.5}, 4096), ({"protection": "full"}, 16384), ({"agreement": "encrypted_sensitivity", "ratio": 0.1}, 16384)]
+)
+def test_the_ring_is_that_for_what_a_client_encrypts_at_once(change, ring):
+    task = Task(parse({**SMALL, "model": {"name": "mlp", "width": 970}, **change}))
+    assert task.num_total > 10**6 and task.profile.ring == ring
 
 
 def test_protections_without_encryption_cost_accuracy_as_they_are_strong(tmp_path):
@@ -257,7 +265,7 @@ def test_a_split_gives_every_sample_to_one_client(alpha, seed):
 
 @pytest.mark.parametrize(("change", "said"), [
     ({"rounds": 0}, "rounds=0 must be positive"), ({"ratio": 1.5}, "ratio=1.5"), ({"agreement": "votes"}, "vote"), ({"clients": {"number": 3}}, "no key 'number'"),
-    ({"protection": "prune"}, "pruning"), ({"encryption": {"profile": "exact", "bound": 1e9}}, "no room for bound"), ({"encryption": {"profile": "compact"}}, "encryption.keys"),
+    ({"protection": "prune"}, "pruning"), ({"protection": {"name": "full", "ratio": 0.5}}, "takes no arguments"), ({"protection": {"name": "quantised", "bits": 40}}, "bits=40"), ({"encryption": {"profile": "exact", "bound": 1e9}}, "no room for bound"), ({"encryption": {"profile": "compact"}}, "encryption.keys"),
     ({"clients": {"count": 500}}, "holds .181."), ({"min_clients": 9}, "more than the 3 clients"), ({"faults": [{"client": 7}]}, "client=7"),
     ({"min_clients": 1}, "alone"), ({"seed": -1}, "seed=-1"), ({"encryption": {"keys": 5}}, "keys=5"),
     ({"encryption": {"profile": "threshold"}, "agreement": "encrypted_sensitivity"}, "has none"),

@@ -7,6 +7,7 @@ import pytest
 
 from selgrad import trees
 from selgrad.config import make_spec
+from selgrad.encryption.agreement import interleaved
 from selgrad.errors import UsageError
 from selgrad.experiment import Setting
 from selgrad.masks import SELECTORS
@@ -68,6 +69,13 @@ class TestCommon:
         for k in (20, 40, 60):
             most = (own < k).mean(axis=0) > 0.5
             assert most.any() and ranks[most].max() == most.sum() - 1
+
+    def test_interleaving_takes_what_the_agreement_of_federated_runs_takes(self):
+        stacked, own = self.cohort()
+        ranks = flat(SELECTORS["common"](by="interleaved").of_cohort(stacked))
+        for k in range(0, own.shape[1] + 1, 7):
+            lists = [np.argsort(one, kind="stable")[:k] for one in own]
+            np.testing.assert_array_equal(ranks < k, interleaved(lists, own.shape[1], k))
 
     def test_a_mean_weighs_every_client_alike(self):
         stacked, _ = self.cohort(3)
