@@ -311,21 +311,32 @@ class Setting:
         informations = list(grams(matrix, ranks, counts, 1 / noise**2))
         return certify(matrix, grads, ranks, counts, noise=noise, prior=prior, informations=informations), informations, prior
 
-    def _jacobian(self, seed: int, sample: int, round_index: int) -> tuple[Any, Any, Any, Any]:
-        """J (n, d) in float64 by the inputs that an attacker does not know, the update, its noise, and the prior's precision."""
-        client, spec = self.client(seed, round_index), self.input_spec
-        if client.unsent is not None:
+    def require_certifiable(self) -> jax.ShapeDtypeStruct:
+        """The shape of one batch's embedded inputs, whose Jacobian certificates need.
+
+        Raises:
+          UsageError: if it does not fit in memory, or a protection leaves entries out.
+        """
+        params = jax.eval_shape(self.model.init, jax.random.key(0))
+        embedded = jax.eval_shape(self.model.embed, params, self.dataset.batch(self.samples[0], self.update.batch_size).inputs)
+        sent = self.model.split(params)[0]
+        if jax.eval_shape(self.protection, sent, jax.random.key(0)).unsent is not None:
             raise UsageError(
                 f"certificates speak of entries that are sent or encrypted, and {self.protection_spec.label} leaves some out; do without one of them"
             )
-        batch, grads = jax.tree.map(lambda leaf: leaf[sample], (client.batches, client.grads))
-        embedded = jax.eval_shape(self.model.embed, client.params, batch.inputs)
         needed, budget = (2 + self.num_rounds) * 8 * self.num_total * int(np.prod(embedded.shape)), devices.memory_budget()
         if needed > budget:
             raise UsageError(
                 f"certificates of {self.specs[1].label} need {needed / 1e9:.1f} GB for a Jacobian of {self.num_total:,} entries by "
                 f"{int(np.prod(embedded.shape)):,} inputs, and {budget / 1e9:.1f} GB are free; take a smaller model, batch or input"
             )
+        return embedded
+
+    def _jacobian(self, seed: int, sample: int, round_index: int) -> tuple[Any, Any, Any, Any]:
+        """J (n, d) in float64 by the inputs that an attacker does not know, the update, its noise, and the prior's precision."""
+        embedded = self.require_certifiable()
+        client, spec = self.client(seed, round_index), self.input_spec
+        batch, grads = jax.tree.map(lambda leaf: leaf[sample], (client.batches, client.grads))
 
         def every(params: Params, batch: Batch, grads: Grads) -> Array:
             context = GradientContext(model=self.model, params=params, batch=batch, update=self.update, grads=grads, key=jax.random.key(0))

@@ -116,6 +116,10 @@ class Sweep:
             Setting(dataset, model, update, public=config.public, rounds=config.rounds, protection=protection)
             for dataset, model, update, protection in settings(config)
         ]
+        if config.certificates:
+            # Before anything runs: records are written with them.
+            for setting in self.settings:
+                setting.require_certifiable()
         self._compiled: dict[Any, Block | HostBlock] = {}
         self._saved = self._adopt()
         self.run_id: str = self._saved["run_id"]

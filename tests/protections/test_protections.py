@@ -12,6 +12,7 @@ from selgrad.errors import UsageError
 from selgrad.experiment import Setting, make_spec, run_cell
 from selgrad.protections import PROTECTIONS
 from selgrad.report.tables import stopping_ratios
+from selgrad.sweep import Sweep
 
 TREE = {"a": jax.random.normal(jax.random.key(0), (200, 100)), "b": 5 * jax.random.normal(jax.random.key(1), (1000,))}
 
@@ -110,7 +111,7 @@ def test_noise_is_the_clients_own_and_the_same_in_every_sweep():
     assert abs(np.corrcoef(noise)[~np.eye(4, dtype=bool)]).max() < 0.05 and not np.array_equal(drawn[0], drawn[1])
 
 
-def test_certificates_know_the_noise():
+def test_certificates_know_the_noise(tmp_path):
     """Under noise of deviation s on every entry and none encrypted, the posterior variance of a direction with singular value v is 1 / (v^2 / s^2 + prior)."""
     specs = [make_spec("dataset", "digits", {"count": 1}), make_spec("model", "lenet"), make_spec("update", "gradient")]
     metric, selector = make_spec("metric", "magnitude"), make_spec("selector", "global_top")
@@ -127,6 +128,9 @@ def test_certificates_know_the_noise():
     pruned = Setting(*specs, protection=make_spec("protection", "pruning"))
     with pytest.raises(UsageError, match="leaves some out"):
         pruned.certify(metric, selector, 0, (0,), 0)
+    with pytest.raises(UsageError, match="leaves some out"):
+        Sweep(parse({**CELL, "metric": "magnitude", "ratio": 0.1, "attack": "idlg", "protection": ["none", "pruning"], "certificates": True}), tmp_path)
+    assert not list(tmp_path.iterdir()), "refused before anything ran"
 
 
 def test_a_sweep_takes_protections_as_an_axis(tmp_path):
