@@ -64,8 +64,32 @@ def test_another_app_gets_selective_encryption_in_a_few_lines(tmp_path):
     assert found["forged"] == [], "what nobody could authenticate was averaged"
 
 
+def certificate(folder):
+    """A key and a certificate of this machine's loopback that vouches for itself: the paths of both."""
+    import datetime
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name, now = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "loopback")]), datetime.datetime.now(datetime.timezone.utc)
+    alternatives = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    made = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1)).not_valid_after(now + datetime.timedelta(days=1)).add_extension(alternatives, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True).sign(key, hashes.SHA256())
+    )  # fmt: skip
+    paths = folder / "server.key", folder / "server.pem"
+    plain = serialization.NoEncryption()
+    paths[0].write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
+    paths[1].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    return tuple(map(str, paths))
+
+
 def test_deployment_of_real_processes(tmp_path):
-    """A SuperLink, two clients and a key holder, each a process of its own, on this machine's loopback."""
+    """A SuperLink, two clients and a key holder, each a process of its own, over TLS on this machine's loopback."""
     config = parse({**RUN, "clients": {"count": 2}, "rounds": 1, "agreement": "fixed", "timeout": 120.0})
     from selgrad.federation.run import write_app
 
@@ -76,9 +100,11 @@ def test_deployment_of_real_processes(tmp_path):
     fleet, control = (one.getsockname()[1] for one in sockets)
     for one in sockets:
         one.close()
-    home = tmp_path / "home"
+    home, (key, root) = tmp_path / "home", certificate(tmp_path)
     (home / ".flwr").mkdir(parents=True)
-    (home / ".flwr" / "config.toml").write_text(f'[superlink]\ndefault = "loop"\n\n[superlink.loop]\naddress = "127.0.0.1:{control}"\ninsecure = true\n')
+    (home / ".flwr" / "config.toml").write_text(
+        f'[superlink]\ndefault = "loop"\n\n[superlink.loop]\naddress = "127.0.0.1:{control}"\nroot-certificates = "{root}"\n'
+    )
     tools = Path(sys.executable).parent
     environment = {
         "PATH": f"{tools}:/usr/bin:/bin", "HOME": str(home), "FLWR_HOME": str(home / ".flwr"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -86,13 +112,13 @@ def test_deployment_of_real_processes(tmp_path):
     }  # fmt: skip
     log = (tmp_path / "log").open("wb")
     start = lambda *command: subprocess.Popen([*command], env=environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
-    common = ["--insecure", "--isolation", "subprocess"]
+    common = ["--isolation", "subprocess"]
     processes = [
-        start(str(tools / "flower-superlink"), *common, "--serverappio-api-address", "127.0.0.1:0", "--fleet-api-address", f"127.0.0.1:{fleet}",
+        start(str(tools / "flower-superlink"), *common, "--ssl-certfile", root, "--ssl-keyfile", key, "--ssl-ca-certfile", root, "--serverappio-api-address", "127.0.0.1:0", "--fleet-api-address", f"127.0.0.1:{fleet}",
               "--control-api-address", f"127.0.0.1:{control}")
     ]  # fmt: skip
     processes += [
-        start(str(tools / "flower-supernode"), *common, "--superlink", f"127.0.0.1:{fleet}", "--clientappio-api-address", "127.0.0.1:0", "--node-config",
+        start(str(tools / "flower-supernode"), *common, "--root-certificates", root, "--superlink", f"127.0.0.1:{fleet}", "--clientappio-api-address", "127.0.0.1:0", "--node-config",
               f"partition-id={i} num-partitions=3")
         for i in range(3)
     ]  # fmt: skip
