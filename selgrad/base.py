@@ -251,12 +251,13 @@ class Sent(NamedTuple):
 class Protection(Protocol):
     """What a client does to its update besides, or instead of, encrypting it; a frozen dataclass that hashes by value, public like the update."""
 
-    def expected(self, grads: Grads) -> Grads:
-        """What an attacker can simulate of it, differentiable: clipping, but no noise."""
+    @property
+    def foreseen(self) -> Callable[[Grads], Grads] | None:
+        """What comes first and an attacker simulates too, differentiable and hashed by value: clipping, but no noise; None where there is nothing."""
         ...
 
     def __call__(self, grads: Grads, key: Key) -> Sent:
-        """What is sent of an update that went through `expected`; traceable."""
+        """What is sent of an update that went through `foreseen`; traceable."""
         ...
 
     def noise(self, grads: Grads) -> Grads:

@@ -110,8 +110,8 @@ class Setting:
         self.model: Model = model.build(self.dataset.spec)
         self.update: Update = update.build()
         self.protection: Protection = self.protection_spec.build()
-        if self.protection_spec.name != "none":
-            self.update = Protected(self.update, self.protection)
+        if self.protection.foreseen is not None:
+            self.update = Protected(self.update, self.protection.foreseen)
         available = len(self.dataset) // self.update.batch_size
         if not available:
             raise UsageError(f"batch_size={self.update.batch_size} is larger than the {len(self.dataset)} samples of {dataset.label}; raise count")
@@ -131,6 +131,7 @@ class Setting:
                 f"gradients, scores and ranks of {self.num_samples:,} samples of {self.num_total:,} entries need {needed / 1e9:.1f} GB, and "
                 f"{budget / 1e9:.1f} GB are free; lower count of {dataset.label}"
             )
+        self._public_spec = public
         self.public: Batch | None = None if public is None else self._public(public)
         self._programs: dict[Any, Any] = {}
         self.client = functools.lru_cache(maxsize=2 * num_rounds)(self._client)
@@ -157,6 +158,11 @@ class Setting:
             raise UsageError(f"public: {spec.label} holds {len(data)} samples and a batch has {size}; raise count")
         batches = [data.batch(i, size) for i in range(len(data) // size)]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+
+    @property
+    def program(self) -> Any:
+        """What compiled attacks depend on: settings of which this is equal share them. Noise and rounding are in the data."""
+        return self.specs[:2], self.update, self._public_spec, self.num_rounds, self.samples
 
     @property
     def title(self) -> str:

@@ -192,7 +192,7 @@ class Sweep:
         whole = len(self._groups(setting, plan.attack, plan.seeds[0])[0])
         width = min(whole, lanes_per_block)
         num_seeds = min(len(self.config.seeds), max(1, lanes_per_block // whole))
-        key = (plan.setting, plan.attack, num_seeds, width, evidence)
+        key = (setting.program, plan.attack, num_seeds, width, evidence)
         block = self._compiled.get(key)
         fresh = block is None
         if block is None:

@@ -143,8 +143,9 @@ class Task:
     def _protect(self) -> Callable[..., Array]:
         @jax.jit
         def protect(flat: Array, secret: Array) -> Array:
+            first = self._baseline.foreseen or (lambda update: update)
             key = jax.random.wrap_key_data(secret, impl="rbg")
-            return trees.concatenate(self._baseline(self._baseline.expected(trees.split(flat, self._like)), key).grads)
+            return trees.concatenate(self._baseline(first(trees.split(flat, self._like)), key).grads)
 
         return protect
 

@@ -7,6 +7,7 @@ not be trusted; the noise multiplier z is that of one client's update, not of a 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +19,29 @@ from selgrad.protections.nothing import Plain
 
 
 @dataclasses.dataclass(frozen=True)
+class Clip:
+    """Scales an update down where it is longer than `norm`."""
+
+    norm: float
+
+    def __call__(self, grads: Grads) -> Grads:
+        """The update, of norm `norm` at most."""
+        length = trees.safe_sqrt(trees.dot(grads, grads))
+        factor = jnp.minimum(1, self.norm / jnp.maximum(length, 1e-30))
+        return jax.tree.map(lambda g: factor * g, grads)
+
+
+@dataclasses.dataclass(frozen=True)
 class Gaussian(Plain):
     """Norm `clip` at most, and noise of the standard deviation `multiplier * clip` on each entry."""
 
     clip: float
     multiplier: float
 
-    def expected(self, grads: Grads) -> Grads:
-        """The update, scaled down where it is longer than `clip`."""
-        norm = trees.safe_sqrt(trees.dot(grads, grads))
-        factor = jnp.minimum(1, self.clip / jnp.maximum(norm, 1e-30))
-        return jax.tree.map(lambda g: factor * g, grads)
+    @property
+    def foreseen(self) -> Callable[[Grads], Grads] | None:
+        """The clipping."""
+        return Clip(self.clip)
 
     def __call__(self, grads: Grads, key: Key) -> Sent:
         """The noisy update; the key must be secret."""

@@ -6,6 +6,7 @@ Federated averaging without any defence (McMahan et al., AISTATS 2017, mcmahan20
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,10 @@ from selgrad.base import Grads, Key, Sent
 class Plain:
     """Changes nothing; others change what they must."""
 
-    def expected(self, grads: Grads) -> Grads:
-        """The update."""
-        return grads
+    @property
+    def foreseen(self) -> Callable[[Grads], Grads] | None:
+        """Nothing."""
+        return None
 
     def __call__(self, grads: Grads, key: Key) -> Sent:
         """All of it."""

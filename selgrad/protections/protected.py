@@ -1,23 +1,24 @@
 """An update as an attacker simulates it under a protection: what can be foreseen of it, such as clipping, and no noise.
 
-The client's own noise or pruning comes after it, where the update is sent (`Protection.__call__`).
+Noise, rounding and pruning come after it, where the update is sent (`Protection.__call__`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from jax import Array
 
-from selgrad.base import Batch, Grads, Model, Params, Protection, Update
+from selgrad.base import Batch, Grads, Model, Params, Update
 
 
 @dataclasses.dataclass(frozen=True)
 class Protected:
-    """An update followed by `Protection.expected`."""
+    """An update followed by what `Protection.foreseen` does to it."""
 
     update: Update
-    protection: Protection
+    foreseen: Callable[[Grads], Grads]
 
     @property
     def batch_size(self) -> int:
@@ -26,11 +27,11 @@ class Protected:
 
     def __call__(self, model: Model, params: Params, embedded: Array, labels: Array, valid: Array | None = None) -> Grads:
         """The update for embedded inputs and soft labels."""
-        return self.protection.expected(self.update(model, params, embedded, labels, valid))
+        return self.foreseen(self.update(model, params, embedded, labels, valid))
 
     def client(self, model: Model, params: Params, batch: Batch, labels: Array, offset: Array | None = None) -> Grads:
         """The update of real inputs."""
-        return self.protection.expected(self.update.client(model, params, batch, labels, offset))
+        return self.foreseen(self.update.client(model, params, batch, labels, offset))
 
     def new_params(self, params: Params, grads: Grads) -> Params:
         """The client's weights after the update, given what it sends."""

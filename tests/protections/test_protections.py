@@ -17,9 +17,13 @@ from selgrad.sweep import Sweep
 TREE = {"a": jax.random.normal(jax.random.key(0), (200, 100)), "b": 5 * jax.random.normal(jax.random.key(1), (1000,))}
 
 
+def expected(protection, tree=TREE):
+    return tree if protection.foreseen is None else protection.foreseen(tree)
+
+
 def send(name, key=2, tree=TREE, **arguments):
     protection = PROTECTIONS[name](**arguments)
-    return protection, jax.jit(lambda t, k: protection(protection.expected(t), k))(tree, jax.random.key(key))
+    return protection, jax.jit(lambda t, k: protection(expected(protection, t), k))(tree, jax.random.key(key))
 
 
 @pytest.mark.parametrize("name", PROTECTIONS)
@@ -29,10 +33,10 @@ def test_every_protection_is_static_and_traceable(name):
     assert jax.tree.map(jnp.shape, sent.grads) == jax.tree.map(jnp.shape, TREE)
     assert jax.tree.structure(protection.noise(TREE)) == jax.tree.structure(TREE)
     # An attacker's simulation has a derivative, and what it expects is what is sent in the mean where nothing is left out.
-    assert np.isfinite(jax.grad(lambda t: trees.dot(protection.expected(t), TREE))(TREE)["a"]).all()
+    assert np.isfinite(jax.grad(lambda t: trees.dot(expected(protection, t), TREE))(TREE)["a"]).all()
     if sent.unsent is None:
-        many = jax.vmap(lambda k: protection(protection.expected(TREE), k).grads["a"])(jax.random.split(jax.random.key(3), 400))
-        error = np.asarray(many, np.float64).mean(axis=0) - np.asarray(protection.expected(TREE)["a"])
+        many = jax.vmap(lambda k: protection(expected(protection), k).grads["a"])(jax.random.split(jax.random.key(3), 400))
+        error = np.asarray(many, np.float64).mean(axis=0) - np.asarray(expected(protection)["a"])
         # Five standard errors for the worst of 20,000 means; at half a step rounding deviates by sqrt(6 / 4) of its average.
         assert np.abs(error).max() <= 5 * np.sqrt(6 / 4) * float(protection.noise(TREE)["a"]) / 20 + 1e-6
 
@@ -41,15 +45,15 @@ def test_every_protection_is_static_and_traceable(name):
 def test_the_stated_noise_is_the_noise(name, arguments):
     protection, sent = send(name, **arguments)
     for leaf in TREE:
-        error = np.asarray(sent.grads[leaf] - protection.expected(TREE)[leaf])
+        error = np.asarray(sent.grads[leaf] - expected(protection)[leaf])
         assert error.std() == pytest.approx(float(protection.noise(TREE)[leaf]), rel=0.05)
 
 
 def test_clipping_shortens_long_updates_alone():
     protection = PROTECTIONS["dp_gaussian"](clip=1.0, noise=0.0)
     short = jax.tree.map(lambda leaf: 1e-4 * leaf, TREE)
-    assert np.sqrt(trees.dot(protection.expected(TREE), protection.expected(TREE))) == pytest.approx(1, rel=1e-5)
-    assert all((a == b).all() for a, b in zip(jax.tree.leaves(protection.expected(short)), jax.tree.leaves(short), strict=True))
+    assert np.sqrt(trees.dot(expected(protection), expected(protection))) == pytest.approx(1, rel=1e-5)
+    assert all((a == b).all() for a, b in zip(jax.tree.leaves(expected(protection, short)), jax.tree.leaves(short), strict=True))
 
 
 @pytest.mark.parametrize("bits", [1, 4, 16])
@@ -104,7 +108,7 @@ def test_noise_is_the_clients_own_and_the_same_in_every_sweep():
     specs = [make_spec("dataset", "digits", {"count": 4}), make_spec("model", "lenet"), make_spec("update", "gradient")]
     noisy = Setting(*specs, protection=make_spec("protection", "dp_gaussian", {"noise": 1.0}))
     plain, alone = Setting(*specs), Setting(*specs, samples=[2], protection=noisy.protection_spec)
-    clean = np.asarray(jax.vmap(trees.concatenate)(noisy.protection.expected(plain.client(0).grads)))
+    clean = np.asarray(jax.vmap(trees.concatenate)(jax.vmap(noisy.protection.foreseen)(plain.client(0).grads)))
     drawn = [np.asarray(jax.vmap(trees.concatenate)(s.client(seed).grads)) for s, seed in ((noisy, 0), (noisy, 1), (alone, 0))]
     np.testing.assert_array_equal(drawn[0][2], drawn[2][0])
     noise = drawn[0] - clean
@@ -147,6 +151,14 @@ def test_a_sweep_takes_protections_as_an_axis(tmp_path):
     assert "quantised(bits=2)" in (tmp_path / "report.html").read_text()
     page = pd.read_parquet(tmp_path / "records")
     assert set(page["protection"]) == {"none", "quantised"}
+
+
+def test_an_axis_of_noise_compiles_once_and_one_of_clipping_once_for_each(tmp_path):
+    given = {**CELL, "metric": "magnitude", "ratio": 0, "attack": {"name": "idlg", "num_steps": 5}, "encryption": "none"}
+    noise = {"name": "dp_gaussian", "noise": [0.0, 0.1, 1.0]}
+    for entries, programs in ((["none", {"name": "quantised", "bits": [2, 8]}, "pruning"], 1), ([noise], 1), ([{**noise, "clip": [1.0, 2.0]}], 2)):
+        sweep = Sweep(parse({**given, "protection": entries}), tmp_path / str(len(entries)) / str(programs))
+        assert sweep.plan().num_cells >= 12 and len(sweep._compiled) == programs
 
 
 def test_a_sweep_without_protections_is_the_sweep_that_it_was():
