@@ -1,6 +1,7 @@
 """Figures of a report: quality against ratio, cost against protection, and the gallery of reconstructions.
 
-Each function draws one figure from records or kept reconstructions and leaves a PNG and an SVG beside each other.
+Each function draws one figure from records or kept reconstructions and leaves a PNG and an SVG beside each other. None uses pyplot, whose backend belongs to
+the notebook or program that calls us.
 """
 
 from __future__ import annotations
@@ -14,11 +15,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from selgrad.report.tables import curves, with_labels
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 _MARKERS = "osD^vPX*"
@@ -40,7 +39,6 @@ def _save(figure: Any, folder: Path, name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for ending in ("png", "svg"):
         figure.savefig(folder / f"{name}.{ending}", dpi=150, bbox_inches="tight", metadata={"Date": None} if ending == "svg" else None)
-    plt.close(figure)
 
 
 def _panels(count: int) -> tuple[Any, list[Any]]:
@@ -48,7 +46,8 @@ def _panels(count: int) -> tuple[Any, list[Any]]:
     columns = 2 if count in (2, 4) else 4 if count % 4 == 0 else min(3, count)
     rows = -(-count // columns)
     size = (4.6 * columns, 3.5 * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
     flat = list(axes.flat)
     for empty in flat[count:]:
         empty.set_axis_off()
@@ -160,9 +159,8 @@ def galleries(out: Path, folder: Path) -> list[str]:
         names, ratios = sorted(cells["row"].unique()), sorted(cells["ratio"].unique())
         truth = _tile(truths[int(setting)][int(sample)])
         wide = max(1.0, truth.shape[1] / truth.shape[0])
-        figure, axes = plt.subplots(
-            len(names) + 1, len(ratios), figsize=(1.05 * wide * len(ratios) + 1.6, 1.12 * (len(names) + 1) + 0.4), squeeze=False, layout="constrained"
-        )
+        figure = Figure(figsize=(1.05 * wide * len(ratios) + 1.6, 1.12 * (len(names) + 1) + 0.4), layout="constrained")
+        axes = figure.subplots(len(names) + 1, len(ratios), squeeze=False)
         for axis in axes.flat:
             axis.set_axis_off()
         options = {"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": "nearest"}
@@ -228,7 +226,8 @@ def mask_leaks(table: pd.DataFrame, folder: Path) -> str:
     panels = [(column, title) for column, title in panels if table[column].notna().any()]
     # Names beside the bars need room of their own.
     size = (2.8 * len(panels) + 0.075 * max(map(len, groups)), 1.1 + 0.13 * len(groups) * max(len(ratios), 2))
-    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True)
     place, height = np.arange(len(groups)), 0.8 / len(ratios)
     for axis, (column, title) in zip(np.atleast_1d(axes), panels, strict=True):
         for k, ratio in enumerate(ratios):
@@ -254,7 +253,8 @@ def federation(records: pd.DataFrame, folder: Path) -> str:
       records: of a federated run, one row a round.
       folder: for the figure.
     """
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3), layout="constrained")
+    figure = Figure(figsize=(11, 3), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
     left.plot(records["round"], 100 * records["accuracy"], marker="o", markersize=4)
     left.set(xlabel="round", ylabel="accuracy, %", ylim=(0, 100))
     left.xaxis.get_major_locator().set_params(integer=True)
@@ -290,8 +290,9 @@ def ladder(table: pd.DataFrame, folder: Path) -> str:
     }
     metrics = list(dict.fromkeys(table["metric"]))
     size = (3.2 + 0.95 * max(map(len, columns.values())), len(settings) * (1.5 + 0.3 * len(metrics)))
-    figure, axes = plt.subplots(len(settings), 1, figsize=size, squeeze=False, layout="constrained")
-    colours = plt.get_cmap("YlOrRd").copy()
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(settings), 1, squeeze=False)
+    colours = matplotlib.colormaps["YlOrRd"].copy()
     for axis, setting in zip(axes[:, 0], settings, strict=True):
         part = table[table["setting"] == setting].set_index(["metric", "attack", "hidden"])
         values = np.full((len(metrics), len(columns[setting])), np.nan)
