@@ -40,7 +40,7 @@ def main() -> None:
     selective = lambda ratio: {"protection": "selective", "ratio": ratio}
     settings = {"plain": {"protection": "none"}, "10 %": selective(0.1)}
     more = {
-        "1 %": selective(0.01), "30 %": selective(0.3), "100 %": {"protection": "full"}, 
+        "1 %": selective(0.01), "30 %": selective(0.3), "100 %": {"protection": "full"},
         "pruning 10 %": {"protection": {"name": "pruning", "ratio": 0.1, "order": "largest"}},
         "DP noise": {"protection": {"name": "dp_gaussian", "clip": 1.0, "noise": 0.003}}, "8 bits": {"protection": {"name": "quantised", "bits": 8}},
     }  # fmt: skip
