@@ -14,7 +14,7 @@ import jinja2
 import pandas as pd
 
 from selgrad.report import figures
-from selgrad.report.tables import mask_overlaps, read_records, same_masks, stopping_ratios, verdict_grid
+from selgrad.report.tables import mask_overlaps, protections, read_records, same_masks, stopping_ratios, verdict_grid
 
 _PAGE = jinja2.Template(
     """<!doctype html>
@@ -47,6 +47,11 @@ _PAGE = jinja2.Template(
 <p>{{ caption }}</p>
 {% for image in images %}<figure><img alt="{{ title }}" src="data:image/{{ image.kind }};base64,{{ image.data }}"></figure>{% endfor %}
 {% endfor %}
+{% if protections %}<h2>What is read behind each protection</h2>
+<p>Share of attacks that succeed and the median quality of what they find (PSNR in dB, or ROUGE-L), with as little encrypted as was measured.</p>
+<table><tr><th>setting</th><th>protection</th><th>encrypted</th><th>attack</th><th>succeed</th><th>at most</th><th>cells</th><th>quality</th><th>kB in the clear</th></tr>
+{% for row in protections %}<tr><td>{{ row.setting }}</td><td>{{ row.protection }}</td><td>{{ "%g" % (100 * row.ratio) }} %</td><td>{{ row.attack }}</td><td class="{{ 'succeeds' if row.success else 'stopped' }}">{{ "%.0f" % (100 * row.success) }} %</td><td>{{ "%.0f" % (100 * row.upper) }} %</td><td>{{ row.num_cells }}</td><td>{{ "%.3g" % row.quality }}</td><td>{{ "%.1f" % (row.plain_bytes / 1000) }}</td></tr>
+{% endfor %}</table>{% endif %}
 {% if overlaps %}<h2>How alike the masks are</h2>
 <p>Mean Jaccard index of two metrics' masks over samples, by share of entries encrypted: 1 is the same mask under two names. By leaf: <code>equivalence.parquet</code>.</p>
 <table><tr>{% for cell in overlaps[0] %}<th>{{ cell }}</th>{% endfor %}</tr>
@@ -82,6 +87,7 @@ def _facts(records: pd.DataFrame) -> str:
     parts = [
         (records["dataset_label"], "data set", "data sets"),
         (records["model_label"], "model", "models"),
+        (records["protection_label"], "protection", "protections"),
         (records["metric_label"], "metric", "metrics"),
         (records["ratio"], "ratio", "ratios"),
         (records["attack_label"], "attack", "attacks"),
@@ -179,6 +185,7 @@ def make_report(out: str | Path) -> Path:
         texts=_texts(root),
         reports=_reports(records),
         overlaps=_overlaps(root),
+        protections=protections(records).to_dict("records"),
         diverged=int(records["diverged"].sum()),
         note="" if cost is not None else "Encryption costs were not measured.",
         header=header,

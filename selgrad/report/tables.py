@@ -205,6 +205,32 @@ def verdict_grid(stops: pd.DataFrame, same: Mapping[str, Sequence[str]] | None =
     return ["metric", *panels], body
 
 
+def protections(records: pd.DataFrame) -> pd.DataFrame:
+    """What attacks read behind each protection with as little encrypted as was measured; empty where all cells have the same one.
+
+    Returns:
+      Columns `setting`, `protection`, `ratio` (the smallest), `attack`, `success` (share of cells), `num_cells`, `upper` (of the 95 % Wilson interval),
+      `quality` (median PSNR in dB of images, ROUGE-L of text) and `plain_bytes` that a client sends in the clear.
+    """
+    columns = ["setting", "protection", "ratio", "attack", "success", "num_cells", "upper", "quality", "plain_bytes"]
+    if "protection_label" not in records or records["protection_label"].nunique() < 2:
+        return pd.DataFrame(columns=columns)
+    least = records[records["ratio"] == records["ratio"].min()]
+    least = least.assign(setting=dataset_label(least) + " / " + least["model_label"] + " / " + least["update_label"])
+    rows = []
+    for (setting, protection, attack), cells in least.groupby(["setting", "protection_label", "attack_label"], sort=False):
+        measure = "psnr" if "psnr" in cells and cells["psnr"].notna().any() else "rougeL"
+        won = int(cells["success"].sum())
+        rows.append(
+            {
+                "setting": setting, "protection": protection, "ratio": float(cells["ratio"].iloc[0]), "attack": attack, "success": won / len(cells),
+                "num_cells": len(cells), "upper": wilson(won, len(cells))[1], "quality": float(cells[measure].median()),
+                "plain_bytes": float(cells["plain_bytes"].mean()),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
 def protecting_ratios(records: pd.DataFrame, *, num_resamples: int = 1000) -> pd.DataFrame:
     """Per setting, metric, attack and rung of the ladder the smallest measured ratio from which on no sample's attack succeeded.
 

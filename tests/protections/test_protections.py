@@ -11,7 +11,7 @@ from selgrad.config import parse
 from selgrad.errors import UsageError
 from selgrad.experiment import Setting, make_spec, run_cell
 from selgrad.protections import PROTECTIONS
-from selgrad.report.tables import stopping_ratios
+from selgrad.report.tables import protections, stopping_ratios
 from selgrad.sweep import Sweep
 
 TREE = {"a": jax.random.normal(jax.random.key(0), (200, 100)), "b": 5 * jax.random.normal(jax.random.key(1), (1000,))}
@@ -148,9 +148,12 @@ def test_a_sweep_takes_protections_as_an_axis(tmp_path):
     at_zero = records[records["ratio"] == 0].groupby("protection_label")["plain_bytes"].first()
     assert at_zero["none"] == 4 * records["num_total"].iloc[0] and at_zero["quantised"] < at_zero["none"] / 3
     assert stopping_ratios(records)["panel"].nunique() == 3
-    assert "quantised(bits=2)" in (tmp_path / "report.html").read_text()
-    page = pd.read_parquet(tmp_path / "records")
-    assert set(page["protection"]) == {"none", "quantised"}
+    found = protections(records).set_index("protection")
+    assert list(found["num_cells"]) == [4, 4, 4] and (found["ratio"] == 0).all() and found.loc["none", "quality"] > found.loc["quantised(bits=2)", "quality"]
+    assert protections(records[records["protection"] == "none"]).empty
+    page = (tmp_path / "report.html").read_text()
+    assert "What is read behind each protection" in page and "<td>quantised(bits=2)</td>" in page
+    assert set(pd.read_parquet(tmp_path / "records")["protection"]) == {"none", "quantised"}
 
 
 def test_an_axis_of_noise_compiles_once_and_one_of_clipping_once_for_each(tmp_path):
