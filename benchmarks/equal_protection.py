@@ -113,10 +113,10 @@ def train(stopped: pd.DataFrame, out: str, seeds: list[int]) -> list[dict]:
             }  # fmt: skip
             name = f"{family}-{strength.get(family, '')}-{seed}".replace(" ", "-").replace(",", "")
             records = federate(config, f"{out}/train-{name}", quiet=True)
-            # The first round compiles; bytes are of all clients.
+            # The first round compiles; bytes are a client's.
             later = records[records["round"] > 1]
             seconds = sum(later[f"{phase}_seconds"] for phase in ("train", "encrypt", "add", "decrypt")).median()
-            size = float((later["plain_bytes"] + later["sealed_bytes"]).mean()) / 5
+            size = float((later["plain_bytes"] + later["sealed_bytes"]).mean())
             rows.append({"family": family, "seed": seed, "accuracy": float(records["accuracy"].iloc[-1]), "seconds": float(seconds), "bytes": size})
             print(rows[-1], flush=True)
     return rows

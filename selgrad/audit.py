@@ -35,7 +35,7 @@ def _flat(ranks: Any) -> npt.NDArray[np.int32]:
 
 def _told(ranks: npt.NDArray[Any], count: int, ordered: bool) -> npt.NDArray[Any]:
     """What a list of the first `count` entries says of each: whether it is there, or where, from 1 at the head down to 0 for those that are not."""
-    return np.maximum(0, 1 - ranks.astype(np.float32) / max(count, 1)) if ordered else ranks < count
+    return np.where(ranks < count, 1 - ranks.astype(np.float32) / max(count, 1), 0) if ordered else ranks < count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _truth(setting: Setting, seed: int) -> _Truth:
 
 def audit_masks(
     *, dataset: Any, model: Any, metrics: Sequence[Any], ratios: Sequence[float], selectors: Sequence[Any] = ("global_top",), update: Any = "gradient",
-    seed: int = 0, public: Any = None, ordered: bool = False, on_event: OnEvent = lambda _: None,
+    seed: int = 0, public: Any = None, protection: Any = "none", ordered: bool = False, on_event: OnEvent = lambda _: None,
 ) -> pd.DataFrame:  # fmt: skip
     """What masks of every metric, selector and ratio tell of the samples of a data set.
 
@@ -85,17 +85,19 @@ def audit_masks(
       ratios: shares of encrypted entries, in [0, 1].
       seed: of weights and metrics; all samples are seen at the same weights.
       public: a data set that everybody has, for amortised metrics.
+      protection: what clients do to their updates before they choose.
       ordered: whether the lists are read in their order, which MaskCrypt's clients send to be interleaved, and not as sets.
       on_event: called with a line before each metric.
 
     Returns:
-      One row per metric, selector and ratio: `metric`, `selector`, `ratio`, the columns of `MaskLeak`, and `extra_entries`, how many more entries (as a
-      share of the selection, median over samples) the selector must encrypt to cover 90 % of what the metric's own top entries would be.
+      One row per metric, selector and ratio: `metric`, `selector`, `ratio`, `ordered`, the columns of `MaskLeak`, and `extra_entries`, how many more entries
+      (as a share of the selection, median over samples) the selector must encrypt to cover 90 % of what the metric's own top entries would be.
 
     Raises:
       UsageError: for unknown names, ratios outside [0, 1], or fewer than 20 samples.
     """
-    setting = Setting(_spec("dataset", dataset), _spec("model", model), _spec("update", update), public=None if public is None else _spec("dataset", public))
+    specs = _spec("dataset", dataset), _spec("model", model), _spec("update", update)
+    setting = Setting(*specs, public=None if public is None else _spec("dataset", public), protection=_spec("protection", protection))
     if setting.num_samples < 20:
         raise UsageError(f"an audit of masks needs 20 samples and has {setting.num_samples}; raise count of {setting.specs[0].label}, such as count=300")
     truth, rows, own = _truth(setting, seed), [], make_spec("selector", "global_top")
@@ -111,8 +113,8 @@ def audit_masks(
                 extra = np.median([extra_entries(a, b, count) for a, b in zip(first, flat, strict=True)]) / max(count, 1)
                 rows.append(
                     {
-                        "metric": metric.label, "selector": selector.label, "ratio": float(ratio), "num_selected": count, "num_total": setting.num_total,
-                        **dataclasses.asdict(found), "extra_entries": float(extra),
+                        "metric": metric.label, "selector": selector.label, "ratio": float(ratio), "ordered": ordered, "num_selected": count,
+                        "num_total": setting.num_total, **dataclasses.asdict(found), "extra_entries": float(extra),
                     }
                 )  # fmt: skip
     return pd.DataFrame(rows)
@@ -164,7 +166,7 @@ def default_attacks(setting: Setting, seed: int) -> list[Spec]:
 
 def audit_paths(
     paths: Sequence[str], *, dataset: Any, model: Any, update: Any = "gradient", attacks: Sequence[Any] = (), samples: Sequence[int] = (0, 1),
-    seed: int = 0, public: Any = None, success: Any = None, on_event: OnEvent = lambda _: None,
+    seed: int = 0, public: Any = None, protection: Any = "none", success: Any = None, on_event: OnEvent = lambda _: None,
 ) -> PathAudit:  # fmt: skip
     """Encrypts the named leaves whole, asks the certificate what is left identifiable, and runs attacks on it.
 
@@ -175,6 +177,7 @@ def audit_paths(
       samples: batches of the data set to attack.
       seed: of weights and attacks.
       public: a data set that everybody has, for the learned decoder and the certificate's prior.
+      protection: what clients do to their updates besides encrypting.
       success: a mapping of `measure` and `threshold`; by default MSE < 1e-3, or ROUGE-L > 0.5 for text.
       on_event: called with a line before each attack.
 
@@ -182,7 +185,7 @@ def audit_paths(
       UsageError: for unknown names, a pattern that names no leaf, or a certificate's Jacobian that does not fit (the attacks still run).
     """
     specs = _spec("dataset", dataset), _spec("model", model), _spec("update", update)
-    setting = Setting(*specs, samples, None if public is None else _spec("dataset", public))
+    setting = Setting(*specs, samples, None if public is None else _spec("dataset", public), protection=_spec("protection", protection))
     grads = setting.client(seed).grads
     named = trees.matching_leaves(grads, paths)
     always = [trees.matches(path, setting.model.always_encrypted) for path in trees.paths(grads)]

@@ -219,6 +219,11 @@ class Update(Protocol):
         """Samples that the client holds."""
         ...
 
+    @property
+    def num_steps(self) -> int:
+        """Local steps; a layer can have read so many times the batch."""
+        ...
+
     def __call__(self, model: Model, params: Params, embedded: Array, labels: Array, valid: Array | None = None) -> Grads:
         """The update for embedded inputs and soft labels (B, *label_shape, num_classes): what an attacker can simulate.
 
@@ -264,8 +269,13 @@ class Protection(Protocol):
         """The standard deviation of what is added to each entry, by leaf: scalars in the tree of the update; zeros where nothing is."""
         ...
 
-    def num_bytes(self, num_entries: int) -> int:
-        """What so many entries take on the wire, in the clear."""
+    @property
+    def gaussian(self) -> bool:
+        """Whether what is added is Gaussian, or nothing: bounds on every attacker hold for no other noise."""
+        ...
+
+    def num_bytes(self, num_visible: int, num_total: int) -> int:
+        """What so many entries in the clear, of an update of `num_total`, take on the wire."""
         ...
 
 
@@ -334,7 +344,7 @@ class Evidence(NamedTuple):
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["params", "visible", "mask", "labels", "valid", "auxiliary", "public", "estimate", "later"],
+    data_fields=["params", "visible", "mask", "labels", "valid", "auxiliary", "public", "estimate", "later", "noise"],
     meta_fields=["model", "update", "evidence"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -353,6 +363,7 @@ class Observation:
       evidence: the client's metric, where the attacker reads the mask as evidence.
       estimate: (B, ...) embedded inputs that a learned decoder read off the visible entries, where the attacker has one.
       later: what the client sent of the same data in later rounds; None where there was one round.
+      noise: the standard deviation of what a public protection added to each leaf's entries, scalars in the tree of the update; None where nothing was.
     """
 
     model: Model
@@ -367,6 +378,7 @@ class Observation:
     evidence: Evidence | None = None
     estimate: Array | None = None
     later: Rounds | None = None
+    noise: Grads | None = None
 
     @property
     def rounds(self) -> list[Observation]:

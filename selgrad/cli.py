@@ -45,6 +45,7 @@ _WANDB = click.option(
 )
 _MODEL = click.option("--model", default="lenet", show_default=True, help="NAME or NAME:key=value,...")
 _UPDATE = click.option("--update", default="gradient", show_default=True, help="NAME or NAME:key=value,...")
+_PROTECTION = click.option("--protection", default="none", show_default=True, help="NAME or NAME:key=value,...: noise, rounding or pruning besides encryption.")
 _SEED = click.option("--seed", default=0, show_default=True, help="Of weights, metric and attack.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output instead of text.")
 
@@ -146,7 +147,7 @@ def _entry(kind: str, text: str) -> dict[str, Any]:
 @click.option("--known-labels", is_flag=True, help="Give the labels to the attacker.")
 @click.option("--public", help="NAME or NAME:key=value,... of data that everybody has, for amortised metrics and learned attackers.")
 @click.option("--rounds", default=1, show_default=True, help="Updates of the same data that the attacker has, the global weights moving in between.")
-@click.option("--protection", default="none", show_default=True, help="NAME or NAME:key=value,...: noise, rounding or pruning besides encryption.")
+@_PROTECTION
 @click.option("--num-clients", default=0, show_default=True, help="Encrypt the selection for so many clients and print what it cost; 0 leaves it out.")
 @click.option("--out", type=click.Path(path_type=Path), help="PNG file for truth and reconstruction side by side.")
 @_JSON
@@ -192,7 +193,18 @@ def attack(
             found |= {"truth": list(result.truth), "found": list(result.reconstruction), "report": json.loads(result.report or "null")}
         document = {**entries, "ratio": ratio, "sample": sample, "seed": seed, **found, "labels": result.labels.tolist()}
         cost = None if result.cost is None else dataclasses.asdict(result.cost)
-        click.echo(json.dumps({**document, "num_selected": result.num_selected, "num_total": result.num_total, "seconds": result.seconds, "cost": cost}))
+        click.echo(
+            json.dumps(
+                {
+                    **document,
+                    "num_selected": result.num_selected,
+                    "num_total": result.num_total,
+                    "num_visible": result.num_visible,
+                    "seconds": result.seconds,
+                    "cost": cost,
+                }
+            )
+        )
         return
     text = isinstance(result.truth, tuple)
     click.echo(f"encrypted  {result.num_selected:,} of {result.num_total:,} gradient entries ({metric}, {selector})")
@@ -203,7 +215,7 @@ def attack(
             f"{1e3 * paid.add_seconds:.1f} ms, decrypt {1e3 * paid.decrypt_seconds:.1f} ms; {paid.num_clipped} entries clipped"
         )
     sent = "" if protection == "none" else f", sent under {protection}"
-    click.echo(f"exposed    {result.num_total - result.num_selected:,} entries to {attack}{sent}")
+    click.echo(f"exposed    {result.num_visible:,} entries to {attack}{sent}")
     if result.diverged:
         click.echo("verdict    the attack diverged: no restart stayed finite")
     else:
@@ -233,13 +245,14 @@ def attack(
 @click.option("--encrypt", multiple=True, metavar="PATTERN", help="Ask about these leaves instead: all their entries are encrypted, nothing else.")
 @click.option("--attack", multiple=True, help="With --encrypt: attacks to run, in the place of the strongest that fit the data; repeat for several.")
 @click.option("--public", help="NAME or NAME:key=value,... of data that everybody has: a learned decoder joins the attacks.")
+@_PROTECTION
 @click.option("--samples", default=2, show_default=True, help="With --encrypt: batches to attack.")
 @_SEED
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for audit.parquet and figures.")
 @_JSON
 def audit(
     dataset: str, model: str, update: str, metric: tuple[str, ...], selector: tuple[str, ...], ratio: tuple[float, ...], ordered: bool,
-    encrypt: tuple[str, ...], attack: tuple[str, ...], public: str | None, samples: int, seed: int, out: Path | None, as_json: bool,
+    encrypt: tuple[str, ...], attack: tuple[str, ...], public: str | None, protection: str, samples: int, seed: int, out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     r"""Ask what a mask gives away, before any attack on the gradient; or whether encrypting some leaves is safe.
 
@@ -255,6 +268,8 @@ def audit(
     """
     for one in ratio:
         require_ratio(one)
+    if ordered and encrypt:
+        raise UsageError("--ordered reads lists of chosen entries and --encrypt names whole leaves; leave one of them out")
     if samples < 1:
         raise UsageError(f"--samples {samples} must be at least 1")
     from selgrad import devices
@@ -265,7 +280,8 @@ def audit(
     from selgrad.audit import audit_masks, audit_paths
 
     console = Console(stderr=True)
-    given: dict[str, Any] = {kind: _entry(kind, text) for kind, text in (("dataset", dataset), ("model", model), ("update", update))}
+    texts = {"dataset": dataset, "model": model, "update": update, "protection": protection}
+    given: dict[str, Any] = {kind: _entry(kind, text) for kind, text in texts.items()}
     if public is not None:
         given["public"] = _entry("public", public)
     with console.status("starting") as status:
@@ -290,7 +306,7 @@ def audit(
         found = asked.certificate
         click.echo(f"certificate  {found.verdict}; posterior MSE {found.posterior_mse:.2g}, {found.identified:.0%} of the directions identified")
     else:
-        click.echo("certificate  none: the Jacobian does not fit in memory")
+        click.echo("certificate  none: the Jacobian does not fit in memory, or a protection leaves entries out")
     for row in asked.attacks.itertuples():
         unit = " dB PSNR" if asked.measure == "psnr" else " ROUGE-L"
         click.echo(f"attack       {row.attack}: {row.quality:.3g}{unit}, succeeds on {row.success:.0%} of {row.num_samples} ({asked.rule})")
@@ -326,7 +342,9 @@ def _print_leaks(table: Any, out: Path | None, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(title=f"what masks of {table['num_samples'].iloc[0]} samples tell of them, gradient values unseen")
+    shown = Table(
+        title=f"what {'priority lists' if table['ordered'].iloc[0] else 'masks'} of {table['num_samples'].iloc[0]} samples tell of them, gradient values unseen"
+    )
     for name in ("metric", "selector", "ratio"):
         shown.add_column(name, no_wrap=True)
     for name in ("label right", "(chance)", "label bits", "(of)", "inputs explained", "support AUC", "extra entries"):

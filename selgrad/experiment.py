@@ -67,12 +67,13 @@ def fold(key: Key, *names: str | int) -> Key:
 
 @dataclasses.dataclass(frozen=True)
 class Client:
-    """One seed's weights, and every sample's batch, update as it is sent, and what of it is not sent, stacked along a leading axis."""
+    """One seed's weights, and every sample's batch, update as it is sent, what of it is not sent, and the noise on each leaf, stacked along a leading axis."""
 
     params: Params
     batches: Batch
     grads: Grads
     unsent: Mask | None = None
+    noise: Grads | None = None
 
 
 class Setting:
@@ -110,6 +111,7 @@ class Setting:
         self.model: Model = model.build(self.dataset.spec)
         self.update: Update = update.build()
         self.protection: Protection = self.protection_spec.build()
+        self._is_noisy = self.protection_spec.name != "none"
         if self.protection.foreseen is not None:
             self.update = Protected(self.update, self.protection.foreseen)
         available = len(self.dataset) // self.update.batch_size
@@ -162,7 +164,7 @@ class Setting:
     @property
     def program(self) -> Any:
         """What compiled attacks depend on: settings of which this is equal share them. Noise and rounding are in the data."""
-        return self.specs[:2], self.update, self._public_spec, self.num_rounds, self.samples
+        return self.specs[:2], self.update, self._public_spec, self.num_rounds, self.samples, self._is_noisy
 
     @property
     def title(self) -> str:
@@ -178,6 +180,21 @@ class Setting:
     def num_selected(self, ratio: float) -> int:
         """Encrypted entries: those that always are, and the ratio of the others."""
         return self.num_always + trees.count(ratio, self.num_total - self.num_always)
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether the protection leaves entries out."""
+        sent = jax.eval_shape(lambda key: self.model.split(self.model.init(key))[0], jax.random.key(0))
+        return jax.eval_shape(self.protection, sent, jax.random.key(0)).unsent is not None
+
+    def num_visible(self, lane: Lane) -> int:
+        """Entries of a lane's first update that are sent in the clear."""
+        count, unsent = self.num_selected(lane.ratio), self.client(lane.seed).unsent
+        if unsent is None:
+            return self.num_total - count
+        ranks = self.ranks(lane.metric, lane.selector, lane.seed)[0]
+        pairs = zip(jax.tree.leaves(ranks), jax.tree.leaves(unsent), strict=True)
+        return sum(int(((leaf[lane.sample] >= count) & ~np.asarray(out[lane.sample])).sum()) for leaf, out in pairs)
 
     def _weights(self, seed: int, round_index: int) -> Params:
         """The global weights of a round: a stored checkpoint's or fresh ones, and after them what the samples' mean update makes of these."""
@@ -197,17 +214,18 @@ class Setting:
 
         keys = _each_key(fold(jax.random.key(seed), "protection", round_index), self.samples)
 
-        def every(params: Params, items: tuple[Batch, Key]) -> Sent:
-            def one(item: tuple[Batch, Key]) -> Sent:
+        def every(params: Params, items: tuple[Batch, Key]) -> tuple[Sent, Grads | None]:
+            def one(item: tuple[Batch, Key]) -> tuple[Sent, Grads | None]:
                 batch, key = item
                 labels = jax.nn.one_hot(self.model.targets(batch), self.input_spec.num_classes)
-                return self.protection(self.update.client(self.model, params, batch, labels), key)
+                update = self.update.client(self.model, params, batch, labels)
+                return self.protection(update, key), self.protection.noise(update) if self._is_noisy else None
 
             return jax.lax.map(one, items)
 
-        sent = self._program("update", every, params, (stacked, keys))(params, (stacked, keys))
+        sent, noise = self._program("update", every, params, (stacked, keys))(params, (stacked, keys))
         trees.require_finite(sent.grads, f"the client update of {self.specs[1].label} (seed {seed})")
-        return Client(params, stacked, sent.grads, sent.unsent)
+        return Client(params, stacked, sent.grads, sent.unsent, noise)
 
     def _program(self, name: Any, function: Any, *arguments: Any) -> Any:
         """The function compiled in full float32 precision, once for all seeds."""
@@ -289,13 +307,16 @@ class Setting:
 
         Returns:
           Certificates by sample and count; and for each count a lower bound on the MSE of any attacker, averaged over the samples and their masks (NaN for
-          text, whose samples have different numbers of unknown coordinates).
+          text, whose samples have different numbers of unknown coordinates, and where noise is not Gaussian).
 
         Raises:
           UsageError: if the Jacobian does not fit in memory.
         """
         each = [self.certify(metric, selector, seed, counts, sample) for sample in range(self.num_samples)]
         if isinstance(self.input_spec, TextSpec):
+            return [found for found, _, _ in each], [math.nan] * len(counts)
+        if not self.protection.gaussian:
+            # A Gaussian tells the least of all noise of a variance, so the bound would be none.
             return [found for found, _, _ in each], [math.nan] * len(counts)
         informations = zip(*(known for _, known, _ in each), strict=True)
         return [found for found, _, _ in each], [van_trees(known, each[0][2]) for known in informations]
@@ -325,8 +346,7 @@ class Setting:
         """
         params = jax.eval_shape(self.model.init, jax.random.key(0))
         embedded = jax.eval_shape(self.model.embed, params, self.dataset.batch(self.samples[0], self.update.batch_size).inputs)
-        sent = self.model.split(params)[0]
-        if jax.eval_shape(self.protection, sent, jax.random.key(0)).unsent is not None:
+        if self.leaves_out:
             raise UsageError(
                 f"certificates speak of entries that are sent or encrypted, and {self.protection_spec.label} leaves some out; do without one of them"
             )
@@ -398,6 +418,7 @@ class Lanes(NamedTuple):
     num_selected: Array
     estimate: Array | None = None
     later: tuple[Grads, Ranks] | None = None
+    noise: Grads | None = None
 
 
 class Outcome(NamedTuple):
@@ -445,6 +466,10 @@ class Block:
         self.mesh = devices.mesh(num_lanes)
         self.num_lanes = -(-num_lanes // self.mesh.size) * self.mesh.size
         model, update, method, public = setting.model, setting.update, self.attack, setting.public
+        if evidence is not None and setting.leaves_out:
+            raise UsageError(
+                f"hidden='bounded' reads masks of the largest scores, and {setting.protection_spec.label} hides entries besides; take another rung"
+            )
         told = None if evidence is None else _evidence(*evidence)
 
         def observation(params: tuple[Weights, Any], lane: Lanes) -> Any:
@@ -452,7 +477,7 @@ class Block:
             mask = trees.top(lane.ranks, lane.num_selected)
             labels = model.targets(lane.batch) if known_labels else None
             valid = lane.batch.valid if known_padding else None
-            seen = observe(model, update, weights, lane.grads, mask, labels, valid, auxiliary, public, told)
+            seen = observe(model, update, weights, lane.grads, mask, labels, valid, auxiliary, public, told, lane.noise)
             if lane.later is not None:
                 grads, ranks = lane.later
                 masks = trees.top(ranks, lane.num_selected)
@@ -819,6 +844,7 @@ def assemble(setting: Setting, seeds: Sequence[int], lanes: Sequence[Sequence[La
                 ranks=ranked(0),
                 num_selected=jnp.asarray([setting.num_selected(lane.ratio) for lane in row], jnp.int32),
                 later=later,
+                noise=take(client.noise),
             )
         )
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
@@ -865,6 +891,7 @@ class CellResult:
       truth, reconstruction: (B, *shape) pixels in [0, 1], or decoded sentences.
       labels: (B, *label_shape) as recovered.
       num_selected, num_total: encrypted entries and all entries.
+      num_visible: entries sent in the clear.
       seconds: of the attack, compilation apart.
       cost: of the encryption, where it was asked for.
       report: what an attack on the host says of itself, as JSON.
@@ -876,6 +903,7 @@ class CellResult:
     labels: npt.NDArray[np.int32]
     num_selected: int
     num_total: int
+    num_visible: int
     seconds: float
     cost: encryption.Cost | None = None
     report: str = ""
@@ -991,6 +1019,7 @@ def run_cell(
         labels=found.labels,
         num_selected=setting.num_selected(ratio),
         num_total=setting.num_total,
+        num_visible=setting.num_visible(lane),
         seconds=ran.seconds,
         cost=cost,
         report=ran.reports[0],

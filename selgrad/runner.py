@@ -76,9 +76,8 @@ def run_sweep(
         with screen.status("planning") as status:
             plan = sweep.plan(on_event=lambda line: status.update(f"planning: {line}"))
         waiting = [b for b in plan.blocks if not sweep.record_file(b).exists()]
-        shapes = {(b.setting, b.attack) for b in plan.blocks}
         screen.print(
-            f"[bold]{checked.name}[/bold]: {plan.num_cells:,} cells in {len(plan.blocks)} blocks of {len(shapes)} compiled programs; "
+            f"[bold]{checked.name}[/bold]: {plan.num_cells:,} cells in {len(plan.blocks)} blocks of {plan.num_programs} compiled programs; "
             f"{plan.num_cells - sum(b.num_cells for b in waiting):,} cells already done"
         )
         screen.print(

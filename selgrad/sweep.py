@@ -90,6 +90,7 @@ class Plan:
       memory_bytes: of the largest block.
       compile_seconds: spent while planning.
       seconds: estimated run time of all blocks; lanes that finish early make it shorter.
+      num_programs: compiled; none where all is done.
     """
 
     num_cells: int
@@ -97,6 +98,7 @@ class Plan:
     memory_bytes: int
     compile_seconds: float
     seconds: float
+    num_programs: int = 0
 
 
 class Sweep:
@@ -228,8 +230,9 @@ class Sweep:
                 while True:
                     parts = list(self._split(index, attack, lanes_per_block))
                     on_event(f"compiling {attack.label} for {self.settings[index].specs[1].label}")
+                    known = len(self._compiled)
                     block, params, lanes = self._compile(parts[0], lanes_per_block)
-                    compiling += block.compile_seconds
+                    compiling += block.compile_seconds if len(self._compiled) > known else 0.0
                     if block.memory_bytes <= budget or lanes_per_block == 1 or name in sizes:
                         break
                     lanes_per_block = max(1, lanes_per_block // 2)
@@ -250,7 +253,7 @@ class Sweep:
         self._save_plan()
         text = yaml.safe_dump(self.config.to_dict(), sort_keys=False)
         devices.write_atomically(self.out / "config.yaml", lambda path: _write_text(path, text))
-        return Plan(sum(b.num_cells for b in blocks), tuple(blocks), memory, compiling, seconds)
+        return Plan(sum(b.num_cells for b in blocks), tuple(blocks), memory, compiling, seconds, len(self._compiled))
 
     # Encryption
 
@@ -373,7 +376,7 @@ class Sweep:
         for i, row in enumerate(part.lanes):
             for j, lane in enumerate(row):
                 ranks, score_seconds, mask_seconds = setting.ranks(lane.metric, lane.selector, lane.seed)
-                selected = setting.num_selected(lane.ratio)
+                selected, visible = setting.num_selected(lane.ratio), setting.num_visible(lane)
                 mask = jax.tree.map(lambda leaf, k=lane.sample, n=selected: leaf[k] < n, ranks)
                 measures = found[i, j].measures
                 rule = success_rule(config.success, setting.input_spec)
@@ -410,7 +413,8 @@ class Sweep:
                         "num_evaluations": int(measures["num_evaluations"]),
                         "num_total": setting.num_total,
                         "num_selected": selected,
-                        "plain_bytes": setting.protection.num_bytes(setting.num_total - selected),
+                        "num_visible": visible,
+                        "plain_bytes": setting.protection.num_bytes(visible, setting.num_total),
                         "num_clients": None if cost is None or config.encryption is None else config.encryption["num_clients"],
                         "num_ciphertexts": None if cost is None else cost.num_ciphertexts,
                         "num_slots": None if cost is None else cost.num_slots,

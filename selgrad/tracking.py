@@ -109,8 +109,11 @@ class WandbTracker:
 
     def block(self, attack: str, records: pd.DataFrame) -> None:
         """Logs a block's mean quality."""
-        means = records[["mse", "psnr", "ssim", "label_correct", "success"]].astype(float).mean()
-        self._run(attack).log({f"{attack}/{name}": value for name, value in means.items()} | {"cells": len(records)})
+        names = [name for name in ("mse", "psnr", "ssim", "rouge1", "rouge2", "rougeL", "label_correct", "success") if name in records]
+        means = records[names].astype(float).mean()
+        protection = records["protection_label"].iloc[0]
+        line = attack if protection == "none" else f"{attack} under {protection}"
+        self._run(attack).log({f"{line}/{name}": value for name, value in means.items()} | {"cells": len(records)})
 
     def finish(self, records: pd.DataFrame, figures: Path) -> None:
         """Logs the per-cell table, a curve per metric and attack, and every figure."""

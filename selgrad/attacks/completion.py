@@ -29,7 +29,7 @@ _AGREEMENT = 1e-3
 def tokens_at_most(observation: Observation) -> int:
     """Rows that a dense layer can have read in one client update: tokens, or images, times local steps."""
     spec, size = observation.model.input_spec, observation.update.batch_size
-    steps = int(getattr(observation.update, "num_steps", 1))
+    steps = observation.update.num_steps
     if observation.valid is not None:
         return int(np.asarray(observation.valid).sum()) * steps
     return size * steps * (spec.shape[0] if len(spec.shape) == 1 else 1)

@@ -109,6 +109,20 @@ def public_updates(model: Model, update: Update, params: Params, public: Batch) 
     return jax.lax.map(one, public)
 
 
+@partial(jax.jit, static_argnames="like")
+def _noise_of(updates: Array, noise: Array, like: tuple[int, ...]) -> Array:
+    """Updates (count, n) with Gaussian noise of each leaf's deviation, as the client's own update has it.
+
+    Args:
+      updates: without it.
+      noise: (leaves,) deviations.
+      like: sizes of the leaves.
+    """
+    each = jnp.repeat(noise, jnp.asarray(like), total_repeat_length=updates.shape[1])
+    draw = lambda index, one: one + each * jax.random.normal(jax.random.fold_in(jax.random.key(3), index), one.shape, one.dtype)
+    return jax.lax.map(lambda pair: draw(*pair), (jnp.arange(len(updates)), updates))
+
+
 @partial(jax.jit, static_argnames="training")
 def train(training: Training, updates: Array, inputs: Array, mask: Array) -> Decoder:
     """Trains a decoder for one mask.
@@ -183,7 +197,7 @@ def estimate(observation: Observation, remember: Remember = forget, training: Tr
         )
     setting = (observation.model, observation.update)
     shared = hashlib.sha256(repr(setting).encode())
-    for leaf in jax.tree.leaves(([one.params for one in rounds], public)):
+    for leaf in jax.tree.leaves(([one.params for one in rounds], public, observation.noise)):
         shared.update(np.ascontiguousarray(leaf).tobytes())
     mask = jnp.concatenate([trees.concatenate(one.mask) for one in rounds])
     digest = hashlib.sha256(shared.digest() + repr(training).encode() + np.packbits(np.asarray(mask)).tobytes())
@@ -191,7 +205,12 @@ def estimate(observation: Observation, remember: Remember = forget, training: Tr
     def updates() -> tuple[Array, Array]:
         """Those of all rounds side by side; the inputs are embedded by the first round's weights."""
         parts = [public_updates(*setting, one.params, public) for one in rounds]
-        return jnp.concatenate([part[0] for part in parts], axis=1), parts[0][1]
+        found = jnp.concatenate([part[0] for part in parts], axis=1)
+        if observation.noise is not None:
+            # An attacker that knows the protection trains against it.
+            sizes = tuple(leaf.size for leaf in jax.tree.leaves(observation.visible)) * len(rounds)
+            found = _noise_of(found, jnp.tile(jnp.stack(jax.tree.leaves(observation.noise)), len(rounds)), sizes)
+        return found, parts[0][1]
 
     def make() -> Decoder:
         # One mask follows the other at the same weights; their public updates are computed once.

@@ -116,7 +116,7 @@ def _one(kind: str, entry: Any) -> Spec:
     return found[0]
 
 
-def _protection(given: Any) -> tuple[str, Spec]:
+def _protection(given: Any, has_ratio: bool) -> tuple[str, Spec]:
     """Its name, and what clients do besides encrypting."""
     asked = given.get("name") if isinstance(given, Mapping) else given
     if isinstance(asked, str):
@@ -125,6 +125,8 @@ def _protection(given: Any) -> tuple[str, Spec]:
         if given in (asked, {"name": asked}):
             return str(asked), make_spec("protection", "none")
         raise UsageError(f"protection {asked!r} takes no arguments; ratio, agreement and encryption are keys of their own")
+    if asked == "pruning" and has_ratio and not (isinstance(given, Mapping) and "ratio" in given):
+        raise UsageError("protection 'pruning' does not read the key ratio, which is the share to encrypt; write {name: pruning, ratio: 0.9, order: smallest}")
     baseline = _one("protection", given)
     baseline.build()
     return baseline.name, baseline
@@ -154,7 +156,7 @@ def parse(content: Any) -> FederationConfig:
         raise UsageError(f"faults: {merged['faults']!r} is no list of mappings")
     clients = _only(merged["clients"], "clients", {"count": 5, "alpha": 0.5})
     local = _only(merged["local"], "local", {"num_steps": 10, "batch_size": 32, "learning_rate": 0.1})
-    protection, baseline = _protection(merged["protection"])
+    protection, baseline = _protection(merged["protection"], "ratio" in content)
     encryption = _only(merged["encryption"], "encryption", {"profile": "exact", "bound": None, "keys": None}, numbers=("bound",))
     _choice("agreement", merged["agreement"], AGREEMENTS)
     _choice("encryption profile", encryption["profile"], tuple(PROFILES))

@@ -75,7 +75,7 @@ class Task:
 
     @cached_property
     def profile(self) -> Profile:
-        """Of the encryption, with the ring for as many entries as a client encrypts at once."""
+        """Of the encryption, with the ring for as many entries as a client encrypts at once (a union may be larger)."""
         whole = self.config.protection == "full" or self.config.agreement == "encrypted_sensitivity"
         return self.config.profile.for_size(self.num_total if whole else trees.count(self.config.ratio, self.num_total))
 
@@ -129,10 +129,11 @@ class Task:
 
         Args:
           update: flat.
-          secret: 16 bytes, from which noise and rounding are drawn; whoever knows them can take noise off again.
+          secret: 16 bytes, from which noise and rounding are drawn; whoever knows them can take noise off again, and reads more of what was rounded.
         """
         run: Callable[..., Any] = self._protect
-        return np.asarray(run(jnp.asarray(update), np.frombuffer(secret, np.uint32))), self._baseline.num_bytes(update.size)
+        sent, num_unsent = run(jnp.asarray(update), np.frombuffer(secret, np.uint32))
+        return np.asarray(sent), self._baseline.num_bytes(update.size - int(num_unsent), update.size)
 
     @cached_property
     def _baseline(self) -> Protection:
@@ -140,12 +141,13 @@ class Task:
         return found
 
     @cached_property
-    def _protect(self) -> Callable[..., Array]:
+    def _protect(self) -> Callable[..., tuple[Array, Array]]:
         @jax.jit
-        def protect(flat: Array, secret: Array) -> Array:
+        def protect(flat: Array, secret: Array) -> tuple[Array, Array]:
             first = self._baseline.foreseen or (lambda update: update)
             key = jax.random.wrap_key_data(secret, impl="rbg")
-            return trees.concatenate(self._baseline(first(trees.split(flat, self._like)), key).grads)
+            sent = self._baseline(first(trees.split(flat, self._like)), key)
+            return trees.concatenate(sent.grads), jnp.int32(0) if sent.unsent is None else trees.concatenate(sent.unsent).sum()
 
         return protect
 

@@ -414,7 +414,12 @@ def adopt(config: FederationConfig, out: Path) -> None:
     if file.exists():
         from selgrad.federation.config import load
 
-        if load(file).identity != config.identity:
+        try:
+            known = load(file).identity
+        except UsageError:
+            # Written by another version.
+            known = ""
+        if known != config.identity:
             raise UsageError(f"{str(out)!r} holds another federated run; choose another --out, or remove it")
         return
 

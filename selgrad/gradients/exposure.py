@@ -24,6 +24,7 @@ def observe(
     auxiliary: Any = None,
     public: Batch | None = None,
     evidence: Evidence | None = None,
+    noise: Grads | None = None,
 ) -> Observation:
     """Zeroes the encrypted entries and hands the rest to the attacker.
 
@@ -36,6 +37,7 @@ def observe(
       auxiliary: what the attacker brought itself.
       public: batches that everybody has.
       evidence: the client's metric, for an attacker that reads the mask as evidence.
+      noise: the standard deviation of what a protection added to each leaf.
 
     Raises:
       GradientError: if the mask is of another tree.
@@ -43,5 +45,6 @@ def observe(
     trees.require_same_tree(mask, grads)
     visible = trees.hide(grads, mask)
     return Observation(
-        model=model, params=params, visible=visible, mask=mask, update=update, labels=labels, valid=valid, auxiliary=auxiliary, public=public, evidence=evidence
+        model=model, params=params, visible=visible, mask=mask, update=update, labels=labels, valid=valid, auxiliary=auxiliary, public=public,
+        evidence=evidence, noise=noise,
     )  # fmt: skip

@@ -19,6 +19,11 @@ class Gradient:
 
     batch_size: int
 
+    @property
+    def num_steps(self) -> int:
+        """One."""
+        return 1
+
     def __call__(self, model: Model, params: Params, embedded: Array, labels: Array, valid: Array | None = None) -> Grads:
         """The gradient of the mean loss, a tree like the parameters that are sent."""
         return loss_gradient(model, params, lambda _: embedded, labels, valid)

@@ -20,7 +20,11 @@ from selgrad.protections.nothing import Plain
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """Scales an update down where it is longer than `norm`."""
+    """Scales an update down where it is longer than `norm`.
+
+    Where word embeddings are sent, a simulation through embedded inputs lacks their gradient and so scales down by less than the client; distances that
+    know no scale, such as the cosine, do not notice.
+    """
 
     norm: float
 

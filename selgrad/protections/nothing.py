@@ -31,9 +31,14 @@ class Plain:
         """Zeros."""
         return jax.tree.map(lambda _: jnp.float32(0), grads)
 
-    def num_bytes(self, num_entries: int) -> int:
+    @property
+    def gaussian(self) -> bool:
+        """Nothing is added."""
+        return True
+
+    def num_bytes(self, num_visible: int, num_total: int) -> int:
         """Four an entry."""
-        return 4 * num_entries
+        return 4 * num_visible
 
 
 def none() -> Plain:

@@ -25,6 +25,11 @@ class Protected:
         """Samples that the client holds."""
         return self.update.batch_size
 
+    @property
+    def num_steps(self) -> int:
+        """Local steps."""
+        return self.update.num_steps
+
     def __call__(self, model: Model, params: Params, embedded: Array, labels: Array, valid: Array | None = None) -> Grads:
         """The update for embedded inputs and soft labels."""
         return self.foreseen(self.update(model, params, embedded, labels, valid))

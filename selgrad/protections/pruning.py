@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from selgrad import trees
 from selgrad.base import Grads, Key, Sent
-from selgrad.errors import require_ratio
+from selgrad.errors import UsageError
 from selgrad.protections.nothing import Plain
 
 
@@ -32,9 +32,9 @@ class Pruning(Plain):
         unsent = trees.top(ranks, trees.count(self.ratio, trees.size(grads)))
         return Sent(trees.hide(grads, unsent), unsent)
 
-    def num_bytes(self, num_entries: int) -> int:
-        """Four for each entry that is sent, and a bitmap."""
-        return 4 * (num_entries - trees.count(self.ratio, num_entries)) + -(-num_entries // 8)
+    def num_bytes(self, num_visible: int, num_total: int) -> int:
+        """Four for each entry, and a bitmap of those that are sent."""
+        return 4 * num_visible + -(-num_total // 8)
 
 
 def pruning(*, ratio: float = 0.9, order: Literal["smallest", "largest"] = "smallest") -> Pruning:
@@ -47,5 +47,6 @@ def pruning(*, ratio: float = 0.9, order: Literal["smallest", "largest"] = "smal
     Raises:
       UsageError: if the ratio lies outside [0, 1].
     """
-    require_ratio(ratio)
+    if not 0 <= ratio <= 1:
+        raise UsageError(f"protection 'pruning': ratio={ratio} lies outside [0, 1]; give the share of entries that are not sent")
     return Pruning(float(ratio), order)

@@ -41,9 +41,14 @@ class Quantised(Plain):
         """Step / sqrt(6): f (1 - f) step^2 is the variance at the fraction f of a step, averaged over f."""
         return jax.tree.map(lambda leaf: self._step(leaf) / 6**0.5, grads)
 
-    def num_bytes(self, num_entries: int) -> int:
-        """The bits, and the ends of one leaf's grid."""
-        return -(-num_entries * self.bits // 8) + 8
+    @property
+    def gaussian(self) -> bool:
+        """Rounding errors are bounded."""
+        return False
+
+    def num_bytes(self, num_visible: int, num_total: int) -> int:
+        """The bits; the two ends of each leaf's grid are not counted."""
+        return -(-num_visible * self.bits // 8)
 
 
 def quantised(*, bits: int = 8) -> Quantised:

@@ -14,7 +14,7 @@ import jinja2
 import pandas as pd
 
 from selgrad.report import figures
-from selgrad.report.tables import mask_overlaps, protections, read_records, same_masks, stopping_ratios, verdict_grid
+from selgrad.report.tables import mask_overlaps, protections, read_records, same_masks, stopping_ratios, verdict_grid, with_labels
 
 _PAGE = jinja2.Template(
     """<!doctype html>
@@ -37,7 +37,7 @@ _PAGE = jinja2.Template(
 {% for row in grid %}<tr>{% for cell in row %}<td class="{{ 'succeeds' if 'still' in cell else 'stopped' if 'stopped' in cell else 'never' if 'never' in cell else '' }}">{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>
 <p>“Stopped at r” means that no cell at r or at any larger measured ratio succeeded; with few cells that says little, so the table below gives the upper end
- of the 95 % Wilson interval of the success rate at r. “Never succeeds”: the attack fails without any encryption too, and says nothing about a metric. “No success from r on”: r is the smallest measured ratio, so
+ of the 95 % Wilson interval of the success rate at r. “Never succeeds”: the attack fails without any encryption too (a protection besides may have stopped it), and says nothing about a metric. “No success from r on”: r is the smallest measured ratio, so
  whether the attack works at all was not measured.</p>
 <details><summary>With confidence and cost</summary>
 <table><tr><th>attack</th><th>metric</th><th>verdict</th><th>success at ratio 0</th><th>cells at r</th><th>success rate at most</th><th>ciphertext kB per client</th></tr>
@@ -112,8 +112,9 @@ def _reports(records: pd.DataFrame) -> list[dict[str, Any]]:
     if "attack_report" not in records or not (records["attack_report"] != "").any():
         return []
     rows = []
-    told = records[records["attack_report"] != ""]
-    for (attack, metric, ratio, text), cells in told.groupby(["attack_label", "metric_label", "ratio", "attack_report"], sort=True):
+    told = with_labels(records)
+    told = told[told["attack_report"] != ""]
+    for (attack, metric, ratio, text), cells in told.groupby(["panel", "curve", "ratio", "attack_report"], sort=True):
         try:
             answer = json.loads(text)
         except ValueError:

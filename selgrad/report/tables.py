@@ -35,7 +35,10 @@ def read_records(out: str | Path) -> pd.DataFrame:
     for file in files:
         try:
             table = pq.read_table(file).to_pandas()
-            tables.append(table if "protection_label" in table else table.assign(protection_label="none"))
+            if "protection" not in table:
+                # Written before there were any.
+                table = table.assign(protection="none", protection_label="none", protection_arguments="{}")
+            tables.append(table)
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             raise SelgradError(f"{str(file)!r} is damaged ({reason}); remove it and run the same sweep again, only its block is repeated") from None

@@ -53,6 +53,7 @@ def test_the_order_of_a_list_tells_what_the_set_does_not():
     inputs = RNG.random((200, 3))
     assert leak(_told(ranks, 10, ordered=False), labels, inputs, None).label_bits == 0
     assert leak(_told(ranks, 10, ordered=True), labels, inputs, None).label_bits > 0.9
+    assert not _told(ranks, 0, ordered=True).any()
     np.testing.assert_allclose(_told(ranks[:1], 10, ordered=True)[0], [*np.arange(10, 0, -1) / 10, *[0] * 20], rtol=1e-6)
 
 

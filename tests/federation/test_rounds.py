@@ -265,7 +265,8 @@ def test_a_split_gives_every_sample_to_one_client(alpha, seed):
 
 @pytest.mark.parametrize(("change", "said"), [
     ({"rounds": 0}, "rounds=0 must be positive"), ({"ratio": 1.5}, "ratio=1.5"), ({"agreement": "votes"}, "vote"), ({"clients": {"number": 3}}, "no key 'number'"),
-    ({"protection": "prune"}, "pruning"), ({"protection": {"name": "full", "ratio": 0.5}}, "takes no arguments"), ({"protection": {"name": "quantised", "bits": 40}}, "bits=40"), ({"encryption": {"profile": "exact", "bound": 1e9}}, "no room for bound"), ({"encryption": {"profile": "compact"}}, "encryption.keys"),
+    ({"protection": "prune"}, "pruning"), ({"protection": {"name": "full", "ratio": 0.5}}, "takes no arguments"), ({"protection": {"name": "quantised", "bits": 40}}, "bits=40"),
+    ({"protection": "pruning", "ratio": 0.1}, "does not read the key ratio"), ({"encryption": {"profile": "exact", "bound": 1e9}}, "no room for bound"), ({"encryption": {"profile": "compact"}}, "encryption.keys"),
     ({"clients": {"count": 500}}, "holds .181."), ({"min_clients": 9}, "more than the 3 clients"), ({"faults": [{"client": 7}]}, "client=7"),
     ({"min_clients": 1}, "alone"), ({"seed": -1}, "seed=-1"), ({"encryption": {"keys": 5}}, "keys=5"),
     ({"encryption": {"profile": "threshold"}, "agreement": "encrypted_sensitivity"}, "has none"),

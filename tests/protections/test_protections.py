@@ -70,7 +70,7 @@ def test_pruning_leaves_out_exactly_the_smallest_or_the_largest(order):
     protection, sent = send("pruning", ratio=0.9, order=order)
     flat, unsent = np.asarray(trees.concatenate(TREE)), np.asarray(trees.concatenate(sent.unsent))
     magnitudes = np.sort(np.abs(flat))
-    assert unsent.sum() == 18900 and protection.num_bytes(21000) == 4 * 2100 + 2625
+    assert unsent.sum() == 18900 and protection.num_bytes(2100, 21000) == 4 * 2100 + 2625
     expected = magnitudes[:18900] if order == "smallest" else magnitudes[-18900:]
     np.testing.assert_array_equal(np.sort(np.abs(flat[unsent])), expected)
     np.testing.assert_array_equal(trees.concatenate(sent.grads)[~unsent], flat[~unsent])
@@ -95,6 +95,43 @@ def test_leaving_the_largest_out_is_to_an_attacker_what_encryption_by_magnitude_
     pruned = run_cell(**CELL, attack=attack, metric="random", ratio=0.0, protection={"name": "pruning", "ratio": 0.2, "order": "largest"})
     np.testing.assert_array_equal(encrypted.reconstruction, pruned.reconstruction)
     assert encrypted.num_selected > 0 == pruned.num_selected
+
+
+def test_what_is_neither_encrypted_nor_left_out_is_in_the_clear():
+    attack = {"name": "idlg", "num_steps": 1}
+    smallest = run_cell(**CELL, attack=attack, ratio=0.1, protection={"name": "pruning", "ratio": 0.5})
+    assert smallest.num_visible == smallest.num_total - smallest.num_selected - round(0.5 * smallest.num_total)
+    both = run_cell(**CELL, attack=attack, ratio=0.1, protection={"name": "pruning", "ratio": 0.9})
+    assert both.num_visible <= 1, "magnitude encrypts all that pruning left"
+    with pytest.raises(UsageError, match="hides entries besides"):
+        run_cell(**CELL, attack={**attack, "hidden": "bounded"}, ratio=0.1, protection="pruning")
+
+
+def test_a_decoder_is_trained_against_the_noise():
+    """One that took a noisy update for a clean one would do worse than an answer without looking; one that knows does nearly as well as without noise."""
+    errors = {}
+    for noise in (0.0, 1e-3):
+        cells = [
+            run_cell(
+                dataset={"name": "digits", "count": 6}, model={"name": "cnn", "width": 4}, attack="learned", public={"name": "digits", "count": 300, "offset": 200},
+                protection={"name": "dp_gaussian", "clip": 5.0, "noise": noise}, known_labels=True, sample=i,
+            )
+            for i in range(6)
+        ]  # fmt: skip
+        errors[noise] = np.mean([cell.mse for cell in cells])
+    truths = np.stack([cell.truth for cell in cells])
+    assert errors[1e-3] < 1.3 * errors[0.0] and errors[1e-3] < ((truths - truths.mean(axis=0)) ** 2).mean() * 1.2
+
+
+def test_clipping_that_never_acts_changes_no_completion():
+    """Local steps raise the rank of a layer's update, which completion must know under a protection too."""
+    given = {
+        "dataset": {"name": "digits", "count": 1}, "model": {"name": "mlp", "width": 32}, "ratio": 0.3, "metric": "random",
+        "update": {"name": "fedavg", "num_steps": 3}, "attack": {"name": "rank_one", "hidden": "complete"},
+    }  # fmt: skip
+    plain, clipped = run_cell(**given), run_cell(**given, protection={"name": "dp_gaussian", "clip": 1e6, "noise": 0.0})
+    assert plain.report == clipped.report
+    np.testing.assert_allclose(plain.reconstruction, clipped.reconstruction, atol=1e-5)
 
 
 def test_noise_and_rounding_blur_what_an_attacker_reads():
@@ -129,6 +166,9 @@ def test_certificates_know_the_noise(tmp_path):
         assert certificate.posterior_mse == pytest.approx(expected, rel=1e-3)
         found[noise] = certificate.posterior_mse
     assert found[0.001] < found[0.1]
+    rounded = Setting(*specs, protection=make_spec("protection", "quantised"))
+    certificates, bounds = rounded.certificates(metric, selector, 0, (0,))
+    assert np.isfinite(certificates[0][0].posterior_mse) and np.isnan(bounds[0]), "no bound where noise is not Gaussian"
     pruned = Setting(*specs, protection=make_spec("protection", "pruning"))
     with pytest.raises(UsageError, match="leaves some out"):
         pruned.certify(metric, selector, 0, (0,), 0)
@@ -159,9 +199,10 @@ def test_a_sweep_takes_protections_as_an_axis(tmp_path):
 def test_an_axis_of_noise_compiles_once_and_one_of_clipping_once_for_each(tmp_path):
     given = {**CELL, "metric": "magnitude", "ratio": 0, "attack": {"name": "idlg", "num_steps": 5}, "encryption": "none"}
     noise = {"name": "dp_gaussian", "noise": [0.0, 0.1, 1.0]}
-    for entries, programs in ((["none", {"name": "quantised", "bits": [2, 8]}, "pruning"], 1), ([noise], 1), ([{**noise, "clip": [1.0, 2.0]}], 2)):
+    for entries, programs in ((["none", {"name": "quantised", "bits": [2, 8]}, "pruning"], 2), ([noise], 1), ([{**noise, "clip": [1.0, 2.0]}], 2)):
         sweep = Sweep(parse({**given, "protection": entries}), tmp_path / str(len(entries)) / str(programs))
-        assert sweep.plan().num_cells >= 12 and len(sweep._compiled) == programs
+        plan = sweep.plan()
+        assert plan.num_cells >= 12 and plan.num_programs == programs == len(sweep._compiled)
 
 
 def test_a_sweep_without_protections_is_the_sweep_that_it_was():
