@@ -61,6 +61,11 @@ class NoTracker:
         """Does nothing."""
 
 
+def _measures(records: pd.DataFrame) -> list[str]:
+    """What the records measure: of images, of text, or of both."""
+    return [name for name in ("mse", "psnr", "ssim", "rouge1", "rouge2", "rougeL", "success") if name in records and records[name].notna().any()]
+
+
 class WandbTracker:
     """Weights & Biases: one run per sweep, or one per attack in a common group.
 
@@ -109,8 +114,7 @@ class WandbTracker:
 
     def block(self, attack: str, records: pd.DataFrame) -> None:
         """Logs a block's mean quality."""
-        names = [name for name in ("mse", "psnr", "ssim", "rouge1", "rouge2", "rougeL", "label_correct", "success") if name in records]
-        means = records[names].astype(float).mean()
+        means = records[[*_measures(records), "label_correct"]].astype(float).mean()
         protection = records["protection_label"].iloc[0]
         line = attack if protection == "none" else f"{attack} under {protection}"
         self._run(attack).log({f"{line}/{name}": value for name, value in means.items()} | {"cells": len(records)})
@@ -127,9 +131,16 @@ class WandbTracker:
             run.log({"cells_table": self._wandb.Table(dataframe=plain)})
             labelled = with_labels(cells).astype({"success": float})
             labelled["line"] = labelled["panel"] + ": " + labelled["curve"]
-            means = labelled.groupby(["line", "panel", "curve", "ratio"])[["psnr", "ssim", "success"]].mean()
-            table = self._wandb.Table(dataframe=means.reset_index())
-            run.log({"curves": self._wandb.plot.line(table, "ratio", "psnr", stroke="line", title="PSNR against ratio"), "curves_table": table})
+            # A sweep over images and text has both.
+            measures = _measures(labelled)
+            table = self._wandb.Table(dataframe=labelled.groupby(["line", "panel", "curve", "ratio"])[measures].mean().reset_index())
+            drawn = {"curves": "psnr", "curves_text": "rougeL"}
+            lines = {
+                key: self._wandb.plot.line(table, "ratio", name, stroke="line", title=f"{name} against ratio")
+                for key, name in drawn.items()
+                if name in measures
+            }
+            run.log({**lines, "curves_table": table})
             for picture in sorted(figures.glob("*.png")):
                 run.log({f"figures/{picture.stem}": self._wandb.Image(str(picture))})
         self.close()

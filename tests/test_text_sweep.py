@@ -29,7 +29,11 @@ CONFIG = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("text") / "out"
-    return out, run_sweep(CONFIG, out, quiet=True)
+    return out, run_sweep(CONFIG, out, wandb="offline", quiet=True)
+
+
+def test_weights_and_biases_mirror_text_too(finished):
+    assert list((finished[0] / "wandb").glob("offline-run-*/*.wandb"))
 
 
 def test_records_hold_text_measures_and_the_exposure_of_the_embedding(finished):
