@@ -127,7 +127,8 @@ class Setting:
         always = [trees.matches(path, self.model.always_encrypted) for path in trees.paths(sent)]
         self.num_always = sum(int(np.prod(leaf.shape)) for leaf, yes in zip(jax.tree.leaves(sent), always, strict=True) if yes)
         # Gradients, one metric's scores and their ranks.
-        needed, budget = 3 * 4 * self.num_samples * self.num_total * num_rounds, devices.memory_budget()
+        self.num_bytes = needed = 3 * 4 * self.num_samples * self.num_total * num_rounds
+        budget = devices.memory_budget()
         if needed > budget:
             raise UsageError(
                 f"gradients, scores and ranks of {self.num_samples:,} samples of {self.num_total:,} entries need {needed / 1e9:.1f} GB, and "
@@ -186,6 +187,11 @@ class Setting:
         """Whether the protection leaves entries out."""
         sent = jax.eval_shape(lambda key: self.model.split(self.model.init(key))[0], jax.random.key(0))
         return jax.eval_shape(self.protection, sent, jax.random.key(0)).unsent is not None
+
+    def forget(self) -> None:
+        """Drops updates, scores and ranks, which are computed again when they are asked for."""
+        for kept in (self.client, self.scores, self.ranks):
+            kept.cache_clear()
 
     def num_visible(self, lane: Lane) -> int:
         """Entries of a lane's first update that are sent in the clear."""

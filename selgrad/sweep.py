@@ -122,6 +122,9 @@ class Sweep:
             # Before anything runs: records are written with them.
             for setting in self.settings:
                 setting.require_certifiable()
+        # Settings that do not fit in memory together are held one at a time.
+        self._is_crowded = sum(setting.num_bytes for setting in self.settings) > devices.memory_budget()
+        self._held = 0
         self._compiled: dict[Any, Block | HostBlock] = {}
         self._saved = self._adopt()
         self.run_id: str = self._saved["run_id"]
@@ -145,6 +148,13 @@ class Sweep:
         if self.out.is_dir() and (self.out / "records").is_dir() and any((self.out / "records").glob("*.parquet")):
             raise UsageError(f"folder {str(self.out)!r} holds records without a plan.json; choose another --out")
         return {"identity": self.config.identity, "run_id": uuid.uuid4().hex[:12], "version": __version__, "block_sizes": {}}
+
+    def _use(self, index: int) -> Setting:
+        """A setting that is about to be read."""
+        if self._is_crowded and index != self._held:
+            self.settings[self._held].forget()
+        self._held = index
+        return self.settings[index]
 
     def _save_plan(self) -> None:
         content = json.dumps(self._saved, indent=1, sort_keys=True)
@@ -188,7 +198,7 @@ class Sweep:
 
     def _compile(self, plan: BlockPlan, lanes_per_block: int) -> tuple[Block | HostBlock, Any, Any]:
         """The compiled block for a plan; short rows and few seeds are padded so that the last block needs no compilation of its own."""
-        setting = self.settings[plan.setting]
+        setting = self._use(plan.setting)
         first = plan.lanes[0][0]
         evidence = (first.metric, first.selector) if reads_evidence(plan.attack) else None
         whole = len(self._groups(setting, plan.attack, plan.seeds[0])[0])
@@ -275,7 +285,8 @@ class Sweep:
         engines = Engines(options)
         result: dict[tuple[int, str, str, float], encryption.Cost] = {}
         seed = self.config.seeds[0]
-        for index, setting in enumerate(self.settings):
+        for index in range(len(self.settings)):
+            setting = self._use(index)
             for metric in self.config.metric:
                 for selector in self.config.selector:
                     for ratio in self.config.ratio:
@@ -318,10 +329,13 @@ class Sweep:
         Returns:
           All records.
         """
-        for index, setting in enumerate(self.settings):
+        for index in range(len(self.settings)):
+            setting = self._use(index)
+            # Weights depend on data and model; updates and protections share them.
+            is_first = [one.specs[:2] for one in self.settings].index(setting.specs[:2]) == index
             for seed in self.config.seeds:
                 folder = self.out / "models" / f"setting-{index}-seed-{seed}"
-                if not folder.exists():
+                if is_first and not folder.exists():
                     checkpoints.save(folder, setting.client(seed).params)
             self._keep_truth(index, setting)
         for part in plan.blocks:
@@ -461,7 +475,8 @@ class Sweep:
         if file.exists():
             return pq.read_table(file).to_pandas()
         rows = []
-        for index, setting in enumerate(self.settings):
+        for index in range(len(self.settings)):
+            setting = self._use(index)
             title = setting.title
             for selector, (a, b) in itertools.product(self.config.selector, itertools.combinations(self.config.metric, 2)):
                 counts = {ratio: setting.num_selected(ratio) for ratio in self.config.ratio if 0 < ratio < 1}

@@ -177,7 +177,7 @@ def test_certificates_know_the_noise(tmp_path):
     assert not list(tmp_path.iterdir()), "refused before anything ran"
 
 
-def test_a_sweep_takes_protections_as_an_axis(tmp_path):
+def test_a_sweep_takes_protections_as_an_axis(tmp_path, monkeypatch):
     config = {
         **CELL, "metric": "magnitude", "ratio": [0, 0.5], "attack": {"name": "idlg", "num_steps": 5},
         "protection": ["none", {"name": "quantised", "bits": [2, 8]}], "encryption": "none",
@@ -194,6 +194,17 @@ def test_a_sweep_takes_protections_as_an_axis(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "What is read behind each protection" in page and "<td>quantised(bits=2)</td>" in page
     assert set(pd.read_parquet(tmp_path / "records")["protection"]) == {"none", "quantised"}
+    assert [folder.name for folder in (tmp_path / "models").iterdir()] == ["setting-0-seed-0"], "one model, three protections"
+
+    class Crowded(Sweep):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self._is_crowded = True
+
+    monkeypatch.setattr("selgrad.sweep.Sweep", Crowded)
+    again = run_sweep(config, tmp_path / "crowded")
+    measured = [name for name in records if not name.endswith("_seconds") and name != "run_id"]
+    pd.testing.assert_frame_equal(again[measured], records[measured])
 
 
 def test_an_axis_of_noise_compiles_once_and_one_of_clipping_once_for_each(tmp_path):
