@@ -193,7 +193,7 @@ def stopping_ratios(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict_grid(stops: pd.DataFrame, same: Mapping[str, Sequence[str]] | None = None) -> tuple[list[str], list[list[str]]]:
-    """The stopping ratios as a grid: header, then one row per curve with one column per panel.
+    """The stopping ratios as a grid: header, then one row per curve with one column per panel; the other way round where panels are many and curves few.
 
     Args:
       stops: as `stopping_ratios` gives it.
@@ -205,6 +205,8 @@ def verdict_grid(stops: pd.DataFrame, same: Mapping[str, Sequence[str]] | None =
         found = dict(zip(rows["panel"], rows["verdict"], strict=True))
         others = (same or {}).get(str(curve).split(" / ")[0], [])
         body.append([f"{curve} (same masks as {', '.join(others)})" if others else str(curve), *(found.get(panel, "") for panel in panels)])
+    if len(panels) > max(8, len(body)):
+        return ["attack", *(row[0] for row in body)], [[panel, *(row[1 + i] for row in body)] for i, panel in enumerate(panels)]
     return ["metric", *panels], body
 
 

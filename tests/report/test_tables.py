@@ -135,6 +135,9 @@ def test_a_table_says_where_two_metrics_chose_one_mask(tmp_path):
     pd.DataFrame(rows).to_parquet(tmp_path / "equivalence.parquet")
     same = same_masks(tmp_path)
     assert same == {"magnitude": ["fisher"], "fisher": ["magnitude"]}
+    many = pd.concat([stopping_ratios(records({0.0: [True], 1.0: [False]})).assign(panel=f"attack {i}", verdict=f"at {i}") for i in range(20)])
+    header, rows = verdict_grid(many)
+    assert header[0] == "attack" and len(rows) == 20 and rows[7] == ["attack 7", "at 7"], "twenty columns fit on no screen"
     _, grid = verdict_grid(stopping_ratios(records({0.0: [True], 1.0: [False]})), same)
     assert grid[0][0] == "magnitude (same masks as fisher)"
     assert list(mask_overlaps(tmp_path).columns) == ["metric_a", "metric_b", 0.1]
