@@ -123,26 +123,33 @@ def train(stopped: pd.DataFrame, out: str, seeds: list[int]) -> list[dict]:
 
 
 def draw(records: pd.DataFrame, stopped: pd.DataFrame, table: pd.DataFrame) -> None:
-    """Share of samples read against strength, and accuracy against bytes at the strengths that stop all attacks."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 3.8), layout="constrained")
-    shown = {"share of entries": (left, [f for f in stopped["family"] if f.startswith(("enc", "pru"))]), "noise / clip": (middle, ["dp_gaussian"])}
-    for label, (axis, families) in shown.items():
-        for family in families:
-            cells = records[records["family"] == family]
-            read = cells.groupby(["strength", "sample"])["success"].any().groupby("strength").mean()
-            axis.plot(read.index, 100 * read, "o-", markersize=3, label=family)
-        axis.set(xlabel=label, ylim=(-4, 104), ylabel="samples read by some attack, %")
-    left.legend(fontsize=8)
-    middle.set(xscale="log", title="dp_gaussian (below), quantised (above: bits)")
+    """Share of samples read against strength, and accuracy and bytes at the strengths that stop all attacks."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
+
+    def curve(family: str) -> pd.Series:
+        return 100 * records[records["family"] == family].groupby(["strength", "sample"])["success"].any().groupby("strength").mean()
+
+    styles = {"magnitude, vote": "o-", "sensitivity, vote": "x--", "magnitude, mean": "o-", "sensitivity, mean": "x--"}
+    for family in [f for f in stopped["family"] if f.startswith(("enc", "pru"))]:
+        read = curve(family)
+        left.plot(100 * read.index, read, styles.get(family.removeprefix("encryption by "), "s:"), markersize=4, label=family)
+    left.set(xlabel="entries encrypted or left out, %", ylim=(-4, 104), ylabel="samples read by some attack, %")
+    left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+    noise, rounded = curve("dp_gaussian"), curve("quantised")
+    middle.plot(noise.index, noise, "o-", markersize=4, color="tab:blue")
+    middle.set(xscale="log", ylim=(-4, 104))
+    middle.set_xlabel("dp_gaussian: noise / clip", color="tab:blue")
     above = middle.twiny()
-    cells = records[records["family"] == "quantised"]
-    read = cells.groupby(["strength", "sample"])["success"].any().groupby("strength").mean()
-    above.plot(-read.index, 100 * read, "s--", markersize=3, color="tab:red")
+    above.plot(-rounded.index, rounded, "s--", markersize=4, color="tab:red")
     above.set_xlim(max(BITS) + 0.5, 0.5)
-    for family, row in table.iterrows():
-        right.plot(row["bytes_factor"], 100 * row["accuracy"], "o")
-        right.annotate(family, (row["bytes_factor"], 100 * row["accuracy"]), fontsize=8, xytext=(4, 3), textcoords="offset points")
-    right.set(xlabel="bytes a client sends, times plain", ylabel="accuracy after 10 rounds, %", xscale="log", title="all of them stop the same attacks")
+    above.set_xlabel("quantised: bits", color="tab:red")
+    strength = stopped.set_index("family")["strength"].abs()
+    names = [f"{family} {strength[family]:g}" if family in strength else family for family in table.index]
+    right.barh(names, 100 * table["accuracy"], color="tab:gray")
+    for i, row in enumerate(table.itertuples()):
+        right.text(1, i, f"{100 * row.accuracy:.1f} %, {row.bytes_factor:.2g} x bytes", va="center", fontsize=8)
+    right.invert_yaxis()
+    right.set(xlabel="accuracy after 10 rounds, %", xlim=(0, 100), title="at the strength that stops all")
     figure.savefig(HERE.parent / "docs" / "figures" / "equal_protection.png", dpi=110)
 
 
