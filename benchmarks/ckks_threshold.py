@@ -1,7 +1,7 @@
 """Threshold decryption from 2 to 100 parties: what do keys, shares and their combination cost, and are the sums exact?
 
 Command: uv run python benchmarks/ckks_threshold.py
-Time: about 2 minutes on 2 cores.
+Time: about 10 seconds.
 Setting: profile `threshold`, 10 clients with 50,000 values each; medians of 5 shares and 3 combinations, one thread. Noise is that of a sum of zeros.
 Expected: 0 wrong integers; noise that grows with the root of the number of parties; 1.4 to 2.1 ms and 33.6 kB for each share of a ciphertext.
 Leaves: benchmarks/results/ckks_threshold.json.
@@ -31,7 +31,7 @@ def timed(function):
     return result, time.perf_counter() - started
 
 
-def noise_of(scheme: CKKS, keys, profile) -> float:
+def noise_of(scheme: CKKS, keys) -> float:
     """The spread of a decrypted sum of zeros before it is rounded."""
     total = scheme.add([scheme.encrypt(keys[-1], np.zeros(4000), "") for _ in range(NUM_CLIENTS)], raw=True)
     shares = [scheme.share(party, total, "", lead=i == 0).collect() for i, party in enumerate(keys)]
@@ -58,7 +58,7 @@ def main() -> None:
             {
                 "num_parties": parties, "num_ciphertexts": len(total.parts), "wrong_integers": int((combined[0][0] != expected).sum()),
                 "key_seconds": key_seconds, "share_seconds": float(np.median([s for _, s in shared[:5]])), "combine_seconds": float(np.median([s for _, s in combined])),
-                "share_bytes": shared[0][0].num_bytes, "noise": noise_of(scheme, keys, profile), "stated_noise": stated.noise_deviation(NUM_CLIENTS),
+                "share_bytes": shared[0][0].num_bytes, "noise": noise_of(scheme, keys), "stated_noise": stated.noise_deviation(NUM_CLIENTS),
                 "margin": stated.margin(NUM_CLIENTS),
             }
         )  # fmt: skip

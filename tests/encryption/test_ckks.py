@@ -1,5 +1,6 @@
 """Real OpenFHE: exact sums in every profile and at their edges, and every refusal."""
 
+import contextlib
 import dataclasses
 import os
 import threading
@@ -84,13 +85,8 @@ class TestExactness:
         scheme, keys = engine(name)
         profile = scheme.profile
         total = scheme.add([scheme.encrypt(keys[-1], np.zeros(4000), "") for _ in range(num_clients)], raw=True)
-        seen = []
-        original = scheme._points
-        scheme._points = lambda plain, count: (seen.append(raw_slots(plain, profile)), original(plain, count))[1]
-        try:
+        with slots_before_rounding(scheme) as seen:
             decrypt(scheme, keys, total, "")
-        finally:
-            del scheme._points
         noise = np.concatenate([s[:-1] for s in seen]) * 2.0**profile.headroom_bits
         documented = dataclasses.replace(profile, num_parties=3 if profile.decryption == "threshold" else 1).noise_deviation(num_clients)
         assert noise.std() == pytest.approx(documented, rel=0.15)
@@ -104,13 +100,8 @@ class TestExactness:
         assert len(keys) == 100
         given = np.full(4000, step if value == "step" else value)
         total = scheme.add([scheme.encrypt(keys[-1], given, "") for _ in range(profile.max_clients)], raw=True)
-        seen = []
-        original = scheme._points
-        scheme._points = lambda plain, count: (seen.append(raw_slots(plain, profile)), original(plain, count))[1]
-        try:
+        with slots_before_rounding(scheme) as seen:
             found = decrypt(scheme, keys, total, "")
-        finally:
-            del scheme._points
         assert (found == profile.max_clients * quantise(given, profile)).all()
         if value == 0.0:
             assert np.concatenate([s[:-1] for s in seen]).std() == pytest.approx(profile.noise_deviation(profile.max_clients), rel=0.15)
@@ -145,6 +136,17 @@ def raw_slots(plain, profile):
     if profile.packing == "real":
         return np.array(plain.GetRealPackedValueArray())
     return np.ascontiguousarray(plain.GetCKKSPackedValueArray()).view(np.float64).copy()
+
+
+@contextlib.contextmanager
+def slots_before_rounding(scheme):
+    """Collects what decryptions give before it is rounded to grid points."""
+    seen, original = [], scheme._points
+    scheme._points = lambda plain, count: (seen.append(raw_slots(plain, scheme.profile)), original(plain, count))[1]
+    try:
+        yield seen
+    finally:
+        del scheme._points
 
 
 class TestResidues:
