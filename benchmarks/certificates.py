@@ -25,7 +25,7 @@ import jax
 from matplotlib import pyplot as plt
 
 from selgrad import trees
-from selgrad.config import expand, make_spec
+from selgrad.registry import expand, make_spec
 from selgrad.experiment import Setting
 
 HERE = Path(__file__).parent

@@ -35,10 +35,11 @@ def noise_of(scheme: CKKS, keys) -> float:
     """The spread of a decrypted sum of zeros before it is rounded."""
     total = scheme.add([scheme.encrypt(keys[-1], np.zeros(4000), "") for _ in range(NUM_CLIENTS)], raw=True)
     shares = [scheme.share(party, total, "", lead=i == 0).collect() for i, party in enumerate(keys)]
-    seen, original = [], scheme._points
-    scheme._points = lambda plain, count: (seen.append(np.asarray(plain.GetCKKSPackedValue()).view(np.float64)), original(plain, count))[1]
+    context = scheme.context
+    seen, original = [], context.points
+    context.points = lambda plain, count: (seen.append(np.asarray(plain.GetCKKSPackedValue()).view(np.float64)), original(plain, count))[1]
     scheme.combine(shares, "")
-    del scheme._points
+    del context.points
     return float(np.concatenate([s[:4000] for s in seen]).std())
 
 

@@ -74,7 +74,7 @@ def ours(profile, threads: int, values: np.ndarray) -> dict:
 
 def floor(scheme: CKKS, keys, values: np.ndarray) -> dict:
     """Rates of OpenFHE alone, in million values a second."""
-    profile, context = scheme.profile, scheme._context
+    profile, context = scheme.profile, scheme.context.native
     slots = np.zeros(profile.slots)
     slots[: min(values.size, profile.slots)] = values[: profile.slots]
     slots *= 2.0**-profile.headroom_bits

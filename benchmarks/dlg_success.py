@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec
 from selgrad.attacks import ATTACKS
 from selgrad.attacks.hidden import fill
 from selgrad.attacks.labels import most_negative_columns
-from selgrad.config import make_spec
+from selgrad.registry import make_spec
 from selgrad.experiment import Setting
 from selgrad.gradients import observe
 

@@ -20,7 +20,7 @@ devices.configure()
 import jax
 import numpy as np
 
-from selgrad.config import make_spec
+from selgrad.registry import make_spec
 from selgrad.experiment import Setting
 from selgrad.trees import top
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from selgrad import trees
 from selgrad.base import Batch, GradientContext, InputSpec, TextSpec
-from selgrad.config import make_spec
+from selgrad.registry import make_spec
 from selgrad.gradients import UPDATES
 
 FILE = Path(__file__).parent / "results" / "metric_cost.json"

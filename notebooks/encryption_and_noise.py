@@ -27,7 +27,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from selgrad import encryption, read_records, run_sweep, trees
-from selgrad.experiment import Setting, make_spec
+from selgrad.experiment import Setting
+from selgrad.registry import make_spec
 
 # %% [markdown]
 # ## A round by hand

@@ -18,11 +18,13 @@ import pandas as pd
 from selgrad import trees
 from selgrad.attacks.rank_one import reads_pixels
 from selgrad.base import TextModel, TextSpec
-from selgrad.config import Spec, make_spec
+from selgrad.config import SuccessConfig
 from selgrad.errors import UsageError
 from selgrad.evaluation.certificates import Certificate
 from selgrad.evaluation.mask_leak import extra_entries, leak
-from selgrad.experiment import Lane, Setting, _spec, run_lanes, succeeded, success_rule
+from selgrad.experiment import Certifier, Lane, Setting, SuccessRule, run_lanes
+from selgrad.measures import Measure
+from selgrad.registry import Spec, make_spec
 
 _FREQUENT = 200
 OnEvent = Callable[[str], None]
@@ -33,7 +35,7 @@ def _flat(ranks: Any) -> npt.NDArray[np.int32]:
     return np.concatenate([np.asarray(leaf).reshape(len(leaf), -1) for leaf in jax.tree.leaves(ranks)], axis=1)
 
 
-def _told(ranks: npt.NDArray[Any], count: int, ordered: bool) -> npt.NDArray[Any]:
+def _places(ranks: npt.NDArray[Any], count: int, ordered: bool) -> npt.NDArray[Any]:
     """What a list of the first `count` entries says of each: whether it is there, or where, from 1 at the head down to 0 for those that are not."""
     return np.where(ranks < count, 1 - ranks.astype(np.float32) / max(count, 1), 0) if ordered else ranks < count
 
@@ -96,20 +98,20 @@ def audit_masks(
     Raises:
       UsageError: for unknown names, ratios outside [0, 1], or fewer than 20 samples.
     """
-    specs = _spec("dataset", dataset), _spec("model", model), _spec("update", update)
-    setting = Setting(*specs, public=None if public is None else _spec("dataset", public), protection=_spec("protection", protection))
+    specs = Spec.of("dataset", dataset), Spec.of("model", model), Spec.of("update", update)
+    setting = Setting(*specs, public=None if public is None else Spec.of("dataset", public), protection=Spec.of("protection", protection))
     if setting.num_samples < 20:
         raise UsageError(f"an audit of masks needs 20 samples and has {setting.num_samples}; raise count of {setting.specs[0].label}, such as count=300")
     truth, rows, own = _truth(setting, seed), [], make_spec("selector", "global_top")
-    for metric in [_spec("metric", one) for one in metrics]:
-        for selector in [_spec("selector", one) for one in selectors]:
+    for metric in [Spec.of("metric", one) for one in metrics]:
+        for selector in [Spec.of("selector", one) for one in selectors]:
             on_event(f"masks of {setting.num_samples} samples by {metric.label}, {selector.label}")
             ranks = setting.ranks(metric, selector, seed)[0]
             flat, first = _flat(ranks), _flat(setting.ranks(metric, own, seed)[0])
             for ratio in ratios:
                 count = setting.num_selected(ratio)
-                hidden = None if truth.leaf is None else (_told(trees.at(ranks, truth.leaf), count, ordered).mean(axis=-1)[:, truth.rows], truth.occurs)
-                found = leak(_told(flat, count, ordered), truth.labels, truth.inputs, hidden)
+                hidden = None if truth.leaf is None else (_places(trees.at(ranks, truth.leaf), count, ordered).mean(axis=-1)[:, truth.rows], truth.occurs)
+                found = leak(_places(flat, count, ordered), truth.labels, truth.inputs, hidden)
                 extra = np.median([extra_entries(a, b, count) for a, b in zip(first, flat, strict=True)]) / max(count, 1)
                 rows.append(
                     {
@@ -138,7 +140,7 @@ class PathAudit:
     num_total: int
     certificate: Certificate | None
     attacks: pd.DataFrame
-    measure: str
+    measure: Measure
     rule: str
 
     @property
@@ -184,8 +186,8 @@ def audit_paths(
     Raises:
       UsageError: for unknown names, a pattern that names no leaf, or a certificate's Jacobian that does not fit (the attacks still run).
     """
-    specs = _spec("dataset", dataset), _spec("model", model), _spec("update", update)
-    setting = Setting(*specs, samples, None if public is None else _spec("dataset", public), protection=_spec("protection", protection))
+    specs = Spec.of("dataset", dataset), Spec.of("model", model), Spec.of("update", update)
+    setting = Setting(*specs, samples, None if public is None else Spec.of("dataset", public), protection=Spec.of("protection", protection))
     grads = setting.client(seed).grads
     named = trees.matching_leaves(grads, paths)
     always = [trees.matches(path, setting.model.always_encrypted) for path in trees.paths(grads)]
@@ -197,17 +199,16 @@ def audit_paths(
     certificate: Certificate | None = None
     try:
         on_event("certificate")
-        certificate = setting.certify(metric, selector, seed, (count,), 0)[0][0]
+        certificate = Certifier(setting).certify(metric, selector, seed, (count,), 0)[0][0]
     except UsageError as error:
         on_event(f"no certificate: {error}")
-    rule = success_rule({"measure": None, "threshold": None, **(success or {})}, setting.input_spec)
-    measure = "rougeL" if isinstance(setting.input_spec, TextSpec) else "psnr"
+    rule, measure = SuccessRule.of(SuccessConfig.read(success or {}, "success"), setting.modality), setting.modality.headline
     rows, lanes = [], [Lane(seed, i, metric, selector, ratio) for i in range(setting.num_samples)]
-    for attack in [_spec("attack", one) for one in attacks] or default_attacks(setting, seed):
+    for attack in [Spec.of("attack", one) for one in attacks] or default_attacks(setting, seed):
         on_event(attack.label)
         found = [one.measures for one in run_lanes(setting, attack, lanes).found]
-        quality, won = [one[measure] for one in found], [succeeded(rule, one) for one in found]
+        quality, won = [one[measure.name] for one in found], [rule(one) for one in found]
         rows.append({"attack": attack.label, "quality": float(np.mean(quality)), "success": float(np.mean(won)), "num_samples": len(found)})
     table = pd.DataFrame(rows).sort_values(["success", "quality"], ascending=False, ignore_index=True)
     encrypted = tuple(path for path, yes, first in zip(trees.paths(grads), named, always, strict=True) if yes or first)
-    return PathAudit(encrypted, count, setting.num_total, certificate, table, measure, f"{rule[0]} {'<' if rule[0] == 'mse' else '>'} {rule[1]:g}")
+    return PathAudit(encrypted, count, setting.num_total, certificate, table, measure, str(rule))

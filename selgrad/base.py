@@ -6,9 +6,10 @@ A room imports this module and `trees`, never another room, so these types are t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 from jax import Array
@@ -180,6 +181,11 @@ class TextModel(Model, Protocol):
         ...
 
     @property
+    def exposure(self) -> str:
+        """What becomes of the word-embedding matrix: "frozen", "sent" or "always_encrypted"."""
+        ...
+
+    @property
     def causal(self) -> bool:
         """Whether a position reads only itself and what is before it."""
         ...
@@ -257,6 +263,11 @@ class Protection(Protocol):
     """What a client does to its update besides, or instead of, encrypting it; a frozen dataclass that hashes by value, public like the update."""
 
     @property
+    def changes(self) -> bool:
+        """Whether it changes updates at all."""
+        ...
+
+    @property
     def foreseen(self) -> Callable[[Grads], Grads] | None:
         """What comes first and an attacker simulates too, differentiable and hashed by value: clipping, but no noise; None where there is nothing."""
         ...
@@ -317,7 +328,24 @@ def loss_gradient(model: Model, params: Params, embed: Callable[[Params], Array]
         whole = model.merge(sent, frozen)
         return model.loss(whole, embed(whole), labels, valid)
 
-    return jax.grad(loss)(sent)
+    return with_statistics(model, jax.grad(loss)(sent), params, embed)
+
+
+@runtime_checkable
+class KeepsStatistics(Protocol):
+    """A model whose clients may send more than a gradient: what their running statistics lose by seeing a batch."""
+
+    def statistics_update(self, params: Params, embedded: Array) -> Params:
+        """Old - new, a part of the tree that is sent; empty where nothing of it is."""
+        ...
+
+
+def with_statistics(model: Model, grads: Grads, params: Params, embed: Callable[[Params], Array]) -> Grads:
+    """A gradient with the change of running statistics in the place of their derivative, where a model's clients send it."""
+    if not isinstance(model, KeepsStatistics):
+        return grads
+    change = model.statistics_update(params, embed(params))
+    return {**grads, **change} if change else grads
 
 
 def embedding_of(model: Model, batch: Batch, offset: Array | None = None) -> Callable[[Params], Array]:
@@ -342,9 +370,23 @@ class Evidence(NamedTuple):
     per_leaf: bool = False
 
 
+class Round(NamedTuple):
+    """What a client sent in one round.
+
+    Attributes:
+      params: the global weights that the client started from.
+      visible: its update with every encrypted entry set to 0; only entries with `mask` False carry information.
+      mask: True where encrypted; the attacker sees which entries are ciphertext.
+    """
+
+    params: Params
+    visible: Grads
+    mask: Mask
+
+
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["params", "visible", "mask", "labels", "valid", "auxiliary", "public", "estimate", "later", "noise"],
+    data_fields=["sent", "labels", "valid", "auxiliary", "public", "estimate", "noise"],
     meta_fields=["model", "update", "evidence"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -353,23 +395,18 @@ class Observation:
 
     Attributes:
       model, update: the architecture and the client's procedure, both public in federated learning.
-      params: the global weights that the client started from.
-      visible: the client update with every encrypted entry set to 0; only entries with `mask` False carry information.
-      mask: True where encrypted; the attacker sees which entries are ciphertext.
+      sent: what the client sent of the same data, one entry a round; there is at least one.
       labels: (B, *label_shape) int32 where the threat model gives them away, else None.
       valid: (B, length) bool, where there is padding and the threat model gives it away, else None.
       auxiliary: what the attacker brought itself, such as the parameters of its language model.
       public: batches that everybody has, stacked along a leading axis.
       evidence: the client's metric, where the attacker reads the mask as evidence.
       estimate: (B, ...) embedded inputs that a learned decoder read off the visible entries, where the attacker has one.
-      later: what the client sent of the same data in later rounds; None where there was one round.
       noise: the standard deviation of what a public protection added to each leaf's entries, scalars in the tree of the update; None where nothing was.
     """
 
     model: Model
-    params: Params
-    visible: Grads
-    mask: Mask
+    sent: tuple[Round, ...]
     update: Update
     labels: Array | None
     valid: Array | None = None
@@ -377,31 +414,32 @@ class Observation:
     public: Batch | None = None
     evidence: Evidence | None = None
     estimate: Array | None = None
-    later: Rounds | None = None
     noise: Grads | None = None
 
     @property
+    def params(self) -> Params:
+        """The global weights of the first round."""
+        return self.sent[0].params
+
+    @property
+    def visible(self) -> Grads:
+        """What is visible of the first round's update."""
+        return self.sent[0].visible
+
+    @property
+    def mask(self) -> Mask:
+        """What is encrypted of the first round's update."""
+        return self.sent[0].mask
+
+    @property
     def rounds(self) -> list[Observation]:
-        """One observation a round, the first being this one; each without the others."""
-        if self.later is None:
-            return [self]
-        count = len(jax.tree.leaves(self.later.mask)[0])
-        parts = [jax.tree.map(lambda leaf, t=t: leaf[t], self.later) for t in range(count)]
-        alone = dataclasses.replace(self, later=None)
-        return [alone, *(dataclasses.replace(alone, params=p.params, visible=p.visible, mask=p.mask) for p in parts)]
+        """One observation a round, each without the others."""
+        return [dataclasses.replace(self, sent=(one,)) for one in self.sent]
 
-
-class Rounds(NamedTuple):
-    """What the same client sent in later rounds, of the same data under other weights; every leaf has a leading axis (rounds,).
-
-    Attributes:
-      params: the global weights of each round.
-      visible, mask: as in `Observation`.
-    """
-
-    params: Params
-    visible: Grads
-    mask: Mask
+    def with_first(self, *, visible: Grads, mask: Mask | None = None) -> Observation:
+        """The same with other visible entries, and another mask where one is given, in the first round."""
+        first = self.sent[0]._replace(visible=visible, mask=self.mask if mask is None else mask)
+        return dataclasses.replace(self, sent=(first, *self.sent[1:]))
 
 
 class Reconstruction(NamedTuple):
@@ -439,14 +477,53 @@ class Reconstruction(NamedTuple):
         )  # fmt: skip
 
 
-Metric: TypeAlias = Callable[[GradientContext], Scores]
-"""Scores every entry of a client update at once; pure, jit-able, vmap-able."""
-Selector: TypeAlias = Callable[[Scores], Ranks]
-"""Orders all entries; the mask at k encrypted entries is `rank < k`, so masks are nested and a ratio axis costs scalars."""
-Measure: TypeAlias = Callable[[InputSpec, Batch, Reconstruction], Mapping[str, Array]]
-"""Compares reconstructed images, already aligned, with the truth; returns named scalars."""
-TextMeasure: TypeAlias = Callable[[str, str], Mapping[str, float]]
-"""Compares one decoded sentence with the truth, (truth, found), on the host; returns named scalars."""
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A significance metric, and what whoever runs it must know of it.
+
+    Attributes:
+      score: scores every entry of a client update at once; pure, jit-able, vmap-able.
+      num_probes: (input coordinates of a batch, batch size) -> Gaussian probes from which it estimates norms; 0, or no function, where it is exact.
+      precision: in which it must be computed.
+      draws: whether the scores depend on `GradientContext.key`.
+    """
+
+    score: Callable[[GradientContext], Scores]
+    num_probes: Callable[[int, int], int] | None = None
+    precision: Literal["float32", "float64"] = "float32"
+    draws: bool = False
+
+    def __call__(self, context: GradientContext) -> Scores:
+        """The scores: the tree and shapes of the gradient."""
+        return self.score(context)
+
+    def standard_error(self, num_inputs: int, batch_size: int) -> float:
+        """Of a squared norm, relative to it: sqrt(2 / probes), and 0 where the metric is exact; of a norm about half of that.
+
+        For v ~ N(0, I), (J v)_i^2 / |J_i|^2 is chi-squared with one degree of freedom, so the error of a mean of them is known (hutchinson1990).
+        """
+        probes = 0 if self.num_probes is None else self.num_probes(num_inputs, batch_size)
+        return math.sqrt(2 / probes) if probes else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Selector:
+    """Orders all entries; the mask at k encrypted entries is `rank < k`, so masks are nested and a ratio axis costs scalars.
+
+    Attributes:
+      order: scores -> ranks, traceable.
+      top_of: "all" where the first k are the k largest scores of all leaves, "leaf" where they are the largest of each leaf, None where other things
+        decide too; an attacker can read such a mask as evidence.
+      of_cohort: one order for many clients, from scores with a leading axis (clients,) on each leaf; None where each client has its own.
+    """
+
+    order: Callable[[Scores], Ranks]
+    top_of: Literal["all", "leaf"] | None = None
+    of_cohort: Callable[[Scores], Ranks] | None = None
+
+    def __call__(self, scores: Scores) -> Ranks:
+        """The ranks of one client's entries."""
+        return self.order(scores)
 
 
 Remember: TypeAlias = Callable[[str, Callable[[], Any], Callable[[], Any]], Any]
@@ -460,7 +537,7 @@ def forget(identity: str, make: Callable[[], Any], shapes: Callable[[], Any]) ->
 
 @dataclasses.dataclass(frozen=True)
 class Attack:
-    """A gradient inversion attack in three traceable phases, so that a long one can be timed, checkpointed and resumed.
+    """A gradient inversion attack in three traceable phases, so that a long one can be timed, checkpointed and resumed; and what it needs to be run.
 
     Attributes:
       start: (key, observation) -> state, with restarts as the leading axis of each leaf.
@@ -471,6 +548,11 @@ class Attack:
       traceable: whether the phases may be traced by JAX; the others run on the host, one observation after the other.
       prepare: what comes before on the host, (observation, remember) -> (observation, a JSON report): hidden entries that structure gives away are
         filled in, or a decoder is trained for the mask.
+      rung: what it makes of encrypted entries, the rung of the attacker ladder; "" where the question does not arise.
+      evidence: whether it reads the mask as evidence and so needs `Observation.evidence`, the client's own metric.
+      estimate: whether `prepare` leaves an `Observation.estimate`.
+      language_model: name of the language model that it brings, such as a folder; None where it brings none, or has it already.
+      bind: language model -> the attack that uses it; its parameters are `Observation.auxiliary`.
     """
 
     start: Callable[[Key, Observation], Any]
@@ -480,6 +562,11 @@ class Attack:
     num_restarts: int
     traceable: bool = True
     prepare: Callable[[Observation, Remember], tuple[Observation, str]] | None = None
+    rung: str = ""
+    evidence: bool = False
+    estimate: bool = False
+    language_model: str | None = None
+    bind: Callable[[LanguageModel], Attack] | None = None
 
     def reconstruct(self, key: Key, observation: Observation, remember: Remember = forget) -> Reconstruction:
         """Runs the whole attack; jit and vmap go around this, where there is nothing to `prepare`."""

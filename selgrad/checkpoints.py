@@ -6,35 +6,78 @@ Orbax writes under another name and renames, and a series removes an older check
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from selgrad import trees
-from selgrad.base import Params
+from selgrad.devices import write_atomically
 from selgrad.errors import SelgradError
 
 
 def save(path: str | Path, tree: Any) -> None:
-    """Writes a pytree of arrays, replacing what is there.
+    """Writes a pytree of arrays, its leaves by number, replacing what is there.
 
     Raises:
       SelgradError: if the disk is full or not writable.
     """
+    _write(path, {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))})
+
+
+def save_params(path: str | Path, params: Any) -> None:
+    """Writes nested dicts of arrays under their own names, as `orbax.checkpoint.PyTreeCheckpointer` does, replacing what is there.
+
+    Raises:
+      SelgradError: if the disk is full or not writable.
+    """
+    _write(path, jax.tree.map(np.asarray, params))
+
+
+def _write(path: str | Path, host: Any) -> None:
     import orbax.checkpoint as ocp
 
     target = Path(path).absolute()
-    leaves, _ = jax.tree.flatten(tree)
-    host = {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(target, host, force=True)
     except OSError as error:
         raise SelgradError(f"cannot write checkpoint {str(target)!r}: {error.strerror or error}; make room and run the same command") from None
+
+
+def restore(path: str | Path, shown: str | None = None) -> Any:
+    """Everything that an Orbax checkpoint holds: nested dicts of arrays.
+
+    Takes what `PyTreeCheckpointer`, `StandardCheckpointer` and `CheckpointManager` write; of a manager's folder the newest step.
+
+    Raises:
+      SelgradError: if there is none, or it cannot be read.
+    """
+    import orbax.checkpoint as ocp
+
+    source, shown = Path(path).expanduser().absolute(), str(path) if shown is None else shown
+    if not source.is_dir():
+        raise SelgradError(f"there is no checkpoint at {shown!r}; give the folder of one")
+    steps = sorted((int(one.name), one) for one in source.iterdir() if one.name.isdigit() and one.is_dir())
+    if not (source / "_METADATA").exists() and steps:
+        source = steps[-1][1]
+    if (source / "default" / "_METADATA").exists():
+        source = source / "default"
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            return checkpointer.restore(source)
+    except Exception as error:  # orbax and tensorstore raise errors of many kinds for a damaged folder
+        raise SelgradError(f"checkpoint {shown!r} cannot be read ({type(error).__name__}); it is damaged or no Orbax checkpoint") from None
+
+
+def is_numbered(names: Iterable[str]) -> bool:
+    """Whether leaves are named as `save` names them, "0000" and on."""
+    found = sorted(names)
+    return found == [f"{i:04d}" for i in range(len(found))]
 
 
 def load(path: str | Path, like: Any) -> Any:
@@ -43,36 +86,30 @@ def load(path: str | Path, like: Any) -> Any:
     Raises:
       SelgradError: if there is none, it cannot be read, or it is of another tree.
     """
-    import orbax.checkpoint as ocp
-
-    source = Path(path).expanduser().absolute()
-    if not source.is_dir():
-        raise SelgradError(f"there is no checkpoint at {str(path)!r}; give the folder of one")
-    try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            host = checkpointer.restore(source)
-    except Exception as error:  # orbax and tensorstore raise errors of many kinds for a damaged folder
-        raise SelgradError(f"checkpoint {str(path)!r} cannot be read ({type(error).__name__}); it is damaged or no Orbax checkpoint") from None
+    host = restore(path)
     leaves, treedef = jax.tree.flatten(like)
     found = [host[name] for name in sorted(host)] if isinstance(host, dict) else []
     names = trees.paths(like)
     if len(found) != len(leaves):
-        raise SelgradError(f"checkpoint {str(path)!r} holds {len(found)} leaves and {len(leaves)} are needed; it is of another model or attack")
+        raise SelgradError(f"checkpoint {str(path)!r} holds {len(found)} leaves and {len(leaves)} are needed; it is of another state")
     for name, leaf, want in zip(names, found, leaves, strict=True):
         if np.shape(leaf) != np.shape(want):
-            raise SelgradError(f"checkpoint {str(path)!r}: leaf {name!r} has shape {np.shape(leaf)}, not {np.shape(want)}; it is of another model or attack")
+            raise SelgradError(f"checkpoint {str(path)!r}: leaf {name!r} has shape {np.shape(leaf)}, not {np.shape(want)}; it is of another state")
     return jax.tree.unflatten(treedef, [np.asarray(leaf, want.dtype) for leaf, want in zip(found, leaves, strict=True)])
 
 
-def load_params(path: str | Path, like: Params) -> Params:
-    """Model parameters, from an Orbax checkpoint.
+class Stored(NamedTuple):
+    """One checkpoint of a series.
 
-    Raises:
-      SelgradError: as `load`, or if a value is not finite.
+    Attributes:
+      done: steps.
+      arrays: the state.
+      notes: text that belongs to it.
     """
-    params = jax.tree.map(jax.numpy.asarray, load(path, like))
-    trees.require_finite(params, f"checkpoint {str(path)!r}")
-    return params
+
+    done: int
+    arrays: Any
+    notes: tuple[str, ...]
 
 
 class Series:
@@ -88,29 +125,42 @@ class Series:
     def _steps(self) -> list[int]:
         return sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdigit())
 
-    def save(self, done: int, state: Any) -> None:
+    def _notes(self, step: int) -> Path:
+        return self._folder / f"{step}.json"
+
+    def save(self, done: int, arrays: Any, notes: Sequence[str] = ()) -> None:
         """Keeps the state after `done` steps and removes older ones.
 
         Raises:
           SelgradError: if the disk is full or not writable; what was kept before stays.
         """
         older = self._steps()
-        save(self._folder / str(done), state)
+        if notes:
+            # Before the arrays, whose folder says that the checkpoint is whole.
+            write_atomically(self._notes(done), lambda path: _write_text(path, json.dumps(list(notes))))
+        save(self._folder / str(done), arrays)
         for step in older:
             shutil.rmtree(self._folder / str(step), ignore_errors=True)
+            self._notes(step).unlink(missing_ok=True)
 
-    def newest(self, like: Any) -> tuple[int, Any]:
-        """Steps done and the state, or (0, None) where no checkpoint can be read: the attack starts again and nothing finished is lost."""
+    def newest(self, like: Any) -> Stored | None:
+        """The last whole checkpoint, or None where none can be read: the attack starts again and nothing finished is lost."""
         for step in reversed(self._steps()):
             try:
-                return step, load(self._folder / str(step), like)
-            except SelgradError:
+                arrays = load(self._folder / str(step), like)
+                notes = json.loads(self._notes(step).read_text()) if self._notes(step).exists() else []
+                return Stored(step, arrays, tuple(map(str, notes)))
+            except (SelgradError, OSError, ValueError):
                 continue
-        return 0, None
+        return None
 
     def remove(self) -> None:
         """Removes the whole series."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text)
 
 
 class Kept:

@@ -116,9 +116,9 @@ def train(
 
         devices.write_atomically(recipe, lambda path: _write(path, {"recipe": identity}))
     series = checkpoints.Series(root / "checkpoints")
-    done, stored = series.newest(like=(params, state))
+    stored, done = series.newest(like=(params, state)), 0
     if stored is not None:
-        params, state = jax.tree.map(jnp.asarray, stored)
+        done, (params, state) = stored.done, jax.tree.map(jnp.asarray, stored.arrays)
     if done >= num_steps and (root / "model.safetensors").exists():
         result: dict[str, float] = json.loads(recipe.read_text())["result"]
         return result

@@ -8,9 +8,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from selgrad import measures
 from selgrad.errors import SelgradError, UsageError
+from selgrad.measures import Measure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 MODES = ("disabled", "offline", "online")
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Mirrors a sweep somewhere else."""
 
@@ -61,9 +64,9 @@ class NoTracker:
         """Does nothing."""
 
 
-def _measures(records: pd.DataFrame) -> list[str]:
+def _summarised(records: pd.DataFrame) -> list[Measure]:
     """What the records measure: of images, of text, or of both."""
-    return [name for name in ("mse", "psnr", "ssim", "rouge1", "rouge2", "rougeL", "success") if name in records and records[name].notna().any()]
+    return [one for one in measures.held(records, lambda measure: measure.summary) if records[one.name].notna().any()]
 
 
 class WandbTracker:
@@ -114,7 +117,7 @@ class WandbTracker:
 
     def block(self, attack: str, records: pd.DataFrame) -> None:
         """Logs a block's mean quality."""
-        means = records[[*_measures(records), "label_correct"]].astype(float).mean()
+        means = records[[*(one.name for one in _summarised(records)), "label_correct"]].astype(float).mean()
         protection = records["protection_label"].iloc[0]
         line = attack if protection == "none" else f"{attack} under {protection}"
         self._run(attack).log({f"{line}/{name}": value for name, value in means.items()} | {"cells": len(records)})
@@ -132,13 +135,14 @@ class WandbTracker:
             labelled = with_labels(cells).astype({"success": float})
             labelled["line"] = labelled["panel"] + ": " + labelled["curve"]
             # A sweep over images and text has both.
-            measures = _measures(labelled)
-            table = self._wandb.Table(dataframe=labelled.groupby(["line", "panel", "curve", "ratio"])[measures].mean().reset_index())
-            drawn = {"curves": "psnr", "curves_text": "rougeL"}
+            shown = _summarised(labelled)
+            table = self._wandb.Table(dataframe=labelled.groupby(["line", "panel", "curve", "ratio"])[[one.name for one in shown]].mean().reset_index())
             lines = {
-                key: self._wandb.plot.line(table, "ratio", name, stroke="line", title=f"{name} against ratio")
-                for key, name in drawn.items()
-                if name in measures
+                "curves" if one.reads == "images" else "curves_text": self._wandb.plot.line(
+                    table, "ratio", one.name, stroke="line", title=f"{one.name} against ratio"
+                )
+                for one in shown
+                if one.headline
             }
             run.log({**lines, "curves_table": table})
             for picture in sorted(figures.glob("*.png")):

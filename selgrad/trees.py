@@ -6,6 +6,7 @@ Every function treats the tree as one long vector, in the order in which JAX fla
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -28,6 +29,11 @@ def path_name(path: tuple[Any, ...]) -> str:
 def paths(tree: PyTree) -> list[str]:
     """The path of each leaf, in flattening order."""
     return [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """A sort key by which `layer_10` comes after `layer_2`."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
 
 
 def at(tree: PyTree, path: str) -> Any:

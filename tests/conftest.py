@@ -16,6 +16,13 @@ _CHECKED = [
     for room in (
         "trees",
         "config",
+        "registry",
+        "sources",
+        "measures",
+        "modality",
+        "weights",
+        "direct",
+        "sweep",
         "data",
         "models",
         "gradients",

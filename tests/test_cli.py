@@ -8,9 +8,11 @@ import time
 import pytest
 import yaml
 
+from selgrad.cli import main
+
 
 def run(*arguments, timeout=300):
-    return subprocess.run([sys.executable, "-m", "selgrad.cli", *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
+    return subprocess.run([sys.executable, "-m", "selgrad", *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
 
 
 def test_help_imports_nothing_heavy():
@@ -80,6 +82,22 @@ def test_attack_finds_a_digit_and_saves_a_picture(tmp_path):
     found = json.loads(result.stdout)
     assert found["mse"] < 1e-3 and found["label_correct"] == 1 and found["num_selected"] == 0
     assert (tmp_path / "cell.png").stat().st_size > 100
+
+
+@pytest.mark.parametrize(
+    ("dataset", "file", "message"),
+    [
+        ("sentences:count=1", "cell.png", "is for pictures and these data are text; leave it out"),
+        ("digits:count=1", "cell.jpg", "a file name that ends in .png"),
+        ("digits:count=1", "missing/cell.png", "in a folder that exists"),
+    ],
+)
+def test_a_picture_that_cannot_be_is_refused_before_the_attack(tmp_path, monkeypatch, capsys, dataset, file, message):
+    monkeypatch.setattr("selgrad.experiment.run_cell", lambda **_: pytest.fail("the attack ran"))
+    monkeypatch.setattr(sys, "argv", ["selgrad", "attack", "--dataset", dataset, "--out", str(tmp_path / file)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_an_attack_measures_its_encryption_and_takes_lists():

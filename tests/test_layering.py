@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "selgrad"
-# Like `experiment`, it composes the rooms; it is a folder because its parts run in different processes.
-CORRIDORS = {"federation"}
+# They compose the rooms.
+CORRIDORS = {"federation", "experiment", "sweep", "modality", "cli"}
 ROOMS = sorted(p.name for p in PACKAGE.iterdir() if p.is_dir() and (p / "__init__.py").exists() and p.name not in CORRIDORS)
-SHARED = {"selgrad.base", "selgrad.trees", "selgrad.jacobian", "selgrad.errors"}
+SHARED = {f"selgrad.{name}" for name in ("base", "trees", "jacobian", "errors", "callables", "measures", "sources")}
 
 
 def imports(file: Path) -> set[str]:
@@ -54,3 +54,59 @@ def test_every_module_says_what_it_is_in_two_sentences():
         assert text, f"{file} has no docstring"
         assert text.split("\n")[0].endswith((".", "?")) or ":" in text, f"{file}: the first line is no sentence"
         assert len(text.split("\n\n")) >= 2 or file.name == "__init__.py", f"{file}: say what it computes, and from where"
+
+
+def modules() -> dict[str, set[str]]:
+    """Every module of the package and which of the package it imports, lazily or not."""
+    names = {".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): file for file in PACKAGE.rglob("*.py")}
+    found = {}
+    for name, file in names.items():
+        edges = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                edges |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                edges |= {f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in names else node.module for alias in node.names}
+        found[name] = {edge for edge in edges if edge in names and edge != name}
+    return found
+
+
+def test_no_module_imports_itself_through_others():
+    edges = modules()
+    state: dict[str, int] = {}
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert state.get(name) != 1, f"a circle: {' -> '.join((*trail[trail.index(name) :], name))}"
+        if name not in state:
+            state[name] = 1
+            for other in sorted(edges[name]):
+                visit(other, (*trail, name))
+            state[name] = 2
+
+    # The package's own page of names imports lazily what it shows, and only its version is read from inside.
+    edges["selgrad"] = set()
+    for name in edges:
+        visit(name, ())
+
+
+def test_no_private_name_is_used_across_modules():
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("selgrad"):
+                private = [alias.name for alias in node.names if alias.name.startswith("_") and alias.name not in ("__version__", "_transformer")]
+                assert not private, f"{file.relative_to(PACKAGE)} imports {private} of {node.module}"
+
+
+def test_no_file_of_the_composition_layer_is_long():
+    for folder in ("experiment", "sweep", "modality", "cli"):
+        for file in (PACKAGE / folder).rglob("*.py"):
+            assert len(file.read_text().splitlines()) <= 300, f"{file.relative_to(PACKAGE)} holds more than one trade"
+
+
+def test_nothing_is_decided_by_how_an_argument_is_spelt():
+    """Attacks, metrics and selectors declare what they need; nobody asks a spec for `hidden` or a name for what it is."""
+    for folder in ("experiment", "sweep", "cli"):
+        for file in (PACKAGE / folder).rglob("*.py"):
+            text = file.read_text()
+            for spelt in ('.get("hidden"', '.get("num_restarts"', '.get("precision"', '.name == "', '.name != "', "isinstance(spec, TextSpec)"):
+                assert spelt not in text, f"{file.relative_to(PACKAGE)} asks {spelt}"

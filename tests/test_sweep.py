@@ -15,15 +15,15 @@ import polars
 import pytest
 import yaml
 
-from selgrad import checkpoints, encryption
+from selgrad import checkpoints, encryption, weights
 from selgrad.base import InputSpec
-from selgrad.config import parse
+from selgrad.config import EncryptionConfig, parse
 from selgrad.errors import SelgradError, UsageError
-from selgrad.experiment import Engines
+from selgrad.experiment import SchemeCache
 from selgrad.report.page import make_report
 from selgrad.report.tables import read_records
-from selgrad.runner import run_sweep
-from selgrad.sweep import overlap
+from selgrad.sweep.overlap import overlap
+from selgrad.sweep.runner import run_sweep
 
 CONFIG = {
     "name": "test",
@@ -184,7 +184,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path):
 
 def test_a_long_attack_goes_on_from_its_checkpoint(finished, tmp_path, monkeypatch):
     """Every step saved: the interrupted block starts where it was, and ends with the same bits."""
-    from selgrad import sweep as module
+    from selgrad.sweep import run as module
 
     _, records = finished
     monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0.0)
@@ -209,7 +209,7 @@ def test_a_long_attack_goes_on_from_its_checkpoint(finished, tmp_path, monkeypat
 
 def test_a_series_of_checkpoints_survives_a_kill_at_any_moment(tmp_path, monkeypatch):
     series, state = checkpoints.Series(tmp_path / "block"), {"x": np.arange(4.0)}
-    assert series.newest(state) == (0, None)
+    assert series.newest(state) is None
     series.save(10, state)
 
     def killed(*_, **__):
@@ -219,15 +219,15 @@ def test_a_series_of_checkpoints_survives_a_kill_at_any_moment(tmp_path, monkeyp
         patch.setattr(checkpoints, "save", killed)  # before the newer one is whole
         with pytest.raises(KeyboardInterrupt):
             series.save(20, {"x": np.ones(4)})
-    assert series.newest(state)[0] == 10
+    assert series.newest(state).done == 10
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints.shutil, "rmtree", killed)  # after it is, with the older one still there
         with pytest.raises(KeyboardInterrupt):
             series.save(20, {"x": np.ones(4)})
-    done, found = series.newest(state)
+    done, found, _ = series.newest(state)
     assert done == 20 and (found["x"] == 1).all()
     next(file for file in (tmp_path / "block" / "20").rglob("*") if file.name == "_METADATA").unlink()  # a removal that was cut short
-    done, found = series.newest(state)
+    done, found, _ = series.newest(state)
     assert done == 10 and (found["x"] == np.arange(4.0)).all()
 
 
@@ -240,7 +240,7 @@ def test_another_version_does_not_go_on_with_a_sweep(finished, tmp_path):
 
 
 def test_a_sweep_that_is_done_compiles_nothing(finished, monkeypatch):
-    from selgrad.experiment import Block
+    from selgrad.experiment.block import Block
 
     out, records = finished
     monkeypatch.setattr(Block, "compile", lambda *_: pytest.fail("compiled"))
@@ -318,12 +318,14 @@ def test_stored_parameters_start_a_model_and_wrong_ones_are_refused(finished, tm
     run_sweep(stored, tmp_path / "out", quiet=True)
     like = parse(CONFIG).model[0].build(InputSpec((8, 8, 1), 10)).init(jax.random.key(0))
     used, expected, fresh = (
-        jax.tree.leaves(checkpoints.load_params(folder, like))
-        for folder in (tmp_path / "out" / "models" / "setting-0-seed-0", other, out / "models" / "setting-0-seed-0")
+        jax.tree.leaves(weights.load(folder, like)) for folder in (tmp_path / "out" / "models" / "setting-0-seed-0", other, out / "models" / "setting-0-seed-0")
     )
     assert all((a == b).all() for a, b in zip(used, expected, strict=True)), "seed 0 runs on the stored weights of seed 1"
     assert any((a != b).any() for a, b in zip(used, fresh, strict=True))
-    for model, message in (({"name": "mlp", "width": 13}, "has shape"), ({"name": "mlp", "depth": 1}, "leaves are needed|holds")):
+    for model, message in (
+        ({"name": "mlp", "width": 13}, "leaves find no tensor of their name and shape"),
+        ({"name": "mlp", "depth": 3}, "leaves find no tensor"),
+    ):
         wrong = {**stored, "model": {**model, "checkpoint": stored["model"]["checkpoint"]}}
         with pytest.raises(SelgradError, match=message):
             run_sweep(wrong, tmp_path / "wrong", quiet=True)
@@ -362,7 +364,7 @@ def test_batches_and_local_steps_run_through_the_same_corridor(tmp_path):
 def test_encryption_takes_the_ring_for_the_number_of_values():
     if encryption.unavailable():
         pytest.skip(encryption.unavailable())
-    engines = Engines({"profile": "exact", "bound": None, "num_clients": 3})
+    engines = SchemeCache(EncryptionConfig(num_clients=3))
     small, large = engines.for_size(1000), engines.for_size(10**6)
     assert small[0].profile.ring == 4096 < large[0].profile.ring
     assert engines.for_size(999_999)[0] is small[0], "made once"

@@ -10,7 +10,7 @@ import pytest
 from selgrad import run_cell, run_sweep
 from selgrad.data import DATASETS
 from selgrad.errors import UsageError
-from selgrad.experiment import HostBlock
+from selgrad.experiment.host import HostBlock
 from selgrad.language_model import load, train
 from selgrad.report.figures import mark
 

@@ -3,6 +3,9 @@
 An attack sees an `Observation` and nothing else: this room imports neither data nor encryption, and a test says so.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from selgrad.attacks.dager import dager
 from selgrad.attacks.dlg import dlg
 from selgrad.attacks.dlg_text import dlg_text
@@ -12,6 +15,8 @@ from selgrad.attacks.lamp import lamp
 from selgrad.attacks.learned import learned
 from selgrad.attacks.rank_one import rank_one
 from selgrad.attacks.tag import tag
+from selgrad.base import Attack
+from selgrad.callables import constant, is_factory, unusable
 
 ATTACKS = {
     "dlg": dlg,
@@ -24,3 +29,17 @@ ATTACKS = {
     "rank_one": rank_one,
     "learned": learned,
 }
+
+
+def adapt(item: Any) -> Callable[..., Any]:
+    """A factory of an attack: a registry's own as it is, and one for what somebody brings.
+
+    Raises:
+      UsageError: if it is none.
+    """
+    if isinstance(item, Attack) and not isinstance(item, type):
+        return constant(item)
+    if is_factory(item):
+        factory: Callable[..., Any] = item
+        return factory
+    raise unusable("attack", item, "an Attack, or a function of keyword arguments that returns one")

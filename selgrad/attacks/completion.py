@@ -32,7 +32,8 @@ def tokens_at_most(observation: Observation) -> int:
     steps = observation.update.num_steps
     if observation.valid is not None:
         return int(np.asarray(observation.valid).sum()) * steps
-    return size * steps * (spec.shape[0] if len(spec.shape) == 1 else 1)
+    # A vision transformer reads many tokens of one input.
+    return size * steps * int(getattr(observation.model, "tokens_per_input", spec.shape[0] if len(spec.shape) == 1 else 1))
 
 
 def sum_to_zero(matrix: npt.NDArray[Any], hidden: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
@@ -232,13 +233,9 @@ def complete(observation: Observation, remember: Remember = forget) -> tuple[Obs
     Returns:
       The observation with what was filled marked as visible, and a JSON report: leaves used, and leaves not used each with the reason.
     """
-    if observation.later is not None:
+    if len(observation.sent) > 1:
         completed = [complete(seen, remember) for seen in observation.rounds]
-        stack_rounds = lambda trees_: jax.tree.map(lambda *leaves: np.stack(leaves), *trees_)
-        later = observation.later._replace(
-            visible=stack_rounds([seen.visible for seen, _ in completed[1:]]), mask=stack_rounds([seen.mask for seen, _ in completed[1:]])
-        )
-        return dataclasses.replace(completed[0][0], later=later), completed[0][1]
+        return dataclasses.replace(observation, sent=tuple(seen.sent[0] for seen, _ in completed)), completed[0][1]
     filled = dict(zip(trees.paths(observation.visible), map(np.asarray, jax.tree.leaves(observation.visible)), strict=True))
     masks = dict(zip(trees.paths(observation.mask), map(np.asarray, jax.tree.leaves(observation.mask)), strict=True))
     rank = tokens_at_most(observation)
@@ -278,4 +275,4 @@ def complete(observation: Observation, remember: Remember = forget) -> tuple[Obs
     names = trees.paths(observation.visible)
     visible = jax.tree.unflatten(treedef, [np.where(masks[n], 0, filled[n]).astype(filled[n].dtype) for n in names])
     mask = jax.tree.unflatten(treedef, [masks[n] for n in names])
-    return dataclasses.replace(observation, visible=visible, mask=mask), json.dumps({"used": used, "unused": unused})
+    return observation.with_first(visible=visible, mask=mask), json.dumps({"used": used, "unused": unused})

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from selgrad import trees
 from selgrad.attacks import row_space
 from selgrad.attacks.hidden import Hidden, fill
+from selgrad.attacks.kernel import on_host
 from selgrad.attacks.labels import last_layer_counts
 from selgrad.attacks.spaces import known_tokens, possible_tokens, text_parts
 from selgrad.base import Attack, Key, Observation, Reconstruction
@@ -361,4 +362,4 @@ def dager(
         report = {"used": [leaf for layer in layers for leaf in layer.leaves], "unused": [leaf for layer in layers for leaf in layer.unused]}
         return Reconstruction.single(jnp.asarray(tokens), jnp.asarray(labels, jnp.int32), jnp.float32(objective), report=json.dumps(report))
 
-    return Attack(lambda key, _: key, lambda _, state, __: state, lambda observation, key: reconstruct(key, observation), 1, 1, traceable=False)
+    return on_host(reconstruct, rung=hidden)

@@ -7,14 +7,14 @@ the mask itself as evidence, after the Bayesian framework of Balunovic et al. 20
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from selgrad import trees
-from selgrad.base import Batch, GradientContext, Grads, InputSpec, Key, Model, Observation, Params, TextSpec
+from selgrad.base import Batch, GradientContext, Grads, Key, Model, Observation, Params
 from selgrad.errors import UsageError
 
 Hidden: TypeAlias = Literal["zero", "average", "ignore", "bounded", "complete", "learned"]
@@ -60,49 +60,12 @@ def fill(observation: Observation, hidden: Hidden) -> Target:
 
 @dataclasses.dataclass(frozen=True)
 class _Embedded:
-    """A model that takes embedded inputs for inputs, so that a metric can score a dummy."""
+    """A model that takes embedded inputs for inputs, so that a metric can score a dummy; all else is the model's."""
 
     model: Model
 
-    @property
-    def input_spec(self) -> InputSpec | TextSpec:
-        """The model's."""
-        return self.model.input_spec
-
-    @property
-    def head(self) -> str:
-        """The model's."""
-        return self.model.head
-
-    @property
-    def bypassed(self) -> frozenset[str]:
-        """The model's."""
-        return self.model.bypassed
-
-    @property
-    def always_encrypted(self) -> frozenset[str]:
-        """The model's."""
-        return self.model.always_encrypted
-
-    def init(self, key: Key) -> Params:
-        """As the model."""
-        return self.model.init(key)
-
-    def split(self, params: Params) -> tuple[Params, Params]:
-        """As the model."""
-        return self.model.split(params)
-
-    def merge(self, sent: Params, frozen: Params) -> Params:
-        """As the model."""
-        return self.model.merge(sent, frozen)
-
-    def logits(self, params: Params, embedded: Array, valid: Array | None = None) -> Array:
-        """As the model."""
-        return self.model.logits(params, embedded, valid)
-
-    def loss(self, params: Params, embedded: Array, labels: Array, valid: Array | None = None) -> Array:
-        """As the model."""
-        return self.model.loss(params, embedded, labels, valid)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
 
     def embed(self, params: Params, inputs: Array) -> Array:
         """The inputs, which are embedded already."""
@@ -138,7 +101,13 @@ def mask_evidence(key: Key, observation: Observation, candidate: Grads, inputs: 
     labels = jnp.argmax(jax.lax.stop_gradient(probabilities), axis=-1).astype(jnp.int32)
     batch = Batch(inputs, labels, observation.valid)
     context = GradientContext(
-        model=_Embedded(observation.model), params=observation.params, batch=batch, update=observation.update, grads=known, key=key, public=observation.public
+        model=cast(Model, _Embedded(observation.model)),
+        params=observation.params,
+        batch=batch,
+        update=observation.update,
+        grads=known,
+        key=key,
+        public=observation.public,
     )
     scores = evidence.metric(context)
 

@@ -45,19 +45,25 @@ class Candidate(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """One restart: `init(key, observation)`, `step(observation, state)`, `decode(observation, state) -> Candidate`; `prepare` comes once before all."""
+    """One restart: `init(key, observation)`, `step(observation, state)`, `decode(observation, state) -> Candidate`; `prepare` comes once before all.
+
+    `rung`, `evidence` and `estimate` are what `Attack` says of itself.
+    """
 
     init: Callable[[Key, Observation], State]
     step: Callable[[Observation, State], State]
     decode: Callable[[Observation, State], Candidate]
     prepare: Callable[[Observation, Remember], tuple[Observation, str]] | None = None
+    rung: str = ""
+    evidence: bool = False
+    estimate: bool = False
 
 
 def _anything_visible(observation: Observation) -> Array:
-    masks = [observation.mask] if observation.later is None else [observation.mask, observation.later.mask]
-    return ~jnp.stack([m.all() for m in jax.tree.leaves(masks)]).all()
+    return ~jnp.stack([m.all() for m in jax.tree.leaves([one.mask for one in observation.sent])]).all()
 
 
+Prepare = Callable[[Observation, Remember], tuple[Observation, str]]
 Value = Callable[[Array], Array]
 """Dummy inputs -> the attack's objective there."""
 
@@ -205,7 +211,8 @@ def gradient_matching(
         read = space(observation).read
         return Candidate(read(inputs), labels, value, read(unravel(observation, state.labels, state.start)[0]))
 
-    return Kernel(init, step, decode, complete if hidden == "complete" else estimate if hidden == "learned" else None)
+    prepare: Prepare | None = complete if hidden == "complete" else estimate if hidden == "learned" else None
+    return Kernel(init, step, decode, prepare, rung=hidden, evidence=hidden == "bounded", estimate=hidden == "learned")
 
 
 def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
@@ -253,4 +260,24 @@ def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
             num_evaluations=state.num_evaluations.max(),
         )
 
-    return Attack(start, advance, finish, num_steps, num_restarts, prepare=kernel.prepare)
+    return Attack(
+        start, advance, finish, num_steps, num_restarts, prepare=kernel.prepare, rung=kernel.rung, evidence=kernel.evidence, estimate=kernel.estimate
+    )  # fmt: skip
+
+
+def on_host(reconstruct: Callable[[Key, Observation], Reconstruction], *, rung: str = "") -> Attack:
+    """An attack in one step that JAX cannot trace: it runs on the host, one observation after the other.
+
+    Args:
+      reconstruct: the attack.
+      rung: what it makes of encrypted entries.
+    """
+    return Attack(
+        start=lambda key, _: key,
+        advance=lambda _, key, __: key,
+        finish=lambda observation, key: reconstruct(key, observation),
+        num_steps=1,
+        num_restarts=1,
+        traceable=False,
+        rung=rung,
+    )

@@ -14,9 +14,18 @@ from jaxtyping import Array, Int
 
 from selgrad import trees
 from selgrad.attacks.hidden import Hidden, Target
-from selgrad.base import Key, Observation, loss_gradient
+from selgrad.base import Grads, Key, Observation, loss_gradient
 
 LabelRule = Callable[[Key, Observation, Target], Array]
+
+
+def _last_kernel(tree: Grads, observation: Observation) -> Array:
+    """The last dense layer's kernel of a tree like the update; where a model has no such layer, one row of zeros: nothing visible."""
+    model = observation.model
+    if not model.head:
+        return jnp.zeros((1, model.input_spec.num_classes), jax.tree.leaves(tree)[0].dtype)
+    kernel: Array = trees.at(tree, model.head)["kernel"]
+    return kernel
 
 
 def most_negative_columns(key: Key, observation: Observation, target: Target) -> Int[Array, " b"]:
@@ -25,7 +34,7 @@ def most_negative_columns(key: Key, observation: Observation, target: Target) ->
     Exact at batch 1 for non-negative features; for a batch it assumes distinct labels (Yin et al. 2021, yin2021gradinversion). Classes
     whose column is hidden whole sum to 0 and are ordered at random, so that nothing visible gives a guess and not class 0.
     """
-    sums = trees.at(target.grads, observation.model.head)["kernel"].sum(axis=0)
+    sums = _last_kernel(target.grads, observation).sum(axis=0)
     order = jnp.lexsort((jax.random.uniform(key, sums.shape), sums))
     classes: Array = order[jnp.arange(observation.update.batch_size) % sums.size].astype(jnp.int32)
     return classes
@@ -53,7 +62,7 @@ def columns_or_trial(key: Key, observation: Observation, target: Target) -> Int[
 
         return jax.lax.map(one, dummies).mean()
 
-    head, counted = trees.at(target.grads, model.head)["kernel"], trees.at(target.counted, model.head)["kernel"]
+    head, counted = _last_kernel(target.grads, observation), _last_kernel(target.counted, observation)
     sums, hidden = head.sum(axis=0), ~counted.any(axis=0)
     trial = jax.lax.map(agreement, jnp.arange(num_classes))
     # In this order: visible and negative, hidden, visible and not negative.
@@ -77,7 +86,7 @@ def last_layer_counts(key: Key, observation: Observation, target: Target) -> Int
     """
     model, params, size = observation.model, observation.params, observation.update.batch_size
     num_classes = model.input_spec.num_classes
-    if not any(path.startswith(f"{model.head}/") for path in trees.paths(target.grads)):
+    if not model.head or not any(path.startswith(f"{model.head}/") for path in trees.paths(target.grads)):
         # Adapters alone are sent: nothing tells the labels.
         return jax.random.randint(key, (size,), 0, num_classes, jnp.int32)
     tokens = jax.random.randint(key, (8, *model.input_spec.shape), 0, getattr(model.input_spec, "vocabulary_size", 2))

@@ -5,7 +5,8 @@ Balunovic, Dimitrov, Jovanovic, Vechev, "LAMP: Extracting Text from Gradients wi
 
 from __future__ import annotations
 
-from typing import Literal
+import dataclasses
+from typing import Literal, NoReturn
 
 import jax.numpy as jnp
 import optax
@@ -19,8 +20,17 @@ from selgrad.attacks.labels import last_layer_counts
 from selgrad.attacks.minimisers import first_order
 from selgrad.attacks.moves import permutations
 from selgrad.attacks.spaces import embeddings, text_parts
-from selgrad.base import Attack, LanguageModel, Observation
+from selgrad.base import Attack, Key, LanguageModel, Observation
 from selgrad.errors import UsageError
+
+
+def unbound(key: Key, observation: Observation) -> NoReturn:
+    """The start of an attack whose language model is still a name.
+
+    Raises:
+      UsageError: always.
+    """
+    raise UsageError("this attack names a language model that is not loaded; run it through run_cell or a sweep, or give `bind` the loaded model")
 
 
 def lamp(
@@ -63,8 +73,6 @@ def lamp(
       num_moves: candidates of a search.
       candidates_at_once: of each lane, scored in one batch; bounds the memory. A block has many lanes, and on a CPU more candidates leave the cache.
     """
-    if isinstance(language_model, str):
-        raise UsageError(f"language_model={language_model!r} names a folder; run the attack through a configuration, which loads it")
     for name, value in (("steps_per_phase", steps_per_phase), ("num_moves", num_moves), ("candidates_at_once", candidates_at_once)):
         if value < 1:
             raise UsageError(f"{name}={value} must be at least 1")
@@ -76,22 +84,28 @@ def lamp(
         target = jnp.linalg.norm(table, axis=1).mean()
         return norm_weight * (jnp.linalg.norm(embedded, axis=-1).mean() - target) ** 2
 
-    kernel = gradient_matching(
-        distance=mean_leaf_cosine if distance == "cosine" else (lambda candidate, target: l2_l1(candidate, target, alpha)),
-        prior=norm_penalty,
-        minimiser=lambda _: first_order(optax.adam(schedule)),
-        hidden=hidden,
-        space=embeddings(),
-        label_rule=last_layer_counts,
-        evaluations_per_step=steps_per_phase,
-        search=permutations(
-            num_starts=num_starts,
-            num_start_permutations=num_start_permutations,
-            num_moves=num_moves,
-            language_model=language_model,
-            perplexity_weight=perplexity_weight,
-            first_round=num_phases // 10,
-            candidates_at_once=candidates_at_once,
-        ),
-    )
-    return iterate(kernel, num_steps=num_phases, num_restarts=num_restarts)
+    def assemble(model: LanguageModel | None) -> Attack:
+        kernel = gradient_matching(
+            distance=mean_leaf_cosine if distance == "cosine" else (lambda candidate, target: l2_l1(candidate, target, alpha)),
+            prior=norm_penalty,
+            minimiser=lambda _: first_order(optax.adam(schedule)),
+            hidden=hidden,
+            space=embeddings(),
+            label_rule=last_layer_counts,
+            evaluations_per_step=steps_per_phase,
+            search=permutations(
+                num_starts=num_starts,
+                num_start_permutations=num_start_permutations,
+                num_moves=num_moves,
+                language_model=model,
+                perplexity_weight=perplexity_weight,
+                first_round=num_phases // 10,
+                candidates_at_once=candidates_at_once,
+            ),
+        )
+        return iterate(kernel, num_steps=num_phases, num_restarts=num_restarts)
+
+    if not isinstance(language_model, str):
+        return assemble(language_model)
+    # Whoever runs the attack loads what the folder holds; until then it cannot start.
+    return dataclasses.replace(assemble(None), start=unbound, language_model=language_model, bind=assemble)

@@ -257,4 +257,7 @@ def learned(*, hidden: Hidden = "learned", num_features: int = 1024, width: int 
         labels = observation.labels if observation.labels is not None else rule(key, observation, fill(observation, "ignore"))
         return Reconstruction.single(inputs, labels, jnp.zeros(()))
 
-    return Attack(lambda key, _: key, lambda _, state, __: state, jax.jit(finish), 1, 1, traceable=False, prepare=partial(estimate, training=training))
+    return Attack(
+        start=lambda key, _: key, advance=lambda _, key, __: key, finish=jax.jit(finish), num_steps=1, num_restarts=1, traceable=False,
+        prepare=partial(estimate, training=training), rung=hidden,
+    )  # fmt: skip

@@ -21,6 +21,7 @@ from jaxtyping import PyTree
 from selgrad import trees
 from selgrad.attacks.completion import low_rank, stack
 from selgrad.attacks.hidden import Hidden
+from selgrad.attacks.kernel import on_host
 from selgrad.attacks.spaces import image_spec
 from selgrad.attacks.starts import draw
 from selgrad.base import Attack, InputSpec, Key, Model, Observation, Params, Reconstruction, Update
@@ -148,7 +149,7 @@ def rank_one(*, hidden: Hidden = "complete", num_draws: int = 20_000) -> Attack:
         inputs = jnp.asarray(images, jnp.float32)
         return Reconstruction.single(inputs, labels_of(observation, inputs), jnp.float32(objective), report=json.dumps(report))
 
-    return Attack(lambda key, _: key, lambda _, state, __: state, lambda observation, key: reconstruct(key, observation), 1, 1, traceable=False)
+    return on_host(reconstruct, rung=hidden)
 
 
 def _visible_block(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

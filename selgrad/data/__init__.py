@@ -10,6 +10,7 @@ from selgrad.data.digits import digits
 from selgrad.data.huggingface import huggingface
 from selgrad.data.idx import fashion_mnist, mnist
 from selgrad.data.image_folder import image_folder
+from selgrad.data.own import adapt, from_arrays, from_sentences
 from selgrad.data.photos import photos
 from selgrad.data.rotten_tomatoes import rotten_tomatoes
 from selgrad.data.sentences import sentences
@@ -17,7 +18,7 @@ from selgrad.data.sst2 import sst2
 from selgrad.data.text import TextDataset
 from selgrad.data.text_file import shakespeare, text_file
 
-__all__ = ["DATASETS", "Dataset", "TextDataset"]
+__all__ = ["DATASETS", "Dataset", "TextDataset", "adapt", "from_arrays", "from_sentences"]
 
 DATASETS = {
     "digits": digits,

@@ -68,7 +68,7 @@ def make_text(
     labels: Sequence[int],
     *,
     num_classes: int,
-    tokenizer: str,
+    tokenizer: str | tokenizers.Tokenizer,
     max_length: int,
     count: int | None,
     offset: int,
@@ -80,7 +80,7 @@ def make_text(
       texts: one sentence each.
       labels: one in [0, num_classes) each.
       num_classes: of the labels.
-      tokenizer: `words` (the words of all the texts), a folder, or a name on the hub.
+      tokenizer: `words` (the words of all the texts), a folder, a name on the hub, or one that is loaded.
       max_length: tokens, special ones included, to which a sentence is cut.
       count: samples to keep, None for all.
       offset: samples to leave out first.
@@ -99,7 +99,7 @@ def make_text(
     stop = len(texts) if count is None else offset + count
     if offset < 0 or (count is not None and count < 1) or stop > len(texts) or offset >= len(texts):
         raise UsageError(f"{source}: offset={offset}, count={count} asks for samples {offset} .. {stop - 1}; there are {len(texts)}")
-    coder = tokenizers.make(tokenizer, texts)
+    coder = tokenizers.make(tokenizer, texts) if isinstance(tokenizer, str) else tokenizer
     closing = [] if coder.end_id is None else [coder.end_id]
     sequences = []
     for text in texts[offset:stop]:

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from selgrad.encryption.ckks import CKKS, Keys, Source
+from selgrad.encryption.ciphertexts import Source
+from selgrad.encryption.ckks import CKKS
+from selgrad.encryption.context import Keys
 from selgrad.encryption.packing import quantise
 from selgrad.errors import EncryptionError
 
@@ -68,7 +70,7 @@ def measure(scheme: CKKS, keys: Sequence[Keys], clients: Sequence[npt.NDArray[np
     if clients[0].size == 0:
         return Cost(0, 0, 0.0, 0.0, 0.0)
     times = [time.perf_counter()]
-    encrypted = [scheme.encrypt(keys[-1], values, mask_hash) for values in clients]
+    encrypted = [scheme.encrypt(keys[-1], values, mask_hash, clip=True) for values in clients]
     times.append(time.perf_counter())
     total = scheme.add(encrypted)
     times.append(time.perf_counter())

@@ -1,4 +1,4 @@
-"""Packing: selected entries in index order, clipped to a public bound and rounded to a public grid; and the index list itself.
+"""Packing: selected entries in index order, clipped to a public bound and rounded to a public grid, in slots and out of them; and the index list itself.
 
 NumPy on the host, float64 and int64; nothing here knows of keys.
 """
@@ -17,7 +17,9 @@ from selgrad.base import Grads, Mask
 from selgrad.encryption.profiles import Profile
 from selgrad.errors import EncryptionError
 
+Floats = npt.NDArray[np.floating[Any]]
 _BITMAP, _DELTAS = b"B", b"D"
+_CANARY = 0.75
 
 
 def select(grads: Grads, mask: Mask) -> npt.NDArray[np.float64]:
@@ -34,7 +36,7 @@ def select(grads: Grads, mask: Mask) -> npt.NDArray[np.float64]:
     return values
 
 
-def require_finite(values: npt.NDArray[np.floating[Any]], start: int = 0) -> None:
+def require_finite(values: Floats, start: int = 0) -> None:
     """Raises EncryptionError for NaN or infinity: one of them destroys the whole ciphertext without a sound.
 
     Args:
@@ -47,10 +49,87 @@ def require_finite(values: npt.NDArray[np.floating[Any]], start: int = 0) -> Non
         raise EncryptionError(f"value {start + bad} to encrypt is {values[bad]}; it would destroy its whole ciphertext, check the client update")
 
 
+def as_vector(values: Any) -> npt.NDArray[np.floating[Any]]:
+    """Values to encrypt as a vector.
+
+    Raises:
+      EncryptionError: if they are no vector of floats.
+    """
+    found = np.asarray(values)
+    if found.dtype == object or not np.issubdtype(found.dtype, np.floating):
+        raise EncryptionError(f"values of type {found.dtype} are not floats; give a float array, and selgrad.encrypt a whole pytree")
+    if found.ndim != 1:
+        raise EncryptionError(
+            f"values of shape {found.shape} are no vector; give those that a mask selects, and selgrad.encrypt a whole pytree"
+        )
+    return found
+
+
+def require_within(values: npt.NDArray[np.floating[Any]], profile: Profile, start: int = 0) -> None:
+    """Raises EncryptionError for a value beyond the profile's bound, which would come out clipped, a wrong sum without a sound.
+
+    Args:
+      values: to look at.
+      profile: whose bound.
+      start: index of the first one, for the message.
+    """
+    beyond = np.abs(values) > profile.bound
+    if beyond.any():
+        bad = int(np.flatnonzero(beyond)[0])
+        raise EncryptionError(
+            f"value {start + bad} to encrypt is {values[bad]:g} and {int(beyond.sum())} lie beyond the public bound {profile.bound:g}; "
+            "scale the update, take a larger bound, or pass clip=True and count what is clipped"
+        )
+
+
 def quantise(values: npt.NDArray[np.float64], profile: Profile) -> npt.NDArray[np.int64]:
     """Grid points of clipped values: round(clip(v, -bound, bound) * 2^grid_bits), ties to even."""
     require_finite(values)
     return np.rint(np.clip(np.asarray(values, np.float64), -profile.bound, profile.bound) * 2.0**profile.grid_bits).astype(np.int64)
+
+
+def fill_slots(chunk: Floats, profile: Profile, start: int = 0) -> npt.NDArray[np.float64]:
+    """All slots of one plaintext: grid points of at most `values_per_ciphertext` values, zeros and the canary, scaled as the profile encodes them.
+
+    Args:
+      chunk: values; clipped to the bound.
+      profile: of the encryption.
+      start: index of the first one, for the message.
+
+    Raises:
+      EncryptionError: for NaN or infinity.
+    """
+    require_finite(chunk, start)
+    slots = np.zeros(profile.slots)
+    view = slots[: chunk.size]
+    view[:] = chunk
+    np.clip(view, -profile.bound, profile.bound, out=view)
+    view *= 2.0**profile.grid_bits
+    np.rint(view, out=view)
+    slots[-1] = _canary(profile)
+    slots *= 2.0 ** -(profile.grid_bits + profile.headroom_bits)
+    return slots
+
+
+def read_slots(slots: npt.NDArray[np.float64], profile: Profile, num_clients: int) -> npt.NDArray[np.int64]:
+    """Grid points of a decrypted sum, without the canary; the slots are overwritten.
+
+    Raises:
+      EncryptionError: if a value is off the grid, or the canary is not that of so many clients.
+    """
+    slots *= 2.0 ** (profile.grid_bits + profile.headroom_bits)
+    rounded = np.rint(slots)
+    slots -= rounded
+    # Seven standard deviations of the noise, which are a quarter of a step or less in most profiles.
+    allowed = min(0.49, max(0.25, 3.5 / profile.margin(num_clients)))
+    if rounded[-1] != num_clients * _canary(profile) or not np.abs(slots).max() <= allowed:
+        raise EncryptionError("a decrypted ciphertext is off the grid: wrong or missing secret key, damaged ciphertext or overflow")
+    return rounded[:-1].astype(np.int64)
+
+
+def _canary(profile: Profile) -> float:
+    """A known value in the last slot, in grid units: three quarters of the bound."""
+    return max(1.0, float(np.floor(_CANARY * profile.bound * 2.0**profile.grid_bits)))
 
 
 def mask_bits(mask: Mask) -> npt.NDArray[np.bool_]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from selgrad.encryption.ckks import CKKS, Keys
+from selgrad.encryption.ckks import CKKS
+from selgrad.encryption.context import Keys
 from selgrad.errors import EncryptionError
 
 
@@ -33,7 +34,7 @@ class ZeroPool:
     def fill(self, num_values: int) -> None:
         """Adds what so many values need, on all threads of the scheme."""
         count = self._scheme.profile.num_ciphertexts(num_values)
-        fresh = list(self._scheme._stream(lambda _: self._scheme.encrypt_zero(self._keys), range(count)))
+        fresh = list(self._scheme.in_order(lambda _: self._scheme.encrypt_zero(self._keys), range(count)))
         with self._lock:
             self._items += fresh
 

@@ -13,7 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from selgrad.encryption import wire
-from selgrad.encryption.ckks import CKKS, Ciphertexts, Floats, Keys
+from selgrad.encryption.ciphertexts import Ciphertexts
+from selgrad.encryption.ckks import CKKS
+from selgrad.encryption.context import Keys
+from selgrad.encryption.packing import Floats
 from selgrad.encryption.pool import ZeroPool
 from selgrad.encryption.profiles import Profile, named
 from selgrad.errors import EncryptionError
@@ -175,17 +178,27 @@ class Client:
         pool.fill(num_values)
         return pool
 
-    def encrypt(self, values: Floats, mask_hash: str, *, pool: ZeroPool | None = None) -> bytes:
-        """Bytes for the aggregator."""
-        return self._scheme.encrypt(self._keys, values, mask_hash, pool=pool).to_bytes(self._mac_key)
+    def encrypt(self, values: Floats, mask_hash: str, *, pool: ZeroPool | None = None, clip: bool = False) -> bytes:
+        """Bytes for the aggregator.
 
-    def encrypt_file(self, path: str | Path, values: Floats, mask_hash: str, *, pool: ZeroPool | None = None) -> int:
+        Args:
+          values: (n,) floats, each within `profile.bound`.
+          mask_hash: of the selection.
+          pool: ready encryptions of zero.
+          clip: whether values beyond the bound are clipped to it; otherwise they are refused.
+
+        Raises:
+          EncryptionError: for NaN, infinity, or a value beyond the bound.
+        """
+        return self._scheme.encrypt(self._keys, values, mask_hash, pool=pool, clip=clip).to_bytes(self._mac_key)
+
+    def encrypt_file(self, path: str | Path, values: Floats, mask_hash: str, *, pool: ZeroPool | None = None, clip: bool = False) -> int:
         """Writes a file for the aggregator as it encrypts, in constant memory; the number of bytes.
 
         Raises:
-          EncryptionError: for NaN or infinity, or a disk that is full; the file then does not appear.
+          EncryptionError: for NaN, infinity, a value beyond the bound where `clip` is False, or a disk that is full; the file then does not appear.
         """
-        header, parts = self._scheme.encrypt_stream(self._keys, values, mask_hash, pool=pool)
+        header, parts = self._scheme.encrypt_stream(self._keys, values, mask_hash, pool=pool, clip=clip)
         return wire.write_file(path, header, parts, self._mac_key)
 
 

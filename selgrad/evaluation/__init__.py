@@ -1,15 +1,15 @@
 """Measures of what an attack recovered: of images in pure JAX inside the compiled block, of text on the host, where it is decoded.
 
-`MEASURES` maps a name to a function of input spec, true batch and aligned reconstruction, `TEXT_MEASURES` to one of two sentences; both return
-named scalars.
+`MEASURES` maps the name of a column to a `Measure`, which holds the function and how the number is read and shown.
 """
 
+from selgrad.evaluation import image, labels, text
 from selgrad.evaluation.alignment import align
-from selgrad.evaluation.image import image_quality
-from selgrad.evaluation.labels import label_accuracy
-from selgrad.evaluation.text import align_texts, rouge, token_accuracy
+from selgrad.evaluation.text import align_texts
+from selgrad.measures import Measure
 
-__all__ = ["MEASURES", "TEXT_MEASURES", "align", "align_texts", "token_accuracy"]
+__all__ = ["MEASURES", "align", "align_texts"]
 
-MEASURES = {"image_quality": image_quality, "label_accuracy": label_accuracy}
-TEXT_MEASURES = {"rouge": rouge}
+_VERDICTS = (Measure("success", "share of attacks that succeed", "Whether the success rule holds.", None, "verdicts", curve=True, summary=True),)
+
+MEASURES: dict[str, Measure] = {measure.name: measure for measure in (*image.MEASURES, *text.MEASURES, *_VERDICTS, *labels.MEASURES)}

@@ -5,11 +5,14 @@ SSIM: Wang et al. 2004 (wang2004ssim) with the uniform 7x7 window and the sample
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from selgrad.base import Batch, InputSpec, Reconstruction
+from selgrad.measures import Measure
 
 
 def mse(truth: Float[Array, "*b h w c"], image: Float[Array, "*b h w c"]) -> Float[Array, " *b"]:
@@ -43,14 +46,17 @@ def ssim(truth: Float[Array, "h w c"], image: Float[Array, "h w c"]) -> Float[Ar
     return jnp.mean((2 * mt * mi + c1) * (2 * cov + c2) / ((mt**2 + mi**2 + c1) * (vt + vi + c2)))
 
 
-def image_quality(spec: InputSpec, batch: Batch, reconstruction: Reconstruction) -> dict[str, Array]:
-    """`mse`, `psnr` (dB) and `ssim`, means over the batch, of pixels clipped to [0, 1] as an image file would hold them.
+def _of_pixels(compare: Callable[[Array, Array], Array]) -> Callable[[InputSpec, Batch, Reconstruction], Array]:
+    """The mean over a batch of a comparison of pixels clipped to [0, 1], as an image file would hold them; normalisation is inverted first."""
 
-    Args:
-      spec: normalisation, which is inverted first.
-      batch: the truth, (B, H, W, C).
-      reconstruction: aligned with the truth.
-    """
-    truth = spec.pixels(batch.inputs)
-    image = jnp.clip(spec.pixels(reconstruction.inputs), 0, 1)
-    return {"mse": mse(truth, image).mean(), "psnr": psnr(truth, image).mean(), "ssim": jax.vmap(ssim)(truth, image).mean()}
+    def of(spec: InputSpec, batch: Batch, reconstruction: Reconstruction) -> Array:
+        return compare(spec.pixels(batch.inputs), jnp.clip(spec.pixels(reconstruction.inputs), 0, 1)).mean()
+
+    return of
+
+
+MEASURES = (
+    Measure("mse", "MSE", "Mean squared error of pixels in [0, 1].", _of_pixels(mse), lower_is_better=True, threshold=1e-3, summary=True),
+    Measure("psnr", "PSNR (dB)", "Peak signal-to-noise ratio, at most 100 dB.", _of_pixels(psnr), unit="dB", headline=True, curve=True, summary=True),
+    Measure("ssim", "SSIM", "Structural similarity in [-1, 1] over 7x7 windows.", _of_pixels(jax.vmap(ssim)), curve=True, summary=True),
+)

@@ -9,8 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from selgrad.base import Batch, InputSpec, Reconstruction
+from selgrad.measures import Measure
 
 
-def label_accuracy(spec: InputSpec, batch: Batch, reconstruction: Reconstruction) -> dict[str, Array]:
-    """`label_correct`, in [0, 1]."""
-    return {"label_correct": jnp.mean(reconstruction.labels == batch.labels)}
+def label_correct(spec: InputSpec, batch: Batch, reconstruction: Reconstruction) -> Array:
+    """The share of labels that are right, in [0, 1]."""
+    return jnp.mean(reconstruction.labels == batch.labels)
+
+
+MEASURES = (Measure("label_correct", "share of labels recovered", "Share of the batch's labels recovered.", label_correct, "labels", curve=True),)
+"""Of text the same is counted where it is decoded, over the positions that have a label."""

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+
+from selgrad.measures import Measure
 
 _SEPARATOR = re.compile(r"[^a-z0-9]+")
 
@@ -40,6 +43,7 @@ def _longest_common(a: list[str], b: list[str]) -> int:
     return row[-1]
 
 
+@lru_cache(maxsize=256)
 def rouge(truth: str, found: str) -> dict[str, float]:
     """`rouge1`, `rouge2` and `rougeL`, F1 in [0, 1].
 
@@ -76,3 +80,22 @@ def token_accuracy(truth: npt.NDArray[np.int32], found: npt.NDArray[np.int32], c
     right = (truth == found) | ~content
     accuracy = (right & content).sum() / max(int(content.sum()), 1)
     return {"token_accuracy": float(accuracy), "exact_match": float(right.all(axis=1).mean())}
+
+
+def _rouge(name: str) -> Callable[[str, str], float]:
+    return lambda truth, found: rouge(truth, found)[name]
+
+
+def _tokens(name: str) -> Callable[..., float]:
+    return lambda truth, found, content: token_accuracy(truth, found, content)[name]
+
+
+MEASURES = (
+    Measure("rouge1", "ROUGE-1", "F1 of single words.", _rouge("rouge1"), "sentences", curve=True, summary=True),
+    Measure("rouge2", "ROUGE-2", "F1 of pairs of words.", _rouge("rouge2"), "sentences", curve=True, summary=True),
+    Measure(
+        "rougeL", "ROUGE-L", "F1 of the longest common subsequence.", _rouge("rougeL"), "sentences", threshold=0.5, headline=True, curve=True, summary=True
+    ),
+    Measure("token_accuracy", "share of tokens in place", "Share of content tokens found at their place.", _tokens("token_accuracy"), "tokens"),
+    Measure("exact_match", "share of sentences without an error", "Share of sequences without an error.", _tokens("exact_match"), "tokens"),
+)

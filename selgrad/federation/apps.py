@@ -36,7 +36,8 @@ def _serve(grid: Any, context: Any) -> None:
 
     devices.configure()
     from selgrad.federation.config import load
-    from selgrad.federation.server import Server, adopt
+    from selgrad.federation.journal import adopt
+    from selgrad.federation.server import Server
 
     config, out = load(str(context.run_config["config"])), Path(str(context.run_config["out"]))
     adopt(config, out)

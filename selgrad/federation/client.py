@@ -5,21 +5,20 @@ Nothing here knows how messages travel. Secret keys live in the state and never 
 
 from __future__ import annotations
 
-import hmac
 import secrets
 import time
 from collections.abc import MutableMapping
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
 from selgrad import encryption, trees
 from selgrad.encryption import agreement
 from selgrad.errors import SelgradError, UsageError
+from selgrad.federation.agreements import ASKED, SCORES, Proposer
 from selgrad.federation.learning import Task, task_of
+from selgrad.federation.messages import Message, context_of, mask_digest, plain_mac
 
-Message = dict[str, Any]
 State = MutableMapping[str, bytes]
 
 
@@ -44,21 +43,6 @@ def _party(secret: bytes) -> encryption.Party:
 @lru_cache(maxsize=4)
 def _holder(secret: bytes, client: bytes) -> encryption.KeyHolder:
     return encryption.KeyHolder.restore(secret, client)
-
-
-def mask_digest(bits: agreement.Bits) -> str:
-    """SHA-256 of a flat mask, which clients and server compare."""
-    return encryption.mask_hash({"update": bits})
-
-
-def context_of(digest: str, round_number: int) -> str:
-    """What an upload is bound to: an old one of the same mask does not pass for a new one."""
-    return f"{digest}:{round_number}"
-
-
-def plain_mac(mac_key: bytes, round_number: int, plain: bytes) -> bytes:
-    """Authenticates the exposed entries of a round."""
-    return hmac.new(mac_key, f"{round_number}:".encode() + plain, "sha256").digest()
 
 
 def respond(state: State, partition: int, request: Message, *, faults: bool = True) -> Message:
@@ -126,14 +110,13 @@ def _key_of(task: Task, request: Message) -> bytes:
 
 def _agree(task: Task, state: State, partition: int, request: Message) -> Message:
     """What this client puts in for the common mask."""
-    config, scores = task.config, task.scores(np.frombuffer(request["weights"], np.float32), partition)
-    selected = trees.count(config.ratio, task.num_total)
-    if config.agreement == "interleaved":
-        return {"proposal": np.argsort(-scores, kind="stable")[:selected].astype(np.int32).tobytes()}
-    if config.agreement == "encrypted_sensitivity":
-        values = agreement.normalised(scores, task.profile.bound)
-        return {"proposal": _client(_key_of(task, request), state["mac"]).encrypt(values, "scores")}
-    return {"proposal": encryption.encode_indices(agreement.own(scores, selected))}
+    name = task.config.agreement
+    if name not in ASKED:
+        raise UsageError(f"agreement {name!r} asks no client; server and client must run the same version")
+    scores = task.scores(np.frombuffer(request["weights"], np.float32), partition)
+    encrypt = lambda values, bound_to: _client(_key_of(task, request), state["mac"]).encrypt(values, bound_to, clip=True)
+    asked = Proposer(scores, trees.count(task.config.ratio, task.num_total), task.profile.bound, encrypt)
+    return {"proposal": ASKED[name].propose(asked)}
 
 
 def _train(task: Task, state: State, partition: int, request: Message) -> Message:
@@ -156,7 +139,7 @@ def _train(task: Task, state: State, partition: int, request: Message) -> Messag
     bits = encryption.decode_indices(state["mask"], task.num_total)
     if mask_digest(bits) != request["mask_hash"]:
         raise SelgradError(f"client {partition} holds another mask than the server; send it again")
-    sealed = _client(_key_of(task, request), state["mac"]).encrypt(weighted[bits], context_of(request["mask_hash"], round_number))
+    sealed = _client(_key_of(task, request), state["mac"]).encrypt(weighted[bits], context_of(request["mask_hash"], round_number), clip=True)
     plain = weighted[~bits].tobytes()
     seconds = {"train_seconds": trained - started, "encrypt_seconds": time.perf_counter() - trained}
     clipped = int((np.abs(weighted[bits]) > task.profile.bound).sum())
@@ -184,7 +167,7 @@ def _decrypt(task: Task, state: State, _: int, request: Message) -> Message:
 def _choose(task: Task, state: State, _: int, request: Message) -> Message:
     """The mask of a sum of score maps, by the key holder, who alone sees the sum."""
     _require_a_sum(task, request["sum"])
-    total = _holder(state["secret"], state["holder"]).decrypt(request["sum"], "scores")
+    total = _holder(state["secret"], state["holder"]).decrypt(request["sum"], SCORES)
     return {"mask": encryption.encode_indices(agreement.from_sum(total, trees.count(task.config.ratio, task.num_total)))}
 
 

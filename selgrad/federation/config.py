@@ -13,34 +13,70 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import yaml
 
-from selgrad.config import Spec, _only, expand, make_spec, read_file, registry
+from selgrad.config import Section, WandbConfig, read_file
 from selgrad.encryption.agreement import AGREEMENTS
 from selgrad.encryption.profiles import PROFILES, Profile
 from selgrad.errors import EncryptionError, UsageError, did_you_mean, require_ratio
+from selgrad.registry import Spec, make_spec, one, registry
 
 FAULTS = ("die", "late", "malformed", "nan", "twice")
-_DEFAULTS: dict[str, Any] = {
-    "name": "federation",
-    "dataset": None,
-    "test": None,
-    "model": None,
-    "clients": {},
-    "rounds": 5,
-    "local": {},
-    "metric": None,
-    "ratio": 0.1,
-    "agreement": "vote",
-    "protection": None,
-    "encryption": {},
-    "timeout": 600.0,
-    "min_clients": None,
-    "seed": 0,
-    "verify": True,
-    "faults": None,
-    "wandb": {},
-}
+
+
+class ClientsConfig(Section):
+    """Who takes part."""
+
+    count: int = pydantic.Field(5, description="Clients.")
+    alpha: float = pydantic.Field(0.5, description="Of the Dirichlet distribution by which each class is divided among them; 0 divides evenly at random.")
+
+
+class LocalConfig(Section):
+    """Each client's gradient descent in a round."""
+
+    num_steps: int = pydantic.Field(10, description="Of gradient descent.")
+    batch_size: int = pydantic.Field(32, description="Samples a step.")
+    learning_rate: float = pydantic.Field(0.1, description="Of a step.")
+
+
+class KeysConfig(Section):
+    """How updates are encrypted."""
+
+    profile: str = pydantic.Field("exact", description="Of the encryption; `selgrad profiles` shows them.")
+    bound: float | None = pydantic.Field(None, description="Largest absolute value of an entry; none is the profile's.")
+    keys: Any = pydantic.Field(None, description="Folder from which clients take a secret key, where the profile encrypts under it.")
+
+
+class FaultConfig(Section):
+    """What a client is to do wrong, to see what the run makes of it."""
+
+    client: int = pydantic.Field(0, description="Which.")
+    round: int = pydantic.Field(1, description="When.")
+    kind: str = pydantic.Field("die", description="Of `FAULTS`.")
+
+
+class Content(Section):
+    """The keys of a run's file."""
+
+    name: str = pydantic.Field("federation", description="Of the run, also in W&B.")
+    dataset: Any = pydantic.Field(None, description="What clients share; digits by default.")
+    test: Any = pydantic.Field(None, description="What accuracy is measured on.")
+    model: Any = pydantic.Field(None, description="LeNet by default.")
+    clients: Any = pydantic.Field({}, description="Who takes part.")
+    rounds: int = pydantic.Field(5, description="Of federated averaging.")
+    local: Any = pydantic.Field({}, description="Each client's gradient descent in a round.")
+    metric: Any = pydantic.Field(None, description="Magnitude by default.")
+    ratio: float = pydantic.Field(0.1, description="Share of entries to encrypt, in [0, 1].")
+    agreement: str = pydantic.Field("vote", description="On one mask.")
+    protection: Any = pydantic.Field(None, description="`selective` by default: encryption of `ratio`.")
+    encryption: Any = pydantic.Field({}, description="How updates are encrypted.")
+    timeout: float = pydantic.Field(600.0, description="Seconds to wait for replies in each phase.")
+    min_clients: int | None = pydantic.Field(None, description="Without so many updates a round changes nothing; 2 by default where anything is encrypted.")
+    seed: int = pydantic.Field(0, description="Of weights, split, batches and masks.")
+    verify: bool = pydantic.Field(True, description="Whether the server compares global weights with plain FedAvg; for experiments, where it has the data.")
+    faults: list[Any] | None = pydantic.Field(None, description="What clients are to do wrong.")
+    wandb: Any = pydantic.Field({}, description="As for sweeps.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +145,6 @@ def _encrypts(protection: str, ratio: float) -> bool:
     return protection == "full" or (protection == "selective" and ratio > 0)
 
 
-def _one(kind: str, entry: Any) -> Spec:
-    found = expand(kind, entry)
-    if len(found) != 1:
-        raise UsageError(f"{kind}: {', '.join(s.label for s in found)} are {len(found)}; a federated run takes one")
-    return found[0]
-
-
 def _protection(given: Any, has_ratio: bool) -> tuple[str, Spec]:
     """Its name, and what clients do besides encrypting."""
     asked = given.get("name") if isinstance(given, Mapping) else given
@@ -127,7 +156,7 @@ def _protection(given: Any, has_ratio: bool) -> tuple[str, Spec]:
         raise UsageError(f"protection {asked!r} takes no arguments; ratio, agreement and encryption are keys of their own")
     if asked == "pruning" and has_ratio and not (isinstance(given, Mapping) and "ratio" in given):
         raise UsageError("protection 'pruning' does not read the key ratio, which is the share to encrypt; write {name: pruning, ratio: 0.9, order: smallest}")
-    baseline = _one("protection", given)
+    baseline = one("protection", given)
     baseline.build()
     return baseline.name, baseline
 
@@ -149,15 +178,13 @@ def parse(content: Any) -> FederationConfig:
     Raises:
       UsageError: naming the key, the value and the remedy.
     """
-    merged = {**_only(content, "the configuration", _DEFAULTS)}
+    merged = Content.read(content, "the configuration").model_dump()
     for key, value in (("dataset", "digits"), ("model", "lenet"), ("metric", "magnitude"), ("protection", "selective"), ("faults", [])):
         merged[key] = value if merged[key] is None else merged[key]
-    if not isinstance(merged["faults"], list):
-        raise UsageError(f"faults: {merged['faults']!r} is no list of mappings")
-    clients = _only(merged["clients"], "clients", {"count": 5, "alpha": 0.5})
-    local = _only(merged["local"], "local", {"num_steps": 10, "batch_size": 32, "learning_rate": 0.1})
+    clients = ClientsConfig.read(merged["clients"], "clients").model_dump()
+    local = LocalConfig.read(merged["local"], "local").model_dump()
     protection, baseline = _protection(merged["protection"], "ratio" in content)
-    encryption = _only(merged["encryption"], "encryption", {"profile": "exact", "bound": None, "keys": None}, numbers=("bound",))
+    encryption = KeysConfig.read(merged["encryption"], "encryption").model_dump()
     _choice("agreement", merged["agreement"], AGREEMENTS)
     _choice("encryption profile", encryption["profile"], tuple(PROFILES))
     _positive("clients", {"count": clients["count"]})
@@ -165,8 +192,6 @@ def parse(content: Any) -> FederationConfig:
     encrypts = _encrypts(protection, merged["ratio"])
     if merged["min_clients"] is None:
         merged["min_clients"] = 2 if encrypts and clients["count"] > 1 else 1
-    if not isinstance(merged["min_clients"], int):
-        raise UsageError(f"min_clients={merged['min_clients']!r} is not int")
     if encrypts and merged["min_clients"] < min(2, clients["count"]):
         raise UsageError(f"min_clients={merged['min_clients']} would decrypt one client's update alone; give 2 or more")
     if merged["seed"] < 0:
@@ -182,26 +207,26 @@ def parse(content: Any) -> FederationConfig:
     if merged["min_clients"] > clients["count"]:
         raise UsageError(f"min_clients={merged['min_clients']} is more than the {clients['count']} clients; lower it")
     faults = []
-    for fault in merged["faults"]:
-        one = _only(fault, "faults", {"client": 0, "round": 1, "kind": "die"})
-        _choice("fault", one["kind"], FAULTS)
-        if not 0 <= one["client"] < clients["count"]:
-            raise UsageError(f"faults: client={one['client']} lies outside 0 .. {clients['count'] - 1}")
-        faults.append(one)
+    for given in merged["faults"]:
+        fault = FaultConfig.read(given, "faults")
+        _choice("fault", fault.kind, FAULTS)
+        if not 0 <= fault.client < clients["count"]:
+            raise UsageError(f"faults: client={fault.client} lies outside 0 .. {clients['count'] - 1}")
+        faults.append(fault.model_dump())
     for key in ("dataset", "test"):
         # Clients run in folders of their own.
         if isinstance(merged[key], Mapping) and isinstance(merged[key].get("path"), str):
             merged[key] = {**merged[key], "path": str(Path(merged[key]["path"]).expanduser().absolute())}
-    wandb = _only(merged["wandb"], "wandb", {"project": "selgrad", "entity": None, "group": None, "tags": []})
+    wandb = WandbConfig.read(merged["wandb"], "wandb").model_dump()
     config = FederationConfig(
         name=merged["name"],
-        dataset=_one("dataset", merged["dataset"]),
-        test=None if merged["test"] is None else _one("dataset", merged["test"]),
-        model=_one("model", merged["model"]),
+        dataset=one("dataset", merged["dataset"]),
+        test=None if merged["test"] is None else one("dataset", merged["test"]),
+        model=one("model", merged["model"]),
         clients=clients,
         rounds=merged["rounds"],
         local=local,
-        metric=_one("metric", merged["metric"]),
+        metric=one("metric", merged["metric"]),
         ratio=float(merged["ratio"]),
         agreement=merged["agreement"],
         protection=protection,

@@ -1,26 +1,19 @@
-"""Our messages in Flower's records, and Flower's processes for our participants: a transport, and the simulation on one machine.
+"""Our messages in Flower's records: a transport for the server, and the answer of a participant.
 
 Tried with flwr 1.30. A late reply is pulled with the next messages, so it is seen and counted, and never taken for an answer to something else.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import sys
-import tempfile
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from rich.console import Console
-
 from selgrad.errors import SelgradError, UsageError
-from selgrad.federation.client import Message
-from selgrad.federation.server import Event
+from selgrad.federation.messages import Event, Message
 
 RECORD = "selgrad"
 
@@ -185,97 +178,3 @@ def answer(message: Any, context: Any) -> Any:
 def num_participants(config: Any) -> int:
     """Clients, and the key holder where there is one."""
     return int(config.clients["count"]) + (config.encrypts and config.profile.decryption != "threshold")
-
-
-def simulate(config: Any, serve: Callable[[FlowerTransport], Any]) -> Any:
-    """Runs a server over Flower's simulation engine: participants are actors of a few worker processes on this machine.
-
-    Args:
-      config: of the run.
-      serve: called in the server's thread with the transport.
-
-    Returns:
-      What `serve` returns; what it raises is raised.
-    """
-    require_flower()
-    from flwr.serverapp import ServerApp
-    from flwr.simulation import run_simulation
-
-    from selgrad.federation.apps import client_app
-
-    count, found = num_participants(config), dict[str, Any]()
-    stop, idle = threading.Event(), threading.Event()
-    idle.set()
-    server_app = ServerApp()
-
-    @server_app.main()
-    def main(grid: Any, context: Any) -> None:
-        idle.clear()
-        try:
-            # Starting workers and importing JAX in them takes a while, more so under load.
-            found["result"] = serve(FlowerTransport(grid, count, max(120.0, config.timeout), stop.is_set))
-        except BaseException as error:
-            found["error"] = error
-        finally:
-            idle.set()
-
-    workers = max(1, min(count, len(os.sched_getaffinity(0))))
-    with tempfile.TemporaryDirectory(prefix="sg-") as scratch, _environment(), _quiet():
-        init = {
-            "num_cpus": workers, "num_gpus": 0, "include_dashboard": False, "logging_level": "CRITICAL", "log_to_driver": False,
-            "object_store_memory": 200 << 20, "_node_ip_address": "127.0.0.1", "_temp_dir": scratch,
-        }  # fmt: skip
-        backend: Any = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0, "max_restarts": -1}, "init_args": init}
-        try:
-            run_simulation(server_app=server_app, client_app=client_app, num_supernodes=count, backend_config=backend)
-        except KeyboardInterrupt:
-            # The server's thread must be out of OpenFHE and JAX before the process ends.
-            stop.set()
-            idle.wait(60)
-            raise
-        except RuntimeError as error:
-            found.setdefault("error", SelgradError(f"Flower's simulation failed ({str(error).splitlines()[0]})"))
-    if "error" in found:
-        raise found["error"]
-    if "result" not in found:
-        raise SelgradError("Flower's simulation ended before the server did; run the same command again")
-    return found["result"]
-
-
-@contextlib.contextmanager
-def _environment() -> Iterator[None]:
-    """The engine leaves the environment changed, and writes under the home folder."""
-    before = dict(os.environ)
-    with tempfile.TemporaryDirectory(prefix="sg-home-") as home:
-        os.environ["FLWR_HOME"] = home
-        try:
-            yield
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Ray writes to the terminal when one of its processes ends; both outputs are kept from it, and `terminal` makes a console that is not."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = [os.dup(1), os.dup(2)]
-    with open(os.devnull, "w") as nowhere:
-        for number in (1, 2):
-            os.dup2(nowhere.fileno(), number)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for number, before in zip((1, 2), saved, strict=True):
-            os.dup2(before, number)
-            os.close(before)
-
-
-@contextlib.contextmanager
-def terminal(quiet: bool) -> Iterator[Console]:
-    """A console on standard error as it is now, whatever becomes of that."""
-    with os.fdopen(os.dup(2), "w", buffering=1) as stream:
-        yield Console(file=stream, quiet=quiet)

@@ -18,11 +18,11 @@ from jax import Array
 
 from selgrad import trees
 from selgrad.base import Batch, GradientContext, Params, Protection
-from selgrad.config import make_spec
 from selgrad.data import Dataset
 from selgrad.encryption.profiles import Profile
 from selgrad.errors import UsageError
 from selgrad.federation.config import FederationConfig, parse
+from selgrad.registry import make_spec
 
 Flat = npt.NDArray[np.float32]
 

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from selgrad import encryption, trees
 from selgrad.encryption import agreement
 from selgrad.errors import EncryptionError
-from selgrad.federation.client import context_of, mask_digest, plain_mac
 from selgrad.federation.flower import require_flower
+from selgrad.federation.messages import context_of, mask_digest, plain_mac
 
 require_flower()
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict  # noqa: E402
@@ -37,6 +37,12 @@ def _flat(record: Any) -> npt.NDArray[np.float32]:
     return np.concatenate([array.numpy().astype(np.float32).reshape(-1) for array in record.values()])
 
 
+def _is_float(record: Any) -> npt.NDArray[np.bool_]:
+    """Which entries belong to float arrays."""
+    arrays = [array.numpy() for array in record.values()]
+    return np.concatenate([np.full(array.size, np.issubdtype(array.dtype, np.floating)) for array in arrays])
+
+
 def _like(record: Any, flat: npt.NDArray[Any]) -> Any:
     """Flat values in the names, shapes and dtypes of a record."""
     shapes = {name: array.numpy() for name, array in record.items()}
@@ -45,15 +51,17 @@ def _like(record: Any, flat: npt.NDArray[Any]) -> Any:
     return ArrayRecord({name: Array(part.reshape(v.shape).astype(v.dtype)) for (name, v), part in zip(shapes.items(), parts, strict=True)})
 
 
-def selective_encryption(key: str | Path, *, mac_key: bytes | None = None) -> Callable[[Any, Any, Any], Any]:
+def selective_encryption(key: str | Path, *, mac_key: bytes | None = None, clip: bool = False) -> Callable[[Any, Any, Any], Any]:
     """A Flower client mod: the entries that the server's mask names leave the client encrypted, weighted by its number of examples.
 
     Args:
       key: file of the client key, as `KeyHolder.save` wrote it.
       mac_key: shared with the server; None sends a checksum only. Where all clients share one, each can speak for the others.
+      clip: whether entries that move by more than the profile's bound in a round are clipped, counted and logged; otherwise they are refused, since the mean
+        would be wrong. Integer arrays, such as a count of batches, are never encrypted.
 
     Raises:
-      EncryptionError: when used, if the server sends no mask, the key cannot be read, an entry is not finite, or the number of examples is missing.
+      EncryptionError: when used, if an entry lies beyond the bound and `clip` is False, the server sends no mask, the key cannot be read, an entry is not finite, or the number of examples is missing.
     """
     made: dict[str, encryption.Client] = {}
 
@@ -80,9 +88,20 @@ def selective_encryption(key: str | Path, *, mac_key: bytes | None = None) -> Ca
         if "client" not in made:
             made["client"] = encryption.Client(encryption.roles.read_private(Path(key)), mac_key=mac_key)
         digest = context_of(mask_digest(bits), asked["round"])
-        sealed, plain, share = made["client"].encrypt(update[bits], digest), update[~bits].tobytes(), weight / asked["scale"]
+        bound = made["client"].profile.bound
+        clipped = int((np.abs(update[bits]) > bound).sum())
+        if clipped and not clip:
+            raise EncryptionError(
+                f"{clipped} entries to encrypt move by more than the public bound {bound:g} in this round (the largest by {np.abs(update[bits]).max():g}), and "
+                "the mean would be wrong; take them out of the mask, normalise them, take a profile with a larger bound, or pass clip=True"
+            )
+        if clipped:
+            logging.getLogger("flwr").warning("%d entries beyond the public bound %g were clipped; the mean of these is wrong", clipped, bound)
+        sealed, plain, share = made["client"].encrypt(update[bits], digest, clip=clip), update[~bits].tobytes(), weight / asked["scale"]
         content = {kind: record for kind, record in reply.content.items() if kind != name}
-        content[_SEALED] = ConfigRecord({"sealed": sealed, "plain": plain, "weight": share, "mac": _signed(mac_key, asked["round"], plain, share)})
+        content[_SEALED] = ConfigRecord(
+            {"sealed": sealed, "plain": plain, "weight": share, "clipped": clipped, "mac": _signed(mac_key, asked["round"], plain, share)}
+        )
         return Message(RecordDict(content), reply_to=message)
 
     return mod
@@ -118,6 +137,8 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
         total = _flat(arrays).size
         if self._mask is None:
             self._mask = agreement.fixed(total, trees.count(self._ratio, total), self._seed)
+        # Counters have no bound, and their mean is no weight.
+        self._mask = self._mask & _is_float(arrays)
         asked: dict[str, Any] = {"scale": float(self._max_examples), "weigh": self.weighted_by_key, "round": server_round}
         record = ConfigRecord({"indices": encryption.encode_indices(self._mask), **asked})
         messages = list(super().configure_train(server_round, arrays, config, grid))

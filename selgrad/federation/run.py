@@ -37,9 +37,11 @@ def federate(config: FederationConfig | Mapping[str, Any], out: str | Path, *, w
     from selgrad import devices
 
     devices.configure()
-    from selgrad.federation.flower import require_flower, simulate, terminal
+    from selgrad.federation.flower import require_flower
+    from selgrad.federation.journal import adopt
     from selgrad.federation.learning import task_of
-    from selgrad.federation.server import Server, adopt
+    from selgrad.federation.server import Server
+    from selgrad.federation.simulation import simulate, terminal
     from selgrad.tracking import make_tracker
 
     require_flower()

@@ -3,10 +3,29 @@
 `UPDATES` maps a name to a factory; an update is a pure function of model, parameters and batch that the attacker simulates too.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+from selgrad.base import Update
+from selgrad.callables import constant, is_factory, unusable
 from selgrad.gradients.exposure import observe
 from selgrad.gradients.fedavg import fedavg
 from selgrad.gradients.gradient import gradient
 
-__all__ = ["UPDATES", "observe"]
+__all__ = ["UPDATES", "adapt", "observe"]
 
 UPDATES = {"gradient": gradient, "fedavg": fedavg}
+
+
+def adapt(item: Any) -> Callable[..., Any]:
+    """A factory of an update: a registry's own as it is, and one for what somebody brings.
+
+    Raises:
+      UsageError: if it is none.
+    """
+    if isinstance(item, Update) and not isinstance(item, type):
+        return constant(item)
+    if is_factory(item):
+        factory: Callable[..., Any] = item
+        return factory
+    raise unusable("update", item, "an object that honours selgrad.base.Update, or a function of keyword arguments that returns one")

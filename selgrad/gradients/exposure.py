@@ -10,7 +10,7 @@ from typing import Any
 from jax import Array
 
 from selgrad import trees
-from selgrad.base import Batch, Evidence, Grads, Mask, Model, Observation, Params, Update
+from selgrad.base import Batch, Evidence, Grads, Mask, Model, Observation, Params, Round, Update
 
 
 def observe(
@@ -45,6 +45,6 @@ def observe(
     trees.require_same_tree(mask, grads)
     visible = trees.hide(grads, mask)
     return Observation(
-        model=model, params=params, visible=visible, mask=mask, update=update, labels=labels, valid=valid, auxiliary=auxiliary, public=public,
+        model=model, sent=(Round(params, visible, mask),), update=update, labels=labels, valid=valid, auxiliary=auxiliary, public=public,
         evidence=evidence, noise=noise,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 from jax import Array
 
-from selgrad.base import Batch, Grads, Model, Params
+from selgrad.base import Batch, Grads, Model, Params, with_statistics
 from selgrad.errors import UsageError
 
 
@@ -51,7 +51,10 @@ class FedAvg:
                 weights = model.merge(trained, frozen)
                 return model.loss(weights, embed(weights, part), part(labels), None if valid is None else part(valid))
 
-            return jax.tree.map(lambda w, g: w - self.learning_rate * g, current, jax.grad(loss)(current)), None
+            moved = jax.tree.map(lambda w, g: w - self.learning_rate * g, current, jax.grad(loss)(current))
+            # Running statistics move by what they saw, whatever the learning rate.
+            change = with_statistics(model, {}, model.merge(current, frozen), lambda weights: embed(weights, part))
+            return {**moved, **{name: jax.tree.map(jax.numpy.subtract, current[name], lost) for name, lost in change.items()}} if change else moved, None
 
         new, _ = jax.lax.scan(step, sent, jax.numpy.arange(self.num_steps))
         return jax.tree.map(lambda old, w: old - w, sent, new)

@@ -6,12 +6,13 @@ A selector returns ranks rather than a mask: the mask at k entries is `rank < k`
 from selgrad.masks.aligned import aligned
 from selgrad.masks.by_path import by_path
 from selgrad.masks.by_structure import by_structure
-from selgrad.masks.common import CohortSelector, common
+from selgrad.masks.common import common
 from selgrad.masks.global_top import global_top
+from selgrad.masks.own import adapt
 from selgrad.masks.per_leaf_top import per_leaf_top
 from selgrad.masks.randomised import randomised
 
-__all__ = ["SELECTORS", "CohortSelector"]
+__all__ = ["SELECTORS", "adapt"]
 
 SELECTORS = {
     "global_top": global_top,

@@ -49,4 +49,4 @@ def aligned(*, unit: Unit = "columns", size: int = 2048) -> Selector:
         place = trees.group_places(flat, group, count)
         return trees.split(trees.positions(jnp.lexsort((jnp.arange(flat.size), place[group]))), scores)
 
-    return order
+    return Selector(order)

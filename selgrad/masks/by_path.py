@@ -31,4 +31,4 @@ def by_path(*, paths: Sequence[str]) -> Selector:
         ordered = jnp.lexsort((trees.descending_ranks(trees.concatenate(scores)), last))
         return trees.split(trees.positions(ordered), scores)
 
-    return order
+    return Selector(order)

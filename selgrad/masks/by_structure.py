@@ -22,7 +22,7 @@ _LEAVES = {
     "embedding_rows": r"(.*/)?embedding$",
     "heads": r".*attention/(query|key|value|qkv)/(kernel|bias)$",
     "qkv_blocks": r".*attention/(query|key|value|qkv)/(kernel|bias)$",
-    "norms_and_biases": r".*(norm/(scale|bias)|bias)$",
+    "norms_and_biases": r".*((norm|bn[^/]*)/(scale|bias)|bias)$",
     "adapters": r".*lora_[ab]$",
 }
 
@@ -84,4 +84,4 @@ def by_structure(*, part: Part, num_heads: int = 1) -> Selector:
         within = jnp.where(group < 0, trees.descending_ranks(flat), jnp.arange(flat.size))
         return trees.split(trees.positions(jnp.lexsort((within, rank_of_group))), scores)
 
-    return order
+    return Selector(order)

@@ -6,7 +6,6 @@ agreed on under encryption or by a trusted party: a client that sends its own sc
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Literal, TypeAlias
 
 import jax
@@ -14,46 +13,33 @@ import jax.numpy as jnp
 from jax import Array
 
 from selgrad import trees
-from selgrad.base import Ranks, Scores
+from selgrad.base import Ranks, Scores, Selector
 
 Agreement: TypeAlias = Literal["mean", "vote", "union", "interleaved"]
 
 
-@dataclasses.dataclass(frozen=True)
-class CohortSelector:
-    """A selector that orders entries for many clients at once.
+def agreed(scores: Scores, by: Agreement) -> Ranks:
+    """One order for all.
 
-    Attributes:
+    Args:
+      scores: of every client, a leading axis (clients,) on each leaf.
       by: how they agree.
     """
-
-    by: Agreement
-
-    def __call__(self, scores: Scores) -> Ranks:
-        """The order of a cohort of one, which is its own."""
-        return self.of_cohort(jax.tree.map(lambda leaf: leaf[None], scores))
-
-    def of_cohort(self, scores: Scores) -> Ranks:
-        """One order for all.
-
-        Args:
-          scores: of every client, a leading axis (clients,) on each leaf.
-        """
-        flat = jax.vmap(trees.concatenate)(scores)
-        like = jax.tree.map(lambda leaf: leaf[0], scores)
-        if self.by == "mean":
-            # Each client weighs the same, however large its gradient.
-            sizes = jnp.abs(flat).sum(axis=1, keepdims=True)
-            return trees.rank(trees.split((flat / jnp.where(sizes > 0, sizes, 1)).mean(axis=0), like))
-        ranks: Array = jax.lax.map(trees.descending_ranks, flat)
-        chosen = ranks.min(axis=0) if self.by in ("union", "interleaved") else jnp.sort(ranks, axis=0)[(len(flat) - 1) // 2]
-        # Equal places go to the first client whose turn it is, or to whom they matter more on average.
-        then = ranks.argmin(axis=0) if self.by == "interleaved" else ranks.astype(jnp.float32).mean(axis=0)
-        order = jnp.lexsort((then, chosen))
-        return trees.split(trees.positions(order), like)
+    flat = jax.vmap(trees.concatenate)(scores)
+    like = jax.tree.map(lambda leaf: leaf[0], scores)
+    if by == "mean":
+        # Each client weighs the same, however large its gradient.
+        sizes = jnp.abs(flat).sum(axis=1, keepdims=True)
+        return trees.rank(trees.split((flat / jnp.where(sizes > 0, sizes, 1)).mean(axis=0), like))
+    ranks: Array = jax.lax.map(trees.descending_ranks, flat)
+    chosen = ranks.min(axis=0) if by in ("union", "interleaved") else jnp.sort(ranks, axis=0)[(len(flat) - 1) // 2]
+    # Equal places go to the first client whose turn it is, or to whom they matter more on average.
+    then = ranks.argmin(axis=0) if by == "interleaved" else ranks.astype(jnp.float32).mean(axis=0)
+    order = jnp.lexsort((then, chosen))
+    return trees.split(trees.positions(order), like)
 
 
-def common(*, by: Agreement = "mean") -> CohortSelector:
+def common(*, by: Agreement = "mean") -> Selector:
     """Ranks entries once for all samples of a sweep, taken as its clients.
 
     Args:
@@ -61,4 +47,5 @@ def common(*, by: Agreement = "mean") -> CohortSelector:
         clients would choose among their first k. `union`: by the best of their ranks: what anyone would choose first comes first. `interleaved`: one entry
         of each client's priority list in turn, as MaskCrypt's server takes them; the union's order but for ties.
     """
-    return CohortSelector(by)
+    alone = lambda scores: agreed(jax.tree.map(lambda leaf: leaf[None], scores), by)
+    return Selector(alone, of_cohort=lambda scores: agreed(scores, by))

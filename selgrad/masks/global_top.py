@@ -11,4 +11,4 @@ from selgrad.base import Selector
 
 def global_top() -> Selector:
     """Ranks all entries of the tree against each other."""
-    return trees.rank
+    return Selector(trees.rank, top_of="all")

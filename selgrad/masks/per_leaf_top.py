@@ -22,4 +22,4 @@ def per_leaf_top() -> Selector:
         ordered = jnp.lexsort((jnp.concatenate(within), quantiles))
         return trees.split(trees.positions(ordered), scores)
 
-    return order
+    return Selector(order, top_of="leaf")

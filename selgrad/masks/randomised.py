@@ -37,4 +37,4 @@ def randomised(*, flip: float = 0.5, seed: int = 0) -> Selector:
         chosen = jnp.where(jax.random.uniform(coins, flat.shape) < flip, drawn, own)
         return trees.split(trees.positions(jnp.lexsort((own, chosen))), scores)
 
-    return order
+    return Selector(order)

@@ -195,6 +195,8 @@ class Transformer:
       exposure: whether the word-embedding matrix is `frozen` (not trained, not sent), `sent` like every other leaf, or sent
         `always_encrypted`.
       pretrained: folder or hub name of the weights that `init` starts from.
+      embedding: path of the word-embedding matrix.
+      stored: puts the pretrained weights in the place of fresh ones.
     """
 
     network: nn.Module
@@ -206,6 +208,7 @@ class Transformer:
     exposure: Exposure
     pretrained: str | None = None
     embedding: str = "embeddings/word/embedding"
+    stored: Callable[[Transformer, Params], Params] | None = None
 
     @property
     def bypassed(self) -> frozenset[str]:
@@ -233,11 +236,7 @@ class Transformer:
     def init(self, key: Key) -> Params:
         """Fresh float32 parameters, or the pretrained ones with fresh parts where the checkpoint has none."""
         fresh: Params = self.network.init(key, jnp.zeros((1, *self.input_spec.shape, self.config.width)), None)["params"]
-        if self.pretrained is None:
-            return fresh
-        from selgrad.models.huggingface import load_params
-
-        return load_params(self, fresh)
+        return fresh if self.stored is None else self.stored(self, fresh)
 
     def split(self, params: Params) -> tuple[Params, Params]:
         """Everything but the frozen word embeddings; only the adapters with LoRA."""

@@ -28,6 +28,7 @@ from selgrad.models._transformer import (
     check,
     task_spec,
 )
+from selgrad.models.huggingface import bert_config, load_params
 from selgrad.models.matmul import matmul_transposed
 
 
@@ -109,8 +110,6 @@ def bert(
         raise UsageError(f"size={size!r} and pretrained={pretrained!r} exclude each other; the checkpoint has its own size")
     adapters: dict[str, Any] = {"lora_rank": lora_rank, "lora_alpha": lora_alpha}
     if pretrained is not None:
-        from selgrad.models.huggingface import bert_config
-
         config = bert_config(pretrained, **adapters)
     else:
         layers, width, heads = SIZES[size or "tiny"]
@@ -120,4 +119,6 @@ def bert(
     spec = task_spec(input_spec, kind, config.vocabulary_size)
     check(config, spec)
     head = "classifier" if task == "classification" else "masked_head"
-    return Transformer(_Bert(config, task, spec.num_classes), spec, config, kind, head, False, embedding, pretrained)
+    return Transformer(
+        _Bert(config, task, spec.num_classes), spec, config, kind, head, False, embedding, pretrained, stored=load_params if pretrained is not None else None
+    )

@@ -1,13 +1,13 @@
-"""The one way from a Flax Linen network to a `Model`: an image classifier with soft-label cross-entropy.
+"""The one way from a network to a `Model`: an image classifier with soft-label cross-entropy.
 
-A network only maps inputs (B, *shape) to logits (B, num_classes); everything else is the same for all of them.
+A network only maps inputs (B, *shape) to logits (B, num_classes); everything else is the same for all of them, whether selgrad brings it or you do.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, Literal, TypeAlias
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -15,33 +15,78 @@ from jaxtyping import Float
 
 from selgrad.base import Batch, InputSpec, Key, Params
 from selgrad.errors import UsageError
+from selgrad.models.networks import Network, as_network
+
+Mode: TypeAlias = Literal["evaluation", "train"]
+Statistics: TypeAlias = Literal["kept", "sent", "encrypted"]
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageClassifier:
-    """A network, what is public about its input, and the path of its last dense layer."""
+    """A network, what is public about its input, and the path of its last dense layer.
 
-    network: nn.Module
+    Parameters are the network's, with each of its other collections (batch statistics) under its own name beside them.
+
+    Attributes:
+      network: a Flax Linen module, or anything that `as_network` takes.
+      input_spec: public facts.
+      head: path of the last dense layer; "" where there is none, and labels are then found by trial.
+      bypassed, always_encrypted: as in `Model`.
+      mode: "evaluation" normalises by running statistics, which everybody knows; "train" by those of the batch, which an attacker simulates with those of
+        its dummies.
+      statistics: in mode "train", whether the client keeps its new running statistics, sends their change in the clear beside the gradient (an attacker
+        matches it too), or sends it encrypted.
+      dropout_seed: in mode "train", of stochastic layers; the draws are the client's and public.
+      attention_kernels: of a transformer, per layer the paths of the dense kernels that read the same input.
+      tokens_per_input: rows by which one input adds to a dense layer's gradient.
+    """
+
+    network: Any
     input_spec: InputSpec
     head: str
     bypassed: frozenset[str] = frozenset()
     always_encrypted: frozenset[str] = frozenset()
+    mode: Mode = "evaluation"
+    statistics: Statistics = "kept"
+    dropout_seed: int | None = None
+    attention_kernels: tuple[tuple[str, ...], ...] = ()
+    tokens_per_input: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.input_spec, InputSpec):
             raise UsageError("this model reads images and the data set holds text; choose bert or gpt2")
+        if self.mode == "evaluation" and self.statistics != "kept":
+            raise UsageError(f"statistics={self.statistics!r}: in mode 'evaluation' there are no new batch statistics to send; choose mode 'train'")
+        if self.statistics == "encrypted":
+            object.__setattr__(self, "always_encrypted", self.always_encrypted | frozenset(self._network.collections))
+
+    @property
+    def _network(self) -> Network:
+        return as_network(self.network, self.input_spec.shape)
+
+    def _parts(self, params: Params) -> tuple[Params, Params]:
+        """The network's parameters and its other collections."""
+        others = self._network.collections
+        if not others:
+            return params, {}
+        return {k: v for k, v in params.items() if k not in others}, {k: v for k, v in params.items() if k in others}
+
+    def _apply(self, params: Params, embedded: Array) -> tuple[Array, Params]:
+        key = None if self.dropout_seed is None else jax.random.key(self.dropout_seed)
+        return self._network.apply(*self._parts(params), embedded, self.mode == "train", key)
 
     def init(self, key: Key) -> Params:
         """Fresh float32 parameters."""
-        return self.network.init(key, jnp.zeros((1, *self.input_spec.shape)))["params"]
+        params, others = self._network.init(key)
+        return {**params, **others} if others else params
 
     def split(self, params: Params) -> tuple[Params, Params]:
-        """Everything is trained and sent."""
-        return params, {}
+        """Everything is trained and sent but batch statistics that the client keeps."""
+        return self._parts(params) if self.statistics == "kept" else (params, {})
 
     def merge(self, sent: Params, frozen: Params) -> Params:
         """All parameters."""
-        return sent
+        return {**sent, **frozen} if frozen else sent
 
     def targets(self, batch: Batch) -> Array:
         """The labels."""
@@ -51,11 +96,17 @@ class ImageClassifier:
         """The identity: an attack on images optimises over the pixels themselves."""
         return inputs
 
-    def logits(self, params: Params, embedded: Float[Array, "b ..."], valid: None = None) -> Float[Array, "b c"]:
+    def logits(self, params: Params, embedded: Float[Array, "b ..."], valid: Array | None = None) -> Float[Array, "b c"]:
         """Class scores."""
-        result: Array = self.network.apply({"params": params}, embedded)  # type: ignore[assignment]
-        return result
+        return self._apply(params, embedded)[0]
 
-    def loss(self, params: Params, embedded: Float[Array, "b ..."], labels: Float[Array, "b c"], valid: None = None) -> Float[Array, ""]:
+    def loss(self, params: Params, embedded: Float[Array, "b ..."], labels: Float[Array, "b c"], valid: Array | None = None) -> Float[Array, ""]:
         """Mean over the batch of the cross-entropy with the label probabilities; linear in `labels`."""
         return -jnp.mean(jnp.sum(labels * jax.nn.log_softmax(self.logits(params, embedded)), axis=-1))
+
+    def statistics_update(self, params: Params, embedded: Float[Array, "b ..."]) -> Params:
+        """What running statistics lose by seeing a batch, old - new, where the client sends it; else nothing."""
+        if self.statistics == "kept":
+            return {}
+        _, others = self._parts(params)
+        return jax.tree.map(lambda old, new: old - new, others, self._apply(params, embedded)[1])

@@ -28,6 +28,7 @@ from selgrad.models._transformer import (
     check,
     task_spec,
 )
+from selgrad.models.huggingface import gpt2_config, load_params
 from selgrad.models.matmul import matmul_transposed
 
 
@@ -99,8 +100,6 @@ def gpt2(
         raise UsageError(f"size={size!r} and pretrained={pretrained!r} exclude each other; the checkpoint has its own size")
     adapters: dict[str, Any] = {"lora_rank": lora_rank, "lora_alpha": lora_alpha}
     if pretrained is not None:
-        from selgrad.models.huggingface import gpt2_config
-
         config = gpt2_config(pretrained, **adapters)
     else:
         layers, width, heads = SIZES[size or "tiny"]
@@ -110,4 +109,6 @@ def gpt2(
     spec = task_spec(input_spec, kind, config.vocabulary_size)
     check(config, spec)
     head = "classifier" if task == "classification" else "embeddings/word"
-    return Transformer(_GPT2(config, task, spec.num_classes), spec, config, kind, head, True, embedding, pretrained)
+    return Transformer(
+        _GPT2(config, task, spec.num_classes), spec, config, kind, head, True, embedding, pretrained, stored=load_params if pretrained is not None else None
+    )

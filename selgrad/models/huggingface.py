@@ -23,6 +23,7 @@ from selgrad import trees
 from selgrad.base import Params
 from selgrad.errors import DataError, UsageError
 from selgrad.models._transformer import ACTIVATIONS, Transformer, TransformerConfig
+from selgrad.models.names import cleaned
 
 _SHARED = (
     (r"layer_(\d+)/attention/(query|key|value)", r"encoder.layer.\1.attention.self.\2"),
@@ -235,7 +236,7 @@ def load_params(model: Transformer, fresh: Params) -> Params:
       DataError: if a tensor is missing, of another shape, not finite, or nothing of this architecture.
     """
     source = model.pretrained or ""
-    tensors = dict(_read_tensors(source))
+    tensors = cleaned(_read_tensors(source))
     prefix = "transformer." if model.causal else "bert."
     leaves, treedef = dict(zip(trees.paths(fresh), jax.tree.leaves(fresh), strict=True)), jax.tree.structure(fresh)
     for path, name, transposed in named_leaves(model, fresh):

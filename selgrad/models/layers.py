@@ -6,7 +6,7 @@ Parameters have the names, shapes and defaults of `flax.linen.Conv`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -18,6 +18,10 @@ from selgrad.models.convolution import convolve
 
 Initializer = Callable[..., Any]
 _BLOCK = 32
+
+
+he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+"""He et al. 2015, as PyTorch's `kaiming_normal_` draws convolutions."""
 
 
 def uniform_half(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
@@ -34,11 +38,14 @@ class Conv(nn.Module):
     padding: int = 0
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros_init()
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """(B, H, W, C) to (B, H', W', features)."""
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
+        if not self.use_bias:
+            return convolve(x, kernel, stride=self.stride, padding=self.padding)
         bias = self.param("bias", self.bias_init, (self.features,))
         return convolve(x, kernel, stride=self.stride, padding=self.padding) + bias
 
@@ -67,8 +74,26 @@ class Dense(nn.Module):
         return parts.sum(axis=0) + bias
 
 
-def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
-    """2x2 max pooling with stride 2, the last odd row and column dropped; no reduce-window, so higher derivatives are cheap."""
+def max_pool(x: Float[Array, "b h w c"], size: int = 2) -> Float[Array, "b i j c"]:
+    """Max pooling over squares side by side, what is left over of rows and columns dropped; no reduce-window, so higher derivatives are cheap."""
     b, h, w, c = x.shape
-    x = x[:, : h - h % 2, : w - w % 2]
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
+    x = x[:, : h - h % size, : w - w % size]
+    return x.reshape(b, h // size, size, w // size, size, c).max(axis=(2, 4))
+
+
+def norm(kind: Literal["batch", "group"], name: str, train: bool) -> nn.Module:
+    """A normalisation over the channels of (B, H, W, C): batch statistics with PyTorch's momentum, or groups of 16 channels at most.
+
+    The variance is taken of centred values: in float32, E[x^2] - E[x]^2 loses what gradient matching needs.
+    """
+    if kind == "batch":
+        return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, use_fast_variance=False, name=name)
+    return _GroupNorm(name=name.replace("bn", "gn"))
+
+
+class _GroupNorm(nn.Module):
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[-1]
+        groups = next(count for count in range(-(-channels // 16), channels + 1) if channels % count == 0)
+        return nn.GroupNorm(num_groups=groups, epsilon=1e-5, use_fast_variance=False, name="norm")(x)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from selgrad import trees
 from selgrad.base import Grads, Key, Sent
 from selgrad.errors import UsageError
-from selgrad.protections.nothing import Plain
+from selgrad.protections.nothing import ProtectionBase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Clip:
 
 
 @dataclasses.dataclass(frozen=True)
-class Gaussian(Plain):
+class Gaussian(ProtectionBase):
     """Norm `clip` at most, and noise of the standard deviation `multiplier * clip` on each entry."""
 
     clip: float

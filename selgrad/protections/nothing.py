@@ -15,8 +15,13 @@ from selgrad.base import Grads, Key, Sent
 
 
 @dataclasses.dataclass(frozen=True)
-class Plain:
-    """Changes nothing; others change what they must."""
+class ProtectionBase:
+    """What every protection has in common; each changes what it must."""
+
+    @property
+    def changes(self) -> bool:
+        """Yes."""
+        return True
 
     @property
     def foreseen(self) -> Callable[[Grads], Grads] | None:
@@ -39,6 +44,16 @@ class Plain:
     def num_bytes(self, num_visible: int, num_total: int) -> int:
         """Four an entry."""
         return 4 * num_visible
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain(ProtectionBase):
+    """Changes nothing."""
+
+    @property
+    def changes(self) -> bool:
+        """No."""
+        return False
 
 
 def none() -> Plain:

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from selgrad import trees
 from selgrad.base import Grads, Key, Sent
 from selgrad.errors import UsageError
-from selgrad.protections.nothing import Plain
+from selgrad.protections.nothing import ProtectionBase
 
 
 @dataclasses.dataclass(frozen=True)
-class Pruning(Plain):
+class Pruning(ProtectionBase):
     """round(ratio n) entries are left out, the smallest or the largest by magnitude."""
 
     ratio: float

@@ -13,11 +13,11 @@ from jax import Array
 
 from selgrad.base import Grads, Key, Sent
 from selgrad.errors import UsageError
-from selgrad.protections.nothing import Plain
+from selgrad.protections.nothing import ProtectionBase
 
 
 @dataclasses.dataclass(frozen=True)
-class Quantised(Plain):
+class Quantised(ProtectionBase):
     """2^bits values a leaf, unbiased."""
 
     bits: int

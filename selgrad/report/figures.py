@@ -17,22 +17,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from selgrad.report.tables import curves, with_labels
+from selgrad import measures
+from selgrad.measures import Measure
+from selgrad.report.tables import curves, headline, with_labels
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 _MARKERS = "osD^vPX*"
-_NAMES = {
-    "psnr": "PSNR (dB)",
-    "ssim": "SSIM",
-    "mse": "MSE",
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
-    "token_accuracy": "share of tokens in place",
-    "exact_match": "share of sentences without an error",
-    "success": "share of attacks that succeed",
-    "label_correct": "share of labels recovered",
-}
 
 
 def _save(figure: Any, folder: Path, name: str) -> None:
@@ -54,9 +44,9 @@ def _panels(count: int) -> tuple[Any, list[Any]]:
     return figure, flat[:count]
 
 
-def drawn_measures(records: pd.DataFrame) -> list[str]:
-    """What there is to draw: of images PSNR and SSIM, of text ROUGE-1, ROUGE-2 and ROUGE-L; success and labels of both."""
-    return [name for name in ("psnr", "ssim", "rouge1", "rouge2", "rougeL", "success", "label_correct") if name in records and records[name].notna().any()]
+def drawn_measures(records: pd.DataFrame) -> list[Measure]:
+    """What there is to draw: every measure with a curve of which the records have values."""
+    return [one for one in measures.held(records, lambda measure: measure.curve) if records[one.name].notna().any()]
 
 
 def _ratio_axis(axis: Any, ratios: list[float]) -> None:
@@ -69,9 +59,8 @@ def _ratio_axis(axis: Any, ratios: list[float]) -> None:
 def quality_against_ratio(records: pd.DataFrame, folder: Path, measure: str = "psnr") -> str:
     """One panel per attack, one curve per metric, 95 % bands; returns the file's stem."""
     records = records.astype({"success": float})
-    if measure in ("psnr", "ssim", "rouge1", "rouge2", "rougeL"):
-        # A sweep over images and text has panels of each; a panel shows what its data have.
-        records = records[records.groupby("dataset_label")[measure].transform(lambda column: column.notna().any())]
+    # A sweep over images and text has panels of each; a panel shows what its data have.
+    records = records[records.groupby("dataset_label")[measure].transform(lambda column: column.notna().any())]
     data = curves(records, measure)
     panels, names = list(dict.fromkeys(data["panel"])), sorted(data["curve"].unique())
     ratios = sorted(data["ratio"].unique())
@@ -88,7 +77,7 @@ def quality_against_ratio(records: pd.DataFrame, folder: Path, measure: str = "p
         count = f"{cells.min()}" if cells.min() == cells.max() else f"{cells.min()} to {cells.max()}"
         axis.set_title(f"{panel} (n = {count})", fontsize=9)
         _ratio_axis(axis, ratios)
-    name = _NAMES.get(measure, measure)
+    name = measures.named(measure).title
     axes[0].set_ylabel(name if name.startswith("share") else f"{name} of the reconstruction")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=9)
@@ -99,7 +88,8 @@ def quality_against_ratio(records: pd.DataFrame, folder: Path, measure: str = "p
 
 def cost_against_protection(records: pd.DataFrame, folder: Path) -> str | None:
     """Bytes that a client uploads encrypted against the reconstruction's PSNR or ROUGE-L; None where no cost was measured."""
-    measure = "psnr" if "psnr" in records and records["psnr"].notna().any() else "rougeL"
+    shown = headline(records)
+    measure = "" if shown is None else shown.name
     costed = with_labels(records).dropna(subset=["ciphertext_bytes"])
     if costed.empty or measure not in costed:
         return None
@@ -115,7 +105,7 @@ def cost_against_protection(records: pd.DataFrame, folder: Path) -> str | None:
         axis.set_title(panel, fontsize=9)
         axis.set_xlabel("ciphertexts and indices per client (kB)")
         axis.grid(alpha=0.25)
-    axes[0].set_ylabel(f"{_NAMES[measure]} of the reconstruction")
+    axes[0].set_ylabel(f"{measures.named(measure).title} of the reconstruction")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=9)
     _save(figure, folder, "cost_against_protection")

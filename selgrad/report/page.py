@@ -149,7 +149,7 @@ def make_report(out: str | Path) -> Path:
     records = read_records(root)
     folder = root / "figures"
     sections = []
-    quality = [figures.quality_against_ratio(records, folder, measure) for measure in figures.drawn_measures(records)]
+    quality = [figures.quality_against_ratio(records, folder, measure.name) for measure in figures.drawn_measures(records)]
     caption = (
         "One curve per metric, mean over samples and seeds, with 95 % bands (bootstrap over samples, none below four; Wilson's for shares). Lower is "
         "better protected. An attack that reads a wrong label off a half-hidden last layer fails for that reason alone: compare the labels recovered."

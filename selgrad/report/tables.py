@@ -16,7 +16,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from selgrad import measures
 from selgrad.errors import SelgradError
+from selgrad.measures import Measure
 
 _SETTING = ["dataset_label", "model_label", "update_label", "protection_label"]
 _FEWEST_SAMPLES = 4
@@ -117,6 +119,12 @@ def with_labels(records: pd.DataFrame) -> pd.DataFrame:
     return records.assign(panel=attack_label(records), curve=metric_label(records))
 
 
+def headline(records: pd.DataFrame) -> Measure | None:
+    """The measure that stands for the quality of what the records' attacks found; None where they have none."""
+    found = [one for one in measures.held(records, lambda measure: measure.headline) if records[one.name].notna().any()]
+    return found[0] if found else None
+
+
 def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
     """The Wilson score interval of a share (Wilson 1927, wilson1927), 95 % by default.
 
@@ -133,7 +141,7 @@ def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
 
 def _interval(cells: pd.DataFrame, measure: str, generator: np.random.Generator, num_resamples: int) -> tuple[float, float]:
     """Wilson's for a share; else a bootstrap that draws whole samples, since one sample's seeds are no independent cells."""
-    if measure == "success":
+    if measures.named(measure).is_share:
         return wilson(int(cells[measure].sum()), len(cells))
     by_sample = cells.groupby("sample")[measure].agg(["sum", "count"]).to_numpy(float)
     if len(by_sample) < _FEWEST_SAMPLES:
@@ -224,12 +232,12 @@ def protections(records: pd.DataFrame) -> pd.DataFrame:
     least = least.assign(setting=dataset_label(least) + " / " + least["model_label"] + " / " + least["update_label"])
     rows = []
     for (setting, protection, attack), cells in least.groupby(["setting", "protection_label", "attack_label"], sort=False):
-        measure = "psnr" if "psnr" in cells and cells["psnr"].notna().any() else "rougeL"
+        shown = headline(cells)
         won = int(cells["success"].sum())
         rows.append(
             {
                 "setting": setting, "protection": protection, "ratio": float(cells["ratio"].iloc[0]), "attack": attack, "success": won / len(cells),
-                "num_cells": len(cells), "upper": wilson(won, len(cells))[1], "quality": float(cells[measure].median()),
+                "num_cells": len(cells), "upper": wilson(won, len(cells))[1], "quality": math.nan if shown is None else float(cells[shown.name].median()),
                 "plain_bytes": float(cells["plain_bytes"].mean()),
             }
         )  # fmt: skip

@@ -7,12 +7,12 @@ from selgrad.significance.distance import distance
 from selgrad.significance.fisher import fisher
 from selgrad.significance.layerwise import layerwise
 from selgrad.significance.magnitude import magnitude
-from selgrad.significance.probed import Probed
+from selgrad.significance.own import adapt
 from selgrad.significance.product import product
 from selgrad.significance.random import random
 from selgrad.significance.sensitivity import sensitivity
 
-__all__ = ["METRICS", "Probed"]
+__all__ = ["METRICS", "adapt"]
 
 METRICS = {
     "random": random,

@@ -17,10 +17,9 @@ from jax.scipy.linalg import solve_triangular
 from jax.scipy.sparse.linalg import cg
 
 from selgrad import trees
-from selgrad.base import Batch, GradientContext, Grads, Scores
+from selgrad.base import Batch, GradientContext, Grads, Metric, Scores
 from selgrad.errors import UsageError
 from selgrad.jacobian import EXACT_INPUTS, Linear, by_inputs, gaussian_probes, gram, mean_eigenvalue, regularised, row_norms, unit_vectors
-from selgrad.significance.probed import Probed
 
 Reading: TypeAlias = Literal["gradient_l2", "gradient_cosine", "proxy", "solved", "leverage", "posterior"]
 Over: TypeAlias = Literal["batch", "samples", "public", "public_class"]
@@ -34,7 +33,7 @@ def distance(
     num_probes: int | None = None,
     num_blocks: int = 1,
     precision: Literal["float32", "float64"] = "float32",
-) -> Probed:
+) -> Metric:
     """Scores an entry by a distance that hiding it moves; J is the Jacobian of the update by the inputs and B = (J'J + eps I)^-1.
 
     - `gradient_l2` (D1): g_i^2, what leaves the squared distance. `gradient_cosine` (D1): 1 - sqrt(1 - g_i^2 / |g|^2), how far the direction of the
@@ -116,7 +115,7 @@ def distance(
             return 0
         return probes_for(num_inputs // batch_size if over == "samples" else num_inputs)
 
-    return Probed(score, probes_used)
+    return Metric(score, probes_used, precision, draws=num_probes != 0 and reading not in ("gradient_l2", "gradient_cosine"))
 
 
 def _mean(function: Callable[[Any], Scores], items: Any, like: Grads) -> Scores:

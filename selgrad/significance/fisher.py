@@ -27,4 +27,4 @@ def fisher() -> Metric:
         total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, context.grads), (batch, context.labels))
         return total
 
-    return score
+    return Metric(score)

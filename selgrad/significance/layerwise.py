@@ -5,7 +5,6 @@ Order is by depth, reversed depth, mean magnitude, or named paths; within a leaf
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -14,10 +13,6 @@ import jax.numpy as jnp
 
 from selgrad import trees
 from selgrad.base import GradientContext, Metric, Scores
-
-
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
 
 
 def layerwise(*, order: Literal["depth", "reverse", "magnitude"] = "depth", paths: Sequence[str] | None = None) -> Metric:
@@ -31,7 +26,7 @@ def layerwise(*, order: Literal["depth", "reverse", "magnitude"] = "depth", path
 
     def score(context: GradientContext) -> Scores:
         names = trees.paths(context.grads)
-        position = {name: i for i, name in enumerate(sorted(names, key=_natural))}
+        position = {name: i for i, name in enumerate(sorted(names, key=trees.natural))}
         if paths is not None:
             trees.matching_leaves(context.grads, paths)  # a pattern that names nothing is an error
         leaves, treedef = jax.tree.flatten(context.grads)
@@ -48,4 +43,4 @@ def layerwise(*, order: Literal["depth", "reverse", "magnitude"] = "depth", path
             scores.append(jnp.full(leaf.shape, value + bonus, leaf.dtype))
         return jax.tree.unflatten(treedef, scores)
 
-    return score
+    return Metric(score)

@@ -17,4 +17,4 @@ def magnitude() -> Metric:
     def score(context: GradientContext) -> Scores:
         return jax.tree.map(jnp.abs, context.grads)
 
-    return score
+    return Metric(score)

@@ -38,4 +38,4 @@ def product(*, exposed: Literal["zero", "old"] = "zero", signed: bool = False, g
         scores = jax.tree.map(jnp.multiply, error, grads)
         return scores if signed else jax.tree.map(jnp.abs, scores)
 
-    return score
+    return Metric(score)

@@ -23,4 +23,4 @@ def random(*, seed: int | None = None) -> Metric:
         key = context.key if seed is None else jax.random.key(seed)
         return trees.split(jax.random.uniform(key, (trees.size(context.grads),)), context.grads)
 
-    return score
+    return Metric(score, draws=seed is None)

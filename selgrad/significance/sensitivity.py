@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from selgrad.base import GradientContext, Grads, Scores
+from selgrad.base import GradientContext, Grads, Metric, Scores
 from selgrad.errors import UsageError
 from selgrad.jacobian import by_inputs, gaussian_probes, linearise, row_norms, unit_vectors
-from selgrad.significance.probed import Probed
 
 
-def sensitivity(*, target: Literal["label", "labels", "inputs"] = "label", num_probes: int | None = None) -> Probed:
+def sensitivity(*, target: Literal["label", "labels", "inputs"] = "label", num_probes: int | None = None) -> Metric:
     """Sensitivity of each entry of the update to the labels or to the inputs.
 
     `label` is the published form, with the true-label coordinate of each sample. Soft-label cross-entropy is linear in y, so at batch 1
@@ -54,4 +53,5 @@ def sensitivity(*, target: Literal["label", "labels", "inputs"] = "label", num_p
         each = jax.lax.map(lambda k: jax.tree.map(jnp.abs, linear(alone(k))), samples)
         return jax.tree.map(lambda leaf: leaf.mean(axis=0), each)
 
-    return Probed(score, lambda *_: (probes or 0) if target != "label" else 0)
+    used = (probes or 0) if target != "label" else 0
+    return Metric(score, lambda *_: used, draws=used > 0)

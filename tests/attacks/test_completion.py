@@ -121,7 +121,7 @@ def test_a_second_client_compiles_nothing():
     module, before = importlib.import_module("selgrad.attacks.rank_one"), None
     for key in range(3):
         _, seen = client(key=0)
-        seen = dataclasses.replace(seen, visible=jax.tree.map(lambda g, k=key: g * (1 + k), seen.visible))
+        seen = seen.with_first(visible=jax.tree.map(lambda g, k=key: g * (1 + k), seen.visible))
         ATTACKS["rank_one"]().reconstruct(jax.random.key(0), seen)
         before = before or module._updates_by_label._cache_size()
     assert module._updates_by_label._cache_size() == before

@@ -10,11 +10,12 @@ import pytest
 
 from selgrad import run_cell, trees
 from selgrad.attacks.dager import _layer
-from selgrad.base import Rounds
-from selgrad.config import make_spec, parse
+from selgrad.base import Round
+from selgrad.config import RoundsConfig, parse
 from selgrad.errors import UsageError
-from selgrad.experiment import Lane, Setting, assemble
+from selgrad.experiment import Certifier, Lane, Setting, assemble
 from selgrad.gradients import observe
+from selgrad.registry import make_spec
 
 DIGIT = {"name": "digits", "count": 2}
 SIGMOID = {"name": "mlp", "width": 16, "activation": "sigmoid"}
@@ -54,16 +55,16 @@ def test_dager_tests_tokens_against_every_rounds_row_space(text_problem):
     """The same round twice says what it says once, and a round that shows nothing says nothing."""
     p = text_problem()
     seen = observe(p.model, p.update, p.params, p.grads, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), p.grads), valid=p.batch.valid)
-    mine = jax.tree.map(lambda leaf: leaf[None], Rounds(seen.params, seen.visible, seen.mask))
+    mine = Round(seen.params, seen.visible, seen.mask)
     width = trees.at(seen.params, seen.model.attention_kernels[0][0]).shape[0]
     tokens = np.broadcast_to(np.arange(5, 9, dtype=np.int32)[:, None], (4, seen.valid.shape[1]))
     real = np.ones(tokens.shape, bool)
     alone = _layer(seen, 1, "ignore", width // 2, 1e-8)
-    twice = _layer(dataclasses.replace(seen, later=mine), 1, "ignore", width // 2, 1e-8)
+    twice = _layer(dataclasses.replace(seen, sent=(*seen.sent, mine)), 1, "ignore", width // 2, 1e-8)
     np.testing.assert_allclose(alone.distances(tokens, real, 8), twice.distances(tokens, real, 8), rtol=1e-6)
     assert len(twice.parts) == 2 and twice.leaves[-1].startswith("round 2: ")
     nothing = mine._replace(mask=jax.tree.map(jnp.ones_like, mine.mask))
-    blind = _layer(dataclasses.replace(seen, later=nothing), 1, "ignore", width // 2, 1e-8)
+    blind = _layer(dataclasses.replace(seen, sent=(*seen.sent, nothing)), 1, "ignore", width // 2, 1e-8)
     np.testing.assert_array_equal(alone.distances(tokens, real, 8), blind.distances(tokens, real, 8))
     assert len(blind.parts) == 1 and any("hidden whole" in leaf for leaf in blind.unused)
 
@@ -71,10 +72,10 @@ def test_dager_tests_tokens_against_every_rounds_row_space(text_problem):
 def test_certificates_stack_the_rounds_rows():
     specs = make_spec("dataset", "digits", {"count": 1}), make_spec("model", "mlp", {"width": 4, "activation": "sigmoid"}), make_spec("update", "gradient")
     metric, selector = make_spec("metric", "random"), make_spec("selector", "global_top")
-    once, thrice = Setting(*specs), Setting(*specs, rounds={"count": 3, "server_learning_rate": 1.0})
+    once, thrice = Setting(*specs), Setting(*specs, rounds=RoundsConfig(count=3, server_learning_rate=1.0))
     count = once.num_total - 30
-    (alone,), (information,), _ = once.certify(metric, selector, 0, (count,), 0)
-    (together,), (sum_of_three,), _ = thrice.certify(metric, selector, 0, (count,), 0)
+    (alone,), (information,), _ = Certifier(once).certify(metric, selector, 0, (count,), 0)
+    (together,), (sum_of_three,), _ = Certifier(thrice).certify(metric, selector, 0, (count,), 0)
     assert alone.rank <= 30 < together.rank <= 64 and together.num_visible == 90
     assert together.posterior_mse < alone.posterior_mse
     # What two more rounds add to the first one's information is never negative.
@@ -87,7 +88,7 @@ def test_weights_move_between_rounds_by_the_mean_update_and_masks_follow_them():
         make_spec("dataset", "digits", {"count": 2}),
         make_spec("model", "mlp", {"width": 8}),
         make_spec("update", "gradient"),
-        rounds={"count": 3, "server_learning_rate": 0.5},
+        rounds=RoundsConfig(count=3, server_learning_rate=0.5),
     )
     for t in (0, 1):
         before, after = setting.client(0, t), setting.client(0, t + 1)
@@ -95,8 +96,9 @@ def test_weights_move_between_rounds_by_the_mean_update_and_masks_follow_them():
             np.testing.assert_allclose(new, w - 0.5 * g.mean(axis=0), rtol=1e-6, atol=1e-7)
     lane = Lane(0, 1, make_spec("metric", "random"), make_spec("selector", "global_top"), 0.3)
     weights, lanes = assemble(setting, [0], [[lane]])
-    assert jax.tree.leaves(weights.later)[0].shape[:2] == (1, 2) and jax.tree.leaves(lanes.later[1])[0].shape[:3] == (1, 1, 2)
-    masks = [trees.concatenate(jax.tree.map(lambda leaf, t=t: leaf[0, 0, t], lanes.later[1])) < 10 for t in (0, 1)]
+    assert len(weights) == len(lanes.sent) == 3 and all(jax.tree.leaves(one)[0].shape[0] == 1 for one in weights)
+    assert jax.tree.leaves(lanes.sent[1].mask)[0].shape[:2] == (1, 1)
+    masks = [trees.concatenate(jax.tree.map(lambda leaf: leaf[0, 0], lanes.sent[t].mask)) for t in (1, 2)]
     assert (masks[0] != masks[1]).any(), "a random mask is drawn anew in each round"
 
 

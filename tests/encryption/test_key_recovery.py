@@ -12,11 +12,11 @@ def key_from(scheme, total, published, tag):
 
     Residues are values at roots of unity, so the division is one of numbers. Those of the message come from a ciphertext that it is added to.
     """
-    modulus, context = scheme.layout.modulus, scheme._context
-    ciphertext = scheme._deserialise(total)
+    modulus, context = scheme.layout.modulus, scheme.context.native
+    ciphertext = scheme.context.deserialise(total)
     before = scheme.layout.residues(total, tag)
     context.EvalAddInPlace(ciphertext, context.MakeCKKSPackedPlaintext(published))
-    after = scheme.layout.residues(scheme._serialise(ciphertext), tag)
+    after = scheme.layout.residues(scheme.context.serialise(ciphertext), tag)
     message = [(int(a) - int(b)) % modulus for a, b in zip(after[0], before[0], strict=True)]
     return np.array([(m - int(c0)) * pow(int(c1), -1, modulus) % modulus for m, c0, c1 in zip(message, *before, strict=True)], np.uint64)
 
@@ -30,7 +30,7 @@ def aggregate():
     keys, generator = scheme.keygen(), np.random.default_rng(0)
     clients = [generator.normal(scale=1e-2, size=4095) for _ in range(10)]
     total = scheme.add([scheme.encrypt(keys, values, "") for values in clients])
-    plain = scheme._context.Decrypt(scheme._deserialise(total.parts[0]), keys.secret)
+    plain = scheme.context.native.Decrypt(scheme.context.deserialise(total.parts[0]), keys.secret)
     plain.SetLength(2048)
     return scheme, keys, total.parts[0], np.ascontiguousarray(plain.GetCKKSPackedValueArray()), sum(quantise(v, scheme.profile) for v in clients)
 

@@ -132,7 +132,7 @@ def test_a_key_tag_of_another_length_never_reaches_openfhe(tag):
     keys = scheme.keygen()
     part = scheme.encrypt(keys, values(0)[:10], "m").parts[0]
     with pytest.raises(EncryptionError, match="truncated, damaged or of other parameters"):
-        scheme._load(part.replace(keys.tag.encode(), tag.encode("ascii", "replace")), tag)
+        scheme.context.load(part.replace(keys.tag.encode(), tag.encode("ascii", "replace")), tag)
 
 
 def test_files_stream_and_are_private(tmp_path):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from selgrad.audit import _told, audit_masks, audit_paths
+from selgrad.audit import _places, audit_masks, audit_paths
 from selgrad.errors import UsageError
 from selgrad.evaluation.mask_leak import extra_entries, leak, principal_components, support_auc
 
@@ -51,10 +51,10 @@ def test_the_order_of_a_list_tells_what_the_set_does_not():
     ranks = np.tile(np.arange(30), (200, 1))
     ranks[labels == 1, :10] = np.arange(10)[::-1]
     inputs = RNG.random((200, 3))
-    assert leak(_told(ranks, 10, ordered=False), labels, inputs, None).label_bits == 0
-    assert leak(_told(ranks, 10, ordered=True), labels, inputs, None).label_bits > 0.9
-    assert not _told(ranks, 0, ordered=True).any()
-    np.testing.assert_allclose(_told(ranks[:1], 10, ordered=True)[0], [*np.arange(10, 0, -1) / 10, *[0] * 20], rtol=1e-6)
+    assert leak(_places(ranks, 10, ordered=False), labels, inputs, None).label_bits == 0
+    assert leak(_places(ranks, 10, ordered=True), labels, inputs, None).label_bits > 0.9
+    assert not _places(ranks, 0, ordered=True).any()
+    np.testing.assert_allclose(_places(ranks[:1], 10, ordered=True)[0], [*np.arange(10, 0, -1) / 10, *[0] * 20], rtol=1e-6)
 
 
 def test_components_are_those_of_the_centred_masks():

@@ -11,8 +11,10 @@ from selgrad import encryption
 from selgrad.errors import SelgradError, UsageError
 from selgrad.federation.client import FaultError, respond
 from selgrad.federation.config import parse
+from selgrad.federation.journal import adopt
 from selgrad.federation.learning import Task, dirichlet_split
-from selgrad.federation.server import Event, Server, adopt
+from selgrad.federation.messages import Event
+from selgrad.federation.server import Server
 
 SMALL = {
     "dataset": {"name": "digits", "count": 300}, "test": {"name": "digits", "count": 200, "offset": 300}, "model": {"name": "mlp", "width": 16},

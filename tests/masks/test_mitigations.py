@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from selgrad import trees
-from selgrad.config import make_spec
 from selgrad.encryption.agreement import interleaved
 from selgrad.errors import UsageError
 from selgrad.experiment import Setting
 from selgrad.masks import SELECTORS
+from selgrad.registry import make_spec
 
 SHAPES = {"a": {"bias": (3,), "kernel": (4, 3)}, "b": {"kernel": (2, 2, 3, 5)}}
 LIKE = jax.tree.map(jnp.zeros, SHAPES, is_leaf=lambda s: isinstance(s, tuple))

@@ -10,8 +10,9 @@ from selgrad import trees
 from selgrad.config import parse
 from selgrad.data import DATASETS
 from selgrad.errors import UsageError
-from selgrad.experiment import Setting, make_spec, run_cell
+from selgrad.experiment import Certifier, Setting, run_cell
 from selgrad.protections import PROTECTIONS
+from selgrad.registry import make_spec
 from selgrad.report.page import make_report
 from selgrad.report.tables import protections, stopping_ratios
 from selgrad.sweep import Sweep
@@ -159,7 +160,7 @@ def test_certificates_know_the_noise(tmp_path):
     found = {}
     for noise in (0.001, 0.1):
         setting = Setting(*specs, protection=make_spec("protection", "dp_gaussian", {"noise": noise, "clip": 1e6}))
-        (certificate,), _, prior = setting.certify(metric, selector, 0, (0,), 0)
+        (certificate,), _, prior = Certifier(setting).certify(metric, selector, 0, (0,), 0)
         matrix, *_ = setting._jacobian(0, 0, 0)
         values = np.linalg.svd(matrix, compute_uv=False)
         expected = (1 / ((values / (1e6 * noise)) ** 2 + prior)).mean()
@@ -171,7 +172,7 @@ def test_certificates_know_the_noise(tmp_path):
     assert np.isfinite(certificates[0][0].posterior_mse) and np.isnan(bounds[0]), "no bound where noise is not Gaussian"
     pruned = Setting(*specs, protection=make_spec("protection", "pruning"))
     with pytest.raises(UsageError, match="leaves some out"):
-        pruned.certify(metric, selector, 0, (0,), 0)
+        Certifier(pruned).certify(metric, selector, 0, (0,), 0)
     with pytest.raises(UsageError, match="leaves some out"):
         Sweep(parse({**CELL, "metric": "magnitude", "ratio": 0.1, "attack": "idlg", "protection": ["none", "pruning"], "certificates": True}), tmp_path)
     assert not list(tmp_path.iterdir()), "refused before anything ran"

@@ -1,0 +1,114 @@
+"""`selgrad attack`: one cell, with what the attacker sees and finds.
+
+`selgrad.experiment.run_cell` does the work; what cannot be shown as asked is refused before it runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from selgrad.cli.options import NAMED, PATH, entry, json_option, model_option, named_option, protection_option, seed_option, update_option
+from selgrad.cli.render import finite, progress, save_pair
+from selgrad.errors import UsageError, require_ratio
+
+
+@click.command()
+@named_option("dataset", "digits")
+@model_option
+@update_option
+@named_option("metric", "magnitude")
+@named_option("selector", "global_top")
+@named_option("attack", "idlg:num_steps=50")
+@click.option("--ratio", default=0.0, show_default=True, type=float, help="Share of entries to encrypt, in [0, 1].")
+@click.option("--sample", default=0, show_default=True, help="Which batch of the data set.")
+@seed_option
+@click.option("--known-labels", is_flag=True, help="Give the labels to the attacker.")
+@click.option("--public", help=f"{NAMED} of data that everybody has, for amortised metrics and learned attackers.")
+@click.option("--rounds", default=1, show_default=True, help="Updates of the same data that the attacker has, the global weights moving in between.")
+@protection_option
+@click.option("--num-clients", default=0, show_default=True, help="Encrypt the selection for so many clients and print what it cost; 0 leaves it out.")
+@click.option("--out", type=PATH, help="PNG file for truth and reconstruction side by side.")
+@json_option
+def attack(
+    ratio: float, sample: int, seed: int, known_labels: bool, public: str | None, rounds: int, num_clients: int, out: Path | None, as_json: bool, **given: str
+) -> None:
+    r"""Attack one gradient at one ratio, and say what was found.
+
+    \b
+    selgrad attack --dataset photos --metric magnitude --ratio 0.1 --attack inverting_gradients:num_steps=1000,hidden=ignore --out cell.png
+    selgrad attack --ratio 0.5 --attack idlg:num_steps=50,hidden=learned --public digits:count=500,offset=100
+    """
+    require_ratio(ratio)
+    if out is not None and (out.suffix.lower() != ".png" or out.is_dir() or not out.parent.is_dir()):
+        raise UsageError(f"cannot write {str(out)!r}; give --out a file name that ends in .png in a folder that exists")
+    from selgrad import devices
+
+    devices.configure()
+    from selgrad.experiment import run_cell
+
+    entries: dict[str, Any] = {kind: entry(kind, given[kind]) for kind in ("dataset", "model", "update", "metric", "selector", "attack", "protection")}
+    if out is not None:
+        _require_pictures(entries["dataset"], out)
+    with progress() as show:
+
+        def on_progress(done: int, total: int) -> None:
+            show(completed=done, total=total, description=f"{entries['attack']['name']}, step {done} of {total}")
+
+        encryption = {"num_clients": num_clients} if num_clients else None
+        options: dict[str, Any] = {"public": None if public is None else entry("public", public), "rounds": {"count": rounds}, "encryption": encryption}
+        result = run_cell(**entries, **options, ratio=ratio, sample=sample, seed=seed, known_labels=known_labels, on_progress=on_progress)
+    if out is not None:
+        save_pair(out, result.truth, result.reconstruction)
+    if as_json:
+        click.echo(json.dumps({**entries, "ratio": ratio, "sample": sample, "seed": seed, **_document(result)}))
+        return
+    _print(result, given)
+    if out is not None:
+        click.echo(f"picture    {out} (truth left, reconstruction right)")
+
+
+def _require_pictures(dataset: dict[str, Any], out: Path) -> None:
+    from selgrad.base import TextSpec
+    from selgrad.registry import Spec
+
+    if isinstance(Spec.of("dataset", dataset).build().spec, TextSpec):
+        raise UsageError(f"--out {str(out)!r} is for pictures and these data are text; leave it out")
+
+
+def _document(result: Any) -> dict[str, Any]:
+    found = finite(result.measures)
+    if isinstance(result.truth, tuple):
+        found |= {"truth": list(result.truth), "found": list(result.reconstruction), "report": json.loads(result.report or "null")}
+    counts = {name: getattr(result, name) for name in ("num_selected", "num_total", "num_visible", "seconds")}
+    return {**found, "labels": result.labels.tolist(), **counts, "cost": None if result.cost is None else dataclasses.asdict(result.cost)}
+
+
+def _print(result: Any, given: dict[str, str]) -> None:
+    click.echo(f"encrypted  {result.num_selected:,} of {result.num_total:,} gradient entries ({given['metric']}, {given['selector']})")
+    if result.cost is not None:
+        paid = result.cost
+        click.echo(
+            f"CKKS       {paid.num_ciphertexts} ciphertexts, {paid.ciphertext_bytes:,} bytes per client; encrypt {1e3 * paid.encrypt_seconds:.1f} ms, add "
+            f"{1e3 * paid.add_seconds:.1f} ms, decrypt {1e3 * paid.decrypt_seconds:.1f} ms; {paid.num_clipped} entries clipped"
+        )
+    sent = "" if given["protection"] == "none" else f", sent under {given['protection']}"
+    click.echo(f"exposed    {result.num_visible:,} entries to {given['attack']}{sent}")
+    if result.diverged:
+        click.echo("verdict    the attack diverged: no restart stayed finite")
+        return
+    if result.report:
+        told = json.loads(result.report)
+        click.echo(f"leaves     used {', '.join(told['used']) or 'none'}; not used {', '.join(told['unused']) or 'none'}")
+    click.echo(f"objective  {result.objective:.3g} after {result.num_evaluations:.0f} gradient evaluations in {result.seconds:.1f} s")
+    if isinstance(result.truth, tuple):
+        click.echo(f"text       ROUGE-1 {result.rouge1:.3f}, ROUGE-2 {result.rouge2:.3f}, ROUGE-L {result.rougeL:.3f}")
+        for truth, found in zip(result.truth, result.reconstruction, strict=True):
+            click.echo(f"truth      {truth}\nfound      {found}")
+    else:
+        click.echo(f"image      MSE {result.mse:.3g}, PSNR {result.psnr:.1f} dB, SSIM {result.ssim:.3f}")
+    click.echo(f"labels     {result.label_correct:.0%} correct: {result.labels.tolist()}")

@@ -1,0 +1,71 @@
+"""The group of all commands, and how an error becomes one line and an exit code.
+
+Exit codes are 2 for what was wrongly asked, 1 for what failed, and 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from selgrad import __version__
+from selgrad.cli.attack import attack
+from selgrad.cli.audit import audit
+from selgrad.cli.catalogue import catalogue
+from selgrad.cli.federate import federate
+from selgrad.cli.profiles import profiles
+from selgrad.cli.quickstart import quickstart
+from selgrad.cli.report import report
+from selgrad.cli.sweep import sweep
+from selgrad.cli.train_lm import train_lm
+from selgrad.errors import SelgradError
+
+_EXAMPLES = """
+\b
+Start here:
+  selgrad quickstart                    real digits and photographs, real CKKS, a few minutes, no network
+  selgrad list                          every data set, model, metric, selector and attack with its arguments
+  selgrad attack --ratio 0.1            one cell, with what the attacker sees and finds
+  selgrad sweep sweep.yaml --out DIR    a grid; run the same command again to go on after an interruption
+  selgrad report DIR                    figures and one HTML page from the records
+  selgrad audit                         what the list of encrypted entries alone tells, or whether encrypting some leaves is safe
+"""
+
+
+@click.group(epilog=_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="selgrad")
+def cli() -> None:
+    """Which gradient entries should a federated-learning client encrypt?
+
+    selgrad scores every entry of a client's gradient, encrypts the top share with CKKS, attacks what is left exposed, and measures what was
+    reconstructed and what the encryption cost.
+    """
+
+
+for _command in (quickstart, sweep, report, attack, audit, train_lm, catalogue, federate, profiles):
+    # Click keeps the lines of a paragraph that a backspace opens; raw docstrings write it as two characters.
+    _command.help = (_command.help or "").replace("\\b\n", "\b\n")
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Runs the command line; errors are one line on standard error, 2 for usage and 1 for failure."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except SelgradError as error:
+        click.echo(f"selgrad: error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("selgrad: interrupted; finished blocks are kept, run the same command to go on", err=True)
+        sys.exit(130)
+    except OSError as error:
+        click.echo(f"selgrad: error: {error.filename or 'input/output'}: {error.strerror or error}; check the path, its permissions and the disk", err=True)
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,366 @@
+"""One's own gradient in few lines: score it, mask it, encrypt it, attack it; pure functions over pytrees, without an experiment around them.
+
+What `selgrad.scores`, `selgrad.mask`, `selgrad.encrypt` and `selgrad.attack` do here is what a sweep does with thousands at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from selgrad import encryption, trees
+from selgrad.base import Attack, Batch, Evidence, GradientContext, InputSpec, Metric, Model, Reconstruction, Selector, TextSpec, Update
+from selgrad.errors import EncryptionError, UsageError
+from selgrad.gradients import observe
+from selgrad.models.networks import by_path
+from selgrad.registry import Spec
+
+
+class _Absent:
+    """Stands for what a metric reads and nobody gave."""
+
+    def __init__(self, metric: str, what: str) -> None:
+        self._said = f"metric {metric!r} reads {what}; give selgrad.scores model, params, inputs and labels too"
+
+    def __getattr__(self, name: str) -> Any:
+        raise UsageError(self._said)
+
+    def __iter__(self) -> Any:
+        raise UsageError(self._said)
+
+
+def scores(
+    grads: Any,
+    metric: Any = "magnitude",
+    *,
+    model: Any = None,
+    params: Any = None,
+    inputs: Any = None,
+    labels: Any = None,
+    input_spec: InputSpec | TextSpec | None = None,
+    update: Any = None,
+    seed: int = 0,
+) -> Any:
+    """One score for each entry of a gradient; a larger score is encrypted first.
+
+    Args:
+      grads: a pytree of float arrays.
+      metric: a name, a mapping of `name` and arguments, or a function of the gradient pytree.
+      model, params, inputs, labels, input_spec: what metrics read that look beyond the gradient, such as `sensitivity`; as `attack` takes them, `inputs`
+        (B, *shape) as the model reads them and `labels` (B,) integers.
+      update: how the client makes its gradient; "gradient" of the batch by default.
+      seed: of a metric's draws.
+
+    Returns:
+      A pytree of the gradient's structure and shapes.
+
+    Raises:
+      UsageError: for an unknown metric, or one that reads what is not given.
+
+    >>> import jax.numpy as jnp
+    >>> scores({"w": jnp.asarray([[1.0, -3.0]]), "b": jnp.asarray([2.0])})["w"].tolist()
+    [[1.0, 3.0]]
+    """
+    spec = Spec.of("metric", metric)
+    built: Metric = spec.build()
+    _require_floats(grads, "scores")
+    key = jax.random.key(seed)
+    if model is None:
+        absent: dict[str, Any] = {
+            name: _Absent(spec.label, what) for name, what in (("model", "the model"), ("params", "the parameters"), ("batch", "the batch"))
+        }
+        return built(GradientContext(**absent, update=absent["model"], grads=grads, key=key))
+    if params is None or inputs is None or labels is None:
+        raise UsageError("selgrad.scores: with a model give params, inputs and labels")
+    size = len(inputs)
+    made, weights = _model(model, params, input_spec)
+    how: Update = Spec.of("update", {"name": "gradient", "batch_size": size} if update is None else update).build()
+    batch = Batch(jnp.asarray(inputs), jnp.asarray(labels, jnp.int32))
+    tree = _to_ours(made, grads)
+    found = built(GradientContext(model=made, params=weights, batch=batch, update=how, grads=tree, key=key))
+    return jax.tree.unflatten(jax.tree.structure(grads), jax.tree.leaves(_to_theirs(made, found, grads)))
+
+
+def mask(scores: Any, ratio: float, selector: Any = "global_top") -> Any:
+    """The mask of exactly round(ratio * n) entries with the largest scores, True where encrypted.
+
+    Args:
+      scores: a pytree as `selgrad.scores` gives it.
+      ratio: share of all entries, in [0, 1].
+      selector: a name, a mapping of `name` and arguments, or a function from scores to ranks.
+
+    Raises:
+      UsageError: for a ratio outside [0, 1] or an unknown selector.
+
+    >>> import jax.numpy as jnp
+    >>> mask({"w": jnp.asarray([[1.0, 3.0]]), "b": jnp.asarray([2.0])}, 1 / 3)["w"].tolist()
+    [[False, True]]
+    """
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float):
+        raise UsageError(f"ratio={ratio!r} is not a number; give a share of entries in [0, 1]")
+    chosen: Selector = Spec.of("selector", selector).build()
+    return trees.top(chosen(scores), trees.count(ratio, trees.size(scores)))
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyPair:
+    """A CKKS context and its keys: who holds it can encrypt and decrypt. In a deployment these are two parties (docs/threat_model.md)."""
+
+    scheme: encryption.CKKS
+    made: tuple[encryption.Keys, ...]
+
+    @property
+    def bound(self) -> float:
+        """The largest absolute value that an entry may have."""
+        return float(self.scheme.profile.bound)
+
+
+def keys(profile: str = "exact", *, bound: float | None = None, num_values: int | None = None) -> KeyPair:
+    """A fresh CKKS key pair.
+
+    Args:
+      profile: of the encryption; `selgrad profiles` shows them.
+      bound: the largest absolute value that an entry may have; the profile's by default, which is 1. A larger one makes the grid no coarser but leaves room
+        for fewer clients.
+      num_values: how many values a client will encrypt, which decides the ring; the profile's own ring by default.
+
+    Raises:
+      UsageError: for an unknown profile.
+      EncryptionError: where OpenFHE does not load.
+    """
+    from selgrad.config import EncryptionConfig
+
+    chosen = EncryptionConfig.read({"profile": profile, "num_clients": 1, "bound": None if bound is None else float(bound)}, "encryption").scheme_profile
+    scheme = encryption.CKKS(chosen if num_values is None else chosen.for_size(num_values))
+    return KeyPair(scheme, tuple(encryption.make_keys(scheme, 2)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sealed:
+    """An update, or a sum of updates, of which the selected entries are ciphertexts.
+
+    Attributes:
+      exposed: the update with 0 in the place of every encrypted entry, float64.
+      mask: True where encrypted.
+      ciphertexts: of the encrypted entries; None where the mask selects none.
+      profile: of the encryption.
+      num_clients: summed.
+      num_clipped: entries beyond the bound, which were clipped because that was asked for.
+    """
+
+    exposed: Any
+    mask: Any
+    ciphertexts: encryption.Ciphertexts | None
+    profile: encryption.Profile
+    num_clients: int = 1
+    num_clipped: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the ciphertexts, as they are sent."""
+        return 0 if self.ciphertexts is None else self.ciphertexts.num_bytes
+
+
+def _require_floats(tree: Any, what: str) -> None:
+    leaves = jax.tree.leaves(tree)
+    if not leaves:
+        raise UsageError(f"selgrad.{what}: the tree has no arrays")
+    for path, leaf in zip(trees.paths(tree), leaves, strict=True):
+        kind = jnp.result_type(leaf)
+        if not jnp.issubdtype(kind, jnp.floating):
+            raise UsageError(f"selgrad.{what}: leaf {path or 'of the tree'!r} is of type {kind}; give floats, and leave counters out of the tree")
+
+
+def encrypt(tree: Any, mask: Any, keys: KeyPair, *, clip: bool = False) -> Sealed:
+    """Encrypts the selected entries of an update with CKKS; the others stay as they are.
+
+    Args:
+      tree: a pytree of float arrays of any shape.
+      mask: a pytree of bool of the same structure and shapes, True where encrypted.
+      keys: as `selgrad.keys` makes them.
+      clip: whether entries beyond the bound are clipped and counted; otherwise they are refused.
+
+    Raises:
+      UsageError: for leaves that are no floats.
+      GradientError: if the mask is of another tree.
+      EncryptionError: if an entry is not finite, or lies beyond the bound and `clip` is False.
+    """
+    _require_floats(tree, "encrypt")
+    trees.require_same_tree(mask, tree)
+    bits = jax.tree.map(lambda m: np.asarray(m, bool), mask)
+    exposed = jax.tree.map(lambda leaf, m: np.where(m, 0.0, np.asarray(leaf, np.float64)), tree, bits)
+    values = encryption.select(tree, bits)
+    beyond = np.abs(values) > keys.bound
+    if beyond.any() and not clip:
+        raise EncryptionError(_too_large(tree, bits, keys.bound, int(beyond.sum())))
+    sealed = None
+    if values.size:
+        keys.scheme.profile.require_clients(1)
+        sealed = keys.scheme.encrypt(keys.made[-1], values, encryption.mask_hash(bits), clip=True)
+    return Sealed(exposed, bits, sealed, keys.scheme.profile, num_clipped=int(beyond.sum()))
+
+
+def _too_large(tree: Any, bits: Any, bound: float, count: int) -> str:
+    pairs = zip(trees.paths(tree), jax.tree.leaves(tree), jax.tree.leaves(bits), strict=True)
+    largest, path = max((float(np.abs(np.where(m, np.asarray(leaf, np.float64), 0)).max(initial=0)), path) for path, leaf, m in pairs)
+    return (
+        f"{count} selected entries lie beyond the public bound {bound:g} (the largest is {largest:g} in leaf {path or 'of the tree'!r}); "
+        "make keys with a larger bound, scale the update, or pass clip=True to have them clipped and counted"
+    )
+
+
+def add(updates: Sequence[Sealed]) -> Sealed:
+    """The sum of sealed updates under one mask and one key, without decrypting any: what a server does.
+
+    Raises:
+      UsageError: if there is none.
+      EncryptionError: if they are of different masks or keys.
+    """
+    if not updates:
+        raise UsageError("selgrad.add: there is nothing to add")
+    first = updates[0]
+    for one in updates[1:]:
+        if encryption.mask_hash(one.mask) != encryption.mask_hash(first.mask):
+            raise EncryptionError("the updates are of different masks; encrypt all with one")
+    parts = [one.ciphertexts for one in updates if one.ciphertexts is not None]
+    total = None
+    if parts:
+        total = encryption.CKKS(first.profile).add(parts)
+    exposed = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *(one.exposed for one in updates))
+    return Sealed(exposed, first.mask, total, first.profile, sum(one.num_clients for one in updates), sum(one.num_clipped for one in updates))
+
+
+def decrypt(sealed: Sealed, keys: KeyPair) -> Any:
+    """The update, or the sum of updates, as floats: exposed entries as they are, encrypted ones exact on the profile's grid.
+
+    Returns:
+      A pytree of float64 arrays.
+
+    Raises:
+      EncryptionError: if the ciphertexts are of another key, or damaged.
+    """
+    if sealed.ciphertexts is None:
+        return sealed.exposed
+    integers = encryption.decrypt(keys.scheme, keys.made, sealed.ciphertexts, encryption.mask_hash(sealed.mask))
+    values: npt.NDArray[np.float64] = integers / 2.0**keys.scheme.profile.grid_bits
+    return encryption.scatter(values, sealed.mask, sealed.exposed)
+
+
+def _model(model: Any, params: Any, input_spec: InputSpec | TextSpec | None) -> tuple[Model, Any]:
+    """A model and its parameters as the rooms hold them, from what a user has."""
+    if isinstance(model, Model) and not isinstance(model, type):
+        made: Model = model
+    else:
+        if input_spec is None:
+            raise UsageError("give input_spec=selgrad.InputSpec(shape, num_classes), which says what the network reads")
+        made = Spec.of("model", model).build(input_spec)
+    return made, _to_ours(made, params)
+
+
+def _to_ours(model: Model, tree: Any) -> Any:
+    """A tree of a user's structure as nested dicts by the paths of the model."""
+    convert = getattr(getattr(model, "network", None), "ours", None)
+    if convert is not None:
+        return convert(tree)
+    if isinstance(tree, dict) and set(tree) >= {"params"} and all(isinstance(part, dict) for part in tree.values()):
+        # Flax's variables.
+        return {**tree["params"], **{name: part for name, part in tree.items() if name != "params"}}
+    return tree if isinstance(tree, dict) else by_path(tree)
+
+
+def _to_theirs(model: Model, tree: Any, like: Any) -> Any:
+    """The inverse of `_to_ours` for a gradient of the user's structure."""
+    convert = getattr(getattr(model, "network", None), "theirs", None)
+    if convert is not None:
+        return convert(tree)
+    if isinstance(like, dict) and set(like) == {"params"}:
+        return {"params": tree}
+    return tree
+
+
+def attack(
+    model: Any,
+    params: Any,
+    grads: Any,
+    mask: Any = None,
+    *,
+    attack: Any = "idlg",
+    input_spec: InputSpec | TextSpec | None = None,
+    batch_size: int = 1,
+    update: Any = None,
+    labels: Any = None,
+    valid: Any = None,
+    public: Any = None,
+    metric: Any = None,
+    seed: int = 0,
+) -> Reconstruction:
+    """Attacks a gradient that one already has: all that the attacker gets is its visible entries.
+
+    Args:
+      model: a Flax Linen module, an NNX module, a pair of functions (init, apply), or a `Model`; options such as the mode through `selgrad.model`.
+      params: the weights at which the gradient was taken: a Flax variables dict, an NNX state, or the functions' own pytree.
+      grads: the client's update, a pytree like the parameters.
+      mask: a pytree of bool, True where encrypted; None hides nothing.
+      attack: a name, a mapping of `name` and arguments, or an `Attack`.
+      input_spec: what the network reads: shape, classes, normalisation; not needed for a `Model`, which has its own.
+      batch_size: inputs behind the gradient.
+      update: how the client made it; "gradient" of the batch by default.
+      labels: (B,) integers, where the threat model gives them away.
+      valid: (B, length) bool of text, where it gives the padding away.
+      public: (images, labels), or a data set, that everybody has.
+      metric: the client's own, for an attacker that reads the mask as evidence.
+      seed: of the start.
+
+    Returns:
+      A `Reconstruction`; `inputs` (B, *shape) as the model reads them.
+
+    Raises:
+      UsageError: for something unknown, or that cannot be used.
+      GradientError: if gradient, mask and parameters are of different trees, or an entry is not finite.
+    """
+    made, weights = _model(model, params, input_spec)
+    tree = _to_ours(made, grads)
+    _require_floats(tree, "attack")
+    sent, _ = made.split(weights)
+    trees.require_same_tree(tree, sent)
+    trees.require_finite(tree, "the gradient")
+    hidden = jax.tree.map(lambda leaf: np.zeros(np.shape(leaf), bool), tree) if mask is None else _to_ours(made, mask)
+    how: Update = Spec.of("update", {"name": "gradient", "batch_size": batch_size} if update is None else update).build()
+    spec = Spec.of("attack", attack)
+    built: Attack = spec.build()
+    auxiliary = None
+    if built.language_model is not None and built.bind is not None:
+        from selgrad.language_model import load
+
+        if not isinstance(made.input_spec, TextSpec):
+            raise UsageError(f"{spec.label} reads text and this model images")
+        brought, auxiliary = load(built.language_model, made.input_spec)
+        built = built.bind(brought)
+    shared = None
+    if public is not None:
+        data = Spec.of("dataset", public).build()
+        batches = [data.batch(i, how.batch_size) for i in range(len(data) // how.batch_size)]
+        shared = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+    if built.evidence and metric is None:
+        raise UsageError(f"{spec.label} reads the mask as evidence; give the client's own metric")
+    evidence = Evidence(Spec.of("metric", metric).build()) if built.evidence else None
+    given = None if labels is None else jnp.asarray(labels, jnp.int32)
+    real = None if valid is None else jnp.asarray(valid, bool)
+    as_arrays = lambda part: jax.tree.map(jnp.asarray, part)
+    seen = observe(made, how, as_arrays(weights), as_arrays(tree), as_arrays(hidden), given, real, auxiliary, shared, evidence)
+    key = jax.random.key(seed)
+    if not built.traceable:
+        return built.reconstruct(key, seen)
+    if built.prepare is None:
+        return jax.jit(built.reconstruct)(key, seen)
+    from selgrad.base import forget
+
+    seen, report = built.prepare(seen, forget)
+    alone = dataclasses.replace(built, prepare=None)
+    return jax.jit(alone.reconstruct)(key, seen)._replace(report=report)

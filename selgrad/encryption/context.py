@@ -1,0 +1,238 @@
+"""One crypto context of OpenFHE: made for a profile and checked against it, values in and out of its slots, ciphertexts and keys to bytes and back.
+
+Where residues lie in OpenFHE's bytes is documented nowhere, so a self-test learns it; where that fails, everything goes through OpenFHE itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from selgrad.encryption import openfhe
+from selgrad.encryption.layout import Layout, Residues
+from selgrad.encryption.packing import Floats, fill_slots, read_slots
+from selgrad.encryption.profiles import Profile
+from selgrad.errors import EncryptionError
+
+
+@dataclasses.dataclass(frozen=True)
+class Keys:
+    """Keys of one tag; who may not decrypt holds no secret, and who may not encrypt no public key.
+
+    Attributes:
+      public, secret: OpenFHE's; None where the holder has none.
+      tag: names them.
+    """
+
+    public: Any
+    secret: Any = dataclasses.field(repr=False)
+    tag: str
+
+    @classmethod
+    def of(cls, pair: Any) -> Keys:
+        """A pair that OpenFHE made."""
+        return cls(pair.publicKey, pair.secretKey, pair.publicKey.GetKeyTag())
+
+
+class Context:
+    """What one ciphertext and one key are to OpenFHE under a profile.
+
+    Args:
+      profile: to ask of OpenFHE.
+
+    Attributes:
+      native: OpenFHE's own context.
+      layout: of this context's ciphertexts; None where it was not understood, or a modulus has several primes.
+
+    Raises:
+      EncryptionError: if OpenFHE does not load here, or gives other parameters than were asked for.
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self._fhe = openfhe.load()
+        openfhe.require_unforked()
+        self.native = self._make()
+        # OpenFHE fills its tables of roots when they are first used, without a lock: two threads that come first together can crash the process.
+        # One round in one thread fills them.
+        self.layout: Layout | None = None
+        self.layout = self._learn_layout()
+        if profile.word_bytes < 8 and self.layout is None:
+            raise EncryptionError(f"profile {profile.name!r} sends bare residues, and this OpenFHE writes them in no known place; take profile 'exact'")
+
+    def _make(self) -> Any:
+        fhe, profile, parameters = self._fhe, self.profile, self._fhe.CCParamsCKKSRNS()
+        parameters.SetSecurityLevel(getattr(fhe.SecurityLevel, profile.security))
+        parameters.SetRingDim(profile.ring)
+        parameters.SetBatchSize(profile.ring // 2)
+        parameters.SetMultiplicativeDepth(profile.depth)
+        parameters.SetFirstModSize(profile.prime_bits)
+        parameters.SetScalingModSize(profile.scale_bits)
+        # Hybrid key switching doubles the ring even where no switch happens.
+        technique, switch = ("FLEXIBLEAUTO", "HYBRID") if profile.depth else ("FIXEDMANUAL", "BV")
+        parameters.SetScalingTechnique(getattr(fhe.ScalingTechnique, technique))
+        parameters.SetKeySwitchTechnique(getattr(fhe.KeySwitchTechnique, switch))
+        parameters.SetCKKSDataType(getattr(fhe.CKKSDataType, profile.packing.upper()))
+        if profile.decryption == "noise_flooding":
+            parameters.SetDecryptionNoiseMode(fhe.DecryptionNoiseMode.NOISE_FLOODING_DECRYPT)
+            parameters.SetExecutionMode(fhe.ExecutionMode.EXEC_EVALUATION)
+            parameters.SetNoiseEstimate(profile.noise_bits)
+        try:
+            context = fhe.GenCryptoContext(parameters)
+        except RuntimeError as error:
+            raise EncryptionError(f"OpenFHE refuses profile {profile.name!r}: {openfhe.first_line(error)}") from None
+        for feature in ("PKE", "LEVELEDSHE", *(["MULTIPARTY"] if profile.decryption == "threshold" else [])):
+            context.Enable(getattr(fhe.PKESchemeFeature, feature))
+        bits = int(context.GetModulusCKKS()).bit_length()
+        if context.GetRingDimension() != profile.ring or bits > profile.prime_bits + 1:
+            raise EncryptionError(
+                f"OpenFHE gives ring {context.GetRingDimension()} and a prime of {bits} bits for profile {profile.name!r}, which asks for {profile.ring} and "
+                f"{profile.prime_bits}; its security or its room for clients would not be what it says"
+            )
+        return context
+
+    def _learn_layout(self) -> Layout | None:
+        """One round of everything, which fills OpenFHE's tables; and where residues lie, if sums of residues are OpenFHE's own sums."""
+        keys = self.fresh_keys()
+        fresh = self._samples(keys)
+        loaded = [self.deserialise(part) for part in fresh]
+        again = [self.serialise(one) for one in loaded]
+        self.native.EvalAddInPlace(loaded[0], loaded[1])
+        self.points(self.native.Decrypt(loaded[0], keys.secret), 2)
+        if self.profile.depth:
+            return None
+        try:
+            layout = Layout.learn([fresh, again], keys.tag, self.profile.ring, int(self.native.GetModulusCKKS()))
+            total = layout.add([layout.residues(part, keys.tag) for part in fresh[:2]])
+            if not np.array_equal(total, layout.residues(self.serialise(loaded[0]), keys.tag)):
+                return None
+            whole = self.points(self.native.Decrypt(self.deserialise(layout.serialise(total, keys.tag)), keys.secret), 2)
+            return layout if not whole.any() else None
+        except EncryptionError:
+            return None
+
+    def _samples(self, keys: Keys) -> list[bytes]:
+        return [self.serialise(self.encrypt(keys, self.encode(np.zeros(1), 0))) for _ in range(4)]
+
+    # Keys
+
+    def fresh_keys(self) -> Keys:
+        """A key pair."""
+        openfhe.require_unforked()
+        return Keys.of(self.native.KeyGen())
+
+    def adopt(self, keys: Keys) -> Keys:
+        """Learns the form of ciphertexts under a loaded key: OpenFHE writes parameters again that are not the very same object."""
+        if self.layout is not None and self.profile.key == "public":
+            self.layout = self.layout.extended(self._samples(keys), keys.tag)
+        return keys
+
+    def load_key(self, raw: bytes, kind: Literal["public", "secret"]) -> Any:
+        """OpenFHE's key from what `serialise` made of one.
+
+        Raises:
+          EncryptionError: if the bytes are no such key of this profile.
+        """
+        openfhe.require_unforked()
+        load = self._fhe.DeserializePublicKeyString if kind == "public" else self._fhe.DeserializePrivateKeyString
+        try:
+            key = load(raw, self._fhe.BINARY)
+        except (RuntimeError, ValueError, MemoryError) as error:
+            raise EncryptionError(f"{len(raw)} bytes are no {kind} key ({openfhe.first_line(error)}); fetch it again") from None
+        if key is None or key.GetCryptoContext() != self.native:
+            raise EncryptionError(f"{len(raw)} bytes are no {kind} key of profile {self.profile.name!r}; fetch it again")
+        return key
+
+    def key_that_encrypts(self, keys: Keys) -> Any:
+        """The public one, or the secret one where the profile says so."""
+        return keys.secret if self.profile.key == "secret" else keys.public
+
+    # Values
+
+    def encode(self, chunk: Floats, start: int) -> Any:
+        """The plaintext of at most `values_per_ciphertext` values and the canary, quantised.
+
+        Args:
+          chunk: values; clipped to the bound.
+          start: index of the first one, for the message.
+
+        Raises:
+          EncryptionError: for NaN or infinity.
+        """
+        return self.pack(fill_slots(chunk, self.profile, start))
+
+    def pack(self, slots: npt.NDArray[np.float64]) -> Any:
+        """The plaintext of all slots, as they are."""
+        return self.native.MakeCKKSPackedPlaintext(slots.view(np.complex128) if self.profile.packing == "complex" else slots)
+
+    def encrypt(self, keys: Keys, plain: Any) -> Any:
+        """OpenFHE's ciphertext of a plaintext."""
+        return self.native.Encrypt(self.key_that_encrypts(keys), plain)
+
+    def points(self, plain: Any, num_clients: int) -> npt.NDArray[np.int64]:
+        """Grid points of one decrypted ciphertext, without the canary.
+
+        Raises:
+          EncryptionError: if a value is off the grid, or the canary is not the sum of so many.
+        """
+        profile = self.profile
+        plain.SetLength(profile.ring // 2)
+        if profile.packing == "complex":
+            slots = np.ascontiguousarray(plain.GetCKKSPackedValueArray()).view(np.float64)
+        else:
+            slots = np.array(plain.GetRealPackedValueArray())
+        return read_slots(slots, profile, num_clients)
+
+    # Bytes
+
+    def serialise(self, thing: Any) -> bytes:
+        """A ciphertext or a key as OpenFHE writes it."""
+        raw: bytes = self._fhe.Serialize(thing, self._fhe.BINARY)
+        return raw
+
+    def deserialise(self, part: bytes) -> Any:
+        """OpenFHE's ciphertext from what `serialise` made of one; foreign bytes go through `load`.
+
+        Raises:
+          EncryptionError: if OpenFHE reads none.
+        """
+        try:
+            loaded = self._fhe.DeserializeCiphertextString(part, self._fhe.BINARY)
+        except (RuntimeError, ValueError, MemoryError) as error:
+            raise EncryptionError(f"a ciphertext of {len(part)} bytes is truncated or damaged ({openfhe.first_line(error)})") from None
+        if loaded is None:
+            raise EncryptionError(f"{len(part)} bytes are no ciphertext; ask the client to send them again")
+        return loaded
+
+    def to_wire(self, ciphertext: Any, tag: str) -> bytes:
+        """A ciphertext as it is sent."""
+        part = self.serialise(ciphertext)
+        return part if self.layout is None else self.from_residues(self.layout.residues(part, tag), tag)
+
+    def load(self, part: bytes, tag: str) -> Any:
+        """OpenFHE's ciphertext of what was sent; it never sees bytes that are none, which could crash it.
+
+        Raises:
+          EncryptionError: if the bytes are no ciphertext of this context under a key of this tag.
+        """
+        if self.layout is None:
+            return self.deserialise(part)
+        residues = self.residues(part, tag)
+        return self.deserialise(self.layout.serialise(residues, tag) if self.profile.word_bytes < 8 else part)
+
+    def residues(self, part: bytes, tag: str) -> Residues:
+        """The residues of what was sent; only where there is a layout.
+
+        Raises:
+          EncryptionError: as for `load`.
+        """
+        assert self.layout is not None
+        return self.layout.unpack(part, self.profile.word_bytes) if self.profile.word_bytes < 8 else self.layout.residues(part, tag)
+
+    def from_residues(self, residues: Residues, tag: str) -> bytes:
+        """The inverse of `residues`."""
+        assert self.layout is not None
+        return self.layout.pack(residues, self.profile.word_bytes) if self.profile.word_bytes < 8 else self.layout.serialise(residues, tag)

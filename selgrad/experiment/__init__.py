@@ -1,0 +1,31 @@
+"""The only corridor between the rooms: from a data set, a model and an update to a compiled block of attack cells.
+
+`run_cell` runs one; `selgrad.sweep` runs many with the same parts.
+"""
+
+from selgrad.experiment.assemble import assemble
+from selgrad.experiment.cell import bind, make_engine, run_cell, run_lanes
+from selgrad.experiment.certify import Certifier
+from selgrad.experiment.costs import SchemeCache, encryption_cost
+from selgrad.experiment.results import SuccessRule, decode_lane
+from selgrad.experiment.setting import Setting
+from selgrad.experiment.threat import Threat
+from selgrad.experiment.types import CellResult, Lane, Lanes
+
+__all__ = [
+    "CellResult",
+    "Certifier",
+    "Lane",
+    "Lanes",
+    "SchemeCache",
+    "Setting",
+    "SuccessRule",
+    "Threat",
+    "assemble",
+    "bind",
+    "decode_lane",
+    "encryption_cost",
+    "make_engine",
+    "run_cell",
+    "run_lanes",
+]

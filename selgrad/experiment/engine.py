@@ -1,0 +1,59 @@
+"""What runs the lanes of a block: compiled on devices, or one after the other on the host. Both honour one protocol.
+
+A state is whatever the next call needs; `notes` are what attacks say of themselves, which is text and so no part of the arrays that Orbax keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from selgrad.base import Attack, Params, Remember, forget
+from selgrad.experiment.types import Lanes
+from selgrad.modality import Outcome
+
+Weights = tuple[Params, ...]
+"""Each round's global weights, leading axis (seeds,)."""
+Reports = dict[tuple[int, int], str]
+"""What attacks say of themselves as JSON, by (row, lane)."""
+OnEvent = Callable[[str], None]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """One attack on one setting, for a number of seeds and lanes."""
+
+    attack: Attack
+    num_steps: int
+    num_seeds: int
+    num_lanes: int
+    compile_seconds: float
+    memory_bytes: int
+
+    def prepare(self, weights: Weights, lanes: Lanes, remember: Remember = forget, on_event: OnEvent = lambda _: None) -> tuple[Lanes, Reports]:
+        """Lanes with what the attack learns or fills in on the host before it starts, and what it says of each; as they are where it does neither."""
+        ...
+
+    def compile(self, weights: Weights, lanes: Lanes) -> None:
+        """Everything that takes time once and not for each block."""
+        ...
+
+    def start(self, weights: Weights, lanes: Lanes) -> Any:
+        """The state of every lane before its first step."""
+        ...
+
+    def advance(self, weights: Weights, lanes: Lanes, state: Any, num_steps: int) -> Any:
+        """The state after so many more steps; lanes that are done stay as they are."""
+        ...
+
+    def finish(self, weights: Weights, lanes: Lanes, state: Any) -> tuple[Outcome, Reports]:
+        """Measures and reconstructions, and what attacks say of themselves."""
+        ...
+
+    def arrays(self, state: Any) -> tuple[Any, Sequence[str]]:
+        """A state as arrays and notes, to be kept in a checkpoint."""
+        ...
+
+    def restore(self, state: Any, arrays: Any, notes: Sequence[str]) -> Any:
+        """The state that `arrays` gave, on the devices where a fresh `state` lies."""
+        ...

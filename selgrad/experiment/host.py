@@ -1,0 +1,105 @@
+"""An attack that cannot be traced, behind the same protocol as a compiled block: one lane after the other, a lane being a step.
+
+Its reports are text of any length, kept as a list beside the arrays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from selgrad.base import Attack, Batch, Reconstruction, Remember, forget
+from selgrad.experiment.block import Observer
+from selgrad.experiment.engine import OnEvent, Reports, Weights
+from selgrad.experiment.setting import Setting
+from selgrad.experiment.types import Lanes
+from selgrad.modality import Outcome
+from selgrad.modality.protocol import NUMBERS
+
+
+@dataclasses.dataclass(frozen=True)
+class HostState:
+    """What the lanes so far have found; `reports` has one entry a lane that is done."""
+
+    arrays: dict[str, Any]
+    reports: tuple[str, ...] = ()
+
+
+class HostBlock:
+    """One attack on one setting, run lane by lane.
+
+    Args:
+      setting: data, model, update.
+      attack: what runs.
+      auxiliary: what the attacker brings, a pytree of arrays.
+      observer: what it holds of each lane.
+      num_seeds, num_lanes: sizes of the two axes.
+    """
+
+    compile_seconds = 0.0
+    memory_bytes = 0
+
+    def __init__(self, setting: Setting, attack: Attack, auxiliary: Any, observer: Observer, *, num_seeds: int, num_lanes: int) -> None:
+        self.attack, self.num_seeds, self.num_lanes = attack, num_seeds, num_lanes
+        self.num_steps = num_seeds * num_lanes
+        self._setting, self._auxiliary, self._observation = setting, auxiliary, jax.jit(observer)
+        self._remember: Remember = forget
+
+    def prepare(self, weights: Weights, lanes: Lanes, remember: Remember = forget, on_event: OnEvent = lambda _: None) -> tuple[Lanes, Reports]:
+        """The lanes as they are; each attack says for itself what it uses."""
+        self._remember = remember
+        return lanes, {}
+
+    def compile(self, weights: Weights, lanes: Lanes) -> None:
+        """Nothing to do before the first lane."""
+
+    def start(self, weights: Weights, lanes: Lanes) -> HostState:
+        """Room for what each lane will have found."""
+        size, spec = len(lanes.batch.inputs[0, 0]), self._setting.input_spec
+        return HostState(
+            {
+                "done": np.zeros((), np.int64),
+                "outputs": np.zeros((*lanes.shape, size, *spec.shape), self._setting.modality.output_dtype),
+                "labels": np.zeros((*lanes.shape, size, *spec.label_shape), np.int32),
+                "numbers": np.zeros((*lanes.shape, len(NUMBERS)), np.float64),
+            }
+        )
+
+    def advance(self, weights: Weights, lanes: Lanes, state: HostState, num_steps: int) -> HostState:
+        """Attacks the next lanes."""
+        arrays, reports = {name: np.array(value) for name, value in state.arrays.items()}, list(state.reports)
+        for done in range(int(arrays["done"]), min(int(arrays["done"]) + num_steps, self.num_steps)):
+            i, j = divmod(done, self.num_lanes)
+            of_row = jax.tree.map(lambda leaf, i=i: leaf[i], weights)
+            lane = lanes.at(i, j)
+            found = self.attack.reconstruct(lane.key, self._observation((of_row, self._auxiliary), lane), self._remember)
+            arrays["outputs"][i, j], arrays["labels"][i, j] = np.asarray(found.inputs), np.asarray(found.labels)
+            arrays["numbers"][i, j] = [float(getattr(found, name)) for name in NUMBERS]
+            reports.append(found.report or "")
+            arrays["done"] = np.asarray(done + 1)
+        return HostState(arrays, tuple(reports))
+
+    def finish(self, weights: Weights, lanes: Lanes, state: HostState) -> tuple[Outcome, Reports]:
+        """What was found."""
+
+        def one(batch: Batch, inputs: Array, labels: Array, numbers: Array) -> Outcome:
+            objective, diverged, restart, evaluations = numbers
+            every = (inputs[None], labels[None], objective[None])
+            return self._setting.modality.measure(batch, Reconstruction(inputs, labels, objective, diverged > 0, restart, *every, evaluations))
+
+        arrays = state.arrays
+        outcome = jax.jit(jax.vmap(jax.vmap(one)))(lanes.batch, arrays["outputs"], arrays["labels"], arrays["numbers"].astype(np.float32))
+        return outcome, {divmod(k, self.num_lanes): report for k, report in enumerate(state.reports)}
+
+    def arrays(self, state: HostState) -> tuple[Any, Sequence[str]]:
+        """The arrays, and the reports as notes."""
+        return state.arrays, state.reports
+
+    def restore(self, state: HostState, arrays: Any, notes: Sequence[str]) -> HostState:
+        """The state that was kept."""
+        return HostState(arrays, tuple(notes))

@@ -1,0 +1,266 @@
+"""A data set, a model, an update and a protection, built; and what clients and defenders compute on them: updates, scores and ranks.
+
+Everything is computed for all samples of a seed at once and kept; nothing here knows of attacks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from selgrad import devices, trees, weights
+from selgrad.base import Batch, GradientContext, Grads, InputSpec, Key, Metric, Model, Params, Protection, Ranks, Scores, Selector, Sent, TextSpec, Update
+from selgrad.config import RoundsConfig
+from selgrad.data import Dataset, TextDataset
+from selgrad.errors import UsageError
+from selgrad.experiment.types import Client, Lane, fold, widen
+from selgrad.modality import modality_of
+from selgrad.protections import Protected
+from selgrad.registry import Spec, make_spec
+
+
+class Setting:
+    """A data set, a model and an update, built; with what a defender computes on them, cached by seed.
+
+    Args:
+      dataset, model, update: specs.
+      samples: which batches of the data set; all of them by default.
+      public: data that everybody has, for metrics and attackers that learn from them.
+      rounds: how often each client sends an update of the same data, and the `server_learning_rate` times the mean of the samples' updates that the
+        global weights lose between two rounds; None is one round.
+      protection: what clients do to their updates besides encrypting; None is nothing.
+
+    Raises:
+      UsageError: if the data set is smaller than one batch, has no such sample, or its gradients do not fit in memory.
+      GradientError: if a client update is not finite.
+    """
+
+    def __init__(
+        self,
+        dataset: Spec,
+        model: Spec,
+        update: Spec,
+        samples: Sequence[int] | None = None,
+        public: Spec | None = None,
+        rounds: RoundsConfig | None = None,
+        protection: Spec | None = None,
+    ) -> None:
+        self.protection_spec = protection or make_spec("protection", "none")
+        self.specs = (dataset, model, update)
+        rounds = RoundsConfig.parse(rounds)
+        self.num_rounds, self._server_learning_rate = rounds.count, rounds.server_learning_rate
+        self.dataset: Dataset | TextDataset = dataset.build()
+        self.model: Model = model.build(self.dataset.spec)
+        self.modality = modality_of(self.dataset.spec)
+        self.modality.require_fitting(self.dataset, self.model)
+        self.update: Update = update.build()
+        self.protection: Protection = self.protection_spec.build()
+        if self.protection.foreseen is not None:
+            self.update = Protected(self.update, self.protection.foreseen)
+        available = len(self.dataset) // self.update.batch_size
+        if not available:
+            raise UsageError(f"batch_size={self.update.batch_size} is larger than the {len(self.dataset)} samples of {dataset.label}; raise count")
+        self.samples = tuple(range(available) if samples is None else samples)
+        for sample in self.samples:
+            if not 0 <= sample < available:
+                raise UsageError(f"sample={sample} lies outside 0 .. {available - 1}")
+        self.num_samples = len(self.samples)
+        sent = jax.eval_shape(lambda key: self.model.split(self.model.init(key))[0], jax.random.key(0))
+        self.num_total = trees.size(sent)
+        self.always = [trees.matches(path, self.model.always_encrypted) for path in trees.paths(sent)]
+        self.num_always = sum(int(np.prod(leaf.shape)) for leaf, yes in zip(jax.tree.leaves(sent), self.always, strict=True) if yes)
+        # Gradients, one metric's scores and their ranks.
+        self.num_bytes = needed = 3 * 4 * self.num_samples * self.num_total * self.num_rounds
+        budget = devices.memory_budget()
+        if needed > budget:
+            raise UsageError(
+                f"gradients, scores and ranks of {self.num_samples:,} samples of {self.num_total:,} entries need {needed / 1e9:.1f} GB, and "
+                f"{budget / 1e9:.1f} GB are free; lower count of {dataset.label}"
+            )
+        self._public_spec = public
+        self.public: Batch | None = None if public is None else self._public(public)
+        self._programs: dict[Any, Any] = {}
+        self.client = functools.lru_cache(maxsize=2 * self.num_rounds)(self._client)
+        self.ranks = functools.lru_cache(maxsize=32 * self.num_rounds)(self._ranks)
+        self.scores = functools.lru_cache(maxsize=4)(self._scores)
+        self.standard_error = functools.lru_cache(maxsize=32)(self._standard_error)
+
+    def _public(self, spec: Spec) -> Batch:
+        """Every batch of the public data, stacked."""
+        size = self.update.batch_size
+
+        def load(max_length: int | None) -> Dataset | TextDataset:
+            own = spec.get("max_length")
+            built: Dataset | TextDataset = (spec if own is None or max_length is None else spec.changed(max_length=min(own, max_length))).build()
+            return built
+
+        data = self.modality.public(load, self.dataset, spec.label)
+        if len(data) < size:
+            raise UsageError(f"public: {spec.label} holds {len(data)} samples and a batch has {size}; raise count")
+        batches = [data.batch(i, size) for i in range(len(data) // size)]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+
+    @property
+    def compile_key(self) -> Any:
+        """What compiled attacks depend on: settings of which this is equal share them. Noise and rounding are in the data."""
+        return self.specs[:2], self.update, self._public_spec, self.num_rounds, self.samples, self.protection.changes
+
+    @property
+    def title(self) -> str:
+        """Labels of data set, model and update, and of a protection where there is one."""
+        shown = (*self.specs, self.protection_spec) if self.protection.changes else self.specs
+        return " / ".join(spec.label for spec in shown)
+
+    @property
+    def input_spec(self) -> InputSpec | TextSpec:
+        """Of the model, which may have more classes than the data set."""
+        return self.model.input_spec
+
+    def num_selected(self, ratio: float) -> int:
+        """Encrypted entries: those that always are, and the ratio of the others."""
+        return self.num_always + trees.count(ratio, self.num_total - self.num_always)
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether the protection leaves entries out."""
+        sent = jax.eval_shape(lambda key: self.model.split(self.model.init(key))[0], jax.random.key(0))
+        return jax.eval_shape(self.protection, sent, jax.random.key(0)).unsent is not None
+
+    def clear_caches(self) -> None:
+        """Drops updates, scores and ranks, which are computed again when they are asked for."""
+        for kept in (self.client, self.scores, self.ranks):
+            kept.cache_clear()
+
+    def num_visible(self, lane: Lane) -> int:
+        """Entries of a lane's first update that are sent in the clear."""
+        if self.client(lane.seed).unsent is None:
+            return self.num_total - self.num_selected(lane.ratio)
+        return sum(int((~mask).sum()) for mask in self.hidden(lane.seed, 0, lane))
+
+    def _weights(self, seed: int, round_index: int) -> Params:
+        """The global weights of a round: a stored checkpoint's or fresh ones, and after them what the samples' mean update makes of these."""
+        if round_index:
+            before = self.client(seed, round_index - 1)
+            sent, frozen = self.model.split(before.params)
+            moved = jax.tree.map(lambda w, g: w - self._server_learning_rate * g.mean(axis=0), sent, before.grads)
+            return self.model.merge(moved, frozen)
+        params = self.model.init(fold(jax.random.key(seed), "params"))
+        stored = self.specs[1].get("checkpoint")
+        return params if stored is None else weights.load(stored, params, self.specs[1].get("checkpoint_names") or ())
+
+    def _client(self, seed: int, round_index: int = 0) -> Client:
+        params = self._weights(seed, round_index)
+        batches = [self.dataset.batch(i, self.update.batch_size) for i in self.samples]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+
+        keys = each_key(fold(jax.random.key(seed), "protection", round_index), self.samples)
+
+        def every(params: Params, items: tuple[Batch, Key]) -> tuple[Sent, Grads | None]:
+            def one(item: tuple[Batch, Key]) -> tuple[Sent, Grads | None]:
+                batch, key = item
+                labels = jax.nn.one_hot(self.model.targets(batch), self.input_spec.num_classes)
+                update = self.update.client(self.model, params, batch, labels)
+                return self.protection(update, key), self.protection.noise(update) if self.protection.changes else None
+
+            return jax.lax.map(one, items)
+
+        sent, noise = self.compiled("update", every, params, (stacked, keys))(params, (stacked, keys))
+        trees.require_finite(sent.grads, f"the client update of {self.specs[1].label} (seed {seed})")
+        return Client(params, stacked, sent.grads, sent.unsent, noise)
+
+    def compiled(self, name: Any, function: Any, *arguments: Any) -> Any:
+        """The function compiled in full float32 precision, once for all seeds."""
+        if name not in self._programs:
+            with jax.default_matmul_precision("highest"):
+                self._programs[name] = jax.jit(function).lower(*arguments).compile()
+        return self._programs[name]
+
+    def _scores(self, metric: Spec, seed: int, round_index: int = 0) -> tuple[Scores, float]:
+        """Scores of every sample, leading axis (num_samples,), and seconds per sample after compilation."""
+        client = self.client(seed, round_index)
+        score: Metric = metric.build()
+        key = fold(jax.random.key(seed), "metric")
+        key = fold(key, round_index) if round_index else key
+        keys = each_key(key, self.samples)
+
+        def every(params: Params, items: tuple[Batch, Grads, Key], public: Batch | None) -> Scores:
+            def one(item: tuple[Batch, Grads, Key]) -> Scores:
+                batch, grads, key = item
+                return score(GradientContext(model=self.model, params=params, batch=batch, update=self.update, grads=grads, key=key, public=public))
+
+            return jax.lax.map(one, items)
+
+        arguments = (client.params, (client.batches, client.grads, keys), self.public)
+        double = score.precision == "float64"
+        with devices.double_precision() if double else contextlib.nullcontext():
+            if double:
+                arguments = jax.tree.map(widen, arguments)
+            program = self.compiled(metric, every, *arguments)
+            started = time.perf_counter()
+            scores = jax.block_until_ready(program(*arguments))
+            seconds = (time.perf_counter() - started) / self.num_samples
+            scores = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), scores) if double else scores
+        trees.require_finite(scores, f"the scores of {metric.label}")
+        return scores, seconds
+
+    def _standard_error(self, metric: Spec) -> float:
+        """Relative standard error of the squared norms that a metric estimates from probes; 0 for one that is exact."""
+        score: Metric = metric.build()
+        client = self.client(0)
+        if score.num_probes is None:
+            return 0.0
+        embedded = jax.eval_shape(jax.vmap(self.model.embed, (None, 0)), client.params, client.batches.inputs)
+        return score.standard_error(int(np.prod(embedded.shape[1:])), self.update.batch_size)
+
+    def _ranks(self, metric: Spec, selector: Spec, seed: int, round_index: int = 0) -> tuple[Ranks, float, float]:
+        """Ranks of every sample (NumPy, leading axis), seconds per sample to score, seconds per sample to rank."""
+        scores, score_seconds = self.scores(metric, seed, round_index)
+        choose: Selector = selector.build()
+        first = self.always
+        if choose.top_of == "all" and jax.default_backend() == "cpu":
+            started = time.perf_counter()
+            leaves, treedef = jax.tree.flatten(scores)
+            ranks = [np.empty(leaf.shape, np.int32) for leaf in leaves]
+            for i in range(self.num_samples):
+                one = trees.rank_on_host([np.asarray(leaf)[i] for leaf in leaves], first)
+                for whole, part in zip(ranks, one, strict=True):
+                    whole[i] = part
+            return jax.tree.unflatten(treedef, ranks), score_seconds, (time.perf_counter() - started) / self.num_samples
+
+        def rank(one: Scores) -> Ranks:
+            ranks = choose(one)
+            return trees.rank_first(ranks, first) if any(first) else ranks
+
+        if choose.of_cohort is not None:
+            started = time.perf_counter()
+            shared = choose.of_cohort(scores)
+            shared = jax.tree.map(np.asarray, trees.rank_first(shared, first) if any(first) else shared)
+            everyone = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (self.num_samples, *leaf.shape)), shared)
+            return everyone, score_seconds, (time.perf_counter() - started) / self.num_samples
+
+        order = self.compiled(selector, lambda s: jax.lax.map(rank, s), scores)
+        started = time.perf_counter()
+        ranks = jax.block_until_ready(order(scores))
+        mask_seconds = (time.perf_counter() - started) / self.num_samples
+        return jax.tree.map(np.asarray, ranks), score_seconds, mask_seconds
+
+    def hidden(self, seed: int, round_index: int, lane: Lane) -> list[Any]:
+        """Which entries of a lane's update of a round nobody sees, by leaf, bool: the encrypted ones and those that are not sent."""
+        count = self.num_selected(lane.ratio)
+        masks = [np.asarray(leaf[lane.sample]) < count for leaf in jax.tree.leaves(self.ranks(lane.metric, lane.selector, seed, round_index)[0])]
+        unsent = self.client(seed, round_index).unsent
+        if unsent is None:
+            return masks
+        return [mask | np.asarray(out[lane.sample]) for mask, out in zip(masks, jax.tree.leaves(unsent), strict=True)]
+
+
+def each_key(key: Key, samples: Sequence[int]) -> Key:
+    """One key a sample, the same whichever others there are."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(samples))

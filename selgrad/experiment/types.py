@@ -1,0 +1,123 @@
+"""The arrays and results that the parts of an experiment hand to each other.
+
+A block has two axes, seeds and lanes; what belongs to a round is an entry of a tuple that has one entry at least.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import numpy.typing as npt
+from jax import Array
+
+from selgrad import encryption
+from selgrad.base import Batch, Grads, Key, Mask, Params
+from selgrad.registry import Spec
+
+
+def fold(key: Key, *names: str | int) -> Key:
+    """A key for a named purpose, the same in every process and for every size of sweep."""
+    for name in names:
+        key = jax.random.fold_in(key, name if isinstance(name, int) else zlib.crc32(name.encode()))
+    return key
+
+
+@dataclasses.dataclass(frozen=True)
+class Lane:
+    """Names one lane: everything that varies inside a block."""
+
+    seed: int
+    sample: int
+    metric: Spec
+    selector: Spec
+    ratio: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Client:
+    """One seed's weights, and every sample's batch, update as it is sent, what of it is not sent, and the noise on each leaf, stacked along a leading axis."""
+
+    params: Params
+    batches: Batch
+    grads: Grads
+    unsent: Mask | None = None
+    noise: Grads | None = None
+
+
+class Shown(NamedTuple):
+    """What a lane's attacker sees of one round's update: its visible entries, the others being 0, and where those are."""
+
+    visible: Grads
+    mask: Mask
+
+
+class Lanes(NamedTuple):
+    """The arrays of one block; every leaf has the leading axes (seeds, lanes).
+
+    Attributes:
+      key: of each attack.
+      batch: the truth, which only measures read.
+      sent: one entry a round.
+      estimate: room for a decoder's, where the attack has one.
+      noise: of a protection.
+    """
+
+    key: Key
+    batch: Batch
+    sent: tuple[Shown, ...]
+    estimate: Array | npt.NDArray[Any] | None = None
+    noise: Grads | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Seeds and lanes."""
+        rows, columns = self.key.shape[:2]
+        return int(rows), int(columns)
+
+    def at(self, row: int, column: int) -> Lanes:
+        """One lane, without the two leading axes."""
+        one: Lanes = jax.tree.map(lambda leaf: leaf[row, column], self)
+        return one
+
+
+@dataclasses.dataclass(frozen=True)
+class CellResult:
+    """One cell of an experiment.
+
+    Attributes:
+      measures: `objective`, `label_correct`, `diverged`, `restart`, `num_evaluations`; of images `mse`, `psnr` (dB), `ssim`; of text `rouge1`,
+        `rouge2`, `rougeL`, `token_accuracy`, `exact_match`.
+      truth, reconstruction: (B, *shape) pixels in [0, 1], or decoded sentences.
+      labels: (B, *label_shape) as recovered.
+      num_selected, num_total: encrypted entries and all entries.
+      num_visible: entries sent in the clear.
+      seconds: of the attack, compilation apart.
+      cost: of the encryption, where it was asked for.
+      report: what an attack on the host says of itself, as JSON.
+    """
+
+    measures: dict[str, float]
+    truth: npt.NDArray[np.float32] | tuple[str, ...]
+    reconstruction: npt.NDArray[np.float32] | tuple[str, ...]
+    labels: npt.NDArray[np.int32]
+    num_selected: int
+    num_total: int
+    num_visible: int
+    seconds: float
+    cost: encryption.Cost | None = None
+    report: str = ""
+
+    def __getattr__(self, name: str) -> float:
+        try:
+            return self.__dict__["measures"][name]  # type: ignore[no-any-return]
+        except KeyError:
+            raise AttributeError(f"a cell result has no {name!r}; its measures are {', '.join(self.__dict__.get('measures', {}))}") from None
+
+
+def widen(leaf: Any) -> Any:
+    """A float32 array in float64; others as they are."""
+    return leaf.astype(np.float64) if leaf.dtype == np.float32 else leaf

@@ -1,0 +1,118 @@
+"""What a run leaves on disk and goes on from: rounds, events, and a checkpoint of weights and mask, in a folder that is one run's own.
+
+Files are replaced as a whole, the checkpoint last; what was noted after it belongs to a round that is done again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from selgrad import checkpoints, devices
+from selgrad.encryption.agreement import Bits
+from selgrad.errors import UsageError
+from selgrad.federation.config import FederationConfig, load
+from selgrad.federation.learning import Flat
+from selgrad.federation.messages import Event
+
+_EVENT_COLUMNS = {"round": int, "client": int, "status": str, "detail": str}
+
+
+class Standing(NamedTuple):
+    """Where a run stands.
+
+    Attributes:
+      done: rounds.
+      weights: global ones.
+      mask: None before clients agreed on one.
+    """
+
+    done: int
+    weights: Flat
+    mask: Bits | None
+
+
+class Journal:
+    """The records of one run.
+
+    Args:
+      out: folder for records and checkpoints.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._series = checkpoints.Series(out / "checkpoints")
+        self._rounds: list[dict[str, Any]] = []
+        self._events: list[dict[str, Any]] = []
+
+    def resume(self, initial: Flat) -> Standing:
+        """Reads what is on disk.
+
+        Args:
+          initial: weights of a run that has not begun.
+        """
+        stored = self._series.newest({"weights": initial, "mask": np.zeros(initial.size, np.bool_)})
+        if stored is None:
+            return Standing(0, initial, None)
+        for name, rows in (("rounds", self._rounds), ("events", self._events)):
+            file = self._out / f"{name}.parquet"
+            if file.exists():
+                rows += [row for row in pd.read_parquet(file).to_dict("records") if row["round"] <= stored.done]
+        mask = np.asarray(stored.arrays["mask"])
+        return Standing(stored.done, np.asarray(stored.arrays["weights"], np.float32), mask if mask.any() else None)
+
+    def note(self, number: int, event: Event) -> None:
+        """Keeps an event of a round in memory, until the round is kept."""
+        self._events.append({"round": number, **dataclasses.asdict(event)})
+
+    def last(self, party: int) -> dict[str, Any] | None:
+        """The last event of a participant, with its round; None where there was none."""
+        return next((event for event in reversed(self._events) if event["client"] == party), None)
+
+    def records(self) -> pd.DataFrame:
+        """One row a round."""
+        return pd.DataFrame(self._rounds)
+
+    def keep(self, row: dict[str, Any], weights: Flat, mask: Bits | None) -> None:
+        """Writes a finished round.
+
+        Args:
+          row: its record.
+          weights: after it.
+          mask: None where nothing is encrypted.
+
+        Raises:
+          SelgradError: if the disk is full or not writable.
+        """
+        self._rounds.append(row)
+        frames = {"rounds": self.records(), "events": pd.DataFrame(self._events, columns=list(_EVENT_COLUMNS)).astype(_EVENT_COLUMNS)}
+        for name, frame in frames.items():
+            devices.write_atomically(self._out / f"{name}.parquet", lambda path, frame=frame: frame.to_parquet(path, index=False))  # type: ignore[misc]
+        self._series.save(row["round"], {"weights": weights, "mask": np.zeros(weights.size, bool) if mask is None else mask})
+
+
+def adopt(config: FederationConfig, out: Path) -> None:
+    """Makes a folder this run's own.
+
+    Raises:
+      UsageError: if it holds another run.
+    """
+    file = out / "config.yaml"
+    if file.exists():
+        try:
+            known = load(file).identity
+        except UsageError:
+            # Written by another version.
+            known = ""
+        if known != config.identity:
+            raise UsageError(f"{str(out)!r} holds another federated run; choose another --out, or remove it")
+        return
+
+    def write(path: Path) -> None:
+        path.write_text(config.text)
+
+    devices.write_atomically(file, write)

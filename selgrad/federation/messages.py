@@ -1,0 +1,129 @@
+"""What the server of a run and its participants tell each other: the fields of every answer, what an upload is bound to, and how answers are asked for.
+
+How messages travel is the business of a `Transport`, such as Flower's; whatever goes wrong with one is an `Event`, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hmac
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from selgrad import encryption
+from selgrad.encryption.agreement import Bits
+from selgrad.federation.config import FederationConfig
+
+Message = dict[str, Any]
+
+
+def mask_digest(bits: Bits) -> str:
+    """SHA-256 of a flat mask, which clients and server compare."""
+    return encryption.mask_hash({"update": bits})
+
+
+def context_of(digest: str, round_number: int) -> str:
+    """What an upload is bound to: an old one of the same mask does not pass for a new one."""
+    return f"{digest}:{round_number}"
+
+
+def plain_mac(mac_key: bytes, round_number: int, plain: bytes) -> bytes:
+    """Authenticates the exposed entries of a round."""
+    return hmac.new(mac_key, f"{round_number}:".encode() + plain, "sha256").digest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """Something about one client that the run went on without.
+
+    Attributes:
+      client: its number.
+      status: `died`, `late`, `twice`, `malformed`, `failed` or `missing`.
+      detail: one line.
+    """
+
+    client: int
+    status: str
+    detail: str = ""
+
+
+_BYTES, _NUMBER, _TEXT = "bytes", "number", "text"
+_FIELDS: dict[str, dict[str, str]] = {
+    "hello": {"mac": _BYTES},
+    "make_key": {"client_key": _BYTES, "key_tag": _TEXT},
+    "agree": {"proposal": _BYTES},
+    "train": {
+        "plain": _BYTES, "plain_mac": _BYTES, "sealed": _BYTES, "plain_bytes": _NUMBER, "clipped": _NUMBER, "train_seconds": _NUMBER,
+        "encrypt_seconds": _NUMBER,
+    },
+    "decrypt": {"points": _BYTES},
+    "choose": {"mask": _BYTES},
+    "share": {"share": _BYTES},
+}  # fmt: skip
+
+
+def _wrong_field(kind: str, reply: Message) -> str | None:
+    """The first field of a reply that is missing or of another type; None where all are sound."""
+    for name, wanted in _FIELDS[kind].items():
+        value = reply.get(name)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**53
+        if not (isinstance(value, bytes) if wanted == _BYTES else isinstance(value, str) if wanted == _TEXT else number):
+            return name
+    return None
+
+
+@runtime_checkable
+class Transport(Protocol):
+    """Carries messages to participants by number."""
+
+    def exchange(self, requests: Mapping[int, Message], timeout: float) -> tuple[dict[int, Message], list[Event]]:
+        """Sends one request to each participant; the replies that came in time, and what went wrong, late replies to earlier requests included."""
+        ...
+
+
+class Post:
+    """The server's side of every exchange: requests are numbered, and only replies that are due and of their form get through.
+
+    Args:
+      transport: to the participants.
+      config: of the run.
+      note: called with the round and whatever went wrong.
+
+    Attributes:
+      down, up: bytes that were sent and came back; to be set back at will.
+    """
+
+    def __init__(self, transport: Transport, config: FederationConfig, note: Callable[[int, Event], None]) -> None:
+        self._transport, self._config, self._note = transport, config, note
+        self._tickets = itertools.count(1)
+        self.down = self.up = 0
+
+    def ask(self, number: int, kind: str, requests: Mapping[int, Message]) -> dict[int, Message]:
+        """Replies by participant; whatever went wrong becomes an event of the round."""
+        text, timeout = self._config.text, self._config.timeout
+        whole = {party: {"kind": kind, "round": number, "ticket": next(self._tickets), "config": text, **request} for party, request in requests.items()}
+        replies, events = self._transport.exchange(whole, timeout)
+        for event in events:
+            self._note(number, event)
+        good: dict[int, Message] = {}
+        for party, reply in sorted(replies.items()):
+            if reply.get("error"):
+                self._note(number, Event(party, "failed", str(reply["error"])))
+            elif reply.get("ticket") != whole[party]["ticket"]:
+                self._note(number, Event(party, "malformed", f"answers message {reply.get('ticket')} and was asked {whole[party]['ticket']}"))
+            elif (wrong := _wrong_field(kind, reply)) is not None:
+                self._note(number, Event(party, "malformed", f"{wrong} is missing or of another type"))
+            else:
+                good[party] = reply
+        heard = set(replies) | {event.client for event in events if event.status in ("died", "failed", "malformed", "missing")}
+        for party in sorted(set(whole) - heard):
+            self._note(number, Event(party, "missing", f"no answer to {kind!r} within {timeout:g} s"))
+        unsent = {event.client for event in events if event.status == "missing"}
+        self.down += _num_bytes(request for party, request in whole.items() if party not in unsent)
+        self.up += _num_bytes(replies.values())
+        return good
+
+
+def _num_bytes(messages: Iterable[Message]) -> int:
+    return sum(len(value) for message in messages for value in message.values() if isinstance(value, bytes))

@@ -1,0 +1,138 @@
+"""What a modality must offer, and the two results that it speaks in: a block's on the device, and a lane's on the host.
+
+It composes data, models and evaluation, so it stands beside `experiment` and above the rooms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+from jax import Array
+
+from selgrad.base import Batch, Model, Params, Reconstruction
+from selgrad.data import Dataset, TextDataset
+from selgrad.measures import Measure
+
+
+class Outcome(NamedTuple):
+    """What a block leaves of each lane.
+
+    Attributes:
+      measures: by name.
+      outputs: pixels (B, *shape) in [0, 1], or tokens (B, length).
+      labels: (B, *label_shape).
+    """
+
+    measures: dict[str, Array]
+    outputs: Array
+    labels: Array
+
+
+class LaneResult(NamedTuple):
+    """One lane's result on the host.
+
+    Attributes:
+      measures: by name.
+      outputs: aligned pixels or tokens.
+      labels: aligned.
+      truth, texts: decoded sentences, empty for images.
+    """
+
+    measures: dict[str, float]
+    outputs: npt.NDArray[Any]
+    labels: npt.NDArray[np.int32]
+    truth: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+
+
+class Kept(NamedTuple):
+    """One reconstruction that a gallery keeps: how it is titled, and what was found."""
+
+    title: Mapping[str, Any]
+    found: LaneResult
+
+
+NUMBERS = ("objective", "diverged", "restart", "num_evaluations")
+"""What every attack says of itself, in the order of the records."""
+
+
+@runtime_checkable
+class Modality(Protocol):
+    """A kind of data."""
+
+    @property
+    def name(self) -> str:
+        """Such as "images"."""
+        ...
+
+    @property
+    def judge(self) -> Measure:
+        """What success is judged by unless a configuration says otherwise; it has a threshold."""
+        ...
+
+    @property
+    def headline(self) -> Measure:
+        """What a table with room for one measure shows."""
+        ...
+
+    @property
+    def output_dtype(self) -> Any:
+        """Of what attacks return: pixels or token ids."""
+        ...
+
+    @property
+    def bounds_all_samples(self) -> bool:
+        """Whether all samples have the same unknown coordinates, so that one bound speaks of their mean."""
+        ...
+
+    def require_fitting(self, dataset: Dataset | TextDataset, model: Model) -> None:
+        """Refuses data that the model can read and does not understand.
+
+        Raises:
+          UsageError: if the tokenizer of a text is not that of the model's checkpoint.
+        """
+        ...
+
+    def measure(self, batch: Batch, found: Reconstruction) -> Outcome:
+        """On the device, inside a compiled block: aligns and measures what it can; a diverged reconstruction has NaN in every measure."""
+        ...
+
+    def finish(self, dataset: Dataset | TextDataset, model: Model, batch: Batch, found: LaneResult) -> LaneResult:
+        """On the host: decodes, and measures what only decoded data can say."""
+        ...
+
+    def shown(self, batch: Batch, found: LaneResult) -> tuple[Any, Any]:
+        """Truth and reconstruction as a person looks at them."""
+        ...
+
+    def public(self, load: Any, dataset: Dataset | TextDataset, label: str) -> Dataset | TextDataset:
+        """Public data in the shape of the clients', from (maximal length or None) -> data set.
+
+        Raises:
+          UsageError: if they do not fit the clients' data.
+        """
+        ...
+
+    def unknown(self, batch: Batch, shape: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """Which coordinates of embedded inputs of this shape an attacker does not know, flat."""
+        ...
+
+    def prior(self, model: Model, params: Params, public: Batch | None) -> Any:
+        """The precision of what an attacker knows of each coordinate beforehand."""
+        ...
+
+    def columns(self, model: Model) -> dict[str, str]:
+        """Facts about the model that records hold."""
+        ...
+
+    def keep_truth(self, file: Path, batch: Batch) -> None:
+        """Keeps the first samples of a setting for a gallery: `truth-<setting>` without an ending; nothing where galleries hold the truth themselves."""
+        ...
+
+    def keep_gallery(self, file: Path, kept: Sequence[Kept]) -> None:
+        """Keeps reconstructions for a gallery, in a file of this stem."""
+        ...

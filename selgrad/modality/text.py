@@ -1,0 +1,151 @@
+"""Text: token ids, decoded on the host, aligned by ROUGE and kept as sentences.
+
+The measures are those of `selgrad.evaluation` that read sentences or tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from selgrad.base import Batch, Model, Params, Reconstruction, TextModel, TextSpec
+from selgrad.data import Dataset, TextDataset
+from selgrad.data import tokenizer as tokenizers
+from selgrad.devices import write_atomically
+from selgrad.errors import DataError, UsageError
+from selgrad.evaluation import MEASURES, align_texts
+from selgrad.measures import Measure
+from selgrad.modality.protocol import NUMBERS, Kept, LaneResult, Outcome
+
+_SENTENCES = [measure for measure in MEASURES.values() if measure.reads == "sentences"]
+_PADDING = 128
+_TOKENS = [measure for measure in MEASURES.values() if measure.reads == "tokens"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Sentences of one length and vocabulary."""
+
+    spec: TextSpec
+
+    @property
+    def name(self) -> str:
+        """Text."""
+        return "text"
+
+    @property
+    def judge(self) -> Measure:
+        """The first measure of sentences with a threshold."""
+        return next(measure for measure in _SENTENCES if measure.threshold is not None)
+
+    @property
+    def headline(self) -> Measure:
+        """ROUGE-L."""
+        return next(measure for measure in _SENTENCES if measure.headline)
+
+    @property
+    def output_dtype(self) -> Any:
+        """Token ids."""
+        return np.int32
+
+    @property
+    def bounds_all_samples(self) -> bool:
+        """Sentences have different numbers of unknown coordinates."""
+        return False
+
+    def require_fitting(self, dataset: Dataset | TextDataset, model: Model) -> None:
+        """The tokens must be those that the checkpoint was trained on.
+
+        Its own tokenizer files say so by encoding the data alike; where it has none, the sizes of the vocabularies, up to padding.
+        """
+        assert isinstance(dataset, TextDataset)
+        pretrained, size = getattr(model, "pretrained", None), getattr(model, "vocabulary_size", self.spec.vocabulary_size)
+        if pretrained is None:
+            return
+        remedy = f"give the data set the model's own, tokenizer={pretrained}"
+        try:
+            theirs = tokenizers.from_files(pretrained)
+        except DataError:
+            # A checkpoint without tokenizer files; vocabularies are padded to a multiple of 128 at most.
+            if size - self.spec.vocabulary_size >= _PADDING:
+                raise UsageError(
+                    f"the data set's tokenizer knows {self.spec.vocabulary_size:,} tokens and the checkpoint {pretrained!r} was trained on {size:,}; "
+                    "give the data set the model's tokenizer"
+                ) from None
+            return
+        texts = [dataset.decode(tokens) for tokens in dataset.tokens[:8]]
+        if any(theirs.encode(text) != dataset.tokenizer.encode(text) for text in texts):
+            raise UsageError(f"the data set's tokenizer is not that of the checkpoint {pretrained!r}, which would read other words; {remedy}")
+
+    def measure(self, batch: Batch, found: Reconstruction) -> Outcome:
+        """What the attack says of itself; sentences are measured where they are decoded."""
+        return Outcome({name: getattr(found, name) for name in NUMBERS}, found.inputs, found.labels)
+
+    def finish(self, dataset: Dataset | TextDataset, model: Model, batch: Batch, found: LaneResult) -> LaneResult:
+        """Decodes, aligns and measures."""
+        assert isinstance(dataset, TextDataset)
+        truths, texts = ([dataset.decode(sequence) for sequence in tokens] for tokens in (batch.inputs, found.outputs))
+        order = align_texts(truths, texts)
+        outputs, labels, texts = found.outputs[order], found.labels[order], [texts[i] for i in order]
+        content = np.asarray(batch.valid) & ~np.isin(batch.inputs, self.spec.special_ids)
+        measures = {one.name: float(one.of(batch.inputs, outputs, content)) for one in _TOKENS if one.of is not None}
+        for one in _SENTENCES:
+            assert one.of is not None
+            measures[one.name] = float(np.mean([one.of(t, f) for t, f in zip(truths, texts, strict=True)]))
+        wanted = np.asarray(model.targets(jax.tree.map(jnp.asarray, batch)))
+        measures["label_correct"] = float((labels == wanted)[wanted >= 0].mean())
+        if found.measures["diverged"]:
+            measures = dict.fromkeys(measures, float("nan"))
+        return LaneResult({**found.measures, **measures}, outputs, labels, tuple(truths), tuple(texts))
+
+    def shown(self, batch: Batch, found: LaneResult) -> tuple[Any, Any]:
+        """Sentences."""
+        return found.truth, found.texts
+
+    def public(self, load: Any, dataset: Dataset | TextDataset, label: str) -> Dataset | TextDataset:
+        """Cut and padded to the clients' length, as an attacker would, with their vocabulary."""
+        length = self.spec.shape[0]
+        data: Dataset | TextDataset = load(length)
+        if isinstance(data, TextDataset) and data.spec.shape[0] < length:
+            data = data.padded(length)
+        if data.spec.shape != self.spec.shape or not isinstance(data.spec, TextSpec):
+            raise UsageError(f"public: {label} holds inputs of shape {data.spec.shape}, and the clients' have shape {self.spec.shape}")
+        if data.spec != self.spec:
+            raise UsageError(f"public: {label} has another vocabulary than the clients' data; give both the same tokenizer folder")
+        return data
+
+    def unknown(self, batch: Batch, shape: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """Padding and the tokens that open and close a sentence are known."""
+        unknown = np.ones(batch.inputs.shape, bool) if batch.valid is None else np.asarray(batch.valid)
+        unknown = unknown & ~np.isin(np.asarray(batch.inputs), self.spec.special_ids)
+        return np.broadcast_to(unknown[..., None], shape).reshape(-1)
+
+    def prior(self, model: Model, params: Params, public: Batch | None) -> Any:
+        """The variance of a random token's embedding."""
+        words = jnp.arange(self.spec.vocabulary_size)[None]
+        return 1 / float(jnp.var(model.embed(params, words[:, : self.spec.shape[0]])))
+
+    def columns(self, model: Model) -> dict[str, str]:
+        """Whether word embeddings are frozen, sent, or always encrypted."""
+        return {"embedding": model.exposure if isinstance(model, TextModel) else ""}
+
+    def keep_truth(self, file: Path, batch: Batch) -> None:
+        """Nothing: galleries of text hold the truth themselves."""
+
+    def keep_gallery(self, file: Path, kept: Sequence[Kept]) -> None:
+        """Sentences with their titles as `<stem>.json`."""
+        rows = [{**one.title, "truth": list(one.found.truth), "found": list(one.found.texts)} for one in kept]
+        text = json.dumps(rows, indent=1, ensure_ascii=False)
+
+        def write(target: Path) -> None:
+            target.write_text(text)
+
+        write_atomically(file.with_suffix(".json"), write)

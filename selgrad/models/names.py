@@ -1,0 +1,92 @@
+"""Names of stored tensors: prefixes that wrappers leave, old names, and what PyTorch and timm call the layers that we name otherwise.
+
+Names and layouts are facts about file formats: PyTorch keeps a dense layer as (out, in) and a convolution as (out, in, height, width); Flax as (in, out) and
+(height, width, in, out).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")
+_OLD = ((re.compile(r"\.gamma$"), ".weight"), (re.compile(r"\.beta$"), ".bias"))
+_LAYERS = (
+    # timm and Hugging Face vision transformers.
+    (re.compile(r"^(vit|deit)\."), ""),
+    (re.compile(r"^(encoder\.layer|blocks)\.(\d+)\."), r"layer_\2."),
+    (re.compile(r"\battn\.qkv\."), "attention.qkv."),
+    (re.compile(r"\battn\.proj\.|\battention\.output\.dense\."), "attention.output."),
+    (re.compile(r"\bmlp\.fc1\.|\bintermediate\.dense\."), "mlp.up."),
+    (re.compile(r"\bmlp\.fc2\.|(?<!attention\.)\boutput\.dense\."), "mlp.down."),
+    (re.compile(r"\bnorm1\.|\blayernorm_before\."), "attention_norm."),
+    (re.compile(r"\bnorm2\.|\blayernorm_after\."), "mlp_norm."),
+    (re.compile(r"^layernorm\."), "norm."),
+    (re.compile(r"^(patch_embed\.proj|embeddings\.patch_embeddings\.projection)\."), "patches."),
+    (re.compile(r"^(cls_token|embeddings\.cls_token)$"), "class_token"),
+    (re.compile(r"^(pos_embed|embeddings\.position_embeddings)$"), "positions"),
+)
+_PARTS = ("query", "key", "value")
+
+
+def clean(name: str) -> str:
+    """A name without what wrappers put before it, old endings in their new form.
+
+    >>> clean("module._orig_mod.bert.embeddings.LayerNorm.gamma")
+    'bert.embeddings.LayerNorm.weight'
+    """
+    changed = True
+    while changed:
+        changed = False
+        for wrapper in _WRAPPERS:
+            if name.startswith(wrapper):
+                name, changed = name.removeprefix(wrapper), True
+    for pattern, new in _OLD:
+        name = pattern.sub(new, name)
+    return name
+
+
+def cleaned(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """All tensors under clean names; where two would have one name both keep their own."""
+    found: dict[str, Any] = {}
+    for name, value in tensors.items():
+        found[name if clean(name) in found else clean(name)] = value
+    return found
+
+
+def fused(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Separate query, key and value of vision transformers as one tensor, in that order, as timm and we keep them."""
+    found = dict(tensors)
+    pattern = re.compile(r"(.*attention\.)attention\.query\.(weight|bias)$")
+    for name in tensors:
+        match = pattern.match(name)
+        parts = [] if match is None else [f"{match[1]}attention.{part}.{match[2]}" for part in _PARTS]
+        if match is not None and all(part in found for part in parts):
+            found[f"{match[1]}qkv.{match[2]}"] = np.concatenate([found.pop(part) for part in parts], axis=0)
+    return found
+
+
+def renamed(name: str) -> str:
+    """The layer names of timm and Hugging Face vision transformers as ours."""
+    for pattern, new in _LAYERS:
+        name = pattern.sub(new, name)
+    return name
+
+
+def turned(value: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any] | None:
+    """A PyTorch weight in our layout where that gives the wanted shape; None where nothing does.
+
+    A convolution over patches may be wanted as a dense layer over their pixels.
+    """
+    options = {2: ((1, 0),), 4: ((2, 3, 1, 0),), 3: ((2, 1, 0),)}.get(value.ndim, ())
+    for axes in options:
+        moved = value.transpose(axes)
+        if moved.shape == shape:
+            return moved
+        if moved.ndim == 4 and len(shape) == 2 and (int(np.prod(moved.shape[:3])), moved.shape[3]) == shape:
+            return moved.reshape(shape)
+    return None

@@ -1,0 +1,120 @@
+"""The identity of code that selgrad does not bring: a hash of source, closed-over values and data, so that changed code is a changed experiment.
+
+Whatever has a value is hashed by value: functions with their defaults, closures and the module-level names that they read, classes by their source, arrays
+by their content, dataclasses and containers by what they hold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import textwrap
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+
+def source_hash(item: Any) -> str:
+    """16 hexadecimal digits that change when the item's code, or what it holds, changes."""
+    digest = hashlib.sha256()
+    for piece in _pieces(item, set()):
+        digest.update(piece)
+        digest.update(b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _is_library(item: Any) -> bool:
+    """Whether something comes from an installed package, whose version is its identity."""
+    if getattr(item, "__module__", None) == "__main__":
+        return False
+    module = inspect.getmodule(item)
+    file = getattr(module, "__file__", None) or ""
+    return module is None or not file or "site-packages" in file or "dist-packages" in file or module.__name__.split(".")[0] in ("selgrad", "builtins")
+
+
+def _text(item: Any) -> bytes:
+    """Source without what indentation and comments around it change; byte code where there is no source."""
+    try:
+        return textwrap.dedent(inspect.getsource(item)).encode()
+    except (OSError, TypeError):
+        code = getattr(item, "__code__", None)
+        return str(getattr(item, "__qualname__", "")).encode() if code is None else _byte_code(code)
+
+
+def _byte_code(code: types.CodeType) -> bytes:
+    constants = (_byte_code(one) if isinstance(one, types.CodeType) else repr(one).encode() for one in code.co_consts)
+    return b"\0".join([code.co_code, repr(code.co_names).encode(), *constants])
+
+
+def _pieces(item: Any, seen: set[int]) -> Iterator[bytes]:
+    if isinstance(item, str | bytes | int | float | complex | bool | type(None)):
+        yield repr(item).encode()
+        return
+    if id(item) in seen:
+        return
+    seen.add(id(item))
+    if isinstance(item, functools.partial):
+        for part in (item.func, item.args, item.keywords):
+            yield from _pieces(part, seen)
+    elif isinstance(item, types.FunctionType):
+        yield from _function(item, seen)
+    elif isinstance(item, types.MethodType):
+        yield from _pieces(item.__func__, seen)
+        yield from _pieces(item.__self__, seen)
+    elif isinstance(item, type):
+        yield f"{item.__module__}.{item.__qualname__}".encode() if _is_library(item) else _text(item)
+        if not _is_library(item):
+            for base in item.__bases__:
+                yield from _pieces(base, seen)
+            for member in vars(item).values():
+                plain = getattr(member, "fget", None) or getattr(member, "__func__", None) or member
+                if isinstance(plain, types.FunctionType):
+                    yield from _function(plain, seen)
+    elif isinstance(item, types.ModuleType):
+        yield item.__name__.encode()
+    elif isinstance(item, Mapping):
+        for key in sorted(item, key=repr):
+            yield repr(key).encode()
+            yield from _pieces(item[key], seen)
+    elif isinstance(item, tuple | list | set | frozenset):
+        for one in sorted(item, key=repr) if isinstance(item, set | frozenset) else item:
+            yield from _pieces(one, seen)
+    elif isinstance(item, np.ndarray) or (hasattr(item, "dtype") and hasattr(item, "shape")):
+        array = np.asarray(item)
+        yield f"{array.dtype} {array.shape}".encode()
+        yield np.ascontiguousarray(array).tobytes()
+    else:
+        yield from _pieces(type(item), seen)
+        if dataclasses.is_dataclass(item):
+            held: Mapping[str, Any] = {field.name: getattr(item, field.name) for field in dataclasses.fields(item) if field.name not in ("parent", "name")}
+        else:
+            held = {name: value for name, value in getattr(item, "__dict__", {}).items() if not name.startswith("_")}
+        if not held and callable(getattr(item, "__wrapped__", None)):
+            yield from _pieces(item.__wrapped__, seen)
+        for name in sorted(held):
+            yield name.encode()
+            yield from _pieces(held[name], seen)
+
+
+def _function(item: types.FunctionType, seen: set[int]) -> Iterator[bytes]:
+    if _is_library(item):
+        yield f"{item.__module__}.{item.__qualname__}".encode()
+    else:
+        yield _text(item)
+    for part in (item.__defaults__, item.__kwdefaults__):
+        yield from _pieces(part, seen)
+    for cell in item.__closure__ or ():
+        try:
+            yield from _pieces(cell.cell_contents, seen)
+        except ValueError:  # a name that is not bound yet
+            continue
+    if not _is_library(item):
+        for name in item.__code__.co_names:
+            # Helpers and constants of the same file.
+            value = item.__globals__.get(name)
+            if (isinstance(value, types.FunctionType | type) and not _is_library(value)) or isinstance(value, str | int | float | bool | tuple):
+                yield from _pieces(value, seen)

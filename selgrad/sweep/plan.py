@@ -1,0 +1,108 @@
+"""From a sweep's axes to its blocks: pure, so that the same configuration and block sizes give the same blocks on any machine.
+
+A lane is one (seed, metric, selector, sample, ratio); seeds are the rows of a block and lanes its columns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Iterator
+
+from selgrad.config import SweepConfig
+from selgrad.experiment import Lane
+from selgrad.registry import Spec
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockPlan:
+    """One compiled call: an attack on a setting, for some seeds times some lanes.
+
+    Attributes:
+      setting: index into the sweep's settings.
+      attack: spec.
+      seeds: one per row.
+      lanes: one row of lanes per seed, all of one length.
+    """
+
+    setting: int
+    attack: Spec
+    seeds: tuple[int, ...]
+    lanes: tuple[tuple[Lane, ...], ...]
+
+    @property
+    def num_cells(self) -> int:
+        """Cells in the block."""
+        return sum(map(len, self.lanes))
+
+    @property
+    def identity(self) -> str:
+        """A hash of the cells."""
+        return hashlib.sha256(repr((self.setting, self.attack, self.lanes)).encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a sweep will run, decided once; the block sizes that it follows from are kept in `plan.json`, so that a resumed sweep has the same blocks.
+
+    Attributes:
+      num_cells: in all.
+      blocks: in the order in which they run.
+      memory_bytes: of the largest block.
+      compile_seconds: spent while planning.
+      seconds: estimated run time of all blocks; lanes that finish early make it shorter.
+      num_programs: compiled; none where all is done.
+    """
+
+    num_cells: int
+    blocks: tuple[BlockPlan, ...]
+    memory_bytes: int
+    compile_seconds: float
+    seconds: float
+    num_programs: int = 0
+
+
+def lanes_of_seed(config: SweepConfig, num_samples: int, seed: int) -> list[Lane]:
+    """Every lane of a seed, ratios innermost."""
+    axes = itertools.product(config.metric, config.selector, range(num_samples), config.ratio)
+    return [Lane(seed, sample, metric, selector, ratio) for metric, selector, sample, ratio in axes]
+
+
+def groups(config: SweepConfig, num_samples: int, seed: int, by_metric: bool) -> list[list[Lane]]:
+    """The lanes that may share a block: all, or those of one metric and selector where the attacker reads them."""
+    lanes = lanes_of_seed(config, num_samples, seed)
+    if not by_metric:
+        return [lanes]
+    return [[lane for lane in lanes if (lane.metric, lane.selector) == pair] for pair in itertools.product(config.metric, config.selector)]
+
+
+def split(config: SweepConfig, num_samples: int, setting: int, attack: Spec, by_metric: bool, lanes_per_block: int) -> Iterator[BlockPlan]:
+    """The blocks of an attack on a setting.
+
+    Args:
+      config: the axes.
+      num_samples: of the setting.
+      setting: its index.
+      attack: spec.
+      by_metric: whether a block holds one metric and selector only.
+      lanes_per_block: at most.
+    """
+    of_seeds = [groups(config, num_samples, seed, by_metric) for seed in config.seeds]
+    for rows in zip(*of_seeds, strict=True):
+        width = len(rows[0])
+        if width <= lanes_per_block:
+            seeds_per_block = max(1, lanes_per_block // width)
+            for at in range(0, len(rows), seeds_per_block):
+                part = rows[at : at + seeds_per_block]
+                yield BlockPlan(setting, attack, config.seeds[at : at + len(part)], tuple(map(tuple, part)))
+        else:
+            for seed, row in zip(config.seeds, rows, strict=True):
+                for at in range(0, width, lanes_per_block):
+                    yield BlockPlan(setting, attack, (seed,), (tuple(row[at : at + lanes_per_block]),))
+
+
+def block_shape(config: SweepConfig, num_samples: int, by_metric: bool, lanes_per_block: int) -> tuple[int, int]:
+    """Seeds and lanes of the one program that all blocks of an attack on a setting share; smaller blocks are padded to it."""
+    whole = len(groups(config, num_samples, config.seeds[0], by_metric)[0])
+    return min(len(config.seeds), max(1, lanes_per_block // whole)), min(whole, lanes_per_block)

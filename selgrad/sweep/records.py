@@ -1,0 +1,188 @@
+"""Records: one row a cell, every column documented here and nowhere else; `docs/records.md` is printed from this table.
+
+Columns of measures and certificates are theirs (`selgrad.measures`, `selgrad.evaluation.certificates`); a measure that the data do not have is no column.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+
+from selgrad import __version__, encryption
+from selgrad.base import Attack
+from selgrad.config import SweepConfig
+from selgrad.experiment import Certifier, Lane, Setting, SuccessRule
+from selgrad.modality import LaneResult
+from selgrad.registry import Spec
+from selgrad.sweep.plan import BlockPlan
+
+_KINDS = ("dataset", "model", "update", "metric", "selector", "attack", "protection")
+
+COLUMNS: dict[str, tuple[str, str]] = {
+    "cell_id": ("text", "Hash of everything that decides the cell's result."),
+    "sweep": ("text", "Name of the sweep."),
+    **{kind: ("text", f"Name of the {kind}.") for kind in _KINDS},
+    **{f"{kind}_label": ("text", f"Name of the {kind} with the arguments that differ from their defaults.") for kind in _KINDS},
+    **{f"{kind}_arguments": ("JSON", f"All arguments of the {kind}; of one's own code the hash of its source.") for kind in _KINDS},
+    "hidden": ("text", "What the attack makes of encrypted entries: the rung of the attacker ladder."),
+    "ratio": ("float", "Share of entries to encrypt, in [0, 1]."),
+    "sample": ("int", "Which batch of the data set."),
+    "seed": ("int", "Of weights, metric and attack."),
+    "known_labels": ("bool", "Whether the attacker is given the labels."),
+    "known_padding": ("bool", "Whether it is told which positions of a text are padding."),
+    "num_rounds": ("int", "Updates of the same data that the attacker has."),
+    "embedding": ("text", "Of text: whether word embeddings are frozen, sent or always encrypted."),
+    "objective": ("float", "The attack's own objective at what it returns; inf where it diverged."),
+    "<measure>": ("float", "One column for each measure of the data, such as mse, psnr (dB), ssim, rouge1, rouge2, rougeL, label_correct."),
+    "certificate_<field>": ("float", "With `certificates`: what the mask leaves identifiable, for any attacker; see docs/theory.md."),
+    "success": ("bool", "Whether the success rule holds."),
+    "success_rule": ("text", "The rule, such as `mse < 0.001`."),
+    "diverged": ("bool", "Whether every restart left the finite numbers; measures are NaN then."),
+    "restart": ("int", "Which restart was chosen, by the attack's own objective."),
+    "num_evaluations": ("int", "Evaluations of the objective's gradient, the largest over restarts."),
+    "num_total": ("int", "Entries of the update."),
+    "num_selected": ("int", "Encrypted entries."),
+    "num_visible": ("int", "Entries sent in the clear; fewer than the rest where a protection leaves some out."),
+    "plain_bytes": ("int", "Of the entries sent in the clear."),
+    "num_clients": ("int or null", "Clients in the measured encryption; null, like all that follow of it, where nothing was encrypted."),
+    "num_ciphertexts": ("int or null", "Per client."),
+    "num_slots": ("int or null", "Values that a ciphertext holds."),
+    "ciphertext_bytes": ("int or null", "Per client, as serialised."),
+    "num_clipped": ("int or null", "Values beyond the public bound, over all clients."),
+    "index_bytes": ("int", "Of the list of encrypted entries, as sent."),
+    "score_seconds": ("float", "To score one sample, compilation apart."),
+    "score_standard_error": ("float", "Relative standard error of a metric that estimates squared norms from probes; 0 for one that is exact."),
+    "mask_seconds": ("float", "To rank one sample's entries."),
+    "encrypt_seconds": ("float or NaN", "Per client."),
+    "add_seconds": ("float or NaN", "Over all clients."),
+    "decrypt_seconds": ("float or NaN", "Of the sum."),
+    "attack_seconds": ("float", "Of the block, compilation apart, divided by its cells."),
+    "attack_report": ("JSON or empty", "What an attack on the host says of itself: leaves used and not used, with reasons."),
+    "selgrad_version": ("text", "That ran it."),
+    "jax_version": ("text", "That ran it."),
+    "device": ("text", "Kind of accelerator."),
+    "run_id": ("text", "Of the sweep's folder."),
+}
+"""Column -> type and meaning, in the order of the records."""
+
+
+def _facts(spec: Spec) -> list[Any]:
+    return [spec.name, *spec.arguments]
+
+
+def cell_id(config: SweepConfig, setting: Setting, attack: Spec, lane: Lane) -> str:
+    """The hash of everything that decides a cell's result; what came later than a cell and is not used by it leaves its hash as it was."""
+    dataset, model, update = setting.specs
+    named = {"dataset": dataset, "model": model, "update": update, "metric": lane.metric, "selector": lane.selector, "attack": attack}
+    identity = {kind: _facts(spec) for kind, spec in named.items()}
+    if config.public is not None:
+        identity["public"] = _facts(config.public)
+    if setting.protection.changes:
+        identity["protection"] = _facts(setting.protection_spec)
+    if config.rounds.count > 1:
+        identity["rounds"] = [config.rounds.count, config.rounds.server_learning_rate]
+    text = json.dumps([identity, lane.ratio, lane.sample, lane.seed, config.known_labels, config.known_padding], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def certificate_columns(config: SweepConfig, certifier: Certifier, setting: Setting, lane: Lane) -> dict[str, Any]:
+    """The columns `certificate_*` of one cell, computed for all ratios of the sample at once."""
+    if not config.certificates:
+        return {}
+    counts = tuple(sorted({setting.num_selected(ratio) for ratio in config.ratio}))
+    certificates, bounds = certifier.certificates(lane.metric, lane.selector, lane.seed, counts)
+    at = counts.index(setting.num_selected(lane.ratio))
+    found = dataclasses.asdict(certificates[lane.sample][at])
+    return {**{f"certificate_{name}": value for name, value in found.items()}, "certificate_van_trees_mse": bounds[at]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What all cells of a block have in common.
+
+    Attributes:
+      config: of the sweep.
+      setting, certifier: of the block.
+      attack: as built.
+      costs: of the encryption by metric, selector and ratio labels; None where there is none.
+      run_id: of the folder.
+    """
+
+    config: SweepConfig
+    setting: Setting
+    certifier: Certifier
+    attack: Attack
+    costs: dict[tuple[str, str, float], encryption.Cost] | None
+    run_id: str
+
+
+def row(origin: Origin, spec: Spec, lane: Lane, found: LaneResult, report: str, attack_seconds: float) -> dict[str, Any]:
+    """The record of one cell."""
+    config, setting = origin.config, origin.setting
+    ranks, score_seconds, mask_seconds = setting.ranks(lane.metric, lane.selector, lane.seed)
+    selected, visible = setting.num_selected(lane.ratio), setting.num_visible(lane)
+    mask = jax.tree.map(lambda leaf: np.asarray(leaf[lane.sample]) < selected, ranks)
+    rule = SuccessRule.of(config.success, setting.modality)
+    cost = None if origin.costs is None else origin.costs[lane.metric.label, lane.selector.label, lane.ratio]
+    dataset, model, update = setting.specs
+    specs = dict(zip(_KINDS, (dataset, model, update, lane.metric, lane.selector, spec, setting.protection_spec), strict=True))
+    said = ("diverged", "restart", "num_evaluations")
+    return {
+        "cell_id": cell_id(config, setting, spec, lane),
+        "sweep": config.name,
+        **{k: s.name for k, s in specs.items()},
+        **{f"{k}_label": s.label for k, s in specs.items()},
+        **{f"{k}_arguments": s.arguments_json for k, s in specs.items()},
+        "hidden": origin.attack.rung,
+        "ratio": lane.ratio,
+        "sample": lane.sample,
+        "seed": lane.seed,
+        "known_labels": config.known_labels,
+        "known_padding": config.known_padding,
+        "num_rounds": config.rounds.count,
+        **setting.modality.columns(setting.model),
+        **{k: float(value) for k, value in found.measures.items() if k not in said},
+        **certificate_columns(config, origin.certifier, setting, lane),
+        "success": rule(found.measures),
+        "success_rule": str(rule),
+        "diverged": bool(found.measures["diverged"]),
+        "restart": int(found.measures["restart"]),
+        "num_evaluations": int(found.measures["num_evaluations"]),
+        "num_total": setting.num_total,
+        "num_selected": selected,
+        "num_visible": visible,
+        "plain_bytes": setting.protection.num_bytes(visible, setting.num_total),
+        "num_clients": None if cost is None or config.encryption is None else config.encryption.num_clients,
+        "num_ciphertexts": None if cost is None else cost.num_ciphertexts,
+        "num_slots": None if cost is None else cost.num_slots,
+        "ciphertext_bytes": None if cost is None else cost.ciphertext_bytes,
+        "num_clipped": None if cost is None else cost.num_clipped,
+        "index_bytes": len(encryption.encode_indices(encryption.mask_bits(mask))),
+        "score_seconds": score_seconds,
+        "score_standard_error": setting.standard_error(lane.metric),
+        "mask_seconds": mask_seconds,
+        "encrypt_seconds": None if cost is None else cost.encrypt_seconds,
+        "add_seconds": None if cost is None else cost.add_seconds,
+        "decrypt_seconds": None if cost is None else cost.decrypt_seconds,
+        "attack_seconds": attack_seconds,
+        "attack_report": report,
+        "selgrad_version": __version__,
+        "jax_version": jax.__version__,
+        "device": jax.local_devices()[0].device_kind,
+        "run_id": origin.run_id,
+    }
+
+
+def frame(origin: Origin, part: BlockPlan, found: dict[tuple[int, int], LaneResult], reports: dict[tuple[int, int], str], seconds: float) -> pd.DataFrame:
+    """The records of a block."""
+    cells = [(i, j, lane) for i, lanes in enumerate(part.lanes) for j, lane in enumerate(lanes)]
+    table = pd.DataFrame([row(origin, part.attack, lane, found[i, j], reports.get((i, j), ""), seconds) for i, j, lane in cells])
+    whole = dict.fromkeys((name for name, (kind, _) in COLUMNS.items() if kind == "int or null"), "Int64")
+    real = dict.fromkeys((name for name, (kind, _) in COLUMNS.items() if kind == "float or NaN"), "float64")
+    return table.astype({**whole, **real})

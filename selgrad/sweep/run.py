@@ -1,0 +1,287 @@
+"""Runs a sweep: plans by memory, proves the encryption, and executes block after block until every one has its record file.
+
+What is pure stands in `plan`, what a record holds in `records`, and where files lie in `store`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from selgrad import checkpoints, devices, encryption
+from selgrad.config import SweepConfig, settings
+from selgrad.errors import SelgradError
+from selgrad.experiment import Certifier, Setting, Threat, assemble, bind, decode_lane, make_engine
+from selgrad.experiment.engine import Engine
+from selgrad.modality import LaneResult
+from selgrad.modality.protocol import Kept
+from selgrad.registry import Spec
+from selgrad.report.tables import read_records
+from selgrad.sweep import records as rows
+from selgrad.sweep.costs import Costs, measure_costs
+from selgrad.sweep.overlap import equivalence
+from selgrad.sweep.plan import BlockPlan, Plan, block_shape, split
+from selgrad.sweep.store import RunFolder
+from selgrad.tracking import Tracker
+
+CHECKPOINT_SECONDS = 60.0
+"""A block that has run this long since its last checkpoint saves its attack state."""
+
+OnEvent = Callable[[str], None]
+
+
+class Sweep:
+    """A sweep and its folder.
+
+    Args:
+      config: what to run.
+      out: the folder; made if it is missing, continued if it holds the same sweep.
+
+    Raises:
+      UsageError: if the folder holds another sweep.
+    """
+
+    def __init__(self, config: SweepConfig, out: str | Path) -> None:
+        self.config, self.out = config, Path(out)
+        self.settings = [
+            Setting(dataset, model, update, public=config.public, rounds=config.rounds, protection=protection)
+            for dataset, model, update, protection in settings(config)
+        ]
+        self._certifiers = [Certifier(setting) for setting in self.settings]
+        if config.certificates:
+            # Before anything runs: records are written with them.
+            for certifier in self._certifiers:
+                certifier.require_possible()
+        self._attacks = {(index, spec): bind(spec, setting)[0] for index, setting in enumerate(self.settings) for spec in config.attack}
+        # Settings that do not fit in memory together are held one at a time.
+        self._is_crowded = sum(setting.num_bytes for setting in self.settings) > devices.memory_budget()
+        self._held = 0
+        self._compiled: dict[Any, Engine] = {}
+        self.folder = RunFolder(self.out, config.identity)
+        self._encryption_note: str | None = None
+
+    @property
+    def run_id(self) -> str:
+        """The same whenever this sweep goes on."""
+        return self.folder.run_id
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Holds the folder for this process."""
+        return self.folder.lock()
+
+    def record_file(self, plan: BlockPlan) -> Path:
+        """Where a block's records lie once it is finished."""
+        return self.folder.record_file(plan.identity)
+
+    def _use(self, index: int) -> Setting:
+        """A setting that is about to be read."""
+        if self._is_crowded and index != self._held:
+            self.settings[self._held].clear_caches()
+        self._held = index
+        return self.settings[index]
+
+    # Planning
+
+    def _split(self, index: int, attack: Spec, lanes_per_block: int) -> list[BlockPlan]:
+        by_metric = self._attacks[index, attack].evidence
+        return list(split(self.config, self.settings[index].num_samples, index, attack, by_metric, lanes_per_block))
+
+    def _compile(self, plan: BlockPlan, lanes_per_block: int) -> tuple[Engine, Any, Any]:
+        """The compiled block for a plan; short rows and few seeds are padded so that the last block needs no compilation of its own."""
+        setting = self._use(plan.setting)
+        first = plan.lanes[0][0]
+        chosen_by = (first.metric, first.selector)
+        by_metric = self._attacks[plan.setting, plan.attack].evidence
+        num_seeds, width = block_shape(self.config, setting.num_samples, by_metric, lanes_per_block)
+        key = (setting.compile_key, plan.attack, num_seeds, width, chosen_by if by_metric else None)
+        engine = self._compiled.get(key)
+        fresh = engine is None
+        if engine is None:
+            threat = Threat(self.config.known_labels, self.config.known_padding)
+            engine = make_engine(setting, plan.attack, threat=threat, num_seeds=num_seeds, num_lanes=width, chosen_by=chosen_by)
+        padded = [[*row, *([row[-1]] * (engine.num_lanes - len(row)))] for row in plan.lanes]
+        missing = num_seeds - len(plan.seeds)
+        weights, lanes = assemble(setting, [*plan.seeds, *plan.seeds[-1:] * missing], [*padded, *padded[-1:] * missing])
+        if fresh:
+            engine.compile(weights, lanes)
+            self._compiled[key] = engine
+        return engine, weights, lanes
+
+    def plan(self, on_event: OnEvent = lambda _: None) -> Plan:
+        """Chooses block sizes by memory, compiles every program, and times two steps of each attack.
+
+        Args:
+          on_event: called with one line before each long operation.
+        """
+        blocks: list[BlockPlan] = []
+        memory, compiling, seconds = 0, 0.0, 0.0
+        budget, sizes = devices.memory_budget(), self.folder.block_sizes
+        for index in range(len(self.settings)):
+            for attack in self.config.attack:
+                name = f"{index}:{attack.label}"
+                asked = self.config.block_size or devices.default_block_size()
+                lanes_per_block = sizes.get(name) or max(1, asked // self._attacks[index, attack].num_restarts)
+                finished = self._split(index, attack, lanes_per_block)
+                if name in sizes and all(self.record_file(p).exists() for p in finished):
+                    blocks.extend(finished)
+                    continue
+                while True:
+                    parts = self._split(index, attack, lanes_per_block)
+                    on_event(f"compiling {attack.label} for {self.settings[index].specs[1].label}")
+                    known = len(self._compiled)
+                    engine, weights, lanes = self._compile(parts[0], lanes_per_block)
+                    compiling += engine.compile_seconds if len(self._compiled) > known else 0.0
+                    if engine.memory_bytes <= budget or lanes_per_block == 1 or name in sizes:
+                        break
+                    lanes_per_block = max(1, lanes_per_block // 2)
+                if engine.memory_bytes > budget and name not in sizes:
+                    raise SelgradError(
+                        f"one cell of {attack.label} needs {engine.memory_bytes / 1e9:.1f} GB and {budget / 1e9:.1f} GB are free; "
+                        "take fewer restarts, a smaller memory or a smaller model"
+                    )
+                sizes[name] = lanes_per_block
+                missing = [p for p in parts if not self.record_file(p).exists()]
+                if missing:
+                    state = jax.block_until_ready(engine.advance(weights, lanes, engine.start(weights, lanes), 1))
+                    started = time.perf_counter()
+                    jax.block_until_ready(engine.advance(weights, lanes, state, 1))
+                    seconds += (time.perf_counter() - started) * engine.num_steps * len(missing)
+                memory = max(memory, engine.memory_bytes)
+                blocks.extend(parts)
+        self.folder.save()
+        self.folder.write_text("config.yaml", yaml.safe_dump(self.config.to_dict(), sort_keys=False))
+        return Plan(sum(b.num_cells for b in blocks), tuple(blocks), memory, compiling, seconds, len(self._compiled))
+
+    # Encryption
+
+    def costs(self, on_event: OnEvent = lambda _: None) -> Costs | None:
+        """Proves the round trip on real selected entries and measures its cost, as `measure_costs` says.
+
+        Returns:
+          None where encryption is off or does not load here (`encryption_note` says why).
+        """
+        if self.config.encryption is None:
+            return None
+        self._encryption_note = encryption.unavailable()
+        if self._encryption_note is not None:
+            return None
+        found = measure_costs(self.config, self.config.encryption, self._each_setting(), self.folder.saved.setdefault("costs", {}), on_event)
+        self.folder.save()
+        return found
+
+    @property
+    def encryption_note(self) -> str | None:
+        """Why costs are empty, where they are."""
+        return self._encryption_note
+
+    # Running
+
+    def run(self, plan: Plan, costs: Costs | None, tracker: Tracker, on_progress: Callable[[float, str], None] = lambda *_: None) -> pd.DataFrame:
+        """Runs every block that has no record file yet.
+
+        Args:
+          plan: of this sweep.
+          costs: as `costs` returns them.
+          tracker: gets each finished block.
+          on_progress: called with cells finished since the last call (a fraction inside a block) and a line on what runs.
+
+        Returns:
+          All records.
+        """
+        for index, setting in self._each_setting():
+            # Weights depend on data and model; updates and protections share them.
+            is_first = [one.specs[:2] for one in self.settings].index(setting.specs[:2]) == index
+            for seed in self.config.seeds:
+                folder = self.folder.model_folder(index, seed)
+                if is_first and not folder.exists():
+                    checkpoints.save_params(folder, setting.client(seed).params)
+            self._keep_truth(index, setting)
+        for part in plan.blocks:
+            if self.record_file(part).exists():
+                on_progress(float(part.num_cells), "already done")
+                continue
+            records = self._run_block(part, costs, on_progress)
+            tracker.block(part.attack.label if ":" in part.attack.name else part.attack.name, records)
+        self.equivalence()
+        return read_records(self.out)
+
+    def _each_setting(self) -> Iterator[tuple[int, Setting]]:
+        for index in range(len(self.settings)):
+            yield index, self._use(index)
+
+    def _run_block(self, part: BlockPlan, costs: Costs | None, on_progress: Callable[[float, str], None]) -> pd.DataFrame:
+        engine, weights, lanes = self._compile(part, self.folder.block_sizes[f"{part.setting}:{part.attack.label}"])
+        say = lambda line: on_progress(0.0, f"{part.attack.label}: {line}")
+        lanes, prepared = engine.prepare(weights, lanes, checkpoints.Kept(self.out / "decoders"), say)
+        series = checkpoints.Series(self.folder.checkpoint_folder(part.identity))
+        state, total = engine.start(weights, lanes), engine.num_steps
+        stored = series.newest(like=engine.arrays(state)[0])
+        done = 0
+        if stored is not None:
+            done, state = stored.done, engine.restore(state, stored.arrays, stored.notes)
+        started = saved = time.perf_counter()
+        chunk = 1
+        while done < total:
+            before = time.perf_counter()
+            chunk = min(chunk, total - done)
+            state = jax.block_until_ready(engine.advance(weights, lanes, state, chunk))
+            now = time.perf_counter()
+            done += chunk
+            on_progress(part.num_cells * chunk / total, f"{part.attack.label} on {self.settings[part.setting].specs[1].label}")
+            # About a second between two looks at the clock: often enough for a bar, Ctrl-C and checkpoints, rare enough to cost nothing.
+            chunk = max(1, int(chunk * min(2.0, 1.0 / max(now - before, 1e-3))))
+            if now - saved > CHECKPOINT_SECONDS and done < total:
+                series.save(done, *engine.arrays(state))
+                saved = now
+        outcome, reports = engine.finish(weights, lanes, state)
+        outcome, setting = jax.device_get(outcome), self.settings[part.setting]
+        found = {(i, j): decode_lane(setting, outcome, i, j, lane) for i, row in enumerate(part.lanes) for j, lane in enumerate(row)}
+        mine = None if costs is None else {(metric, selector, ratio): cost for (index, metric, selector, ratio), cost in costs.items() if index == part.setting}
+        origin = rows.Origin(self.config, setting, self._certifiers[part.setting], self._attacks[part.setting, part.attack], mine, self.run_id)
+        records = rows.frame(origin, part, found, {**prepared, **reports}, (time.perf_counter() - started) / part.num_cells)
+        self._keep_gallery(part, found)
+        table = pa.Table.from_pandas(records, preserve_index=False)
+        devices.write_atomically(self.record_file(part), lambda path: pq.write_table(table, path))
+        series.remove()
+        return records
+
+    def equivalence(self) -> pd.DataFrame:
+        """How alike the masks of every two metrics are, as `selgrad.sweep.overlap.equivalence` says, kept in `equivalence.parquet`."""
+        file = self.out / "equivalence.parquet"
+        if file.exists():
+            return pq.read_table(file).to_pandas()
+        table = equivalence(self.config, self._each_setting())
+        devices.write_atomically(file, lambda path: table.to_parquet(path, index=False))
+        return table
+
+    def _keep_truth(self, index: int, setting: Setting) -> None:
+        stem, count = self.folder.gallery_file(f"truth-{index}"), min(self.config.gallery, setting.num_samples)
+        if count and not list(stem.parent.glob(f"{stem.name}.*")):
+            batches = setting.client(self.config.seeds[0]).batches
+            setting.modality.keep_truth(stem, jax.tree.map(lambda leaf: leaf[:count], batches))
+
+    def _keep_gallery(self, part: BlockPlan, found: dict[tuple[int, int], LaneResult]) -> None:
+        setting = self.settings[part.setting]
+        kept = [
+            Kept(
+                {
+                    "setting": part.setting, "title": setting.title, "sample": lane.sample, "ratio": lane.ratio, "metric": lane.metric.label,
+                    "selector": lane.selector.label, "attack": part.attack.label,
+                },
+                found[i, j],
+            )
+            for i, row in enumerate(part.lanes)
+            for j, lane in enumerate(row)
+            if lane.sample < self.config.gallery and lane.seed == self.config.seeds[0]
+        ]  # fmt: skip
+        if kept:
+            setting.modality.keep_gallery(self.folder.gallery_file(part.identity), kept)

@@ -1,0 +1,112 @@
+"""The folder of a run: whose it is, who works in it, and where its files lie; every file appears whole or not at all.
+
+`plan.json` names the configuration by its identity, so that a folder is continued by the same sweep and refused to another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from selgrad import __version__, devices
+from selgrad.errors import SelgradError, UsageError
+
+
+class RunFolder:
+    """The folder of a sweep.
+
+    Args:
+      out: made when it is first written to, continued if it holds the same sweep.
+      identity: of the configuration.
+
+    Raises:
+      UsageError: if the folder holds another sweep.
+    """
+
+    def __init__(self, out: Path, identity: str) -> None:
+        self.out, self._identity = out, identity
+        self.saved = self._adopt()
+
+    @property
+    def run_id(self) -> str:
+        """12 hexadecimal digits, the same whenever this sweep goes on."""
+        return str(self.saved["run_id"])
+
+    @property
+    def block_sizes(self) -> dict[str, int]:
+        """Lanes per block, once decided, by setting and attack."""
+        sizes: dict[str, int] = self.saved["block_sizes"]
+        return sizes
+
+    def _adopt(self) -> dict[str, Any]:
+        file = self.out / "plan.json"
+        if file.exists():
+            try:
+                saved: dict[str, Any] = json.loads(file.read_text())
+                known = saved["identity"]
+            except (ValueError, KeyError, TypeError):
+                raise SelgradError(f"{str(file)!r} is damaged; remove the folder {str(self.out)!r} or choose another --out") from None
+            if known != self._identity:
+                raise UsageError(f"folder {str(self.out)!r} holds another sweep (its config.yaml differs, or your own code has changed); choose another --out")
+            if saved.get("version") != __version__:
+                raise UsageError(f"folder {str(self.out)!r} was begun by selgrad {saved.get('version')}, this is {__version__}; choose another --out")
+            return saved
+        if self.out.exists() and not self.out.is_dir():
+            raise UsageError(f"{str(self.out)!r} is a file; choose a folder for --out")
+        if self.out.is_dir() and (self.out / "records").is_dir() and any((self.out / "records").glob("*.parquet")):
+            raise UsageError(f"folder {str(self.out)!r} holds records without a plan.json; choose another --out")
+        return {"identity": self._identity, "run_id": uuid.uuid4().hex[:12], "version": __version__, "block_sizes": {}}
+
+    def save(self) -> None:
+        """Writes down what was decided."""
+        self.write_text("plan.json", json.dumps(self.saved, indent=1, sort_keys=True))
+
+    def write_text(self, name: str, text: str) -> None:
+        """A text file in the folder."""
+
+        def write(path: Path) -> None:
+            path.write_text(text)
+
+        devices.write_atomically(self.out / name, write)
+
+    def record_file(self, block: str) -> Path:
+        """Where a block's records lie once it is finished."""
+        return self.out / "records" / f"{block}.parquet"
+
+    def model_folder(self, setting: int, seed: int) -> Path:
+        """Where the weights of a setting lie."""
+        return self.out / "models" / f"setting-{setting}-seed-{seed}"
+
+    def checkpoint_folder(self, block: str) -> Path:
+        """Where a block's state lies while it runs."""
+        return self.out / "checkpoints" / block
+
+    def gallery_file(self, stem: str) -> Path:
+        """Where reconstructions lie, without the ending that their modality gives them."""
+        return self.out / "reconstructions" / stem
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the folder for this process.
+
+        Raises:
+          SelgradError: if another process runs a sweep there.
+        """
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            handle = open(self.out / ".lock", "w")  # noqa: SIM115 (held until the end of the sweep)
+        except OSError as error:
+            raise SelgradError(f"cannot write in {str(self.out)!r}: {error.strerror}; choose another --out") from None
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise SelgradError(f"another process is running a sweep in {str(self.out)!r}; wait for it or choose another --out") from None
+            # Another process may have begun or ended a sweep here since this one looked.
+            self.saved = self._adopt()
+            yield

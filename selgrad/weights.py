@@ -1,0 +1,237 @@
+"""Stored weights of any common format, by the names of their leaves: Orbax, safetensors, msgpack, Hugging Face folders.
+
+Names need not be ours: wrappers' prefixes are taken off, PyTorch's endings and layouts turned, and a leaf whose shape fits only one stored tensor takes that.
+What is left is said by name, with the argument that settles it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from selgrad import checkpoints, trees
+from selgrad.base import Params
+from selgrad.errors import DataError, SelgradError, UsageError, did_you_mean
+from selgrad.models.names import cleaned, fused, renamed, turned
+
+Tensors = dict[str, npt.NDArray[Any]]
+_ENDINGS = {"weight": ("kernel", "scale", "embedding"), "bias": ("bias",), "running_mean": ("mean",), "running_var": ("var",)}
+_FLAX = ("kernel", "scale", "embedding", "bias", "mean", "var")
+_COUNTERS = re.compile(r"(^|[./])(num_batches_tracked|step|count|position_ids)$")
+_COLLECTIONS = ("batch_stats",)
+
+
+def read(path: str | Path) -> Tensors:
+    """Every array of a checkpoint by name, parts of a name joined by `/` or `.`.
+
+    Args:
+      path: a `.safetensors` or `.msgpack` file, a folder with `model.safetensors`, or an Orbax checkpoint.
+
+    Raises:
+      SelgradError: if there is nothing there, or nothing that can be read.
+    """
+    source = Path(path).expanduser()
+    if source.is_file():
+        if source.suffix == ".safetensors":
+            return _safetensors([source])
+        if source.suffix in (".msgpack", ".flax"):
+            return _msgpack(source)
+        raise DataError(f"checkpoint {str(path)!r} is no .safetensors or .msgpack file; PyTorch's own format runs code when it is read, save it as safetensors")
+    if (source / "model.safetensors").is_file():
+        return _safetensors([source / "model.safetensors"])
+    if (source / "model.safetensors.index.json").is_file():
+        return _safetensors(_shards(source))
+    for name in ("flax_model.msgpack", "checkpoint.msgpack"):
+        if (source / name).is_file():
+            return _msgpack(source / name)
+    return flat(checkpoints.restore(source, str(path)))
+
+
+def _shards(source: Path) -> list[Path]:
+    index = source / "model.safetensors.index.json"
+    try:
+        return [source / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    except (ValueError, KeyError, AttributeError, OSError):
+        raise DataError(f"{str(index)!r} is no index of shards; the checkpoint is damaged") from None
+
+
+def _safetensors(files: Sequence[Path]) -> Tensors:
+    import safetensors
+    import safetensors.numpy
+
+    tensors: Tensors = {}
+    for file in files:
+        try:
+            tensors |= safetensors.numpy.load_file(file)
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise DataError(f"{str(file)!r} is damaged or no safetensors file ({error}); fetch it again") from None
+    return tensors
+
+
+def _msgpack(file: Path) -> Tensors:
+    from flax import serialization
+
+    try:
+        return flat(serialization.msgpack_restore(file.read_bytes()))
+    except Exception as error:  # the unpacker raises errors of many kinds for a damaged file
+        raise DataError(f"{str(file)!r} is damaged or no msgpack file ({type(error).__name__}); write it with flax.serialization") from None
+
+
+def flat(tree: Any, prefix: str = "") -> Tensors:
+    """The arrays of nested mappings and sequences by path."""
+    if isinstance(tree, Mapping):
+        items: Any = tree.items()
+    elif isinstance(tree, list | tuple):
+        items = enumerate(tree)
+    else:
+        return {prefix: np.asarray(tree)} if hasattr(tree, "shape") or isinstance(tree, int | float) else {}
+    found: Tensors = {}
+    for name, part in items:
+        found |= flat(part, f"{prefix}/{name}" if prefix else str(name))
+    return found
+
+
+def _unwrapped(tensors: Tensors) -> Tensors:
+    """Without what stands around the weights: of a training state the optimiser, of Flax variables the name `params`, of NNX the name `value`."""
+    found = dict(tensors)
+    for wrapper in ("state/", "model/", "state_dict/", "target/"):
+        if any(name.startswith(f"{wrapper}params/") for name in found):
+            found = {name.removeprefix(wrapper): value for name, value in found.items() if name.startswith(wrapper)}
+    if any(name.startswith("params/") for name in found):
+        found = {name: value for name, value in found.items() if name.startswith(("params/", *(f"{c}/" for c in _COLLECTIONS)))}
+        while any(name.startswith("params/") for name in found):
+            found = {name.removeprefix("params/"): value for name, value in found.items()}
+    return {name.removesuffix("/value"): value for name, value in found.items()}
+
+
+def _key(name: str) -> tuple[str, str]:
+    """A name's layer, its separators alike, and its ending."""
+    *layer, ending = re.split(r"[./]", name)
+    return re.sub(r"[._/]+", "_", "_".join(layer)), ending
+
+
+def _endings(ending: str) -> tuple[str, ...]:
+    return _ENDINGS.get(ending, (ending,))
+
+
+def _fit(name: str, value: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any] | None:
+    """A stored tensor in the wanted shape, turned where its name says that PyTorch wrote it; None where it does not fit."""
+    from_torch = name.rsplit(".", 1)[-1] == "weight" or name.rsplit("/", 1)[-1] == "weight"
+    if from_torch and value.ndim > 1:
+        moved = turned(value, shape)
+        if moved is not None:
+            return moved
+    if value.shape == shape:
+        return value
+    return value.reshape(shape) if value.size == int(np.prod(shape)) and [n for n in value.shape if n != 1] == [n for n in shape if n != 1] else None
+
+
+def _chosen(names: Sequence[str], path: str) -> str | None:
+    """The stored name that a mapping gives a leaf: entries `ours=theirs`, of leaves or of layers."""
+    for entry in names:
+        ours, equals, theirs = entry.partition("=")
+        if not equals:
+            raise UsageError(f"checkpoint_names: {entry!r} is no ours=theirs")
+        if path == ours or path.startswith(f"{ours}/"):
+            return theirs + path.removeprefix(ours)
+    return None
+
+
+def match(tensors: Tensors, like: Params, source: str, names: Sequence[str] = ()) -> Params:
+    """Stored tensors in the places of a model's leaves.
+
+    Args:
+      tensors: by name.
+      like: the model's parameters, or their shapes.
+      source: what to call the checkpoint in errors.
+      names: entries `ours=theirs` of leaves or layers whose names differ too much to be found.
+
+    Raises:
+      SelgradError: if a leaf finds no tensor, or several and no name decides.
+    """
+    stored = {renamed(name): value for name, value in fused(cleaned(_unwrapped(tensors))).items() if not _COUNTERS.search(name)}
+    wanted = dict(zip(trees.paths(like), jax.tree.leaves(like), strict=True))
+    found: dict[str, tuple[str, npt.NDArray[Any]]] = {}
+    by_key: dict[tuple[str, str], str] = {}
+    for name in stored:
+        layer, ending = _key(name)
+        for one in _endings(ending):
+            by_key.setdefault((layer, one), name)
+    for path, leaf in wanted.items():
+        bare = path.removeprefix("batch_stats/")
+        asked = _chosen(names, path)
+        layer, ending = _key(bare if asked is None else asked)
+        candidates = [by_key.get((layer, one)) for one in (_endings(ending) if ending in _ENDINGS else (ending,))]
+        for option in (asked, path, bare, *candidates):
+            if option is None or option not in stored:
+                continue
+            value = _fit(option, stored[option], leaf.shape)
+            if value is not None:
+                found[path] = option, value
+                break
+        else:
+            if asked is not None:
+                raise UsageError(f"checkpoint_names: {source!r} holds no {asked!r} of shape {leaf.shape} for {path!r}; {did_you_mean(asked, stored)}")
+    _by_shape(stored, wanted, found)
+    missing = [path for path in wanted if path not in found]
+    if missing:
+        free = [f"{name} {value.shape}" for name, value in stored.items() if name not in {taken for taken, _ in found.values()}]
+        shown = ", ".join(f"{path} {tuple(wanted[path].shape)}" for path in missing[:3])
+        raise SelgradError(
+            f"checkpoint {source!r}: {len(missing)} of {len(wanted)} leaves find no tensor of their name and shape, such as {shown}; "
+            f"stored and unused are {', '.join(free[:4]) or 'none'}{', ...' if len(free) > 4 else ''}; name them with checkpoint_names ([ours=theirs])"
+        )
+    leaves = [np.asarray(found[path][1], leaf.dtype) for path, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _by_shape(stored: Tensors, wanted: Mapping[str, Any], found: dict[str, tuple[str, npt.NDArray[Any]]]) -> None:
+    """Gives leaves without a name of their own the one unused tensor of their ending and shape, where there is one and no other leaf wants it."""
+    used = {name for name, _ in found.values()}
+    free = {name: value for name, value in stored.items() if name not in used}
+    options: dict[str, list[tuple[str, npt.NDArray[Any]]]] = {}
+    for path, leaf in wanted.items():
+        if path in found:
+            continue
+        ending = path.rsplit("/", 1)[-1]
+        options[path] = []
+        for name, value in free.items():
+            theirs = _endings(_key(name)[1])
+            moved = _fit(name, value, leaf.shape) if ending in theirs or (ending not in _FLAX) else None
+            if moved is not None:
+                options[path].append((name, moved))
+    for path, choices in options.items():
+        rivals = [other for other, theirs in options.items() if other != path and any(name in {n for n, _ in theirs} for name, _ in choices)]
+        if len(choices) == 1 and not rivals:
+            found[path] = choices[0]
+
+
+def load(path: str | Path, like: Params, names: Sequence[str] = ()) -> Params:
+    """A model's parameters from a checkpoint.
+
+    Args:
+      path: as `read` takes it.
+      like: the model's parameters, or their shapes.
+      names: as `match` takes them.
+
+    Raises:
+      SelgradError: as `read` and `match`, or if a value is not finite.
+    """
+    tensors = read(path)
+    if checkpoints.is_numbered(tensors):
+        # Leaves in the order of a tree, as earlier sweeps wrote them.
+        paths = trees.paths(like)
+        if len(tensors) != len(paths):
+            raise SelgradError(f"checkpoint {str(path)!r} holds {len(tensors)} leaves by number and {len(paths)} are needed; it is of another model")
+        tensors = dict(zip(paths, (tensors[name] for name in sorted(tensors)), strict=True))
+    params = jax.tree.map(jnp.asarray, match(tensors, like, str(path), names))
+    trees.require_finite(params, f"checkpoint {str(path)!r}")
+    return params
