@@ -16,7 +16,12 @@ import numpy.typing as npt
 from selgrad.base import Batch, InputSpec
 from selgrad.errors import DataError, UsageError
 
-Normalisation: TypeAlias = Literal["none", "channel"]
+Normalisation: TypeAlias = Literal["none", "channel", "imagenet", "cifar10"]
+_KNOWN = {
+    # Constants that published weights were trained with.
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +73,7 @@ def make(
       count: samples to keep, None for all.
       offset: samples to leave out first.
       normalisation: "none" keeps [0, 1], as DLG does; "channel" subtracts the mean and divides by the standard deviation of each channel over
-        the samples kept.
+        the samples kept; "imagenet" and "cifar10" take the constants that published weights were trained with.
       source: what to call the data in errors.
     """
     if pixels.ndim != 4 or len(pixels) != len(labels):
@@ -86,6 +91,10 @@ def make(
     if normalisation == "channel":
         mean = tuple(float(x) for x in scaled.mean((0, 1, 2), dtype=np.float64))
         std = tuple(float(x) for x in np.maximum(scaled.std((0, 1, 2), dtype=np.float64), 1e-3))
+    elif normalisation in _KNOWN:
+        mean, std = _KNOWN[normalisation]
+        if channels != len(mean):
+            raise UsageError(f"{source}: normalisation={normalisation!r} is of {len(mean)} channels and these pictures have {channels}; take 'channel'")
     return Dataset(scaled, labels.astype(np.int32), InputSpec(scaled.shape[1:], num_classes, mean, std))
 
 

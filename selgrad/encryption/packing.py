@@ -59,9 +59,7 @@ def as_vector(values: Any) -> npt.NDArray[np.floating[Any]]:
     if found.dtype == object or not np.issubdtype(found.dtype, np.floating):
         raise EncryptionError(f"values of type {found.dtype} are not floats; give a float array, and selgrad.encrypt a whole pytree")
     if found.ndim != 1:
-        raise EncryptionError(
-            f"values of shape {found.shape} are no vector; give those that a mask selects, and selgrad.encrypt a whole pytree"
-        )
+        raise EncryptionError(f"values of shape {found.shape} are no vector; give those that a mask selects, and selgrad.encrypt a whole pytree")
     return found
 
 

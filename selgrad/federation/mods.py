@@ -61,7 +61,8 @@ def selective_encryption(key: str | Path, *, mac_key: bytes | None = None, clip:
         would be wrong. Integer arrays, such as a count of batches, are never encrypted.
 
     Raises:
-      EncryptionError: when used, if an entry lies beyond the bound and `clip` is False, the server sends no mask, the key cannot be read, an entry is not finite, or the number of examples is missing.
+      EncryptionError: when used, if an entry lies beyond the bound and `clip` is False, the server sends no mask, the key cannot be read, an entry is not
+        finite, or the number of examples is missing.
     """
     made: dict[str, encryption.Client] = {}
 

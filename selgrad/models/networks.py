@@ -201,17 +201,16 @@ def _keys_like(keys: Any, drawn: Any) -> Any:
 class FunctionNetwork:
     """A pair of plain functions.
 
+    A matrix is taken for the kernel of a dense layer and a vector of its width beside it for the bias, and they are found under those names: `w` and `b` of
+    shapes (m, n) and (n,) as `w/kernel` and `w/bias`. Whatever knows dense layers then knows these.
+
     Attributes:
       make: key -> parameters, any pytree of arrays.
       call: (parameters, inputs) -> logits.
-      head: leaf that is the last layer's kernel, where the parameters do not name it `kernel`; it is then found under `<head>/kernel`, its bias beside it.
-      bias: leaf that is the last layer's bias.
     """
 
     make: Callable[..., Any]
     call: Callable[..., Any]
-    head: str = ""
-    bias: str = ""
 
     @property
     def collections(self) -> tuple[str, ...]:
@@ -222,10 +221,24 @@ class FunctionNetwork:
     def _like(self) -> Any:
         return jax.eval_shape(self.make, jax.random.key(0))
 
+    @functools.cached_property
+    def _names(self) -> dict[str, str]:
+        shapes = {path: leaf.shape for path, leaf in zip(trees.paths(self._like), jax.tree.leaves(self._like), strict=True)}
+        names = {path: path for path in shapes}
+        free = [path for path, shape in shapes.items() if len(shape) == 1]
+        for path, shape in shapes.items():
+            if len(shape) != 2 or path.split("/")[-1] == "kernel":
+                continue
+            names[path] = f"{path}/kernel"
+            folder = path.rpartition("/")[0]
+            beside = next((one for one in free if one.rpartition("/")[0] == folder and shapes[one] == shape[1:]), None)
+            if beside is not None:
+                free.remove(beside)
+                names[beside] = f"{path}/bias"
+        return names
+
     def _rename(self, path: str) -> str:
-        if self.head and path == self.head:
-            return f"{path}/kernel"
-        return f"{self.head}/bias" if self.head and path == self.bias else path
+        return self._names[path]
 
     def ours(self, tree: Any) -> Params:
         """A tree like the functions' parameters as nested dicts by path."""

@@ -56,29 +56,24 @@ def own_model(
         return item
     if not isinstance(input_spec, InputSpec):
         raise UsageError("model: a module of your own reads images, and the data set holds text; give an object that honours selgrad.base.TextModel")
-    network, bias_of = _network(item, input_spec)
-    shapes = _shapes(network, input_spec)
-    found = _head(shapes, head, input_spec.num_classes, bias_of)
-    if isinstance(network, FunctionNetwork) and found and not found.endswith("/"):
-        leaves = dict(zip(trees.paths(shapes), jax.tree.leaves(shapes), strict=True))
-        if found in leaves:
-            network = dataclasses.replace(network, head=found, bias=_bias(leaves, input_spec.num_classes))
+    network = _network(item, input_spec)
+    found = _head(_shapes(network, input_spec), head, input_spec.num_classes)
     model = ImageClassifier(network, input_spec, found, mode=mode, statistics=statistics, dropout_seed=dropout_seed)
     _check(model, input_spec)
     return model
 
 
-def _network(item: Any, input_spec: InputSpec) -> tuple[Network, bool]:
+def _network(item: Any, input_spec: InputSpec) -> Network:
     if isinstance(item, nn.Module):
-        return LinenNetwork(item, input_spec.shape), False
+        return LinenNetwork(item, input_spec.shape)
     if isinstance(item, nnx.Module):
-        return NNXNetwork(None, item, source_hash((type(item), nnx.to_pure_dict(nnx.split(item, nnx.Param, ...)[1])))), False
+        return NNXNetwork(None, item, source_hash((type(item), nnx.to_pure_dict(nnx.split(item, nnx.Param, ...)[1]))))
     if isinstance(item, tuple) and len(item) == 2 and all(callable(one) for one in item):
         if len(positional(item[0])) != 1 or len(positional(item[1])) != 2:
             raise UsageError("model: a pair of functions is (init, apply): init takes a key, and apply parameters and inputs")
-        return FunctionNetwork(*item), True
+        return FunctionNetwork(*item)
     if callable(item) and "rngs" in inspect.signature(item).parameters:
-        return NNXNetwork(item), False
+        return NNXNetwork(item)
     raise unusable("model", item, _WANTED)
 
 
@@ -97,14 +92,9 @@ def _shapes(network: Network, input_spec: InputSpec) -> Any:
         raise UsageError(f"model: the network cannot be initialised on inputs of shape {shape} ({_reason(error)})") from None
 
 
-def _bias(leaves: dict[str, Any], num_classes: int) -> str:
-    found = [path for path, leaf in leaves.items() if leaf.shape == (num_classes,)]
-    return found[-1] if found else ""
-
-
-def _head(shapes: Any, asked: str | None, num_classes: int, of_functions: bool) -> str:
+def _head(shapes: Any, asked: str | None, num_classes: int) -> str:
     leaves = dict(zip(trees.paths(shapes), jax.tree.leaves(shapes), strict=True))
-    dense = [path for path, leaf in leaves.items() if leaf.ndim == 2 and (path.endswith("/kernel") or of_functions)]
+    dense = [path for path, leaf in leaves.items() if leaf.ndim == 2 and path.endswith("/kernel")]
     name = lambda path: path.removesuffix("/kernel")
     if asked is not None:
         if asked and asked not in map(name, dense):

@@ -61,7 +61,7 @@ class TestExactness:
         """Equal values are the worst case: all of a sum lies in one coefficient."""
         scheme, keys = engine(name)
         step = 2.0**-scheme.profile.grid_bits
-        clients = [scheme.encrypt(keys[-1], np.full(5000, step if value == "step" else value), "mask") for _ in range(scheme.profile.max_clients)]
+        clients = [scheme.encrypt(keys[-1], np.full(5000, step if value == "step" else value), "mask", clip=True) for _ in range(scheme.profile.max_clients)]
         total = scheme.add(clients, raw=True)
         expected = quantise(np.full(1, step if value == "step" else value), scheme.profile)[0] * scheme.profile.max_clients
         assert (decrypt(scheme, keys, total, "mask") == expected).all()
