@@ -136,7 +136,7 @@ def _at_place(kind: str, name: str) -> Any:
 
 
 @functools.lru_cache(maxsize=1)
-def _installed() -> dict[tuple[str, str], Any]:
+def installed() -> dict[tuple[str, str], Any]:
     """Entry points of installed packages by kind and name, not yet loaded."""
     groups = {group: kind for kind, group in _ENTRY_POINTS.items()}
     found: dict[tuple[str, str], Any] = {}
@@ -148,7 +148,7 @@ def _installed() -> dict[tuple[str, str], Any]:
 
 def names(kind: str) -> list[str]:
     """Every name of a kind, those of installed packages included."""
-    return [*registry(kind), *(name for one, name in _installed() if one == kind and name not in registry(kind))]
+    return [*registry(kind), *(name for one, name in installed() if one == kind and name not in registry(kind))]
 
 
 def _find(kind: str, name: str) -> tuple[Any, str]:
@@ -164,7 +164,7 @@ def _find(kind: str, name: str) -> tuple[Any, str]:
     if _is_place(name):
         item = _at_place(kind, name)
         return item, source_hash(item)
-    point = _installed().get((kind, name))
+    point = installed().get((kind, name))
     if point is None:
         raise UsageError(f"unknown {kind} {name!r}; {did_you_mean(str(name), names(kind))}; your own is file.py:attribute or package.module:attribute")
     try:

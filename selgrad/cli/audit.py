@@ -99,8 +99,8 @@ def _tell_paths(asked: Any, out: Path | None, as_json: bool) -> None:
         write_audit(asked.attacks, out)
     if as_json:
         certificate = None if found is None else dataclasses.asdict(found)
-        document = {**dataclasses.asdict(asked), "certificate": certificate, "attacks": asked.attacks.to_dict("records"), "safe": asked.safe}
-        click.echo(json.dumps(finite(document)))
+        told = {"certificate": certificate, "attacks": asked.attacks.to_dict("records"), "measure": asked.measure.name, "safe": asked.safe}
+        click.echo(json.dumps(finite({**dataclasses.asdict(asked), **told})))
         return
     click.echo(f"encrypted    {asked.num_selected:,} of {asked.num_total:,} entries: {', '.join(asked.encrypted)}")
     if found is not None:
@@ -108,7 +108,6 @@ def _tell_paths(asked: Any, out: Path | None, as_json: bool) -> None:
     else:
         click.echo("certificate  none: the Jacobian does not fit in memory, or a protection leaves entries out")
     for row in asked.attacks.itertuples():
-        unit = " dB PSNR" if asked.measure == "psnr" else " ROUGE-L"
-        click.echo(f"attack       {row.attack}: {row.quality:.3g}{unit}, succeeds on {row.success:.0%} of {row.num_samples} ({asked.rule})")
+        click.echo(f"attack       {row.attack}: {asked.measure.quality(row.quality)}, succeeds on {row.success:.0%} of {row.num_samples} ({asked.rule})")
     answer = "no attack of these succeeded, which is no proof" if asked.safe else f"not safe: {asked.attacks['attack'].iloc[0]} succeeds"
     click.echo(f"answer       {answer}")

@@ -39,6 +39,8 @@ wandb_option = click.option(
 def entry(kind: str, text: str) -> dict[str, Any]:
     """`name` or `name:key=value,key=value` as a mapping; values are read as YAML, and a comma inside brackets belongs to a value.
 
+    A name may be a place, `file.py:attribute` or `package.module:attribute`, with arguments after another colon.
+
     Args:
       kind: name of the option, for messages.
       text: its value.
@@ -48,7 +50,11 @@ def entry(kind: str, text: str) -> dict[str, Any]:
     """
     from selgrad.config import read_yaml
 
-    name, _, rest = text.partition(":")
+    arguments = re.match(r"(.*?):(\w+\s*=.*)$", text, re.DOTALL)
+    name, rest = (text, "") if arguments is None else arguments.groups()
+    if arguments is None and ":" in text and not re.search(r"[./]", text.partition(":")[0]):
+        # No place: arguments without a value.
+        name, _, rest = text.partition(":")
     result: dict[str, Any] = {"name": name}
     for part in filter(None, re.split(r",(?![^\[]*\])", rest)):
         key, equals, value = part.partition("=")

@@ -9,12 +9,12 @@ from selgrad.models.convnet import convnet
 from selgrad.models.gpt2 import gpt2
 from selgrad.models.lenet import lenet
 from selgrad.models.mlp import mlp
-from selgrad.models.own import adapt, configured
+from selgrad.models.own import adapt, configured, own_model
 from selgrad.models.resnet import resnet
 from selgrad.models.vgg import vgg
 from selgrad.models.vit import vit
 
-__all__ = ["MODELS", "adapt", "configured"]
+__all__ = ["MODELS", "adapt", "configured", "own_model"]
 
 MODELS = {
     "lenet": lenet,

@@ -1,0 +1,70 @@
+"""Writes the pages that follow from the code: the configuration's keys and the records' columns.
+
+Run: uv run python docs/generate.py   (a test says when it is due)
+"""
+
+from pathlib import Path
+from typing import Any
+
+from selgrad.config import EncryptionConfig, RoundsConfig, Section, SuccessConfig, SweepConfig, WandbConfig
+from selgrad.federation.config import ClientsConfig, Content, FaultConfig, KeysConfig, LocalConfig
+from selgrad.registry import REGISTRIES, describe
+from selgrad.sweep.records import COLUMNS
+
+HERE = Path(__file__).parent
+
+
+def _kind(name: str, annotation: Any) -> str:
+    if name in REGISTRIES:
+        return "names, an axis"
+    if name == "encryption":
+        return "a mapping or none"
+    if name in ("ratio", "seeds"):
+        return "numbers, an axis"
+    if name == "public":
+        return "a data set"
+    return "a mapping" if isinstance(annotation, type) and issubclass(annotation, Section) else describe(annotation)
+
+
+def _default(field: Any) -> str:
+    return "needed" if field.is_required() else "`" + str(field.default).replace("None", "none") + "`"
+
+
+def _table(section: type[Section]) -> str:
+    rows = [
+        f"| `{name}` | {_kind(name, field.annotation).replace('|', chr(92) + '|')} | {_default(field)} | {field.description} |"
+        for name, field in section.model_fields.items()
+    ]
+    return "\n".join(["| key | value | default | |", "|---|---|---|---|", *rows])
+
+
+def configuration() -> str:
+    """The page of keys."""
+    parts = [
+        "# Configuration\n\nWritten by `docs/generate.py` from the schemas; a key that is not listed is refused, with the nearest one that is.\n",
+        "## A sweep\n\nNames are those of `selgrad list`, places (`file.py:attribute`), or mappings of a name and arguments; a list is an axis of the grid.\n",
+        _table(SweepConfig),
+    ]
+    for title, section in (("encryption", EncryptionConfig), ("rounds", RoundsConfig), ("success", SuccessConfig), ("wandb", WandbConfig)):
+        parts += [f"\n### `{title}`\n\n{(section.__doc__ or '').strip()}\n", _table(section)]
+    parts += ["\n## A federated run\n", _table(Content)]
+    for title, section in (("clients", ClientsConfig), ("local", LocalConfig), ("encryption", KeysConfig), ("faults", FaultConfig)):
+        parts += [f"\n### `{title}` of a federated run\n\n{(section.__doc__ or '').strip()}\n", _table(section)]
+    return "\n".join(parts) + "\n"
+
+
+def records() -> str:
+    """The page of columns."""
+    rows = [f"| `{name}` | {kind} | {about} |" for name, (kind, about) in COLUMNS.items()]
+    head = (
+        '# Records\n\nWritten by `docs/generate.py` from `selgrad.sweep.records`. One row a cell; `pandas.read_parquet("DIR/records")` or '
+        '`polars.read_parquet("DIR/records/*.parquet")`.\n'
+    )
+    return "\n".join([head, "| column | type | |", "|---|---|---|", *rows]) + "\n"
+
+
+PAGES = {"configuration.md": configuration, "records.md": records}
+
+if __name__ == "__main__":
+    for name, page in PAGES.items():
+        (HERE / name).write_text(page())
