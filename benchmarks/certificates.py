@@ -25,8 +25,8 @@ import jax
 from matplotlib import pyplot as plt
 
 from selgrad import trees
-from selgrad.registry import expand, make_spec
 from selgrad.experiment import Setting
+from selgrad.registry import expand, make_spec
 
 HERE = Path(__file__).parent
 SIGNS = {

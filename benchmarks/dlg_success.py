@@ -26,9 +26,9 @@ from jax.sharding import PartitionSpec
 from selgrad.attacks import ATTACKS
 from selgrad.attacks.hidden import fill
 from selgrad.attacks.labels import most_negative_columns
-from selgrad.registry import make_spec
 from selgrad.experiment import Setting
 from selgrad.gradients import observe
+from selgrad.registry import make_spec
 
 
 def observation(setting, params, grads):

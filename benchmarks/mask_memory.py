@@ -20,8 +20,8 @@ devices.configure()
 import jax
 import numpy as np
 
-from selgrad.registry import make_spec
 from selgrad.experiment import Setting
+from selgrad.registry import make_spec
 from selgrad.trees import top
 
 

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 
 from selgrad import trees
 from selgrad.base import Batch, GradientContext, InputSpec, TextSpec
-from selgrad.registry import make_spec
 from selgrad.gradients import UPDATES
+from selgrad.registry import make_spec
 
 FILE = Path(__file__).parent / "results" / "metric_cost.json"
 IMAGES, TEXT = InputSpec((32, 32, 3), 10), TextSpec((16,), 2, 30522, special_ids=(0, 101, 102, 103))

@@ -87,7 +87,7 @@ def scores(
     return jax.tree.unflatten(jax.tree.structure(grads), jax.tree.leaves(_to_theirs(made, found, grads)))
 
 
-def mask(scores: Any, ratio: float, selector: Any = "global_top") -> Any:
+def mask(scores: Any, ratio: float | int, selector: Any = "global_top") -> Any:
     """The mask of exactly round(ratio * n) entries with the largest scores, True where encrypted.
 
     Args:
@@ -121,7 +121,7 @@ class KeyPair:
         return float(self.scheme.profile.bound)
 
 
-def keys(profile: str = "exact", *, bound: float | None = None, num_values: int | None = None) -> KeyPair:
+def keys(profile: str = "exact", *, bound: float | int | None = None, num_values: int | None = None) -> KeyPair:
     """A fresh CKKS key pair.
 
     Args:

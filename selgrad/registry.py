@@ -222,11 +222,15 @@ class Spec:
             return make_spec(kind, given["name"], {k: v for k, v in given.items() if k != "name"})
         if given is None:
             raise UsageError(f"{kind} is missing; give a name ({', '.join(names(kind))}), a mapping with a name, or an object of your own")
-        factory = _adapt(kind, given)
-        required = [p.name for p in _keywords(factory).values() if p.default is inspect.Parameter.empty]
+        found = _keywords(_adapt(kind, given))
+        required = [p.name for p in found.values() if p.default is inspect.Parameter.empty]
         if required:
             raise UsageError(f"{kind}: {_name_of(given)} needs {', '.join(required)}; give them with functools.partial")
-        return cls(kind, _name_of(given), (("source", source_hash(given)),), target=given)
+        # What is set on the object is recorded like a name's arguments; what is no plain value is in the hash alone.
+        plain = {p.name: p.default for p in found.values() if isinstance(p.default, str | int | float | type(None)) and p.name not in _LATER}
+        chosen = given.keywords if isinstance(given, functools.partial) else {}
+        arguments = tuple(sorted({**plain, "source": source_hash(given)}.items()))
+        return cls(kind, _name_of(given), arguments, tuple(name for name in chosen if name in plain and name not in _PLACES), target=given)
 
     @property
     def label(self) -> str:
@@ -262,7 +266,8 @@ class Spec:
 
 def _name_of(item: Any) -> str:
     if isinstance(item, functools.partial):
-        return _name_of(item.func)
+        # Of a configured network the network.
+        return _name_of(item.args[0] if item.args else item.func)
     if isinstance(item, tuple | list) and not hasattr(item, "_fields"):
         return "_and_".join(dict.fromkeys(_name_of(one) for one in item[:2]))
     name = getattr(item, "__name__", None) or type(item).__name__

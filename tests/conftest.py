@@ -5,6 +5,9 @@ from pathlib import Path
 
 from selgrad import devices
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores already; tests of several devices start processes of their own.
+    os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=false")
 devices.configure()
 os.environ.setdefault("WANDB_MODE", "offline")
 

@@ -1,6 +1,6 @@
 """The front door: models, metrics, attacks, data and gradients of one's own, as objects, as places and as names."""
 
-import importlib.metadata
+import importlib
 import json
 import runpy
 import subprocess
@@ -278,7 +278,7 @@ def test_entry_points_of_installed_packages_are_names(tmp_path, monkeypatch):
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: points\nVersion: 1.0\n")
     (folder / "entry_points.txt").write_text("[selgrad.metrics]\nfrom_a_package = points:own\n[selgrad.models]\nbroken = points:nothing\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    importlib.metadata.MetadataPathFinder.invalidate_caches()
+    importlib.invalidate_caches()
     registry.installed.cache_clear()
     try:
         assert "from_a_package" in registry.names("metric")
@@ -319,7 +319,7 @@ class TestDirect:
         assert jax.tree.structure(mask) == jax.tree.structure(GRADS)
         chosen = np.concatenate([np.ravel(m) for m in jax.tree.leaves(mask)])
         values = np.abs(np.concatenate([np.ravel(g) for g in jax.tree.leaves(GRADS)]))
-        assert chosen.sum() == 3 and values[chosen].min() >= values[~chosen].max()
+        assert chosen.sum() == 3 and values[chosen].min() >= values[~chosen].max() - 1e-6
         with pytest.raises(UsageError, match="reads the batch|reads the model"):
             selgrad.scores(GRADS, "sensitivity")
 

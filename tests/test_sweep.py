@@ -25,6 +25,9 @@ from selgrad.report.tables import read_records
 from selgrad.sweep.overlap import overlap
 from selgrad.sweep.runner import run_sweep
 
+# One worker makes the fixtures of this file.
+pytestmark = pytest.mark.xdist_group("sweep")
+
 CONFIG = {
     "name": "test",
     "dataset": {"name": "digits", "count": 4},

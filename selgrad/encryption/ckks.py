@@ -114,11 +114,11 @@ class CKKS:
 
     # Encryption
 
-    def encrypt(self, keys: Keys, values: Floats, mask_hash: str, *, pool: Zeros | None = None, clip: bool = False) -> Ciphertexts:
+    def encrypt(self, keys: Keys, values: Any, mask_hash: str, *, pool: Zeros | None = None, clip: bool = False) -> Ciphertexts:
         """Quantises and encrypts one client's selected entries; `encrypt_stream` in memory."""
         return self.encrypt_stream(keys, values, mask_hash, pool=pool, clip=clip).collect()
 
-    def encrypt_stream(self, keys: Keys, values: Floats, mask_hash: str, *, pool: Zeros | None = None, clip: bool = False) -> Stream:
+    def encrypt_stream(self, keys: Keys, values: Any, mask_hash: str, *, pool: Zeros | None = None, clip: bool = False) -> Stream:
         """Quantises and encrypts one client's selected entries, a few ciphertexts at a time: memory does not grow with their number.
 
         Args:

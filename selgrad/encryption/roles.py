@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,6 @@ from selgrad.encryption import wire
 from selgrad.encryption.ciphertexts import Ciphertexts
 from selgrad.encryption.ckks import CKKS
 from selgrad.encryption.context import Keys
-from selgrad.encryption.packing import Floats
 from selgrad.encryption.pool import ZeroPool
 from selgrad.encryption.profiles import Profile, named
 from selgrad.errors import EncryptionError
@@ -178,7 +178,7 @@ class Client:
         pool.fill(num_values)
         return pool
 
-    def encrypt(self, values: Floats, mask_hash: str, *, pool: ZeroPool | None = None, clip: bool = False) -> bytes:
+    def encrypt(self, values: Any, mask_hash: str, *, pool: ZeroPool | None = None, clip: bool = False) -> bytes:
         """Bytes for the aggregator.
 
         Args:
@@ -192,7 +192,7 @@ class Client:
         """
         return self._scheme.encrypt(self._keys, values, mask_hash, pool=pool, clip=clip).to_bytes(self._mac_key)
 
-    def encrypt_file(self, path: str | Path, values: Floats, mask_hash: str, *, pool: ZeroPool | None = None, clip: bool = False) -> int:
+    def encrypt_file(self, path: str | Path, values: Any, mask_hash: str, *, pool: ZeroPool | None = None, clip: bool = False) -> int:
         """Writes a file for the aggregator as it encrypts, in constant memory; the number of bytes.
 
         Raises:

@@ -107,7 +107,7 @@ def run_cell(
     model: Any,
     attack: Any,
     metric: Any = "magnitude",
-    ratio: float = 0.0,
+    ratio: Any = 0.0,
     update: Any = "gradient",
     selector: Any = "global_top",
     sample: int = 0,
@@ -125,7 +125,7 @@ def run_cell(
     Args:
       dataset, model, attack, metric, update, selector: a name, a mapping of `name` and arguments, or an object of your own (docs/own.md): a pair of
         arrays, a Flax module, a function of a gradient pytree, an `Attack`.
-      ratio: share of entries to encrypt, in [0, 1].
+      ratio: share of entries to encrypt, a number in [0, 1].
       sample: which batch of the data set.
       seed: of weights, metric and attack.
       known_labels: whether the attacker is given the labels.

@@ -22,7 +22,7 @@ from selgrad.base import InputSpec, Model, TextSpec
 from selgrad.callables import is_factory, positional, unusable
 from selgrad.errors import SelgradError, UsageError
 from selgrad.models.classifier import ImageClassifier, Mode, Statistics
-from selgrad.models.networks import FunctionNetwork, LinenNetwork, Network, NNXNetwork
+from selgrad.models.networks import FunctionNetwork, LinenNetwork, NNXNetwork
 from selgrad.sources import source_hash
 
 _WANTED = "a Flax module, a pair of functions (init, apply), an object that honours selgrad.base.Model, or a function of the input spec that returns one"
@@ -36,6 +36,7 @@ def own_model(
     mode: Mode = "evaluation",
     statistics: Statistics = "kept",
     dropout_seed: int | None = None,
+    checkpoint: str | None = None,
 ) -> Model:
     """A model from a network of one's own.
 
@@ -48,6 +49,7 @@ def own_model(
       mode: "evaluation" normalises by running statistics, "train" by the batch's.
       statistics: in mode "train" what becomes of the new running statistics: `kept` by the client, `sent` in the clear, or sent `encrypted`.
       dropout_seed: in mode "train" of stochastic layers.
+      checkpoint: weights to start from, which whoever runs the model loads (`selgrad.weights.load`).
 
     Raises:
       UsageError: if it cannot be used, with the reason.
@@ -63,7 +65,7 @@ def own_model(
     return model
 
 
-def _network(item: Any, input_spec: InputSpec) -> Network:
+def _network(item: Any, input_spec: InputSpec) -> Any:
     if isinstance(item, nn.Module):
         return LinenNetwork(item, input_spec.shape)
     if isinstance(item, nnx.Module):
@@ -82,7 +84,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(lines[0].split())[:200]}" if lines else type(error).__name__
 
 
-def _shapes(network: Network, input_spec: InputSpec) -> Any:
+def _shapes(network: Any, input_spec: InputSpec) -> Any:
     try:
         return jax.eval_shape(lambda key: network.init(key)[0], jax.random.key(0))
     except SelgradError:

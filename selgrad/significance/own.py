@@ -43,7 +43,7 @@ def checked(scores: Any, grads: Any, name: str) -> Scores:
             raise UsageError(f"metric {name!r}: leaf {path!r} has scores of shape {jnp.shape(score)} and the gradient {jnp.shape(leaf)}; score every entry")
         if jnp.issubdtype(jnp.result_type(score), jnp.complexfloating):
             raise UsageError(f"metric {name!r}: leaf {path!r} has complex scores; return real numbers")
-    return jax.tree.map(lambda score, leaf: jnp.asarray(score).astype(leaf.dtype), scores, grads)
+    return jax.tree.map(lambda score, leaf: jnp.asarray(score, jax.dtypes.canonicalize_dtype(leaf.dtype)), scores, grads)
 
 
 def as_metric(function: Any) -> Metric:

@@ -18,6 +18,9 @@ from selgrad.attacks.starts import draw
 from selgrad.base import InputSpec
 from selgrad.gradients import observe
 
+# One worker makes the fixtures of this file.
+pytestmark = pytest.mark.xdist_group("attacks")
+
 
 @pytest.fixture(scope="module")
 def seen(problem, spec):

@@ -187,6 +187,12 @@ RUNGS = [(name, hidden) for name in MATCHING for hidden in rungs(name)]
 RUNGS += [("idlg", "bounded"), ("tag", "bounded"), ("idlg", "complete"), ("tag", "complete"), ("rank_one", "complete")]
 
 
+def together(entries):
+    """Parameters of which those of one attack go to one worker, which runs each of its rungs once."""
+    named = [entry if isinstance(entry, tuple) else (entry,) for entry in entries]
+    return [pytest.param(*entry, marks=pytest.mark.xdist_group(f"attack_{entry[0]}"), id="-".join(map(str, entry))) for entry in named]
+
+
 @pytest.fixture(scope="module")
 def runs(problem, text_problem, spec):
     """Runs an attack once at ratios 0, 0.3 and 1, on the same observation for every rung."""
@@ -228,7 +234,7 @@ def runs(problem, text_problem, spec):
 class TestAttack:
     """Each attack must recover what is fully visible, fail on what is fully hidden, and stay finite between."""
 
-    @pytest.mark.parametrize(("name", "hidden"), RUNGS)
+    @pytest.mark.parametrize(("name", "hidden"), together(RUNGS))
     def test_succeeds_without_encryption_and_is_defined_everywhere(self, runs, name, hidden):
         p, found = runs(name, hidden)
         assert isinstance(found, Reconstruction)
@@ -244,7 +250,7 @@ class TestAttack:
             spent = sum(quick(name).get(key, 0) for key in ("num_starts", "num_start_permutations"))
             assert found.objective[2] == 0 and found.num_evaluations[2] == spent, "only the starts were looked at"
 
-    @pytest.mark.parametrize("name", MATCHING)
+    @pytest.mark.parametrize("name", together(MATCHING))
     def test_the_best_restart_is_chosen_by_the_attackers_own_objective(self, runs, name):
         _, found = runs(name, rungs(name)[-1])
         np.testing.assert_array_equal(found.objective, found.all_objectives.min(axis=1))
@@ -253,7 +259,7 @@ class TestAttack:
             np.testing.assert_array_equal(found.inputs[i], found.all_inputs[i, best])
             np.testing.assert_array_equal(found.labels[i], found.all_labels[i, best])
 
-    @pytest.mark.parametrize("name", MATCHING)
+    @pytest.mark.parametrize("name", together(MATCHING))
     def test_at_ratio_one_every_rung_returns_the_same_prior_sample(self, runs, name):
         first, *_, last = [*rungs(name), rungs(name)[-1]]
         np.testing.assert_array_equal(runs(name, first)[1].inputs[2], runs(name, last)[1].inputs[2])

@@ -15,6 +15,9 @@ from selgrad.encryption import CKKS, PROFILES, Ciphertexts, ZeroPool, decrypt, m
 from selgrad.encryption.context import Context
 from selgrad.errors import EncryptionError
 
+# One worker makes the fixtures of this file.
+pytestmark = pytest.mark.xdist_group("ckks")
+
 RANDOM = np.random.default_rng(0)
 BARE = [name for name in PROFILES if name != "textbook"]
 

@@ -14,6 +14,9 @@ from selgrad.jacobian import gaussian_probes, linearise, row_norms, unit_vectors
 from selgrad.models import MODELS
 from selgrad.significance import METRICS
 
+# One worker makes the fixtures of this file.
+pytestmark = pytest.mark.xdist_group("parity")
+
 SPEC = InputSpec((32, 32, 3), 100, (0.0,) * 3, (1.0,) * 3)
 LAYERS = {"conv_0": "0", "conv_1": "2", "conv_2": "4", "fc": "7"}
 DISTANCES = {"l2": squared_l2, "cosine_all": cosine, "cosine_mean_per_leaf": mean_leaf_cosine}
