@@ -233,11 +233,15 @@ class Spec:
         return cls(kind, _name_of(given), arguments, tuple(name for name in chosen if name in plain and name not in _PLACES), target=given)
 
     @property
+    def short(self) -> str:
+        """The name without the place where it lies."""
+        return self.name.rpartition(":")[2]
+
+    @property
     def label(self) -> str:
         """Such as `sensitivity(target=inputs)`."""
         shown = [f"{k}={v}" for k, v in self.arguments if k in self.given]
-        name = self.name.rpartition(":")[2] if _is_place(self.name) else self.name
-        return f"{name}({', '.join(shown)})" if shown else name
+        return f"{self.short}({', '.join(shown)})" if shown else self.short
 
     @property
     def arguments_json(self) -> str:
@@ -412,5 +416,5 @@ def one(kind: str, entry: Any) -> Spec:
     """
     found = expand(kind, entry)
     if len(found) != 1:
-        raise UsageError(f"{kind}: {', '.join(s.label for s in found)} are {len(found)}; name one")
+        raise UsageError(f"{kind}: {', '.join(s.label for s in found)} are {len(found)}, and it takes one")
     return found[0]

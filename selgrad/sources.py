@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 
 def source_hash(item: Any) -> str:
@@ -84,9 +85,12 @@ def _pieces(item: Any, seen: set[int]) -> Iterator[bytes]:
         for one in sorted(item, key=repr) if isinstance(item, set | frozenset) else item:
             yield from _pieces(one, seen)
     elif isinstance(item, np.ndarray) or (hasattr(item, "dtype") and hasattr(item, "shape")):
-        array = np.asarray(item)
+        array = _array(item)
         yield f"{array.dtype} {array.shape}".encode()
         yield np.ascontiguousarray(array).tobytes()
+    elif any(base.__module__.startswith("flax.nnx") for base in type(item).__mro__):
+        yield from _pieces(type(item), seen)
+        yield from _pieces(_nnx_content(item), seen)
     else:
         yield from _pieces(type(item), seen)
         if dataclasses.is_dataclass(item):
@@ -98,6 +102,25 @@ def _pieces(item: Any, seen: set[int]) -> Iterator[bytes]:
         for name in sorted(held):
             yield name.encode()
             yield from _pieces(held[name], seen)
+
+
+def _array(item: Any) -> npt.NDArray[Any]:
+    """The content of an array; of a JAX key the numbers behind it."""
+    # A variable of a module holds its array under `value`.
+    held = item if isinstance(item, np.ndarray) else getattr(item, "value", item)
+    if str(item.dtype).startswith("key<"):
+        import jax
+
+        return np.asarray(jax.random.key_data(held))
+    return np.asarray(held)
+
+
+def _nnx_content(item: Any) -> dict[str, Any]:
+    """An NNX module's arrays but keys, and its plain attributes; its bookkeeping differs between equal modules."""
+    from flax import nnx
+
+    plain = {name: value for name, value in vars(item).items() if isinstance(value, str | int | float | bool | types.FunctionType)}
+    return {"plain": plain, "state": nnx.to_pure_dict(nnx.state(item, nnx.Not(nnx.RngState)))}
 
 
 def _function(item: types.FunctionType, seen: set[int]) -> Iterator[bytes]:

@@ -14,6 +14,7 @@ BLOCK = re.compile(r"^## [^\n]*`(my_package/\w+\.py)`\n\n```python\n(.*?)^```$",
 
 
 @pytest.mark.slow
+@pytest.mark.once
 def test_what_adding_says_makes_entries_that_meet_their_contracts(tmp_path):
     blocks = BLOCK.findall((ROOT / "docs" / "adding.md").read_text())
     assert len(blocks) == 7

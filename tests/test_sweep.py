@@ -143,6 +143,7 @@ def command(out: Path, config: Path) -> list[str]:
     return [sys.executable, "-m", "selgrad.cli", "sweep", str(config), "--out", str(out)]
 
 
+@pytest.mark.once
 def test_kill_at_any_moment_and_resume(finished, tmp_path):
     """SIGKILL after each new record file, again and again; the same command finishes, and no block is run twice."""
     _, records = finished
@@ -171,6 +172,7 @@ def test_kill_at_any_moment_and_resume(finished, tmp_path):
     same(read_records(out), records)
 
 
+@pytest.mark.once
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path):
     config, out = tmp_path / "config.yaml", tmp_path / "out"
     config.write_text(yaml.safe_dump({**CONFIG, "attack": {"name": "idlg", "num_steps": 100_000, "memory": 10}}))
@@ -258,6 +260,7 @@ def test_two_processes_do_not_share_a_folder(finished):
         pass
 
 
+@pytest.mark.once
 def test_a_full_disk_is_one_line_and_loses_nothing(finished, tmp_path, monkeypatch):
     from selgrad import devices
 

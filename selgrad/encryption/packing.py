@@ -71,6 +71,7 @@ def require_within(values: npt.NDArray[np.floating[Any]], profile: Profile, star
       profile: whose bound.
       start: index of the first one, for the message.
     """
+    require_finite(values, start)
     beyond = np.abs(values) > profile.bound
     if beyond.any():
         bad = int(np.flatnonzero(beyond)[0])

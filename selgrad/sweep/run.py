@@ -210,7 +210,7 @@ class Sweep:
                 on_progress(float(part.num_cells), "already done")
                 continue
             records = self._run_block(part, costs, on_progress)
-            tracker.block(part.attack.label if ":" in part.attack.name else part.attack.name, records)
+            tracker.block(part.attack.short, records)
         self.equivalence()
         return read_records(self.out)
 

@@ -72,7 +72,7 @@ def run_sweep(
         sweep = Sweep(checked, out)
     with sweep.lock():
         tracker = make_tracker(wandb, sweep.out, checked.name, sweep.run_id, checked.to_dict(), checked.wandb.model_dump())
-        tracker.open(list(dict.fromkeys(attack.name for attack in checked.attack)))
+        tracker.open(list(dict.fromkeys(attack.short for attack in checked.attack)))
         with screen.status("planning") as status:
             plan = sweep.plan(on_event=lambda line: status.update(f"planning: {line}"))
         waiting = [b for b in plan.blocks if not sweep.record_file(b).exists()]

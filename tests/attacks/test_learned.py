@@ -16,7 +16,7 @@ from selgrad.gradients import UPDATES, observe
 from selgrad.models import MODELS
 
 # One worker makes the fixtures of this file.
-pytestmark = pytest.mark.xdist_group("learned")
+pytestmark = [pytest.mark.xdist_group("learned"), pytest.mark.once]
 
 PUBLIC = {"name": "digits", "count": 400, "offset": 100}
 QUICK = Training(num_features=512, width=128, num_steps=200)

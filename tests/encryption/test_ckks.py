@@ -122,7 +122,7 @@ class TestExactness:
 
     def test_float32_values_are_encrypted_as_they_are(self, scheme, keys):
         values = RANDOM.normal(size=5000).astype(np.float32)
-        assert (scheme.decrypt(keys, scheme.encrypt(keys, values, ""), "") == quantise(values.astype(np.float64), scheme.profile)).all()
+        assert (scheme.decrypt(keys, scheme.encrypt(keys, values, "", clip=True), "") == quantise(values.astype(np.float64), scheme.profile)).all()
 
     def test_clipped_entries_are_counted(self, scheme, keys):
         assert measure(scheme, [keys], [np.asarray([0.5, 1.0, -1.5]), np.asarray([2.0, 0.0, 3.0])], "mask").num_clipped == 3
@@ -186,7 +186,7 @@ class TestPool:
         pool, values = ZeroPool(scheme, keys), RANDOM.normal(size=10000)
         pool.fill(10000)
         assert len(pool) == 3
-        encrypted = scheme.encrypt(keys, values, "m", pool=pool)
+        encrypted = scheme.encrypt(keys, values, "m", pool=pool, clip=True)
         assert len(pool) == 0 and pool.num_taken == 3
         assert (scheme.decrypt(keys, scheme.add([encrypted, encrypted]), "m") == 2 * quantise(values, scheme.profile)).all()
 

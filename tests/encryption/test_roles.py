@@ -21,7 +21,7 @@ def openfhe():
 
 
 def values(index):
-    return np.random.default_rng(index).normal(scale=0.3, size=SIZE)
+    return np.clip(np.random.default_rng(index).normal(scale=0.3, size=SIZE), -1, 1)
 
 
 def client_process(key, index, mac_key, pipe):

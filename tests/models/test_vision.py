@@ -1,0 +1,95 @@
+"""ResNet, ConvNet, VGG and ViT: published sizes, and attacks of the existing set in evaluation and train mode."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selgrad import run_cell, trees
+from selgrad.attacks import ATTACKS
+from selgrad.attacks.completion import complete, tokens_at_most
+from selgrad.base import InputSpec
+from selgrad.errors import UsageError
+from selgrad.gradients import UPDATES, observe
+from selgrad.models import MODELS
+
+CIFAR = InputSpec((32, 32, 3), 10)
+SMALL = {
+    "resnet": {"depth": 8, "width": 4},
+    "convnet": {"width": 2},
+    "vgg": {"width": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "count"),
+    [
+        # He et al., table 6: 0.27 M, 0.46 M, 0.66 M, 0.85 M.
+        ("resnet", {"depth": 20}, 269_722), ("resnet", {"depth": 32}, 464_154), ("resnet", {"depth": 44}, 658_586), ("resnet", {"depth": 56}, 853_018),
+        ("vit", {"width": 192, "num_layers": 12}, 5_362_762),
+    ],
+)  # fmt: skip
+def test_sizes_are_the_published_ones(name, arguments, count):
+    model = MODELS[name](CIFAR, **arguments)
+    sent, _ = model.split(jax.eval_shape(model.init, jax.random.key(0)))
+    assert trees.size(sent) == count
+
+
+def test_wrong_sizes_are_refused():
+    with pytest.raises(UsageError, match="6 n \\+ 2"):
+        MODELS["resnet"](CIFAR, depth=18)
+    with pytest.raises(UsageError, match="patch=5 does not divide"):
+        MODELS["vit"](CIFAR, patch=5)
+    with pytest.raises(UsageError, match="num_heads=5"):
+        MODELS["vit"](CIFAR, num_heads=5)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+def test_every_resnet_gives_finite_logits(norm, shortcut):
+    model = MODELS["resnet"](InputSpec((12, 12, 1), 10), norm=norm, shortcut=shortcut, **SMALL["resnet"])
+    logits = model.logits(model.init(jax.random.key(0)), jax.random.uniform(jax.random.key(1), (2, 12, 12, 1)))
+    assert logits.shape == (2, 10) and bool(jnp.isfinite(logits).all())
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("mode", ["evaluation", "train"])
+def test_attacks_run_in_both_modes_and_come_nearer_than_their_start(name, mode):
+    given = {"dataset": {"name": "digits", "count": 4}, "model": {"name": name, **SMALL[name], "mode": mode}, "update": {"name": "gradient", "batch_size": 2}}
+    ends = {}
+    for steps in (1, 60):
+        attack = {"name": "inverting_gradients", "num_steps": steps}
+        cell = run_cell(**given, attack=attack, known_labels=True)
+        assert np.isfinite(cell.objective) and not cell.diverged
+        ends[steps] = cell.objective
+    assert ends[60] < 0.7 * ends[1]
+
+
+def test_a_statistic_that_is_sent_is_an_entry_like_every_other():
+    given = {"dataset": {"name": "digits", "count": 2}, "attack": {"name": "inverting_gradients", "num_steps": 2}, "update": {"name": "fedavg", "num_steps": 2}}
+    sizes = {}
+    for statistics in ("kept", "sent", "encrypted"):
+        model = {"name": "resnet", **SMALL["resnet"], "mode": "train", "statistics": statistics}
+        cell = run_cell(**given, model=model, ratio=0.0)
+        sizes[statistics] = cell.num_total, cell.num_selected
+    extra = sizes["sent"][0] - sizes["kept"][0]
+    assert extra > 0 and sizes["sent"][1] == sizes["kept"][1] == 0 and sizes["encrypted"] == (sizes["sent"][0], extra)
+
+
+def test_a_vision_transformers_layers_are_completed_by_their_tokens():
+    spec = InputSpec((8, 8, 1), 10)
+    model = MODELS["vit"](spec, width=24, num_layers=1, num_heads=2)
+    params = model.init(jax.random.key(0))
+    x, y = jax.random.uniform(jax.random.key(1), (1, 8, 8, 1)), jax.nn.one_hot(jnp.asarray([3]), 10)
+    update = UPDATES["gradient"]()
+    grads = update(model, params, x, y)
+    drawn = jax.random.uniform(jax.random.key(2), (trees.size(grads),)) < 0.2
+    mask = trees.split(drawn, grads)
+    seen = observe(model, update, params, grads, mask)
+    assert tokens_at_most(seen) == 5
+    filled, report = complete(seen)
+    kernel = "layer_0/attention/qkv/kernel"
+    assert kernel in report and not np.asarray(trees.at(filled.mask, kernel)).any()
+    np.testing.assert_allclose(trees.at(filled.visible, kernel), trees.at(grads, kernel), atol=1e-4 * float(jnp.abs(trees.at(grads, kernel)).max()))
+    found = ATTACKS["inverting_gradients"](num_steps=2).reconstruct(jax.random.key(0), seen)
+    assert found.inputs.shape == (1, 8, 8, 1)
