@@ -6,7 +6,6 @@ What is left is said by name, with the argument that settles it.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from selgrad import checkpoints, trees
 from selgrad.base import Params
 from selgrad.errors import DataError, SelgradError, UsageError, did_you_mean
+from selgrad.models.huggingface import read_safetensors, read_tensors
 from selgrad.models.names import cleaned, fused, renamed, turned
 
 Tensors = dict[str, npt.NDArray[Any]]
@@ -41,39 +41,16 @@ def read(path: str | Path) -> Tensors:
     source = Path(path).expanduser()
     if source.is_file():
         if source.suffix == ".safetensors":
-            return _safetensors([source])
+            return read_safetensors(source)
         if source.suffix in (".msgpack", ".flax"):
             return _msgpack(source)
         raise DataError(f"checkpoint {str(path)!r} is no .safetensors or .msgpack file; PyTorch's own format runs code when it is read, save it as safetensors")
-    if (source / "model.safetensors").is_file():
-        return _safetensors([source / "model.safetensors"])
-    if (source / "model.safetensors.index.json").is_file():
-        return _safetensors(_shards(source))
+    if any((source / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        return dict(read_tensors(str(source)))
     for name in ("flax_model.msgpack", "checkpoint.msgpack"):
         if (source / name).is_file():
             return _msgpack(source / name)
     return flat(checkpoints.restore(source, str(path)))
-
-
-def _shards(source: Path) -> list[Path]:
-    index = source / "model.safetensors.index.json"
-    try:
-        return [source / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    except (ValueError, KeyError, AttributeError, OSError):
-        raise DataError(f"{str(index)!r} is no index of shards; the checkpoint is damaged") from None
-
-
-def _safetensors(files: Sequence[Path]) -> Tensors:
-    import safetensors
-    import safetensors.numpy
-
-    tensors: Tensors = {}
-    for file in files:
-        try:
-            tensors |= safetensors.numpy.load_file(file)
-        except (safetensors.SafetensorError, OSError, ValueError) as error:
-            raise DataError(f"{str(file)!r} is damaged or no safetensors file ({error}); fetch it again") from None
-    return tensors
 
 
 def _msgpack(file: Path) -> Tensors:

