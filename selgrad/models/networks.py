@@ -73,7 +73,8 @@ class LinenNetwork:
 
     def init(self, key: Key) -> tuple[Params, Params]:
         """Fresh variables, parameters apart."""
-        variables = self._variables(key) if self.collections else self.module.init(key, jnp.zeros((1, *self.shape)), **self._mode(False))
+        # Compiled, nothing but the draws is left of the forward pass.
+        variables = jax.jit(self._variables)(key) if self.collections else self.module.init(key, jnp.zeros((1, *self.shape)), **self._mode(False))
         return variables.get("params", {}), {name: variables[name] for name in self.collections}
 
     def _mode(self, train: bool) -> dict[str, Any]:
