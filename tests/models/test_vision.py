@@ -55,14 +55,11 @@ def test_every_resnet_gives_finite_logits(norm, shortcut):
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("mode", ["evaluation", "train"])
 def test_attacks_run_in_both_modes_and_come_nearer_than_their_start(name, mode):
-    given = {"dataset": {"name": "digits", "count": 4}, "model": {"name": name, **SMALL[name], "mode": mode}, "update": {"name": "gradient", "batch_size": 2}}
-    ends = {}
-    for steps in (1, 60):
-        attack = {"name": "inverting_gradients", "num_steps": steps}
-        cell = run_cell(**given, attack=attack, known_labels=True)
-        assert np.isfinite(cell.objective) and not cell.diverged
-        ends[steps] = cell.objective
-    assert ends[60] < 0.7 * ends[1]
+    model, update = {"name": name, **SMALL[name], "mode": mode}, {"name": "gradient", "batch_size": 2}
+    attack = {"name": "inverting_gradients", "num_steps": 60, "total_variation_weight": 0.0}
+    cell = run_cell(dataset={"name": "digits", "count": 4}, model=model, update=update, attack=attack, known_labels=True)
+    # 1 - cosine: random dummies point nowhere near, and are at about 1.
+    assert not cell.diverged and cell.objective < 0.7
 
 
 def test_a_statistic_that_is_sent_is_an_entry_like_every_other():
