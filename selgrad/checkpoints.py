@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,7 +69,9 @@ def restore(path: str | Path, shown: str | None = None) -> Any:
     if (source / "default" / "_METADATA").exists():
         source = source / "default"
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
+        # It warns that arrays come back where they were saved from, or on one device; they are copied to the host here.
+        with ocp.PyTreeCheckpointer() as checkpointer, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return checkpointer.restore(source)
     except Exception as error:  # orbax and tensorstore raise errors of many kinds for a damaged folder
         raise SelgradError(f"checkpoint {shown!r} cannot be read ({type(error).__name__}); it is damaged or no Orbax checkpoint") from None

@@ -91,7 +91,7 @@ def _unwrapped(tensors: Tensors) -> Tensors:
 
 def _key(name: str) -> tuple[str, str]:
     """A name's layer, its separators alike, and its ending."""
-    *layer, ending = re.split(r"[./]", name)
+    *layer, ending = re.split(r"[./]", re.sub(r"^batch_stats[./]", "", name))
     return re.sub(r"[._/]+", "_", "_".join(layer)), ending
 
 

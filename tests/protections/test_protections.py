@@ -161,14 +161,14 @@ def test_certificates_know_the_noise(tmp_path):
     for noise in (0.001, 0.1):
         setting = Setting(*specs, protection=make_spec("protection", "dp_gaussian", {"noise": noise, "clip": 1e6}))
         (certificate,), _, prior = Certifier(setting).certify(metric, selector, 0, (0,), 0)
-        matrix, *_ = setting._jacobian(0, 0, 0)
+        matrix, *_ = Certifier(setting)._jacobian(0, 0, 0)
         values = np.linalg.svd(matrix, compute_uv=False)
         expected = (1 / ((values / (1e6 * noise)) ** 2 + prior)).mean()
         assert certificate.posterior_mse == pytest.approx(expected, rel=1e-3)
         found[noise] = certificate.posterior_mse
     assert found[0.001] < found[0.1]
     rounded = Setting(*specs, protection=make_spec("protection", "quantised"))
-    certificates, bounds = rounded.certificates(metric, selector, 0, (0,))
+    certificates, bounds = Certifier(rounded).certificates(metric, selector, 0, (0,))
     assert np.isfinite(certificates[0][0].posterior_mse) and np.isnan(bounds[0]), "no bound where noise is not Gaussian"
     pruned = Setting(*specs, protection=make_spec("protection", "pruning"))
     with pytest.raises(UsageError, match="leaves some out"):
