@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from selgrad import encryption, trees
-from selgrad.base import Attack, Batch, Evidence, GradientContext, InputSpec, Metric, Model, Reconstruction, Selector, TextSpec, Update
+from selgrad.base import Batch, Evidence, GradientContext, InputSpec, Metric, Model, Reconstruction, Selector, TextSpec, Update
 from selgrad.errors import EncryptionError, UsageError
+from selgrad.experiment import bind
 from selgrad.gradients import observe
 from selgrad.models.networks import by_path
 from selgrad.registry import Spec
@@ -333,15 +334,7 @@ def attack(
     hidden = jax.tree.map(lambda leaf: np.zeros(np.shape(leaf), bool), tree) if mask is None else _to_ours(made, mask)
     how: Update = Spec.of("update", {"name": "gradient", "batch_size": batch_size} if update is None else update).build()
     spec = Spec.of("attack", attack)
-    built: Attack = spec.build()
-    auxiliary = None
-    if built.language_model is not None and built.bind is not None:
-        from selgrad.language_model import load
-
-        if not isinstance(made.input_spec, TextSpec):
-            raise UsageError(f"{spec.label} reads text and this model images")
-        brought, auxiliary = load(built.language_model, made.input_spec)
-        built = built.bind(brought)
+    built, auxiliary = bind(spec, made.input_spec)
     shared = None
     if public is not None:
         data = Spec.of("dataset", public).build()

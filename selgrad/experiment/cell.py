@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from selgrad.base import Attack, TextSpec
+from selgrad.base import Attack, InputSpec, TextSpec
 from selgrad.config import EncryptionConfig, RoundsConfig
 from selgrad.errors import UsageError
 from selgrad.experiment.assemble import assemble
@@ -29,7 +29,7 @@ from selgrad.registry import Spec
 OnProgress = Callable[[int, int], None]
 
 
-def bind(attack: Spec, setting: Setting) -> tuple[Attack, Any]:
+def bind(attack: Spec, input_spec: InputSpec | TextSpec) -> tuple[Attack, Any]:
     """The attack, and what the attacker brings: the parameters of its language model, where it names one.
 
     Raises:
@@ -40,9 +40,9 @@ def bind(attack: Spec, setting: Setting) -> tuple[Attack, Any]:
         return built, None
     from selgrad.language_model import load
 
-    if not isinstance(setting.input_spec, TextSpec):
-        raise UsageError(f"{attack.name} reads text and {setting.specs[0].label} holds images; choose dlg, idlg or inverting_gradients")
-    model, params = load(built.language_model, setting.input_spec)
+    if not isinstance(input_spec, TextSpec):
+        raise UsageError(f"{attack.name} reads text and the data set holds images; choose dlg, idlg or inverting_gradients")
+    model, params = load(built.language_model, input_spec)
     return built.bind(model), params
 
 
@@ -56,7 +56,7 @@ def make_engine(setting: Setting, attack: Spec, *, threat: Threat, num_seeds: in
       num_seeds, num_lanes: sizes of the two axes.
       chosen_by: metric and selector of the lanes; of one that stands for all, where the attack does not read masks as evidence.
     """
-    built, auxiliary = bind(attack, setting)
+    built, auxiliary = bind(attack, setting.input_spec)
     observer = Observer(setting, threat, evidence_for(built, setting, *chosen_by))
     kind: type[Block] | type[HostBlock] = Block if built.traceable else HostBlock
     return kind(setting, built, auxiliary, observer, num_seeds=num_seeds, num_lanes=num_lanes)

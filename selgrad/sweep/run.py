@@ -20,7 +20,7 @@ import yaml
 from selgrad import checkpoints, devices, encryption
 from selgrad.config import SweepConfig, settings
 from selgrad.errors import SelgradError
-from selgrad.experiment import Certifier, Setting, Threat, assemble, bind, decode_lane, make_engine
+from selgrad.experiment import Certifier, Setting, Threat, assemble, decode_lane, make_engine
 from selgrad.experiment.engine import Engine
 from selgrad.modality import LaneResult
 from selgrad.modality.protocol import Kept
@@ -61,7 +61,7 @@ class Sweep:
             # Before anything runs: records are written with them.
             for certifier in self._certifiers:
                 certifier.require_possible()
-        self._attacks = {(index, spec): bind(spec, setting)[0] for index, setting in enumerate(self.settings) for spec in config.attack}
+        self._attacks = {spec: spec.build() for spec in config.attack}
         # Settings that do not fit in memory together are held one at a time.
         self._is_crowded = sum(setting.num_bytes for setting in self.settings) > devices.memory_budget()
         self._held = 0
@@ -92,7 +92,7 @@ class Sweep:
     # Planning
 
     def _split(self, index: int, attack: Spec, lanes_per_block: int) -> list[BlockPlan]:
-        by_metric = self._attacks[index, attack].evidence
+        by_metric = self._attacks[attack].evidence
         return list(split(self.config, self.settings[index].num_samples, index, attack, by_metric, lanes_per_block))
 
     def _compile(self, plan: BlockPlan, lanes_per_block: int) -> tuple[Engine, Any, Any]:
@@ -100,7 +100,7 @@ class Sweep:
         setting = self._use(plan.setting)
         first = plan.lanes[0][0]
         chosen_by = (first.metric, first.selector)
-        by_metric = self._attacks[plan.setting, plan.attack].evidence
+        by_metric = self._attacks[plan.attack].evidence
         num_seeds, width = block_shape(self.config, setting.num_samples, by_metric, lanes_per_block)
         key = (setting.compile_key, plan.attack, num_seeds, width, chosen_by if by_metric else None)
         engine = self._compiled.get(key)
@@ -129,7 +129,7 @@ class Sweep:
             for attack in self.config.attack:
                 name = f"{index}:{attack.label}"
                 asked = self.config.block_size or devices.default_block_size()
-                lanes_per_block = sizes.get(name) or max(1, asked // self._attacks[index, attack].num_restarts)
+                lanes_per_block = sizes.get(name) or max(1, asked // self._attacks[attack].num_restarts)
                 finished = self._split(index, attack, lanes_per_block)
                 if name in sizes and all(self.record_file(p).exists() for p in finished):
                     blocks.extend(finished)
@@ -246,7 +246,7 @@ class Sweep:
         outcome, setting = jax.device_get(outcome), self.settings[part.setting]
         found = {(i, j): decode_lane(setting, outcome, i, j, lane) for i, row in enumerate(part.lanes) for j, lane in enumerate(row)}
         mine = None if costs is None else {(metric, selector, ratio): cost for (index, metric, selector, ratio), cost in costs.items() if index == part.setting}
-        origin = rows.Origin(self.config, setting, self._certifiers[part.setting], self._attacks[part.setting, part.attack], mine, self.run_id)
+        origin = rows.Origin(self.config, setting, self._certifiers[part.setting], self._attacks[part.attack], mine, self.run_id)
         records = rows.frame(origin, part, found, {**prepared, **reports}, (time.perf_counter() - started) / part.num_cells)
         self._keep_gallery(part, found)
         table = pa.Table.from_pandas(records, preserve_index=False)
