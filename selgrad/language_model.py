@@ -5,7 +5,6 @@ LAMP judges token orders by its perplexity (balunovic2022lamp). It reads the cli
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -16,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from selgrad import checkpoints
 from selgrad.base import LanguageModel, Params, TextSpec
 from selgrad.data import TextDataset
-from selgrad.errors import SelgradError, UsageError
+from selgrad.errors import UsageError
 from selgrad.models.gpt2 import gpt2
 from selgrad.models.huggingface import save_pretrained
+from selgrad.training import Journal
 
 
 @lru_cache(maxsize=2)
@@ -103,34 +102,18 @@ def train(
     params = model.init(jax.random.key(seed))
     state = transformation.init(params)
     identity = {"size": size, "num_steps": num_steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed, "samples": len(dataset)}
-    recipe = root / "training.json"
-    if recipe.exists():
-        try:
-            stored_recipe = json.loads(recipe.read_text()).get("recipe")
-        except (ValueError, AttributeError):
-            stored_recipe = None
-        if stored_recipe != identity:
-            raise UsageError(f"folder {str(root)!r} holds a language model of another recipe; choose another --out")
-    else:
-        from selgrad import devices
-
-        devices.write_atomically(recipe, lambda path: _write(path, {"recipe": identity}))
-    series = checkpoints.Series(root / "checkpoints")
-    stored, done = series.newest(like=(params, state)), 0
-    if stored is not None:
-        done, (params, state) = stored.done, jax.tree.map(jnp.asarray, stored.arrays)
-    if done >= num_steps and (root / "model.safetensors").exists():
-        result: dict[str, float] = json.loads(recipe.read_text())["result"]
-        return result
+    journal = Journal(root, identity)
+    before = journal.result
+    if before is not None and (root / "model.safetensors").exists():
+        return before
+    done, (params, state) = journal.newest((params, state))
     latest: Any = float("nan")
     for number in range(done, num_steps):
         # Drawn by the step's number, so that a resumed run sees what an uninterrupted one does.
         chosen = np.random.default_rng([seed, number]).choice(trained, batch_size)
         params, state, latest = step(params, state, dataset.tokens[chosen], dataset.valid[chosen])
         if (number + 1) % checkpoint_steps == 0 or number + 1 == num_steps:
-            if not np.isfinite(float(latest)):
-                raise SelgradError(f"training diverged at step {number + 1}; lower the learning rate")
-            series.save(number + 1, (params, state))
+            journal.save(number + 1, (params, state), float(latest))
         if number % 10 == 0 or number + 1 == num_steps:
             on_progress(number + 1, num_steps, float(latest))
     measured = []
@@ -142,9 +125,4 @@ def train(
     unigram = -np.log(counts / counts.sum())[dataset.tokens[held_out][:, 1:][dataset.valid[held_out][:, 1:]]].mean()
     found = {"loss": float(latest), "held_out_perplexity": float(np.exp(np.average(measured, weights=weights))), "unigram_perplexity": float(np.exp(unigram))}
     save_pretrained(model, params, root)
-    recipe.write_text(json.dumps({"recipe": identity, "result": found}, indent=1) + "\n")
-    return found
-
-
-def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    return journal.finish(found)

@@ -18,6 +18,7 @@ from selgrad.cli.profiles import profiles
 from selgrad.cli.quickstart import quickstart
 from selgrad.cli.report import report
 from selgrad.cli.sweep import sweep
+from selgrad.cli.train import train
 from selgrad.cli.train_lm import train_lm
 from selgrad.errors import SelgradError
 
@@ -29,6 +30,7 @@ Start here:
   selgrad attack --ratio 0.1            one cell, with what the attacker sees and finds
   selgrad sweep sweep.yaml --out DIR    a grid; run the same command again to go on after an interruption
   selgrad report DIR                    figures and one HTML page from the records
+  selgrad train --out DIR               trained weights of an image model, to attack these instead of fresh ones
   selgrad audit                         what the list of encrypted entries alone tells, or whether encrypting some leaves is safe
 """
 
@@ -43,7 +45,7 @@ def cli() -> None:
     """
 
 
-for _command in (quickstart, sweep, report, attack, audit, train_lm, catalogue, federate, profiles):
+for _command in (quickstart, sweep, report, attack, audit, train, train_lm, catalogue, federate, profiles):
     # Click keeps the lines of a paragraph that a backspace opens; raw docstrings write it as two characters.
     _command.help = (_command.help or "").replace("\\b\n", "\b\n")
     cli.add_command(_command)

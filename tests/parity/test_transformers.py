@@ -43,7 +43,7 @@ class Reference:
 
 @pytest.fixture
 def agree(record_property):
-    """Asserts that an error is below a tolerance, and leaves both in pytest's XML report, from which `benchmarks/parity.py` makes its table."""
+    """Asserts that an error is below a tolerance, and leaves both in pytest's XML report, from which `benchmarks/parity/transformers.py` makes its table."""
 
     def check(quantity, error, tolerance, where=""):
         record_property("parity", f"{quantity} {error:.3e} {tolerance:.0e}")

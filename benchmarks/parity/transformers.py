@@ -1,6 +1,6 @@
 """The parity table of BERT and GPT-2: relative errors against float64 values computed with PyTorch, on both platforms.
 
-Command: SELGRAD_REFERENCE=DIR uv run python benchmarks/parity.py   (five minutes on 2 cores)
+Command: SELGRAD_REFERENCE=DIR uv run python benchmarks/parity/transformers.py   (five minutes on 2 cores)
 Runs tests/parity/test_transformers.py, which measures and asserts, with the default Python and with Python 3.12, and collects what it measured.
 Expected: below 1e-9 in float64 and 1e-4 in float32; 1e-7 in float64 after the logits of gpt2-lm, whose reference loss is rounded to float32.
 Leaves: benchmarks/results/parity.json.
@@ -14,7 +14,7 @@ import tempfile
 import xml.etree.ElementTree
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PLATFORMS = {"default": [], "3.12": ["--python", "3.12", "--isolated"]}
 
 

@@ -1,0 +1,305 @@
+"""Training of image models, so that attacks can be run on trained weights: AdamW or momentum, a warm-up, a cosine decay, and an Orbax checkpoint.
+
+Momentum and weight decay are ResNet's for CIFAR (he2016resnet), as is the augmentation: four pixels of padding, a random crop, a random flip.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from selgrad import checkpoints, devices, trees, weights
+from selgrad.base import InputSpec, Key, Model, Params, with_statistics
+from selgrad.data import Dataset
+from selgrad.errors import SelgradError, UsageError
+from selgrad.models.classifier import ImageClassifier
+from selgrad.registry import Spec
+
+Optimiser: TypeAlias = Literal["adam", "momentum"]
+Augmentation: TypeAlias = Literal["none", "crop", "crop_flip"]
+_EVALUATED = 250
+
+
+class Journal:
+    """The folder of one training: its recipe, checkpoints to go on from, and its result.
+
+    Args:
+      root: folder, made if it is not there.
+      recipe: what decides the result; a folder of another one is refused.
+
+    Raises:
+      UsageError: if the folder holds a training of another recipe.
+    """
+
+    def __init__(self, root: Path, recipe: dict[str, Any]) -> None:
+        self._recipe, self._file, self._series = recipe, root / "training.json", checkpoints.Series(root / "checkpoints")
+        stored = self._read()
+        if stored is None:
+            self._write({"recipe": recipe})
+        elif stored.get("recipe") != recipe:
+            theirs = stored.get("recipe")
+            changed = [key for key in recipe if not isinstance(theirs, dict) or theirs.get(key) != recipe[key]]
+            raise UsageError(f"folder {str(root)!r} holds a training of another recipe (it differs in {', '.join(changed)}); choose another --out")
+
+    def _read(self) -> dict[str, Any] | None:
+        if not self._file.exists():
+            return None
+        try:
+            found = json.loads(self._file.read_text())
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _write(self, content: dict[str, Any]) -> None:
+        def write(path: Path) -> None:
+            path.write_text(json.dumps(content, indent=1) + "\n")
+
+        devices.write_atomically(self._file, write)
+
+    @property
+    def result(self) -> dict[str, float] | None:
+        """What a finished training measured."""
+        return (self._read() or {}).get("result")
+
+    def newest(self, state: Any) -> tuple[int, Any]:
+        """Steps done, and the state after them; 0 and the given state at first."""
+        stored = self._series.newest(like=state)
+        return (0, state) if stored is None else (stored.done, jax.tree.map(jnp.asarray, stored.arrays))
+
+    def save(self, done: int, state: Any, loss: float) -> None:
+        """Keeps the state after `done` steps.
+
+        Raises:
+          SelgradError: if the loss is not finite.
+        """
+        if not np.isfinite(loss):
+            raise SelgradError(f"training diverged at step {done}; lower the learning rate")
+        self._series.save(done, state)
+
+    def finish(self, result: dict[str, float]) -> dict[str, float]:
+        """Writes the result, and removes the checkpoints that only served to go on."""
+        self._write({"recipe": self._recipe, "result": result})
+        self._series.remove()
+        return result
+
+
+class Recipe(NamedTuple):
+    """How to train.
+
+    Attributes:
+      num_epochs: passes over the samples.
+      batch_size: samples a step.
+      optimiser: AdamW, or gradient descent with Nesterov momentum 0.9.
+      learning_rate: at its peak, after a warm-up of a twentieth of the steps; it then falls to 0 along a cosine. None is 1e-3 for AdamW and 0.1 for momentum.
+      weight_decay: of kernels; biases and the parameters of norms are left alone.
+      augmentation: "crop" pads by four pixels and crops at random, "crop_flip" mirrors half of the pictures besides.
+      seed: of weights, order and augmentation.
+    """
+
+    num_epochs: int = 20
+    batch_size: int = 64
+    optimiser: Optimiser = "adam"
+    learning_rate: float | None = None
+    weight_decay: float = 5e-4
+    augmentation: Augmentation = "none"
+    seed: int = 0
+
+    def checked(self) -> Recipe:
+        """Itself.
+
+        Raises:
+          UsageError: for a number out of its range, or an unknown name.
+        """
+        for name, value in (("num_epochs", self.num_epochs), ("batch_size", self.batch_size)):
+            if value < 1:
+                raise UsageError(f"{name}={value} must be at least 1")
+        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
+            raise UsageError(f"learning_rate={self.learning_rate} must be positive")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise UsageError(f"weight_decay={self.weight_decay} must not be negative")
+        return self
+
+    def transformation(self, num_steps: int) -> optax.GradientTransformation:
+        """The optimiser over all steps."""
+        peak = self.learning_rate if self.learning_rate is not None else {"adam": 1e-3, "momentum": 0.1}[self.optimiser]
+        rate = optax.warmup_cosine_decay_schedule(0.0, peak, max(1, num_steps // 20), max(2, num_steps))
+
+        def kernels(params: Params) -> Any:
+            return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+        if self.optimiser == "adam":
+            return optax.adamw(rate, weight_decay=self.weight_decay, mask=kernels)
+        return optax.chain(optax.add_decayed_weights(self.weight_decay, mask=kernels), optax.sgd(rate, momentum=0.9, nesterov=True))
+
+
+def augment(key: Key, inputs: Array, how: Augmentation) -> Array:
+    """A batch (B, H, W, C) cropped, and mirrored, at random."""
+    if how == "none":
+        return inputs
+    height, width = inputs.shape[1:3]
+    padded = jnp.pad(inputs, ((0, 0), (4, 4), (4, 4), (0, 0)))
+
+    def one(key: Key, picture: Array) -> Array:
+        places, side = jax.random.split(key)
+        row, column = jax.random.randint(places, (2,), 0, 9)
+        cropped = jax.lax.dynamic_slice(picture, (row, column, 0), (height, width, picture.shape[-1]))
+        return jnp.where(jax.random.bernoulli(side) & (how == "crop_flip"), cropped[:, ::-1], cropped)
+
+    return jax.vmap(one)(jax.random.split(key, len(inputs)), padded)
+
+
+def _learning(model: Model, key: Key) -> Model:
+    """The model as it learns: batch statistics are computed and kept up, layers drop out anew at each step."""
+    if not isinstance(model, ImageClassifier):
+        return model
+    # The seed is traced; a network reads it only to make a key.
+    seed: Any = jax.random.bits(key, dtype="uint32")
+    return dataclasses.replace(model, mode="train", statistics="sent", dropout_seed=seed)
+
+
+def accuracy(model: Model, params: Params, dataset: Dataset) -> float:
+    """Share of samples, in [0, 1], whose largest logit is their label's; batch statistics are the running ones."""
+    scored = dataclasses.replace(model, mode="evaluation", statistics="kept") if isinstance(model, ImageClassifier) else model
+    guess = jax.jit(lambda params, inputs: scored.logits(params, scored.embed(params, inputs)).argmax(axis=-1))
+    right = 0
+    for start in range(0, len(dataset), _EVALUATED):
+        # The last batch is filled up, so that one program serves all.
+        chosen = np.minimum(np.arange(start, start + _EVALUATED), len(dataset) - 1)
+        fresh = min(_EVALUATED, len(dataset) - start)
+        right += int((np.asarray(guess(params, dataset.spec.normalise(dataset.pixels[chosen])))[:fresh] == dataset.labels[chosen][:fresh]).sum())
+    return right / len(dataset)
+
+
+def train(
+    dataset: Dataset,
+    model: Any,
+    out: str | Path,
+    *,
+    recipe: Recipe | None = None,
+    test: Dataset | None = None,
+    on_progress: Callable[[int, int, float], None] = lambda *_: None,
+) -> dict[str, float]:
+    """Trains an image model and leaves its parameters in `OUT/weights`, an Orbax checkpoint; the same call goes on where it was stopped.
+
+    Args:
+      dataset: images to train on.
+      model: as an experiment takes it, a name, a mapping or an object; a `checkpoint` is where it starts. Whatever its mode, it learns with the batch's
+        statistics and is measured with the running ones.
+      out: folder for `weights/`, `training.json`, and `checkpoints/` meanwhile.
+      recipe: how to train.
+      test: images to measure on; without them every tenth sample of the data set is held out.
+      on_progress: called with (steps done, steps in all, loss).
+
+    Returns:
+      `accuracy` on the test images and `train_accuracy`, in [0, 1], the number of `test_samples`, and the `loss` of the last step.
+
+    Raises:
+      UsageError: if the model reads no images, there are too few samples, or the folder holds a training of another recipe.
+      SelgradError: if the loss stops being finite.
+    """
+    chosen = (recipe or Recipe()).checked()
+    spec = Spec.of("model", model)
+    built: Model = spec.build(dataset.spec)
+    if not isinstance(built.input_spec, InputSpec):
+        raise UsageError(f"selgrad trains models of images and {spec.label} reads text; train-lm trains the attacker's language model")
+    if test is None:
+        if len(dataset) < 20:
+            raise UsageError(f"training needs at least 20 samples, of which every tenth is held out, and the data set holds {len(dataset)}; raise count")
+        every = np.arange(len(dataset))
+        dataset, test = _part(dataset, every % 10 != 9), _part(dataset, every % 10 == 9)
+    elif (test.spec.shape, test.spec.num_classes) != (dataset.spec.shape, dataset.spec.num_classes):
+        raise UsageError(
+            f"the test images are of shape {test.spec.shape} with {test.spec.num_classes} classes and those to train on of "
+            f"{dataset.spec.shape} with {dataset.spec.num_classes}; give two parts of one data set"
+        )
+    test = dataclasses.replace(test, spec=dataset.spec)
+    if chosen.batch_size > len(dataset):
+        raise UsageError(f"batch_size={chosen.batch_size} is more than the {len(dataset)} samples to train on; lower it")
+    per_epoch = len(dataset) // chosen.batch_size
+    num_steps = per_epoch * chosen.num_epochs
+    root = Path(out)
+    journal = Journal(root, {"model": spec.to_dict(), **chosen._asdict(), "samples": len(dataset), "test_samples": len(test), "digest": _digest(dataset)})
+    done_before = journal.result
+    if done_before is not None and (root / "weights").is_dir():
+        return done_before
+
+    params = built.init(jax.random.key(chosen.seed))
+    if spec.get("checkpoint") is not None:
+        params = weights.load(spec.get("checkpoint"), params, spec.get("checkpoint_names") or ())
+    transformation = chosen.transformation(num_steps)
+    step = _stepper(built, built.input_spec, transformation, chosen)
+    done, (params, state) = journal.newest((params, transformation.init(_split(built, params)[0])))
+    place = _sharded(chosen.batch_size)
+    loss: Any = float("nan")
+    for number in range(done, num_steps):
+        epoch, position = divmod(number, per_epoch)
+        # Drawn by the epoch's number, so that a resumed run sees what an uninterrupted one does.
+        order = np.random.default_rng([chosen.seed, epoch]).permutation(len(dataset))[position * chosen.batch_size :][: chosen.batch_size]
+        params, state, loss = step(params, state, place(dataset.pixels[order]), place(dataset.labels[order]), number)
+        if position + 1 == per_epoch:
+            journal.save(number + 1, (params, state), float(loss))
+        if number % 10 == 0 or number + 1 == num_steps:
+            on_progress(number + 1, num_steps, float(loss))
+    params = jax.tree.map(np.asarray, params)
+    trees.require_finite(params, "the trained weights")
+    checkpoints.save_params(root / "weights", params)
+    found = {"accuracy": accuracy(built, params, test), "train_accuracy": accuracy(built, params, dataset), "test_samples": len(test), "loss": float(loss)}
+    return journal.finish(found)
+
+
+def _part(dataset: Dataset, which: Any) -> Dataset:
+    return dataclasses.replace(dataset, pixels=dataset.pixels[which], labels=dataset.labels[which])
+
+
+def _digest(dataset: Dataset) -> int:
+    """Tells data sets of one size apart."""
+    import zlib
+
+    return zlib.crc32(np.ascontiguousarray(dataset.labels).tobytes(), zlib.crc32(np.ascontiguousarray(dataset.pixels).tobytes()))
+
+
+def _split(model: Model, params: Params) -> tuple[Params, Params]:
+    """What the optimiser moves, and the rest, such as running statistics."""
+    keeping = dataclasses.replace(model, statistics="kept") if isinstance(model, ImageClassifier) else model
+    return keeping.split(params)
+
+
+def _stepper(model: Model, spec: InputSpec, transformation: optax.GradientTransformation, recipe: Recipe) -> Callable[..., Any]:
+    normalise, num_classes = spec.normalise, spec.num_classes
+
+    @jax.jit
+    def step(params: Params, state: Any, pixels: Array, labels: Array, number: Array) -> Any:
+        key = jax.random.fold_in(jax.random.key(recipe.seed + 1), number)
+        learning = _learning(model, jax.random.fold_in(key, 1))
+        inputs = augment(key, normalise(pixels), recipe.augmentation)
+        trained, kept = _split(model, params)
+
+        def loss(moved: Params) -> Array:
+            whole = learning.merge(moved, kept)
+            return learning.loss(whole, learning.embed(whole, inputs), jax.nn.one_hot(labels, num_classes))
+
+        value, grads = jax.value_and_grad(loss)(trained)
+        updates, state = transformation.update(grads, state, trained)
+        change = with_statistics(learning, {}, params, lambda weights: learning.embed(weights, inputs))
+        statistics = {name: jax.tree.map(jnp.subtract, params[name], lost) for name, lost in change.items()}
+        moved: Params = optax.apply_updates(trained, updates)
+        return {**learning.merge(moved, kept), **statistics}, state, value
+
+    return step
+
+
+def _sharded(batch_size: int) -> Callable[[Any], Array]:
+    """Puts a batch on all devices, a part on each, where it can be divided among them."""
+    local = jax.local_devices()
+    count = next(n for n in range(len(local), 0, -1) if batch_size % n == 0)
+    placed = jax.sharding.NamedSharding(jax.sharding.Mesh(np.asarray(local[:count]), ("samples",)), jax.sharding.PartitionSpec("samples"))
+    return lambda values: jax.device_put(values, placed)
