@@ -18,7 +18,7 @@ import optax
 from jax import Array
 
 from selgrad import checkpoints, devices, trees, weights
-from selgrad.base import InputSpec, Key, Model, Params, with_statistics
+from selgrad.base import InputSpec, Key, Model, Params
 from selgrad.data import Dataset
 from selgrad.errors import SelgradError, UsageError
 from selgrad.models.classifier import ImageClassifier
@@ -157,15 +157,6 @@ def augment(key: Key, inputs: Array, how: Augmentation) -> Array:
     return jax.vmap(one)(jax.random.split(key, len(inputs)), padded)
 
 
-def _learning(model: Model, key: Key) -> Model:
-    """The model as it learns: batch statistics are computed and kept up, layers drop out anew at each step."""
-    if not isinstance(model, ImageClassifier):
-        return model
-    # The seed is traced; a network reads it only to make a key.
-    seed: Any = jax.random.bits(key, dtype="uint32")
-    return dataclasses.replace(model, mode="train", statistics="sent", dropout_seed=seed)
-
-
 def accuracy(model: Model, params: Params, dataset: Dataset) -> float:
     """Share of samples, in [0, 1], whose largest logit is their label's; batch statistics are the running ones."""
     scored = dataclasses.replace(model, mode="evaluation", statistics="kept") if isinstance(model, ImageClassifier) else model
@@ -196,7 +187,7 @@ def train(
         statistics and is measured with the running ones.
       out: folder for `weights/`, `training.json`, and `checkpoints/` meanwhile.
       recipe: how to train.
-      test: images to measure on; without them every tenth sample of the data set is held out.
+      test: images to measure on; without them a tenth of the data set is held out, drawn at random.
       on_progress: called with (steps done, steps in all, loss).
 
     Returns:
@@ -213,9 +204,10 @@ def train(
         raise UsageError(f"selgrad trains models of images and {spec.label} reads text; train-lm trains the attacker's language model")
     if test is None:
         if len(dataset) < 20:
-            raise UsageError(f"training needs at least 20 samples, of which every tenth is held out, and the data set holds {len(dataset)}; raise count")
-        every = np.arange(len(dataset))
-        dataset, test = _part(dataset, every % 10 != 9), _part(dataset, every % 10 == 9)
+            raise UsageError(f"training needs at least 20 samples, of which a tenth is held out, and the data set holds {len(dataset)}; raise count")
+        # Drawn, for files are often sorted by class or take the classes in turn.
+        order = np.random.default_rng(0).permutation(len(dataset))
+        dataset, test = (_part(dataset, np.sort(part)) for part in (order[len(dataset) // 10 :], order[: len(dataset) // 10]))
     elif (test.spec.shape, test.spec.num_classes) != (dataset.spec.shape, dataset.spec.num_classes):
         raise UsageError(
             f"the test images are of shape {test.spec.shape} with {test.spec.num_classes} classes and those to train on of "
@@ -278,21 +270,18 @@ def _stepper(model: Model, spec: InputSpec, transformation: optax.GradientTransf
 
     @jax.jit
     def step(params: Params, state: Any, pixels: Array, labels: Array, number: Array) -> Any:
-        key = jax.random.fold_in(jax.random.key(recipe.seed + 1), number)
-        learning = _learning(model, jax.random.fold_in(key, 1))
-        inputs = augment(key, normalise(pixels), recipe.augmentation)
+        cropping, dropping = jax.random.split(jax.random.fold_in(jax.random.key(recipe.seed + 1), number))
+        inputs, wanted = augment(cropping, normalise(pixels), recipe.augmentation), jax.nn.one_hot(labels, num_classes)
         trained, kept = _split(model, params)
 
-        def loss(moved: Params) -> Array:
-            whole = learning.merge(moved, kept)
-            return learning.loss(whole, learning.embed(whole, inputs), jax.nn.one_hot(labels, num_classes))
+        def loss(moved: Params) -> tuple[Array, Params]:
+            whole = model.merge(moved, kept)
+            embedded = model.embed(whole, inputs)
+            return model.learn(whole, embedded, wanted, dropping) if isinstance(model, ImageClassifier) else (model.loss(whole, embedded, wanted), kept)
 
-        value, grads = jax.value_and_grad(loss)(trained)
+        (value, after), grads = jax.value_and_grad(loss, has_aux=True)(trained)
         updates, state = transformation.update(grads, state, trained)
-        change = with_statistics(learning, {}, params, lambda weights: learning.embed(weights, inputs))
-        statistics = {name: jax.tree.map(jnp.subtract, params[name], lost) for name, lost in change.items()}
-        moved: Params = optax.apply_updates(trained, updates)
-        return {**learning.merge(moved, kept), **statistics}, state, value
+        return model.merge(optax.apply_updates(trained, updates), after), state, value  # type: ignore[arg-type]
 
     return step
 

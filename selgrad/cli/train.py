@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--dataset", default="digits", show_default=True, help=f"{NAMED} of images to train on.")
-@click.option("--test", "test_set", default=None, help=f"{NAMED} of images to measure on; without it every tenth sample is held out.")
+@click.option("--test", "test_set", default=None, help=f"{NAMED} of images to measure on; without it a tenth of --dataset is held out.")
 @model_option
 @click.option("--epochs", default=20, show_default=True, help="Passes over the samples.")
 @click.option("--batch-size", default=64, show_default=True, help="Samples a step.")

@@ -102,7 +102,12 @@ class ImageClassifier:
 
     def loss(self, params: Params, embedded: Float[Array, "b ..."], labels: Float[Array, "b c"], valid: Array | None = None) -> Float[Array, ""]:
         """Mean over the batch of the cross-entropy with the label probabilities; linear in `labels`."""
-        return -jnp.mean(jnp.sum(labels * jax.nn.log_softmax(self.logits(params, embedded)), axis=-1))
+        return _cross_entropy(self.logits(params, embedded), labels)
+
+    def learn(self, params: Params, embedded: Float[Array, "b ..."], labels: Float[Array, "b c"], key: Key) -> tuple[Float[Array, ""], Params]:
+        """The loss of a step of ordinary training and the other collections after it: with the batch's statistics and fresh dropout, whatever the mode."""
+        logits, others = self._network.apply(*self._parts(params), embedded, True, key)
+        return _cross_entropy(logits, labels), others
 
     def statistics_update(self, params: Params, embedded: Float[Array, "b ..."]) -> Params:
         """What running statistics lose by seeing a batch, old - new, where the client sends it; else nothing."""
@@ -110,3 +115,7 @@ class ImageClassifier:
             return {}
         _, others = self._parts(params)
         return jax.tree.map(lambda old, new: old - new, others, self._apply(params, embedded)[1])
+
+
+def _cross_entropy(logits: Float[Array, "b c"], labels: Float[Array, "b c"]) -> Float[Array, ""]:
+    return -jnp.mean(jnp.sum(labels * jax.nn.log_softmax(logits), axis=-1))
