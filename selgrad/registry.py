@@ -289,6 +289,15 @@ def _keywords(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {p.name: p.replace(annotation=hints.get(p.name, Any)) for p in found if p.kind is p.KEYWORD_ONLY}
 
 
+def lookup(kind: str, name: str) -> Any:
+    """What somebody wrote under a name, a place or an entry point.
+
+    Raises:
+      UsageError: if nothing has that name, or it cannot be imported.
+    """
+    return _find(kind, name)[0]
+
+
 def parameters(kind: str, name: str) -> dict[str, inspect.Parameter]:
     """The keyword-only parameters of a factory, annotations resolved."""
     return {**_keywords(_adapt(kind, _find(kind, name)[0])), **(_WEIGHTS if kind == "model" else {})}

@@ -1,16 +1,21 @@
 """Fixtures, and run-time checks of every jaxtyping annotation in selgrad while tests run."""
 
 import os
+import sys
+import types
 from pathlib import Path
 
 from selgrad import devices
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Workers share the cores already; tests of several devices start processes of their own.
-    os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=false")
+    # Workers share the cores already; tests of several devices start processes of their own. Most of a test is compilation, of which LLVM's optimisation is
+    # a third; the second platform in `.ci/run` sets flags of its own and compiles as users do.
+    flags = "--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
+    os.environ.setdefault("XLA_FLAGS", flags)
 devices.configure()
 os.environ.setdefault("WANDB_MODE", "offline")
 
+import beartype
 import jaxtyping
 
 # base.py is left out: JAX rebuilds its pytrees with placeholders for leaves, which no shape annotation fits.
@@ -40,7 +45,11 @@ _CHECKED = [
         "report",
     )
 ]
-jaxtyping.install_import_hook(_CHECKED, "beartype.beartype")
+# An int is a float to a type checker (PEP 484) and to whoever writes YAML; beartype has to be told so, and the hook takes it by a module's name.
+_typechecker = types.ModuleType("selgrad_typechecker")
+_typechecker.check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+sys.modules[_typechecker.__name__] = _typechecker
+jaxtyping.install_import_hook(_CHECKED, "selgrad_typechecker.check")
 
 import jax
 import pytest

@@ -11,8 +11,22 @@ import yaml
 from selgrad.cli import main
 
 
-def run(*arguments, timeout=300):
+def process(*arguments, timeout=300):
     return subprocess.run([sys.executable, "-m", "selgrad", *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """What a process does, in this one: `main` with its arguments, its exit code and what it wrote."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["selgrad", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        told = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, stop.value.code, told.out, told.err)
+
+    return run
 
 
 def test_help_imports_nothing_heavy():
@@ -20,8 +34,10 @@ def test_help_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", [[], ["quickstart"], ["sweep"], ["report"], ["attack"], ["audit"], ["train-lm"], ["list"], ["federate"], ["profiles"]])
-def test_every_command_teaches(command):
+@pytest.mark.parametrize(
+    "command", [[], ["quickstart"], ["sweep"], ["report"], ["attack"], ["audit"], ["train"], ["train-lm"], ["list"], ["federate"], ["profiles"]]
+)
+def test_every_command_teaches(run, command):
     result = run(*command, "--help")
     assert result.returncode == 0 and len(result.stdout) > 200 and "\\b" not in result.stdout
 
@@ -61,13 +77,13 @@ def test_every_command_teaches(command):
         (["list", "metrics"], 2, "metric"),
     ],
 )
-def test_wrong_input_is_a_clear_line_and_the_right_code(arguments, code, message):
+def test_wrong_input_is_a_clear_line_and_the_right_code(run, arguments, code, message):
     result = run(*arguments)
     assert result.returncode == code, result.stderr
     assert message in result.stderr and "Traceback" not in result.stderr
 
 
-def test_list_shows_every_argument_as_json():
+def test_list_shows_every_argument_as_json(run):
     document = json.loads(run("list", "--json").stdout)
     assert set(document) == {"dataset", "model", "update", "protection", "metric", "selector", "attack", "measure", "profile"}
     assert "181 clients" in document["profile"]["exact"]["summary"]
@@ -76,7 +92,7 @@ def test_list_shows_every_argument_as_json():
     assert "sensitivity" in run("list", "metric").stdout
 
 
-def test_attack_finds_a_digit_and_saves_a_picture(tmp_path):
+def test_attack_finds_a_digit_and_saves_a_picture(run, tmp_path):
     result = run("attack", "--attack", "idlg:num_steps=20", "--dataset", "digits:count=2", "--out", tmp_path / "cell.png", "--json")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
@@ -92,15 +108,18 @@ def test_attack_finds_a_digit_and_saves_a_picture(tmp_path):
         ("digits:count=1", "missing/cell.png", "in a folder that exists"),
     ],
 )
-def test_a_picture_that_cannot_be_is_refused_before_the_attack(tmp_path, monkeypatch, capsys, dataset, file, message):
+def test_a_picture_that_cannot_be_is_refused_before_the_attack(run, tmp_path, monkeypatch, dataset, file, message):
     monkeypatch.setattr("selgrad.experiment.run_cell", lambda **_: pytest.fail("the attack ran"))
-    monkeypatch.setattr(sys, "argv", ["selgrad", "attack", "--dataset", dataset, "--out", str(tmp_path / file)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 2 and message in capsys.readouterr().err
+    result = run("attack", "--dataset", dataset, "--out", tmp_path / file)
+    assert result.returncode == 2 and message in result.stderr
 
 
-def test_an_attack_measures_its_encryption_and_takes_lists():
+def test_a_process_ends_with_the_code_and_one_line():
+    result = process("attack", "--ratio", "1.5")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "ratio=1.5" in result.stderr and not result.stdout
+
+
+def test_an_attack_measures_its_encryption_and_takes_lists(run):
     pytest.importorskip("openfhe", exc_type=ImportError)
     selector = "by_path:paths=['conv_0/**','fc/**']"
     result = run(
@@ -111,7 +130,7 @@ def test_an_attack_measures_its_encryption_and_takes_lists():
     assert found["cost"]["num_ciphertexts"] == -(-found["num_selected"] // 4095) and found["cost"]["num_clipped"] == 0
 
 
-def test_a_sweep_prints_its_plan_and_one_json_document(tmp_path):
+def test_a_sweep_prints_its_plan_and_one_json_document(run, tmp_path):
     config = {
         "dataset": {"name": "digits", "count": 1}, "model": {"name": "mlp", "width": 8}, "metric": "magnitude", "ratio": [0, 1],
         "attack": {"name": "idlg", "num_steps": 2, "memory": 5}, "encryption": None,
@@ -126,17 +145,17 @@ def test_a_sweep_prints_its_plan_and_one_json_document(tmp_path):
 
 
 def test_help_is_fast():
-    run("--help")
+    process("--help")
     times = []
     for _ in range(5):
         started = time.perf_counter()
-        run("--help")
+        process("--help")
         times.append(time.perf_counter() - started)
     # The limit is 0.5 s on an idle machine; tests share theirs, so the best of five counts.
     assert min(times) < 0.5
 
 
-def test_an_audit_of_masks_leaves_a_table_and_a_figure(tmp_path):
+def test_an_audit_of_masks_leaves_a_table_and_a_figure(run, tmp_path):
     common = ["audit", "--dataset", "digits:count=40", "--model", "mlp:width=16", "--metric", "magnitude", "--metric", "random"]
     result = run(*common, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
@@ -145,7 +164,7 @@ def test_an_audit_of_masks_leaves_a_table_and_a_figure(tmp_path):
     assert [row["metric"] for row in json.loads(run(*common, "--json").stdout)] == ["magnitude", "random"]
 
 
-def test_a_question_by_path_gets_a_certificate_and_an_answer():
+def test_a_question_by_path_gets_a_certificate_and_an_answer(run):
     common = ["audit", "--dataset", "digits:count=1", "--model", "mlp:width=16,activation=sigmoid", "--samples", "1", "--attack", "rank_one"]
     open_first, closed_first = run(*common, "--encrypt", "fc_1/**", "--encrypt", "fc_2/**"), run(*common, "--encrypt", "fc_0/**", "--json")
     assert open_first.returncode == 0, open_first.stderr

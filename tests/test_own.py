@@ -87,6 +87,17 @@ def test_examples_are_short_and_recover_what_they_should(name, capsys, monkeypat
         assert max(float(part.split(" dB")[0]) for part in said.split("PSNR ")[1:]) > 40
 
 
+@pytest.mark.once
+def test_the_example_on_weights_that_pytorch_trained(data_folder, capsys, monkeypatch):
+    weights = data_folder / "weights" / "resnet20-cifar10" / "resnet20-12fca82f.safetensors"
+    monkeypatch.setattr(sys, "argv", ["torch_resnet20.py", str(weights), str(data_folder / "cifar10" / "cifar-10-batches-py"), "2"])
+    code = [line for line in (EXAMPLES / "torch_resnet20.py").read_text().split('"""')[2].splitlines() if line.strip()]
+    assert len(code) <= 25
+    runpy.run_path(str(EXAMPLES / "torch_resnet20.py"), run_name="__main__")
+    # Two steps reconstruct nothing; that the label is read says that the trained weights are in their places.
+    assert "269,722 entries" in (said := capsys.readouterr().out) and "label right: True" in said
+
+
 @pytest.mark.parametrize("model", [Net(), NNX(nnx.Rngs(0)), NNX, (init, apply)], ids=["linen", "nnx", "nnx_class", "functions"])
 def test_a_network_becomes_a_model_whose_logits_are_its_own(model):
     made = build(model)
@@ -287,6 +298,8 @@ def test_entry_points_of_installed_packages_are_names(tmp_path, monkeypatch):
         assert Spec.of("metric", {"name": "from_a_package", "power": 2.0}).label == "from_a_package(power=2.0)"
         with pytest.raises(UsageError, match="cannot be imported"):
             Spec.of("model", "broken")
+        shown = [CliRunner().invoke(cli, ["list", kind]).stdout for kind in ("metric", "model")]
+        assert "from_a_package" in shown[0] and "power: number" in shown[0] and "cannot be imported" in shown[1] and "resnet" in shown[1]
     finally:
         registry.installed.cache_clear()
 

@@ -52,8 +52,7 @@ def attack(
     from selgrad.experiment import run_cell
 
     entries: dict[str, Any] = {kind: entry(kind, given[kind]) for kind in ("dataset", "model", "update", "metric", "selector", "attack", "protection")}
-    if out is not None:
-        _require_pictures(entries["dataset"], out)
+    dataset = entries["dataset"] if out is None else _pictures(entries["dataset"], out)
     with progress() as show:
 
         def on_progress(done: int, total: int) -> None:
@@ -61,7 +60,9 @@ def attack(
 
         encryption = {"num_clients": num_clients} if num_clients else None
         options: dict[str, Any] = {"public": None if public is None else entry("public", public), "rounds": {"count": rounds}, "encryption": encryption}
-        result = run_cell(**entries, **options, ratio=ratio, sample=sample, seed=seed, known_labels=known_labels, on_progress=on_progress)
+        result = run_cell(
+            **{**entries, "dataset": dataset}, **options, ratio=ratio, sample=sample, seed=seed, known_labels=known_labels, on_progress=on_progress
+        )
     if out is not None:
         save_pair(out, result.truth, result.reconstruction)
     if as_json:
@@ -72,12 +73,15 @@ def attack(
         click.echo(f"picture    {out} (truth left, reconstruction right)")
 
 
-def _require_pictures(dataset: dict[str, Any], out: Path) -> None:
-    from selgrad.base import TextSpec
+def _pictures(dataset: dict[str, Any], out: Path) -> Any:
+    """The data set, loaded, if it holds images."""
+    from selgrad.data import Dataset
     from selgrad.registry import Spec
 
-    if isinstance(Spec.of("dataset", dataset).build().spec, TextSpec):
+    loaded = Spec.of("dataset", dataset).build()
+    if not isinstance(loaded, Dataset):
         raise UsageError(f"--out {str(out)!r} is for pictures and these data are text; leave it out")
+    return loaded
 
 
 def _document(result: Any) -> dict[str, Any]:
@@ -89,6 +93,8 @@ def _document(result: Any) -> dict[str, Any]:
 
 
 def _print(result: Any, given: dict[str, str]) -> None:
+    from selgrad import measures
+
     click.echo(f"encrypted  {result.num_selected:,} of {result.num_total:,} gradient entries ({given['metric']}, {given['selector']})")
     if result.cost is not None:
         paid = result.cost
@@ -102,13 +108,12 @@ def _print(result: Any, given: dict[str, str]) -> None:
         click.echo("verdict    the attack diverged: no restart stayed finite")
         return
     if result.report:
-        told = json.loads(result.report)
-        click.echo(f"leaves     used {', '.join(told['used']) or 'none'}; not used {', '.join(told['unused']) or 'none'}")
+        leaves = json.loads(result.report)
+        click.echo(f"leaves     used {', '.join(leaves['used']) or 'none'}; not used {', '.join(leaves['unused']) or 'none'}")
     click.echo(f"objective  {result.objective:.3g} after {result.num_evaluations:.0f} gradient evaluations in {result.seconds:.1f} s")
+    told = measures.held(result.measures, lambda one: one.reads not in ("labels", "verdicts"))
+    click.echo(f"quality    {', '.join(one.quality(result.measures[one.name]) for one in told)}")
     if isinstance(result.truth, tuple):
-        click.echo(f"text       ROUGE-1 {result.rouge1:.3f}, ROUGE-2 {result.rouge2:.3f}, ROUGE-L {result.rougeL:.3f}")
         for truth, found in zip(result.truth, result.reconstruction, strict=True):
             click.echo(f"truth      {truth}\nfound      {found}")
-    else:
-        click.echo(f"image      MSE {result.mse:.3g}, PSNR {result.psnr:.1f} dB, SSIM {result.ssim:.3f}")
     click.echo(f"labels     {result.label_correct:.0%} correct: {result.labels.tolist()}")

@@ -13,18 +13,25 @@ from typing import Any
 import click
 
 from selgrad.cli.options import json_option
+from selgrad.errors import UsageError
 
 _REGISTRIES = ("dataset", "model", "update", "protection", "metric", "selector", "attack")
 
 
 def _registry(kind: str) -> dict[str, Any]:
-    from selgrad.registry import describe, parameters, registry
+    from selgrad.registry import describe, lookup, names, parameters
 
     entries: dict[str, Any] = {}
-    for name, factory in registry(kind).items():
+    for name in names(kind):
+        try:
+            factory, arguments_of = lookup(kind, name), parameters(kind, name)
+        except UsageError as error:
+            # Somebody's installed package is broken, and the rest is still worth a list.
+            entries[name] = {"summary": str(error), "source": "", "arguments": {}}
+            continue
         module = inspect.getdoc(inspect.getmodule(factory)) or ""
         arguments = {}
-        for key, parameter in parameters(kind, name).items():
+        for key, parameter in arguments_of.items():
             required = parameter.default is inspect.Parameter.empty
             arguments[key] = {"type": describe(parameter.annotation), "required": required, "default": None if required else parameter.default}
         summary = (inspect.getdoc(factory) or "").split("\n\n")[0].replace("\n", " ")

@@ -1,4 +1,7 @@
-"""`selgrad train`: trained weights of an image model; `selgrad.training` does the work."""
+"""`selgrad train`: trained weights of an image model.
+
+`selgrad.training` does the work.
+"""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def respond(state: State, partition: int, request: Message, *, faults: bool = Tr
     """
     task = task_of(request["config"])
     kind, round_number = request["kind"], request["round"]
-    due = {fault["kind"] for fault in task.config.faults if (fault["client"], fault["round"]) == (partition, round_number)} if kind == "train" else set()
+    due = {fault.kind for fault in task.config.faults if (fault.client, fault.round) == (partition, round_number)} if kind == "train" else set()
     if faults and due & {"die", "late", "twice"}:
         raise FaultError(min(due & {"die", "late", "twice"}))
     if kind not in _ANSWERS:
@@ -90,12 +90,11 @@ def _make_key(task: Task, state: State, _: int, request: Message) -> Message:
         party = encryption.Party(request["previous"] or None, profile=profile)
         state["secret"] = party.secret_key()
         return {"client_key": party.client_key(), "key_tag": party.tag}
-    folder = task.config.encryption["keys"]
     holder = encryption.KeyHolder(profile)
     state["secret"], state["holder"] = holder.secret_key(), holder.client_key()
     if profile.key == "secret":
         # It must not pass through the server: clients read it from a folder of their own.
-        holder.save(folder)
+        holder.save(task.config.keys_folder)
         return {"client_key": b"", "key_tag": holder.tag}
     return {"client_key": state["holder"], "key_tag": holder.tag}
 
@@ -103,9 +102,7 @@ def _make_key(task: Task, state: State, _: int, request: Message) -> Message:
 def _key_of(task: Task, request: Message) -> bytes:
     if task.profile.key == "public":
         return bytes(request["client_key"])
-    from pathlib import Path
-
-    return encryption.roles.read_private(Path(task.config.encryption["keys"]) / "client.key")
+    return encryption.roles.read_private(task.config.keys_folder / "client.key")
 
 
 def _agree(task: Task, state: State, partition: int, request: Message) -> Message:

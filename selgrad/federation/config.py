@@ -45,7 +45,7 @@ class KeysConfig(Section):
 
     profile: str = pydantic.Field("exact", description="Of the encryption; `selgrad profiles` shows them.")
     bound: float | None = pydantic.Field(None, description="Largest absolute value of an entry; none is the profile's.")
-    keys: Any = pydantic.Field(None, description="Folder from which clients take a secret key, where the profile encrypts under it.")
+    keys: str | None = pydantic.Field(None, description="Folder from which clients take a secret key, where the profile encrypts under it.")
 
 
 class FaultConfig(Section):
@@ -86,7 +86,7 @@ class FederationConfig:
     Attributes:
       name: of the run, also in W&B.
       dataset, test, model, metric: specs; clients share `dataset`, accuracy is measured on `test`.
-      clients: `count`, and `alpha` of the Dirichlet distribution by which each class is divided among them (0 divides evenly at random).
+      clients: how many, and `alpha` of the Dirichlet distribution by which each class is divided among them (0 divides evenly at random).
       rounds: of federated averaging.
       local: `num_steps`, `batch_size` and `learning_rate` of each client's gradient descent in a round.
       ratio: share of entries to encrypt, in [0, 1].
@@ -106,28 +106,34 @@ class FederationConfig:
     dataset: Spec
     test: Spec | None
     model: Spec
-    clients: Mapping[str, Any]
+    clients: ClientsConfig
     rounds: int
-    local: Mapping[str, Any]
+    local: LocalConfig
     metric: Spec
     ratio: float
     agreement: str
     protection: str
     baseline: Spec
-    encryption: Mapping[str, Any]
+    encryption: KeysConfig
     timeout: float
     min_clients: int
     seed: int
     verify: bool
-    faults: tuple[Mapping[str, Any], ...]
-    wandb: Mapping[str, Any]
+    faults: tuple[FaultConfig, ...]
+    wandb: WandbConfig
     text: str
 
     @property
     def profile(self) -> Profile:
         """Of the encryption, with the bound of this run."""
-        profile = PROFILES[self.encryption["profile"]]
-        return dataclasses.replace(profile, bound=float(self.encryption["bound"] or profile.bound))
+        profile = PROFILES[self.encryption.profile]
+        return dataclasses.replace(profile, bound=float(self.encryption.bound or profile.bound))
+
+    @property
+    def keys_folder(self) -> Path:
+        """Where clients read a secret key, of a profile that encrypts under it; `parse` asks for it there."""
+        assert self.encryption.keys is not None
+        return Path(self.encryption.keys)
 
     @property
     def encrypts(self) -> bool:
@@ -181,43 +187,42 @@ def parse(content: Any) -> FederationConfig:
     merged = Content.read(content, "the configuration").model_dump()
     for key, value in (("dataset", "digits"), ("model", "lenet"), ("metric", "magnitude"), ("protection", "selective"), ("faults", [])):
         merged[key] = value if merged[key] is None else merged[key]
-    clients = ClientsConfig.read(merged["clients"], "clients").model_dump()
-    local = LocalConfig.read(merged["local"], "local").model_dump()
+    clients = ClientsConfig.read(merged["clients"], "clients")
+    local = LocalConfig.read(merged["local"], "local")
     protection, baseline = _protection(merged["protection"], "ratio" in content)
-    encryption = KeysConfig.read(merged["encryption"], "encryption").model_dump()
+    encryption = KeysConfig.read(merged["encryption"], "encryption")
     _choice("agreement", merged["agreement"], AGREEMENTS)
-    _choice("encryption profile", encryption["profile"], tuple(PROFILES))
-    _positive("clients", {"count": clients["count"]})
-    _positive("local", local)
+    _choice("encryption profile", encryption.profile, tuple(PROFILES))
+    _positive("clients", {"count": clients.count})
+    _positive("local", local.model_dump())
     encrypts = _encrypts(protection, merged["ratio"])
     if merged["min_clients"] is None:
-        merged["min_clients"] = 2 if encrypts and clients["count"] > 1 else 1
-    if encrypts and merged["min_clients"] < min(2, clients["count"]):
+        merged["min_clients"] = 2 if encrypts and clients.count > 1 else 1
+    if encrypts and merged["min_clients"] < min(2, clients.count):
         raise UsageError(f"min_clients={merged['min_clients']} would decrypt one client's update alone; give 2 or more")
     if merged["seed"] < 0:
         raise UsageError(f"seed={merged['seed']} must be 0 or more")
-    if encryption["keys"] is not None:
-        if not isinstance(encryption["keys"], str):
-            raise UsageError(f"encryption: keys={encryption['keys']!r} is not text; name a folder")
-        encryption["keys"] = str(Path(encryption["keys"]).expanduser().absolute())
+    if encryption.keys is not None:
+        encryption = encryption.model_copy(update={"keys": str(Path(encryption.keys).expanduser().absolute())})
     _positive("the configuration", {k: merged[k] for k in ("rounds", "timeout", "min_clients")})
     require_ratio(merged["ratio"])
-    if not 0 <= clients["alpha"] < math.inf:
-        raise UsageError(f"clients: alpha={clients['alpha']} must be 0 (even) or more")
-    if merged["min_clients"] > clients["count"]:
-        raise UsageError(f"min_clients={merged['min_clients']} is more than the {clients['count']} clients; lower it")
+    if not 0 <= clients.alpha < math.inf:
+        raise UsageError(f"clients: alpha={clients.alpha} must be 0 (even) or more")
+    if merged["min_clients"] > clients.count:
+        raise UsageError(f"min_clients={merged['min_clients']} is more than the {clients.count} clients; lower it")
     faults = []
     for given in merged["faults"]:
         fault = FaultConfig.read(given, "faults")
         _choice("fault", fault.kind, FAULTS)
-        if not 0 <= fault.client < clients["count"]:
-            raise UsageError(f"faults: client={fault.client} lies outside 0 .. {clients['count'] - 1}")
-        faults.append(fault.model_dump())
+        if not 0 <= fault.client < clients.count:
+            raise UsageError(f"faults: client={fault.client} lies outside 0 .. {clients.count - 1}")
+        faults.append(fault)
     for key in ("dataset", "test"):
         # Clients run in folders of their own.
         if isinstance(merged[key], Mapping) and isinstance(merged[key].get("path"), str):
             merged[key] = {**merged[key], "path": str(Path(merged[key]["path"]).expanduser().absolute())}
-    wandb = WandbConfig.read(merged["wandb"], "wandb").model_dump()
+    wandb = WandbConfig.read(merged["wandb"], "wandb")
+    sections = {"clients": clients, "local": local, "encryption": encryption}
     config = FederationConfig(
         name=merged["name"],
         dataset=one("dataset", merged["dataset"]),
@@ -238,16 +243,16 @@ def parse(content: Any) -> FederationConfig:
         verify=merged["verify"],
         faults=tuple(faults),
         wandb=wandb,
-        text=yaml.safe_dump({**merged, "clients": clients, "local": local, "encryption": encryption}, sort_keys=True),
+        text=yaml.safe_dump({**merged, **{name: part.model_dump() for name, part in sections.items()}}, sort_keys=True),
     )
     try:
         profile = config.profile
     except EncryptionError as error:
         raise UsageError(f"encryption: {error}") from None
     if config.encrypts:
-        if clients["count"] > profile.max_clients:
-            raise UsageError(f"clients: count={clients['count']} is more than profile {profile.name!r} holds ({profile.max_clients}); lower count or bound")
-        if profile.key == "secret" and not encryption["keys"]:
+        if clients.count > profile.max_clients:
+            raise UsageError(f"clients: count={clients.count} is more than profile {profile.name!r} holds ({profile.max_clients}); lower count or bound")
+        if profile.key == "secret" and not encryption.keys:
             raise UsageError(
                 f"profile {profile.name!r} encrypts under the secret key, which must not pass through the server; name a folder that only clients read under "
                 "encryption.keys, or take profile 'exact'"
@@ -256,8 +261,8 @@ def parse(content: Any) -> FederationConfig:
             raise UsageError(
                 "agreement 'encrypted_sensitivity' needs a key holder to see the sum of maps, and a threshold profile has none; take 'vote' or 'fixed'"
             )
-        if profile.decryption == "threshold" and clients["count"] > profile.num_parties:
-            raise UsageError(f"clients: count={clients['count']} is more than the {profile.num_parties} parties of profile {profile.name!r}")
+        if profile.decryption == "threshold" and clients.count > profile.num_parties:
+            raise UsageError(f"clients: count={clients.count} is more than the {profile.num_parties} parties of profile {profile.name!r}")
     return config
 
 

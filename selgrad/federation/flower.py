@@ -177,4 +177,4 @@ def answer(message: Any, context: Any) -> Any:
 
 def num_participants(config: Any) -> int:
     """Clients, and the key holder where there is one."""
-    return int(config.clients["count"]) + (config.encrypts and config.profile.decryption != "threshold")
+    return config.clients.count + (config.encrypts and config.profile.decryption != "threshold")

@@ -65,10 +65,10 @@ class Task:
         data = config.dataset.build()
         if not isinstance(data, Dataset):
             raise UsageError(f"a federated run trains on images and {config.dataset.label} holds text; choose an image data set")
-        if len(data) < config.clients["count"]:
-            raise UsageError(f"{config.dataset.label} holds {len(data)} samples for {config.clients['count']} clients; raise count")
+        if len(data) < config.clients.count:
+            raise UsageError(f"{config.dataset.label} holds {len(data)} samples for {config.clients.count} clients; raise count")
         self._data, self._model = data, config.model.build(data.spec)
-        self.shards = dirichlet_split(np.asarray(data.labels), config.clients["count"], float(config.clients["alpha"]), config.seed)
+        self.shards = dirichlet_split(np.asarray(data.labels), config.clients.count, config.clients.alpha, config.seed)
         self.num_samples = [len(shard) for shard in self.shards]
         self._like = jax.eval_shape(self._model.init, jax.random.key(0))
         self.num_total = trees.size(self._like)
@@ -95,10 +95,10 @@ class Task:
     def _samples(self, client: int, round_number: int) -> npt.NDArray[np.int64]:
         local, shard = self.config.local, self.shards[client]
         generator = np.random.default_rng([self.config.seed, client, round_number])
-        needed = local["num_steps"] * local["batch_size"]
+        needed = local.num_steps * local.batch_size
         # One pass over the client's samples after the other, each in an order of its own.
         order = np.concatenate([generator.permutation(shard) for _ in range(-(-needed // len(shard)))])
-        return order[:needed].reshape(local["num_steps"], local["batch_size"])
+        return order[:needed].reshape(local.num_steps, local.batch_size)
 
     def update(self, weights: Flat, client: int, round_number: int) -> Flat:
         """What a client learned: old minus new weights, flat."""
@@ -110,7 +110,7 @@ class Task:
 
     @cached_property
     def _train(self) -> Callable[..., Array]:
-        model, rate = self._model, self.config.local["learning_rate"]
+        model, rate = self._model, self.config.local.learning_rate
 
         @jax.jit
         def train(weights: Array, inputs: Array, labels: Array) -> Array:

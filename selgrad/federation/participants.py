@@ -32,7 +32,7 @@ class Participants:
 
     def __init__(self, task: Task, post: Post, journal: Journal, note: Callable[[int, Event], None]) -> None:
         self._config, self._task, self._post, self._journal, self._note = task.config, task, post, journal, note
-        self._holder = task.config.clients["count"]
+        self._holder = task.config.clients.count
         self._macs: dict[int, bytes] = {}
         self._scheme: encryption.CKKS | None = None
         self._key_tag = ""
@@ -48,7 +48,7 @@ class Participants:
         Raises:
           SelgradError: if fewer than `min_clients` answer, or the key holder does not.
         """
-        parties = [*range(self._config.clients["count"]), *([self._holder] if self._holds_keys() else [])]
+        parties = [*range(self._config.clients.count), *([self._holder] if self._holds_keys() else [])]
         replies = self._post.ask(0, "hello", {party: {} for party in parties})
         self._macs = {party: reply["mac"] for party, reply in replies.items()}
         if len(replies) - (self._holder in replies) < self._config.min_clients:

@@ -50,7 +50,7 @@ def federate(config: FederationConfig | Mapping[str, Any], out: str | Path, *, w
     task_of(checked.text)
     adopt(checked, folder)
     run_id = hashlib.sha256(f"{checked.identity}{folder.absolute()}".encode()).hexdigest()[:12]
-    tracker = make_tracker(wandb, folder, checked.name, run_id, {"federation": checked.text}, {**checked.wandb, "runs": "sweep"})
+    tracker = make_tracker(wandb, folder, checked.name, run_id, {"federation": checked.text}, {**checked.wandb.model_dump(), "runs": "sweep"})
     tracker.open([""])
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
     with terminal(quiet) as screen, Progress(*columns, console=screen, disable=quiet or not screen.is_terminal) as progress:
