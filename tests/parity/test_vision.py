@@ -16,8 +16,6 @@ from selgrad import trees
 from selgrad.base import InputSpec
 from selgrad.models import MODELS
 
-pytestmark = pytest.mark.xdist_group("parity")
-
 SPEC = InputSpec((32, 32, 3), 10)
 REFERENCE = json.loads((Path(__file__).parent / "vision_torch.json").read_text())
 CASES = {
