@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -219,10 +220,12 @@ def train(
     per_epoch = len(dataset) // chosen.batch_size
     num_steps = per_epoch * chosen.num_epochs
     root = Path(out)
-    journal = Journal(root, {"model": spec.to_dict(), **chosen._asdict(), "samples": len(dataset), "test_samples": len(test), "digest": _digest(dataset)})
-    done_before = journal.result
-    if done_before is not None and (root / "weights").is_dir():
-        return done_before
+    journal = Journal(
+        root, {"model": spec.to_dict(), **chosen._asdict(), "samples": len(dataset), "test_samples": len(test), "digest": [_digest(dataset), _digest(test)]}
+    )
+    finished = journal.result
+    if finished is not None and (root / "weights").is_dir():
+        return finished
 
     params = built.init(jax.random.key(chosen.seed))
     if spec.get("checkpoint") is not None:
@@ -253,10 +256,11 @@ def _part(dataset: Dataset, which: Any) -> Dataset:
 
 
 def _digest(dataset: Dataset) -> int:
-    """Tells data sets of one size apart."""
-    import zlib
-
-    return zlib.crc32(np.ascontiguousarray(dataset.labels).tobytes(), zlib.crc32(np.ascontiguousarray(dataset.pixels).tobytes()))
+    """Tells data sets of one size apart, and one normalisation from another."""
+    found = zlib.crc32(repr(dataset.spec).encode())
+    for part in (dataset.pixels, dataset.labels):
+        found = zlib.crc32(np.ascontiguousarray(part).tobytes(), found)
+    return found
 
 
 def _split(model: Model, params: Params) -> tuple[Params, Params]:

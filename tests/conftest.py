@@ -1,18 +1,20 @@
 """Fixtures, and run-time checks of every jaxtyping annotation in selgrad while tests run."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 import types
 from pathlib import Path
 
-from selgrad import devices
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Workers share the cores already; tests of several devices start processes of their own. Most of a test is compilation, of which LLVM's optimisation is
-    # a third; the second platform in `.ci/run` sets flags of its own and compiles as users do.
-    flags = "--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
-    os.environ.setdefault("XLA_FLAGS", flags)
-devices.configure()
+# Set before workers start, which inherit it all. Workers share the cores already, and tests of several devices start processes of their own. Most of a test is
+# compilation: LLVM optimises less (the second platform in `.ci/run` sets flags of its own and compiles as users do), and no program is compiled twice.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=1")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.mkdtemp(prefix="selgrad-tests-")
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": _cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 os.environ.setdefault("WANDB_MODE", "offline")
 
 import beartype

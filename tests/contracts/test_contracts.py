@@ -101,17 +101,16 @@ class TestModel:
         model = MODELS[name](spec)
         assert isinstance(model, Model)
         assert hash(model) == hash(MODELS[name](spec)) and model == MODELS[name](spec)
-        params = model.init(jax.random.key(0))
-        kernel = params
+        params = kernel = jax.jit(model.init)(jax.random.key(0))
         for part in model.head.split("/"):
             kernel = kernel[part]
         assert kernel["kernel"].shape[-1] == 7
         assert isinstance(model, TextModel) == (spec is TEXT)
-        assert model.logits(params, model.embed(params, x)).shape == (2, 7)
+        assert jax.eval_shape(lambda params: model.logits(params, model.embed(params, x)), params).shape == (2, 7)
 
     def test_what_is_sent_and_what_is_frozen_make_up_all_parameters(self, name):
         model = MODELS[name](spec_and_inputs(name)[0])
-        params = model.init(jax.random.key(0))
+        params = jax.jit(model.init)(jax.random.key(0))
         sent, frozen = model.split(params)
         assert sorted(trees.paths(sent) + trees.paths(frozen)) == sorted(trees.paths(params))
         merged = model.merge(sent, frozen)
@@ -121,11 +120,10 @@ class TestModel:
     def test_loss_is_linear_in_the_labels(self, name):
         spec, inputs = spec_and_inputs(name)
         model = MODELS[name](spec)
-        params = model.init(jax.random.key(0))
-        x = model.embed(params, inputs)
+        params = jax.jit(model.init)(jax.random.key(0))
+        loss = jax.jit(lambda labels: model.loss(params, model.embed(params, inputs), labels))
         a, b = jax.random.uniform(jax.random.key(2), (2, 2, 7))
-        mixed = model.loss(params, x, 0.3 * a + 0.7 * b)
-        np.testing.assert_allclose(mixed, 0.3 * model.loss(params, x, a) + 0.7 * model.loss(params, x, b), rtol=1e-4)
+        np.testing.assert_allclose(loss(0.3 * a + 0.7 * b), 0.3 * loss(a) + 0.7 * loss(b), rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", UPDATES)
