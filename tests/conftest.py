@@ -9,7 +9,7 @@ import types
 from pathlib import Path
 
 # Set before workers start, which inherit it all. Workers share the cores already, and tests of several devices start processes of their own. Most of a test is
-# compilation: LLVM optimises less (the second platform in `.ci/run` sets flags of its own and compiles as users do), and no program is compiled twice.
+# compilation: LLVM optimises less (benchmarks and notebooks compile as users do), and no program is compiled twice.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.mkdtemp(prefix="selgrad-tests-")
