@@ -1,8 +1,8 @@
 """The accuracy that `selgrad train` reaches by its recipes, and how long it takes, so that attacks can be run on trained weights.
 
-Command: SELGRAD_DATA=DIR uv run python benchmarks/training.py   (digits alone without the folder, which holds mnist/, fashion-mnist/ and cifar10/ in original files)
-Time: about 15 minutes on 2 cores.
-Expected: above 95 % on digits and MNIST; what a few thousand pictures allow on the others.
+Command: SELGRAD_DATA=DIR uv run python benchmarks/training.py   (digits alone without the folder, which holds mnist/ and fashion-mnist/ in original files)
+Time: three minutes on 2 cores.
+Expected: above 95 % on digits and MNIST; about 86 % on 6,000 pictures of Fashion-MNIST.
 Leaves: benchmarks/results/training.json; weights in a temporary folder.
 """
 
@@ -37,12 +37,11 @@ RECIPES = [
     ("mnist", halves("mnist", "mnist"), {"name": "cnn", "width": 16}, Recipe(num_epochs=4)),
     ("mnist", halves("mnist", "mnist"), {"name": "lenet"}, Recipe(num_epochs=12, learning_rate=0.01)),
     ("fashion_mnist", halves("fashion_mnist", "fashion-mnist"), {"name": "cnn", "width": 16}, Recipe(num_epochs=8)),
-    ("cifar10", halves("cifar10", "cifar10/cifar-10-batches-py"), {"name": "convnet", "width": 8}, Recipe(num_epochs=20, augmentation="crop_flip")),
-    ("cifar10", halves("cifar10", "cifar10/cifar-10-batches-py"), {"name": "vit", "width": 96, "num_layers": 4}, Recipe(num_epochs=20, augmentation="crop_flip")),
 ]  # fmt: skip
 
 
 def main() -> None:
+    host = {"devices": len(jax.devices()), "platform": jax.devices()[0].platform, "device_kind": jax.devices()[0].device_kind, "jax": jax.__version__}
     rows = []
     for data, (learnt, tested), model, recipe in RECIPES:
         if "path" in learnt and not ROOT:
@@ -58,8 +57,7 @@ def main() -> None:
         }  # fmt: skip
         print(json.dumps(row), flush=True)
         rows.append(row)
-    host = {"devices": len(jax.devices()), "platform": jax.devices()[0].platform, "device_kind": jax.devices()[0].device_kind, "jax": jax.__version__}
-    FILE.write_text(json.dumps({"host": host, "rows": rows}, indent=1) + "\n")
+        FILE.write_text(json.dumps({"host": host, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
