@@ -227,9 +227,7 @@ def train(
     if finished is not None and (root / "weights").is_dir():
         return finished
 
-    params = built.init(jax.random.key(chosen.seed))
-    if spec.get("checkpoint") is not None:
-        params = weights.load(spec.get("checkpoint"), params, spec.get("checkpoint_names") or ())
+    params = weights.initial(built, spec, jax.random.key(chosen.seed))
     transformation = chosen.transformation(num_steps)
     step = _stepper(built, built.input_spec, transformation, chosen)
     done, (params, state) = journal.newest((params, transformation.init(_split(built, params)[0])))
@@ -237,8 +235,10 @@ def train(
     loss: Any = float("nan")
     for number in range(done, num_steps):
         epoch, position = divmod(number, per_epoch)
-        # Drawn by the epoch's number, so that a resumed run sees what an uninterrupted one does.
-        order = np.random.default_rng([chosen.seed, epoch]).permutation(len(dataset))[position * chosen.batch_size :][: chosen.batch_size]
+        if position == 0:
+            # Drawn by the epoch's number, so that a resumed run, which starts with an epoch, sees what an uninterrupted one does.
+            shuffled = np.random.default_rng([chosen.seed, epoch]).permutation(len(dataset))
+        order = shuffled[position * chosen.batch_size :][: chosen.batch_size]
         params, state, loss = step(params, state, place(dataset.pixels[order]), place(dataset.labels[order]), number)
         if position + 1 == per_epoch:
             journal.save(number + 1, (params, state), float(loss))

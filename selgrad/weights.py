@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from selgrad import checkpoints, trees
-from selgrad.base import Params
+from selgrad.base import Key, Model, Params
 from selgrad.errors import DataError, SelgradError, UsageError, did_you_mean
 from selgrad.models.huggingface import read_safetensors, read_tensors
 from selgrad.models.names import cleaned, fused, renamed, turned
+from selgrad.registry import Spec
 
 Tensors = dict[str, npt.NDArray[Any]]
 _ENDINGS = {"weight": ("kernel", "scale", "embedding"), "bias": ("bias",), "running_mean": ("mean",), "running_var": ("var",)}
@@ -212,3 +213,14 @@ def load(path: str | Path, like: Params, names: Sequence[str] = ()) -> Params:
     params = jax.tree.map(jnp.asarray, match(tensors, like, str(path), names))
     trees.require_finite(params, f"checkpoint {str(path)!r}")
     return params
+
+
+def initial(model: Model, spec: Spec, key: Key) -> Params:
+    """What a model starts from: the checkpoint that its spec names, or fresh parameters.
+
+    Raises:
+      SelgradError: as `load`.
+    """
+    params = model.init(key)
+    stored = spec.get("checkpoint")
+    return params if stored is None else load(stored, params, spec.get("checkpoint_names") or ())

@@ -151,9 +151,7 @@ class Setting:
             sent, frozen = self.model.split(before.params)
             moved = jax.tree.map(lambda w, g: w - self._server_learning_rate * g.mean(axis=0), sent, before.grads)
             return self.model.merge(moved, frozen)
-        params = self.model.init(fold(jax.random.key(seed), "params"))
-        stored = self.specs[1].get("checkpoint")
-        return params if stored is None else weights.load(stored, params, self.specs[1].get("checkpoint_names") or ())
+        return weights.initial(self.model, self.specs[1], fold(jax.random.key(seed), "params"))
 
     def _client(self, seed: int, round_index: int = 0) -> Client:
         params = self._weights(seed, round_index)
