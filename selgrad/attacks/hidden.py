@@ -7,14 +7,14 @@ the mask itself as evidence, after the Bayesian framework of Balunovic et al. 20
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple, TypeAlias, cast
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from selgrad import trees
-from selgrad.base import Batch, GradientContext, Grads, Key, Model, Observation, Params
+from selgrad.base import Batch, GradientContext, Grads, InputSpec, KeepsStatistics, Key, Model, Observation, Params, TextSpec
 from selgrad.errors import UsageError
 
 Hidden: TypeAlias = Literal["zero", "average", "ignore", "bounded", "complete", "learned"]
@@ -60,20 +60,64 @@ def fill(observation: Observation, hidden: Hidden) -> Target:
 
 @dataclasses.dataclass(frozen=True)
 class _Embedded:
-    """A model that takes embedded inputs for inputs, so that a metric can score a dummy; all else is the model's."""
+    """A model that takes embedded inputs for inputs, so that a metric can score a dummy; all else is the model's.
+
+    Every member is written out: a run-time check of a protocol does not ask `__getattr__` (Python 3.12).
+    """
 
     model: Model
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
+    @property
+    def input_spec(self) -> InputSpec | TextSpec:
+        """The model's."""
+        return self.model.input_spec
+
+    @property
+    def head(self) -> str:
+        """The model's."""
+        return self.model.head
+
+    @property
+    def bypassed(self) -> frozenset[str]:
+        """The model's."""
+        return self.model.bypassed
+
+    @property
+    def always_encrypted(self) -> frozenset[str]:
+        """The model's."""
+        return self.model.always_encrypted
+
+    def init(self, key: Key) -> Params:
+        """The model's."""
+        return self.model.init(key)
+
+    def split(self, params: Params) -> tuple[Params, Params]:
+        """The model's."""
+        return self.model.split(params)
+
+    def merge(self, sent: Params, frozen: Params) -> Params:
+        """The model's."""
+        return self.model.merge(sent, frozen)
+
+    def targets(self, batch: Batch) -> Array:
+        """The labels, which are targets already."""
+        return batch.labels
 
     def embed(self, params: Params, inputs: Array) -> Array:
         """The inputs, which are embedded already."""
         return inputs
 
-    def targets(self, batch: Batch) -> Array:
-        """The labels, which are targets already."""
-        return batch.labels
+    def logits(self, params: Params, embedded: Array, valid: Array | None = None) -> Array:
+        """The model's."""
+        return self.model.logits(params, embedded, valid)
+
+    def loss(self, params: Params, embedded: Array, labels: Array, valid: Array | None = None) -> Array:
+        """The model's."""
+        return self.model.loss(params, embedded, labels, valid)
+
+    def statistics_update(self, params: Params, embedded: Array) -> Params:
+        """The model's; nothing of a model that keeps no running statistics."""
+        return self.model.statistics_update(params, embedded) if isinstance(self.model, KeepsStatistics) else {}
 
 
 def mask_evidence(key: Key, observation: Observation, candidate: Grads, inputs: Array, probabilities: Array) -> Array:
@@ -101,7 +145,7 @@ def mask_evidence(key: Key, observation: Observation, candidate: Grads, inputs: 
     labels = jnp.argmax(jax.lax.stop_gradient(probabilities), axis=-1).astype(jnp.int32)
     batch = Batch(inputs, labels, observation.valid)
     context = GradientContext(
-        model=cast(Model, _Embedded(observation.model)),
+        model=_Embedded(observation.model),
         params=observation.params,
         batch=batch,
         update=observation.update,
