@@ -340,6 +340,16 @@ class KeepsStatistics(Protocol):
         ...
 
 
+@runtime_checkable
+class Discloses(Protocol):
+    """A model of which an attacker may know more than what clients send, such as statistics of the batch."""
+
+    @property
+    def attacked(self) -> Model | None:
+        """The same model with what the attacker knows besides as a part of the update; None where it knows what is sent and no more."""
+        ...
+
+
 def with_statistics(model: Model, grads: Grads, params: Params, embed: Callable[[Params], Array]) -> Grads:
     """A gradient with the change of running statistics in the place of their derivative, where a model's clients send it."""
     if not isinstance(model, KeepsStatistics):

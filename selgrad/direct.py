@@ -18,7 +18,7 @@ from selgrad import encryption, trees
 from selgrad.base import Batch, Evidence, GradientContext, InputSpec, Metric, Model, Reconstruction, Selector, TextSpec, Update
 from selgrad.errors import EncryptionError, UsageError
 from selgrad.experiment import bind
-from selgrad.gradients import observe
+from selgrad.gradients import attacked, observe
 from selgrad.models.networks import by_path
 from selgrad.registry import Spec
 
@@ -326,6 +326,7 @@ def attack(
       GradientError: if gradient, mask and parameters are of different trees, or an entry is not finite.
     """
     made, weights = _model(model, params, input_spec)
+    made = attacked(made)
     tree = _to_ours(made, grads)
     _require_floats(tree, "attack")
     sent, _ = made.split(weights)

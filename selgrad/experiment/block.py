@@ -22,7 +22,13 @@ from selgrad.experiment.engine import OnEvent, Reports, Weights
 from selgrad.experiment.setting import Setting
 from selgrad.experiment.threat import Threat
 from selgrad.experiment.types import Lanes, Shown
+from selgrad.gradients import disclose
 from selgrad.modality import Outcome
+
+
+def _as_sent(one: Round, like: Shown) -> Shown:
+    """What is seen of a round without what an observer adds to it again."""
+    return Shown({name: one.visible[name] for name in like.visible}, {name: one.mask[name] for name in like.visible})
 
 
 class Observer:
@@ -40,7 +46,7 @@ class Observer:
     def __call__(self, params: tuple[Weights, Any], lane: Lanes) -> Observation:
         """The observation of one lane; `params` are each round's weights without leading axes, and what the attacker brings."""
         (weights, auxiliary), setting = params, self._setting
-        return Observation(
+        sent = Observation(
             model=setting.model,
             sent=tuple(Round(w, one.visible, one.mask) for w, one in zip(weights, lane.sent, strict=True)),
             update=setting.update,
@@ -52,6 +58,7 @@ class Observer:
             estimate=None if lane.estimate is None else jnp.asarray(lane.estimate),
             noise=lane.noise,
         )
+        return disclose(sent, lane.batch)
 
 
 class Block:
@@ -125,7 +132,7 @@ class Block:
             done[known] = len(rows)
             on_event(f"preparing mask {len(rows) + 1} of {rows_of_lanes * columns}")
             seen, reports[i, j] = self.attack.prepare(seen, remember)
-            rows.append((tuple(Shown(one.visible, one.mask) for one in seen.sent), seen.estimate))
+            rows.append((tuple(_as_sent(one, like) for one, like in zip(seen.sent, lanes.sent, strict=True)), seen.estimate))
         sent, estimate = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]).reshape(*lanes.shape, *leaves[0].shape), *rows)
         return lanes._replace(sent=sent, estimate=estimate), reports
 

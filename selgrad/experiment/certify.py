@@ -19,6 +19,7 @@ from selgrad.errors import UsageError
 from selgrad.evaluation.certificates import Certificate, certify, float32_noise, grams, van_trees
 from selgrad.experiment.setting import Setting
 from selgrad.experiment.types import widen
+from selgrad.gradients import attacked
 from selgrad.registry import Spec
 
 
@@ -38,6 +39,8 @@ class Certifier:
         setting = self._setting
         params = jax.eval_shape(setting.model.init, jax.random.key(0))
         embedded = jax.eval_shape(setting.model.embed, params, setting.dataset.batch(setting.samples[0], setting.update.batch_size).inputs)
+        if attacked(setting.model) is not setting.model:
+            raise UsageError("certificates bound what follows from what is sent, and statistics='known' tells the attacker more; take statistics: sent")
         if setting.leaves_out:
             raise UsageError(
                 f"certificates speak of entries that are sent or encrypted, and {setting.protection_spec.label} leaves some out; do without one of them"

@@ -21,6 +21,7 @@ from selgrad.config import RoundsConfig
 from selgrad.data import Dataset, TextDataset
 from selgrad.errors import UsageError
 from selgrad.experiment.types import Client, Lane, fold, widen
+from selgrad.gradients import attacked
 from selgrad.modality import modality_of
 from selgrad.protections import Protected
 from selgrad.registry import Spec, make_spec
@@ -63,6 +64,10 @@ class Setting:
         self.update: Update = update.build()
         self.protection: Protection = self.protection_spec.build()
         if self.protection.foreseen is not None:
+            if attacked(self.model) is not self.model:
+                raise UsageError(
+                    f"statistics='known': {self.protection_spec.label} clips what is sent as a whole, and an attacker what it knows; do without one"
+                )
             self.update = Protected(self.update, self.protection.foreseen)
         available = len(self.dataset) // self.update.batch_size
         if not available:

@@ -10,6 +10,7 @@ import dataclasses
 from selgrad.base import Attack, Evidence, Metric, Selector
 from selgrad.errors import UsageError
 from selgrad.experiment.setting import Setting
+from selgrad.gradients import attacked
 from selgrad.registry import Spec
 
 
@@ -38,6 +39,8 @@ def evidence_for(attack: Attack, setting: Setting, metric: Spec, selector: Spec)
     """
     if not attack.evidence:
         return None
+    if attacked(setting.model) is not setting.model:
+        raise UsageError(f"hidden={attack.rung!r} reads masks of all that is matched, and statistics='known' adds to it what was never sent; take another rung")
     if setting.leaves_out:
         raise UsageError(
             f"hidden={attack.rung!r} reads masks of the largest scores, and {setting.protection_spec.label} hides entries besides; take another rung"

@@ -8,11 +8,11 @@ from typing import Any
 
 from selgrad.base import Update
 from selgrad.callables import constant, is_factory, unusable
-from selgrad.gradients.exposure import observe
+from selgrad.gradients.exposure import attacked, disclose, observe
 from selgrad.gradients.fedavg import fedavg
 from selgrad.gradients.gradient import gradient
 
-__all__ = ["UPDATES", "adapt", "observe"]
+__all__ = ["UPDATES", "adapt", "attacked", "disclose", "observe"]
 
 UPDATES = {"gradient": gradient, "fedavg": fedavg}
 

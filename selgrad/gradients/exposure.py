@@ -5,12 +5,15 @@ Encryption never changes what an attacker sees of the exposed entries, so this i
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax import Array
 
 from selgrad import trees
-from selgrad.base import Batch, Evidence, Grads, Mask, Model, Observation, Params, Round, Update
+from selgrad.base import Batch, Discloses, Evidence, Grads, Mask, Model, Observation, Params, Round, Update
 
 
 def observe(
@@ -48,3 +51,35 @@ def observe(
         model=model, sent=(Round(params, visible, mask),), update=update, labels=labels, valid=valid, auxiliary=auxiliary, public=public,
         evidence=evidence, noise=noise,
     )  # fmt: skip
+
+
+def attacked(model: Model) -> Model:
+    """The model as its attacker simulates it, whose update may hold more than clients send: itself where nothing more is known."""
+    return (model.attacked if isinstance(model, Discloses) else None) or model
+
+
+def disclose(observation: Observation, batch: Batch) -> Observation:
+    """Adds to an observation what its attacker knows although nobody sends it, for a model that says so; others stay as they are.
+
+    Args:
+      observation: of what was sent.
+      batch: the client's own.
+
+    Returns:
+      The observation of `attacked(model)`: known leaves are visible, free of noise, and part of what an attack matches.
+    """
+    model = attacked(observation.model)
+    if model is observation.model:
+        return observation
+    labels = jax.nn.one_hot(model.targets(batch), model.input_spec.num_classes)
+
+    def shown(one: Round) -> Round:
+        whole = observation.update.client(model, one.params, batch, labels)
+        known = {name: part for name, part in whole.items() if name not in one.visible}
+        return Round(one.params, {**one.visible, **known}, {**one.mask, **jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), known)})
+
+    rounds = tuple(shown(one) for one in observation.sent)
+    noise = observation.noise
+    if noise is not None:
+        noise = {**noise, **{name: jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), part) for name, part in rounds[0].visible.items() if name not in noise}}
+    return dataclasses.replace(observation, model=model, sent=rounds, noise=noise)

@@ -18,7 +18,7 @@ from selgrad.errors import UsageError
 from selgrad.models.networks import Network, as_network
 
 Mode: TypeAlias = Literal["evaluation", "train"]
-Statistics: TypeAlias = Literal["kept", "sent", "encrypted"]
+Statistics: TypeAlias = Literal["kept", "known", "sent", "encrypted"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +34,8 @@ class ImageClassifier:
       bypassed, always_encrypted: as in `Model`.
       mode: "evaluation" normalises by running statistics, which everybody knows; "train" by those of the batch, which an attacker simulates with those of
         its dummies.
-      statistics: in mode "train", whether the client keeps its new running statistics, sends their change in the clear beside the gradient (an attacker
-        matches it too), or sends it encrypted.
+      statistics: in mode "train", whether the client keeps its new running statistics, keeps them and the attacker knows their change nevertheless
+        ("known"), sends their change in the clear beside the gradient (an attacker matches what it knows), or sends it encrypted.
       dropout_seed: in mode "train", of stochastic layers; the draws are the client's and public.
       attention_kernels: of a transformer, per layer the paths of the dense kernels that read the same input.
       tokens_per_input: rows by which one input adds to a dense layer's gradient.
@@ -56,9 +56,18 @@ class ImageClassifier:
         if not isinstance(self.input_spec, InputSpec):
             raise UsageError("this model reads images and the data set holds text; choose bert or gpt2")
         if self.mode == "evaluation" and self.statistics != "kept":
-            raise UsageError(f"statistics={self.statistics!r}: in mode 'evaluation' there are no new batch statistics to send; choose mode 'train'")
+            raise UsageError(f"statistics={self.statistics!r}: in mode 'evaluation' there are no new batch statistics to send or know; choose mode 'train'")
         if self.statistics == "encrypted":
             object.__setattr__(self, "always_encrypted", self.always_encrypted | frozenset(self._network.collections))
+
+    @property
+    def _keeps(self) -> bool:
+        return self.statistics in ("kept", "known")
+
+    @property
+    def attacked(self) -> ImageClassifier | None:
+        """The model that an attacker simulates where it knows statistics that are not sent; else None."""
+        return dataclasses.replace(self, statistics="sent") if self.statistics == "known" else None
 
     @property
     def _network(self) -> Network:
@@ -82,7 +91,7 @@ class ImageClassifier:
 
     def split(self, params: Params) -> tuple[Params, Params]:
         """Everything is trained and sent but batch statistics that the client keeps."""
-        return self._parts(params) if self.statistics == "kept" else (params, {})
+        return self._parts(params) if self._keeps else (params, {})
 
     def merge(self, sent: Params, frozen: Params) -> Params:
         """All parameters."""
@@ -111,7 +120,7 @@ class ImageClassifier:
 
     def statistics_update(self, params: Params, embedded: Float[Array, "b ..."]) -> Params:
         """What running statistics lose by seeing a batch, old - new, where the client sends it; else nothing."""
-        if self.statistics == "kept":
+        if self._keeps:
             return {}
         _, others = self._parts(params)
         return jax.tree.map(lambda old, new: old - new, others, self._apply(params, embedded)[1])

@@ -41,6 +41,6 @@ def convnet(input_spec: InputSpec, *, width: int = 64, norm: Norm = "batch", mod
       width: channels of the first convolution; 64 as published.
       norm: batch or group normalisation.
       mode: "evaluation" normalises by running statistics, which everybody knows; "train" by the batch's, which an attacker simulates.
-      statistics: in mode "train" what becomes of the new running statistics: `kept` by the client, `sent` in the clear, or sent `encrypted`.
+      statistics: in mode "train" what becomes of the new running statistics: `kept` by the client, kept but `known` to attackers, `sent`, or sent `encrypted`.
     """
     return ImageClassifier(_ConvNet(input_spec.num_classes, width, norm), input_spec, "linear", mode=mode, statistics=statistics)

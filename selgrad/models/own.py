@@ -47,7 +47,7 @@ def own_model(
       input_spec: of the data set.
       head: path of the last dense layer; by default the last one with as many outputs as there are classes. "" says that there is none.
       mode: "evaluation" normalises by running statistics, "train" by the batch's.
-      statistics: in mode "train" what becomes of the new running statistics: `kept` by the client, `sent` in the clear, or sent `encrypted`.
+      statistics: in mode "train" what becomes of the new running statistics: `kept` by the client, kept but `known` to attackers, `sent`, or sent `encrypted`.
       dropout_seed: in mode "train" of stochastic layers.
       checkpoint: weights to start from, which whoever runs the model loads (`selgrad.weights.load`).
 

@@ -79,7 +79,7 @@ def resnet(
       shortcut: A pads with zeros, B has a 1x1 convolution, where a block changes the shape.
       width: channels of the first stage.
       mode: "evaluation" normalises by running statistics, which everybody knows; "train" by the batch's, which an attacker simulates.
-      statistics: in mode "train" what becomes of the new running statistics: `kept` by the client, `sent` in the clear, or sent `encrypted`.
+      statistics: in mode "train" what becomes of the new running statistics: `kept` by the client, kept but `known` to attackers, `sent`, or sent `encrypted`.
 
     Raises:
       UsageError: for a depth that is not 6 n + 2.

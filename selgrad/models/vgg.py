@@ -55,6 +55,6 @@ def vgg(
       width: channels of the first stage; 64 as published, the last stages have eight times as many.
       norm: batch or group normalisation.
       mode: "evaluation" normalises by running statistics, which everybody knows; "train" by the batch's, which an attacker simulates.
-      statistics: in mode "train" what becomes of the new running statistics: `kept` by the client, `sent` in the clear, or sent `encrypted`.
+      statistics: in mode "train" what becomes of the new running statistics: `kept` by the client, kept but `known` to attackers, `sent`, or sent `encrypted`.
     """
     return ImageClassifier(_VGG(input_spec.num_classes, depth, width, norm), input_spec, "linear", mode=mode, statistics=statistics)

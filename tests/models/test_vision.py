@@ -10,10 +10,11 @@ import selgrad
 from selgrad import run_cell, trees
 from selgrad.attacks import ATTACKS
 from selgrad.attacks.completion import complete, tokens_at_most
-from selgrad.base import InputSpec
+from selgrad.base import Batch, InputSpec
 from selgrad.errors import UsageError
-from selgrad.gradients import UPDATES, observe
+from selgrad.gradients import UPDATES, disclose, observe
 from selgrad.models import MODELS
+from selgrad.registry import Spec
 
 CIFAR = InputSpec((32, 32, 3), 10)
 SMALL = {
@@ -83,11 +84,58 @@ class Normed(nn.Module):
 def test_a_statistic_that_is_sent_is_an_entry_like_every_other():
     given = {"dataset": {"name": "digits", "count": 2}, "attack": {"name": "inverting_gradients", "num_steps": 2}, "update": {"name": "fedavg", "num_steps": 2}}
     sizes = {}
-    for statistics in ("kept", "sent", "encrypted"):
+    for statistics in ("kept", "known", "sent", "encrypted"):
         cell = run_cell(**given, model=selgrad.model(Normed(), mode="train", statistics=statistics), ratio=0.0)
         sizes[statistics] = cell.num_total, cell.num_selected
     # Means and variances of 8 features.
-    assert sizes["sent"] == (sizes["kept"][0] + 16, 0) and sizes["kept"][1] == 0 and sizes["encrypted"] == (sizes["sent"][0], 16)
+    kept = sizes["kept"][0]
+    assert sizes == {"kept": (kept, 0), "known": (kept, 0), "sent": (kept + 16, 0), "encrypted": (kept + 16, 16)}
+
+
+def test_an_attacker_that_knows_statistics_matches_them_though_everything_sent_is_encrypted():
+    given = {"dataset": {"name": "digits", "count": 2}, "attack": {"name": "dlg", "num_steps": 3}, "known_labels": True, "ratio": 1.0}
+    given |= {"update": {"name": "fedavg", "num_steps": 2, "batch_size": 2}}
+    known, kept = (run_cell(**given, model=selgrad.model(Normed(), mode="train", statistics=statistics)) for statistics in ("known", "kept"))
+    assert known.num_selected == kept.num_selected == known.num_total and known.objective > 0 == kept.objective
+
+
+def test_what_is_known_is_what_would_have_been_sent():
+    """With nothing encrypted, an attacker that knows the statistics and one to whom they were sent hold the same."""
+    spec, update = InputSpec((8, 8, 1), 10), UPDATES["fedavg"](num_steps=2, batch_size=2)
+    kept, sent = (Spec.of("model", selgrad.model(Normed(), mode="train", statistics=statistics)).build(spec) for statistics in ("known", "sent"))
+    params, labels = kept.init(jax.random.key(0)), jnp.asarray([3, 5], jnp.int32)
+    batch = Batch(jax.random.uniform(jax.random.key(1), (2, 8, 8, 1)), labels)
+    grads, whole = (update.client(model, params, batch, jax.nn.one_hot(labels, 10)) for model in (kept, sent))
+    hidden = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), grads)
+    seen = disclose(observe(kept, update, params, grads, hidden, noise=jax.tree.map(lambda _: jnp.ones(()), grads)), batch)
+    assert seen.model == sent and "batch_stats" not in grads
+    jax.tree.map(np.testing.assert_array_equal, seen.visible["batch_stats"], whole["batch_stats"])
+    shown = {path: not np.asarray(leaf).all() for path, leaf in zip(trees.paths(seen.mask), jax.tree.leaves(seen.mask), strict=True)}
+    assert {path for path, yes in shown.items() if yes} == set(trees.paths({"batch_stats": whole["batch_stats"]}))
+    assert jax.tree.structure(seen.noise) == jax.tree.structure(whole) and not any(jax.tree.leaves(seen.noise["batch_stats"]))
+    again = disclose(seen, batch)
+    assert again is seen
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"attack": {"name": "idlg", "hidden": "bounded"}}, "hidden='bounded'"),
+        ({"attack": "idlg", "protection": {"name": "dp_gaussian", "clip": 1.0, "noise": 0.1}}, "clips"),
+    ],
+)
+def test_what_does_not_hold_where_statistics_are_known_is_refused(more, said):
+    with pytest.raises(UsageError, match=said):
+        run_cell(dataset={"name": "digits", "count": 1}, model=selgrad.model(Normed(), mode="train", statistics="known"), ratio=0.1, **more)
+
+
+def test_certificates_do_not_speak_of_what_is_known_besides(tmp_path):
+    config = {
+        "dataset": {"name": "digits", "count": 1}, "model": selgrad.model(Normed(), mode="train", statistics="known"), "attack": "idlg",
+        "metric": "magnitude", "ratio": [0.1], "encryption": None, "certificates": True,
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="certificates"):
+        selgrad.run_sweep(config, tmp_path / "out", quiet=True)
 
 
 def test_a_vision_transformers_layers_are_completed_by_their_tokens():
