@@ -18,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp  # isort: skip
 from flwr.serverapp.strategy import FedAvg  # isort: skip
 
 
-def client_app(mods):
+def client_app(mods, move=lambda generator, array: generator.normal(scale=0.1, size=array.shape)):
     app = ClientApp(mods=mods)
 
     @app.train()
@@ -26,7 +26,7 @@ def client_app(mods):
         arrays = message.content["arrays"].to_numpy_ndarrays()
         partition = int(context.node_config["partition-id"])
         generator = np.random.default_rng([partition, int(message.content["config"]["server-round"])])
-        new = [a + generator.normal(scale=0.1, size=a.shape).astype(np.float32) for a in arrays]
+        new = [a + move(generator, a).astype(a.dtype) for a in arrays]
         metrics = MetricRecord({"num-examples": 10 * (partition + 1), "loss": 1.0})
         return Message(RecordDict({"arrays": ArrayRecord(new), "metrics": metrics}), reply_to=message)
 
@@ -35,7 +35,7 @@ def client_app(mods):
 
 class InProcess(Grid):
     def __init__(self, app, count):
-        self._app, self._replies = app, {}
+        self._app, self._replies, self.reasons = app, {}, []
         self._contexts = {
             100 + i: Context(run_id=1, node_id=100 + i, node_config={"partition-id": i, "num-partitions": count}, state=RecordDict(), run_config={})
             for i in range(count)
@@ -62,6 +62,7 @@ class InProcess(Grid):
             try:
                 reply = self._app(message, self._contexts[message.metadata.dst_node_id])
             except Exception as error:  # as Flower does
+                self.reasons.append(str(error))
                 reply = Message(Error(code=2, reason=str(error)), reply_to=message)
             reply.metadata.__dict__["_message_id"] = str(uuid.uuid4())
             self._replies[message.metadata.message_id] = reply
@@ -74,16 +75,20 @@ class InProcess(Grid):
         return self.pull_messages(self.push_messages(messages))
 
 
-def trained(app, strategy):
+START = np.zeros((40, 60), np.float32), np.ones(7, np.float32)
+
+
+def trained(app, strategy, start=START):
     found, server = {}, ServerApp()
 
     @server.main()
     def main(grid, context):
-        arrays = ArrayRecord([np.zeros((40, 60), np.float32), np.ones(7, np.float32)])
+        arrays = ArrayRecord([*start])
         found["result"] = strategy.start(grid=grid, initial_arrays=arrays, num_rounds=2, train_config=ConfigRecord({}))
 
-    server(InProcess(app, 3), Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={}))
-    return [array.tolist() for array in found["result"].arrays.to_numpy_ndarrays()]
+    grid = InProcess(app, 3)
+    server(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={}))
+    return [array.tolist() for array in found["result"].arrays.to_numpy_ndarrays()], grid.reasons
 
 
 if __name__ == "__main__":
@@ -91,10 +96,17 @@ if __name__ == "__main__":
     encryption.KeyHolder().save(folder)
     holder = encryption.KeyHolder.load(folder)
     common = {"fraction_evaluate": 0.0, "min_train_nodes": 3, "min_available_nodes": 3}
-    plain = trained(client_app([]), FedAvg(**common))
+    plain, _ = trained(client_app([]), FedAvg(**common))
     mac = b"shared"
     mod = selective_encryption(f"{folder}/client.key", mac_key=mac)
-    sealed = trained(client_app([mod]), SelectiveFedAvg(ratio=0.3, decrypt=holder.decrypt, max_examples=100, mac_key=mac, **common))
+    sealed, _ = trained(client_app([mod]), SelectiveFedAvg(ratio=0.3, decrypt=holder.decrypt, max_examples=100, mac_key=mac, **common))
     other = selective_encryption(f"{folder}/client.key", mac_key=b"somebody else")
-    forged = trained(client_app([other]), SelectiveFedAvg(ratio=0.3, decrypt=holder.decrypt, max_examples=100, mac_key=mac, **common))
-    print(json.dumps({"plain": plain, "sealed": sealed, "forged": forged}))
+    forged, _ = trained(client_app([other]), SelectiveFedAvg(ratio=0.3, decrypt=holder.decrypt, max_examples=100, mac_key=mac, **common))
+    # Everything is encrypted and moves by 3 a round, beyond the bound of 1, and a counter, by 3 too, which is not encrypted and so has no bound.
+    far = {"move": lambda _, array: np.full(array.shape, 3.0)}
+    arrays = (np.zeros(4, np.float32), np.zeros(2, np.int64))
+    both = lambda: SelectiveFedAvg(ratio=1.0, decrypt=holder.decrypt, max_examples=30, **common)
+    refused, reasons = trained(client_app([selective_encryption(f"{folder}/client.key")], **far), both(), arrays)
+    clipped, _ = trained(client_app([selective_encryption(f"{folder}/client.key", clip=True)], **far), both(), arrays)
+    found = {"plain": plain, "sealed": sealed, "forged": forged, "refused": refused, "reasons": reasons, "clipped": clipped}
+    print(json.dumps(found))
