@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from selgrad.federation.flower import FlowerTransport, answer, num_participants, require_flower
+from selgrad.federation.flower import FlowerTransport, answer, num_participants, quiet_flower
 
-require_flower()
+quiet_flower()
 from flwr.clientapp import ClientApp  # noqa: E402
 from flwr.serverapp import ServerApp  # noqa: E402
 

@@ -19,19 +19,29 @@ RECORD = "selgrad"
 
 
 def require_flower() -> None:
-    """Makes Flower quiet and keeps it from telephoning home.
+    """Refuses where Flower is missing, and changes nothing, since whoever imports the mod or the strategy runs an app of their own.
 
     Raises:
       UsageError: if it is not installed.
     """
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import flwr  # noqa: F401
     except ImportError:
         raise UsageError("federated runs need Flower; install it with `uv sync --extra federation`, or pip install 'selgrad[federation]'") from None
+
+
+def quiet_flower() -> None:
+    """For selgrad's own runs: Flower writes nothing to the terminal and does not telephone home.
+
+    Raises:
+      UsageError: if it is not installed.
+    """
+    # Read when Flower is imported.
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    require_flower()
     logging.getLogger("flwr").setLevel(logging.CRITICAL + 1)
     # Ray's processes are started by fork and exec; nothing of JAX runs in between.
     warnings.filterwarnings("ignore", message="os.fork", category=RuntimeWarning)

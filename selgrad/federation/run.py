@@ -37,14 +37,14 @@ def federate(config: FederationConfig | Mapping[str, Any], out: str | Path, *, w
     from selgrad import devices
 
     devices.configure()
-    from selgrad.federation.flower import require_flower
+    from selgrad.federation.flower import quiet_flower
     from selgrad.federation.journal import adopt
     from selgrad.federation.learning import task_of
     from selgrad.federation.server import Server
     from selgrad.federation.simulation import simulate, terminal
     from selgrad.tracking import make_tracker
 
-    require_flower()
+    quiet_flower()
     checked = config if isinstance(config, FederationConfig) else parse(config)
     folder = Path(out)
     task_of(checked.text)

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from selgrad.errors import SelgradError
-from selgrad.federation.flower import FlowerTransport, num_participants, require_flower
+from selgrad.federation.flower import FlowerTransport, num_participants, quiet_flower
 
 
 def simulate(config: Any, serve: Callable[[FlowerTransport], Any]) -> Any:
@@ -29,7 +29,7 @@ def simulate(config: Any, serve: Callable[[FlowerTransport], Any]) -> Any:
     Returns:
       What `serve` returns; what it raises is raised.
     """
-    require_flower()
+    quiet_flower()
     from flwr.serverapp import ServerApp
     from flwr.simulation import run_simulation
 

@@ -71,7 +71,7 @@ def test_another_app_gets_selective_encryption_in_a_few_lines(tmp_path):
     # Clipped they are 1 each, so that two rounds move by 2 * 3 / (1/3 + 2/3 + 1) and not by 6; a counter is never encrypted nor clipped.
     moved, counted = (np.asarray(array) for array in found["clipped"])
     np.testing.assert_allclose(moved, 3.0, atol=1e-4)
-    assert counted.tolist() == [6, 6] and done.stdout.count("4 entries beyond the public bound 1 were clipped") == 4
+    assert counted.tolist() == [6, 6] and done.stderr.count("4 entries beyond the public bound 1 were clipped") == 4
 
 
 def certificate(folder):
