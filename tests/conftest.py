@@ -10,7 +10,10 @@ from pathlib import Path
 
 # Set before workers start, which inherit it all. Workers share the cores already, and tests of several devices start processes of their own. Most of a test is
 # compilation: LLVM optimises less (benchmarks and notebooks compile as users do), and no program is compiled twice.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=1")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true",
+)
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.mkdtemp(prefix="selgrad-tests-")
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": _cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
@@ -129,7 +132,7 @@ class TextProblem:
 
         self.model = small_transformer(**arguments)
         self.update = UPDATES["gradient"](batch_size=batch_size)
-        self.params = self.model.init(jax.random.key(0))
+        self.params = jax.jit(self.model.init)(jax.random.key(0))
         words = jax.random.randint(jax.random.key(1), (batch_size, 4), 4, 30)
         ends = jax.numpy.broadcast_to(jax.numpy.asarray([[2, 3, 0]]), (batch_size, 3))
         tokens = jax.numpy.concatenate([ends[:, :1], words, ends[:, 1:]], axis=1).astype("int32")
@@ -151,7 +154,7 @@ class Problem:
     def __init__(self, spec, model="mlp", update="gradient", batch_size=1, **arguments):
         self.model = MODELS[model](spec, **({"width": 16} if model != "lenet" else {}))
         self.update = UPDATES[update](batch_size=batch_size, **arguments)
-        self.params = self.model.init(jax.random.key(0))
+        self.params = jax.jit(self.model.init)(jax.random.key(0))
         keys = jax.random.split(jax.random.key(1))
         from selgrad.base import Batch, GradientContext
 
