@@ -116,12 +116,19 @@ def spec() -> InputSpec:
 TEXT_SPEC = TextSpec((7,), 3, 30, pad_id=0, start_id=2, end_id=3, special_ids=(0, 1, 2, 3))
 
 
-def small_transformer(causal=False, exposure="frozen", layers=2, **config):
-    """Two layers of width 32 over 30 tokens: a transformer that compiles in seconds."""
-    given = {"vocabulary_size": 30, "max_positions": 8, "token_types": 0 if causal else 2, "width": 32, "num_layers": layers, "num_heads": 2}
+def small_transformer(causal=False, exposure="frozen", layers=2, spec=TEXT_SPEC, **config):
+    """Two layers of width 32, over 30 tokens by default: a transformer that compiles in seconds."""
+    given = {
+        "vocabulary_size": spec.vocabulary_size,
+        "max_positions": spec.shape[0] + 1,
+        "token_types": 0 if causal else 2,
+        "width": 32,
+        "num_layers": layers,
+        "num_heads": 2,
+    }
     whole = TransformerConfig(**{**given, "mlp_width": 64, "activation": "gelu", "epsilon": 1e-5, "initializer_range": 0.2, **config})
-    network = (_GPT2 if causal else _Bert)(whole, "classification", 3)
-    return Transformer(network, TEXT_SPEC, whole, "classification", "classifier", causal, exposure)
+    network = (_GPT2 if causal else _Bert)(whole, "classification", spec.num_classes)
+    return Transformer(network, spec, whole, "classification", "classifier", causal, exposure)
 
 
 class TextProblem:
@@ -140,6 +147,12 @@ class TextProblem:
         one_hot = jax.nn.one_hot(self.batch.labels, 3)
         self.grads = jax.jit(lambda p, b, y: self.update.client(self.model, p, b, y))(self.params, self.batch, one_hot)
         self.context = GradientContext(model=self.model, params=self.params, batch=self.batch, update=self.update, grads=self.grads, key=jax.random.key(2))
+
+
+@pytest.fixture(scope="session")
+def transformer():
+    """`small_transformer`."""
+    return small_transformer
 
 
 @pytest.fixture(scope="session")

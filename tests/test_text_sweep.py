@@ -149,11 +149,15 @@ class TestLanguageModel:
         with pytest.raises(UsageError, match="another recipe"):
             train(data, out, num_steps=41, batch_size=8)
 
-    def test_lamp_uses_it_and_refuses_one_of_another_tokenizer(self, trained):
+    def test_lamp_uses_it_and_refuses_one_of_another_tokenizer(self, trained, transformer):
         out, _, _ = trained
         small = {"num_steps": 10, "steps_per_phase": 5, "num_starts": 4, "num_start_permutations": 4, "num_moves": 4, "candidates_at_once": 4}
         attack = {"name": "lamp", "language_model": str(out), **small}
-        found = run_cell(dataset={"name": "sentences", "count": 4}, model="bert", attack=attack)
+        # A model of one's own, of one narrow layer: LAMP on BERT takes a minute to compile.
+        model = transformer(layers=1, spec=DATASETS["sentences"](count=4).spec)
+        found = run_cell(dataset={"name": "sentences", "count": 4}, model=model, attack=attack)
         assert np.isfinite(found.objective)
         with pytest.raises(UsageError, match="tokenizer"):
             run_cell(dataset={"name": "text_file", "path": __file__}, model="bert", attack=attack)
+        with pytest.raises(UsageError, match=r"shape=\(\d+,\), and the data set has shape"):
+            run_cell(dataset="sentences", model=model, attack=attack)

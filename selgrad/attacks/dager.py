@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jax import Array
 
 from selgrad import trees
 from selgrad.attacks import row_space
@@ -299,6 +300,12 @@ def _improve(
     return chains, values
 
 
+@partial(jax.jit, static_argnums=2)
+def _labels(key: Key, observation: Observation, hidden: Hidden) -> Array:
+    """Compiled once for a model: done one operation after another, it would take most of the time of a short sentence."""
+    return last_layer_counts(key, observation, fill(observation, hidden))
+
+
 def dager(
     *,
     hidden: Hidden = "ignore",
@@ -358,7 +365,7 @@ def dager(
             # A language model's labels are its tokens.
             labels = jnp.where(jnp.asarray(real), jnp.asarray(tokens), -1)
         else:
-            labels = last_layer_counts(key, observation, fill(observation, hidden))
+            labels = _labels(key, observation, hidden)
         report = {"used": [leaf for layer in layers for leaf in layer.leaves], "unused": [leaf for layer in layers for leaf in layer.unused]}
         return Reconstruction.single(jnp.asarray(tokens), jnp.asarray(labels, jnp.int32), jnp.float32(objective), report=json.dumps(report))
 

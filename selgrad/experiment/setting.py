@@ -6,6 +6,7 @@ Everything is computed for all samples of a seed at once and kept; nothing here 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Sequence
@@ -60,6 +61,7 @@ class Setting:
         self.dataset: Dataset | TextDataset = dataset.build()
         self.model: Model = model.build(self.dataset.spec)
         self.modality = modality_of(self.dataset.spec)
+        _require_same_inputs(self.model.input_spec, self.dataset.spec)
         self.modality.require_fitting(self.dataset, self.model)
         self.update: Update = update.build()
         self.protection: Protection = self.protection_spec.build()
@@ -262,6 +264,21 @@ class Setting:
         if unsent is None:
             return masks
         return [mask | np.asarray(out[lane.sample]) for mask, out in zip(masks, jax.tree.leaves(unsent), strict=True)]
+
+
+def _require_same_inputs(read: InputSpec | TextSpec, given: InputSpec | TextSpec) -> None:
+    """A model that somebody made for other data than these reads something else; only classes and labels may differ."""
+    if type(read) is not type(given):
+        raise UsageError(f"model: it reads {_KINDS[type(read)]}, and the data set holds {_KINDS[type(given)]}")
+    for field in dataclasses.fields(given):
+        mine, theirs = getattr(read, field.name), getattr(given, field.name)
+        if field.name not in ("num_classes", "label_shape") and mine != theirs:
+            raise UsageError(
+                f"model: it was made for inputs of {field.name}={mine}, and the data set has {field.name}={theirs}; make it with the data set's spec"
+            )
+
+
+_KINDS = {InputSpec: "images", TextSpec: "text"}
 
 
 def each_key(key: Key, samples: Sequence[int]) -> Key:
