@@ -37,7 +37,7 @@ def test_it_learns_and_its_accuracy_is_that_of_the_stored_weights(trained, digit
     out, found = trained
     assert found["test_samples"] == 60 and found["accuracy"] > 0.85 and found["train_accuracy"] > 0.9
     model = MODELS["mlp"](digits.spec, width=32)
-    params = weights.load(out / "weights", model.init(jax.random.key(5)))
+    params = weights.load(out / "weights", jax.jit(model.init)(jax.random.key(5)))
     right = float((model.logits(params, jnp.asarray(digits.pixels)).argmax(-1) == digits.labels).mean())
     assert right == pytest.approx(0.9 * found["train_accuracy"] + 0.1 * found["accuracy"], abs=1e-6)
 

@@ -28,7 +28,7 @@ def client():
     data, public = DATASETS["digits"](count=1), DATASETS["digits"](count=400, offset=100)
     model = MODELS["mlp"](data.spec, width=16)
     update = UPDATES["gradient"]()
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     batch = data.batch(0, 1)
     grads = update.client(model, params, batch, jax.nn.one_hot(batch.labels, 10))
     batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[public.batch(i, 1) for i in range(400)])

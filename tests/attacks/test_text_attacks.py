@@ -158,12 +158,11 @@ class TestMoves:
     def test_candidates_are_judged_as_one_by_one(self):
         spec = TextSpec((7,), 2, 30, start_id=2, end_id=3, special_ids=(0, 1, 2, 3))
         model = MODELS["gpt2"](spec, size="tiny", task="causal_lm")
-        params = model.init(jax.random.key(0))
-        params = jax.tree.map(lambda leaf: 10 * leaf, params)
+        params = jax.tree.map(lambda leaf: 10 * leaf, jax.jit(model.init)(jax.random.key(0)))
         real = jnp.arange(7) < 6
         moves = jax.vmap(lambda key: random_move(key, jnp.int32(1), jnp.int32(4), 7))(jax.random.split(jax.random.key(1), 30))
         candidates = jnp.asarray([2, 5, 6, 5, 9, 3, 0])[moves]
-        one = jax.vmap(lambda row: model.log_perplexity(params, row[None], real[None])[0])(candidates)
+        one = jax.jit(jax.vmap(lambda row: model.log_perplexity(params, row[None], real[None])[0]))(candidates)
         assert np.ptp(one) > 0.1
         needed = jnp.ones(30, bool)
         for at_once in (1, 4, 64):
@@ -218,13 +217,15 @@ class TestSpace:
 
 def test_labels_of_single_sentences_are_read_off_the_bias_and_guessed_without(text_problem):
     p = text_problem()
+    client = jax.jit(lambda batch: p.update.client(p.model, p.params, batch, jax.nn.one_hot(batch.labels, 3)))
+    counts = jax.jit(lambda key, observation: last_layer_counts(key, observation, fill(observation, "ignore")))
 
     def read(label, chosen):
         batch = type(p.batch)(p.batch.inputs, jnp.asarray([label], jnp.int32), p.batch.valid)
-        grads = p.update.client(p.model, p.params, batch, jax.nn.one_hot(batch.labels, 3))
+        grads = client(batch)
         q = type("P", (), {"model": p.model, "update": p.update, "params": p.params, "grads": grads, "batch": batch})
         observation = hide(q, chosen)
-        return [int(last_layer_counts(jax.random.key(k), observation, fill(observation, "ignore"))[0]) for k in range(6)]
+        return [int(counts(jax.random.key(k), observation)[0]) for k in range(6)]
 
     for label in range(3):
         assert set(read(label, lambda path, leaf: False)) == {label}
@@ -236,7 +237,8 @@ def test_label_counts_of_a_batch(text_problem):
     # Exact where the model says about the same of every input, as an untrained one does.
     p = text_problem(batch_size=6, initializer_range=0.02)
     observation = hide(p, lambda path, leaf: False)
-    assert sorted(last_layer_counts(jax.random.key(0), observation, fill(observation, "ignore")).tolist()) == [0, 0, 1, 1, 2, 2]
+    counts = jax.jit(lambda key, observation: last_layer_counts(key, observation, fill(observation, "ignore")))
+    assert sorted(counts(jax.random.key(0), observation).tolist()) == [0, 0, 1, 1, 2, 2]
 
 
 def test_l2_l1_is_the_sum_of_both_and_a_leaf_below_rounding_counts_as_nothing():

@@ -29,7 +29,7 @@ class TestCheckpoint:
     @pytest.fixture
     def saved(self, name, task, tmp_path):
         model = MODELS[name](SPEC, task=task)
-        params = jax.tree.map(lambda leaf: leaf + 0.1, model.init(jax.random.key(1)))
+        params = jax.tree.map(lambda leaf: leaf + 0.1, jax.jit(model.init)(jax.random.key(1)))
         save_pretrained(model, params, tmp_path)
         return model, params, tmp_path
 
@@ -75,7 +75,7 @@ class TestRefusals:
     @pytest.fixture
     def folder(self, tmp_path):
         model = MODELS["bert"](SPEC)
-        save_pretrained(model, model.init(jax.random.key(1)), tmp_path)
+        save_pretrained(model, jax.jit(model.init)(jax.random.key(1)), tmp_path)
         return tmp_path
 
     @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ class TestRefusals:
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_what_the_padding_holds_changes_nothing(name):
     model = MODELS[name](SPEC)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     other = jnp.where(VALID, TOKENS, 7)
     np.testing.assert_allclose(apply(model, params), apply(model, params, other), rtol=1e-5, atol=1e-7)
     short = apply(model, params, TOKENS[1:, :4], None)
@@ -139,7 +139,7 @@ def test_gpt2_reads_only_what_is_before_and_bert_reads_all():
     changed = TOKENS.at[:, 5].set(1)
     for name, task, same in (("gpt2", "causal_lm", True), ("bert", "masked_lm", False)):
         model = MODELS[name](SPEC, task=task)
-        params = jax.tree.map(lambda leaf: 5 * leaf, model.init(jax.random.key(0)))
+        params = jax.tree.map(lambda leaf: 5 * leaf, jax.jit(model.init)(jax.random.key(0)))
         a, b = (np.asarray(apply(model, params, tokens, None))[:, :5] for tokens in (TOKENS, changed))
         assert np.array_equal(a, b) == same
 
@@ -148,7 +148,7 @@ def test_gpt2_reads_only_what_is_before_and_bert_reads_all():
 class TestWhatIsSent:
     def gradient(self, name, **arguments):
         model = MODELS[name](SPEC, **arguments)
-        params = model.init(jax.random.key(0))
+        params = jax.jit(model.init)(jax.random.key(0))
         batch = Batch(TOKENS, jnp.asarray([0, 1], jnp.int32), VALID)
         return model, params, UPDATES["gradient"](batch_size=2).client(model, params, batch, jax.nn.one_hot(batch.labels, 2))
 
@@ -190,7 +190,7 @@ def test_minilm_gives_its_published_similarities():
     tokens = jnp.asarray([row + [0] * (length - len(row)) for row in ids])
     valid = jnp.asarray([[True] * len(row) + [False] * (length - len(row)) for row in ids])
     model = MODELS["bert"](TextSpec((length,), 2, 30522), pretrained=str(folder), task="masked_lm")
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     hidden = last_hidden(model, params, tokens, valid)
     pooled = np.asarray((hidden * valid[..., None]).sum(axis=1) / valid.sum(axis=1, keepdims=True))
     pooled = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)

@@ -32,7 +32,7 @@ class Reference:
         self.dtype, self.values = dtype, np.load(folder / case / "reference.npz")
         self.gradients = safetensors.numpy.load_file(folder / case / "gradients.safetensors")
         self.model = MODELS[name](TextSpec((9,), 2, 101), pretrained=str(folder / case), task=task, embedding="sent")
-        self.params = jax.tree.map(lambda leaf: leaf.astype(dtype), self.model.init(jax.random.key(0)))
+        self.params = jax.tree.map(lambda leaf: leaf.astype(dtype), jax.jit(self.model.init)(jax.random.key(0)))
         self.batch = Batch(
             jnp.asarray(self.values["input_ids"], jnp.int32),
             jnp.asarray(self.values["labels"], jnp.int32),
@@ -105,7 +105,7 @@ def test_matching_objectives_and_their_derivatives(case, agree):
     model = case.model
     first = Batch(case.batch.inputs[:1], case.batch.labels[:1])
     labels = case.labels[:1]
-    mine = loss_gradient(model, case.params, embedding_of(model, first), labels)
+    mine = jax.jit(lambda params: loss_gradient(model, params, embedding_of(model, first), labels))(case.params)
     keep = lambda tree: trees.partition(tree, lambda path: path not in model.bypassed)[0]
     target = Target(keep(mine), jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), keep(mine)))
 

@@ -49,7 +49,7 @@ def sigmoid_client(problem, spec, double):
     def make(batch_size=1, size=4):
         p = problem(dataclasses.replace(spec, shape=(size, size, 1)), batch_size=batch_size)
         model = MODELS["mlp"](p.model.input_spec, width=16, activation="sigmoid")
-        return double(dataclasses.replace(p.context, model=model, params=model.init(jax.random.key(0))))
+        return double(dataclasses.replace(p.context, model=model, params=jax.jit(model.init)(jax.random.key(0))))
 
     return make
 
