@@ -8,17 +8,18 @@ import tempfile
 import types
 from pathlib import Path
 
-# Set before workers start, which inherit it all. Workers share the cores already, and tests of several devices start processes of their own. Most of a test is
-# compilation: LLVM optimises less (benchmarks and notebooks compile as users do), and no program is compiled twice.
+# Set before workers start, which inherit it. Workers share the cores already, and tests of several devices start processes of their own. Most of a test is
+# compilation: LLVM optimises less (benchmarks and notebooks compile as users do).
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true",
 )
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    _cache = tempfile.mkdtemp(prefix="selgrad-tests-")
-    os.environ |= {"JAX_COMPILATION_CACHE_DIR": _cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
-    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 os.environ.setdefault("WANDB_MODE", "offline")
+# Removed by the process that made it; workers end without a word.
+_SCRATCH = "SELGRAD_TESTS_SCRATCH"
+if _SCRATCH not in os.environ:
+    os.environ[_SCRATCH] = tempfile.mkdtemp(prefix="selgrad-tests-")
+    atexit.register(shutil.rmtree, os.environ[_SCRATCH], ignore_errors=True)
 
 import beartype
 import jaxtyping
@@ -58,6 +59,12 @@ jaxtyping.install_import_hook(_CHECKED, "selgrad_typechecker.check")
 
 import jax
 import pytest
+
+# No program is compiled twice by one worker. JAX writes entries in place: a process that reads one while another writes it, or after one was killed, gets half
+# of it, so the folder is this process's own and no other inherits it.
+jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(dir=os.environ[_SCRATCH]))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 from selgrad.base import InputSpec, TextSpec
 from selgrad.gradients import UPDATES

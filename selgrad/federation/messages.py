@@ -73,6 +73,10 @@ def _wrong_field(kind: str, reply: Message) -> str | None:
     return None
 
 
+STARTUP_SECONDS = 120.0
+"""At least so long is waited for participants that are only starting: importing JAX takes a while, more so beside other work."""
+
+
 @runtime_checkable
 class Transport(Protocol):
     """Carries messages to participants by number."""
@@ -99,9 +103,9 @@ class Post:
         self._tickets = itertools.count(1)
         self.down = self.up = 0
 
-    def ask(self, number: int, kind: str, requests: Mapping[int, Message]) -> dict[int, Message]:
-        """Replies by participant; whatever went wrong becomes an event of the round."""
-        text, timeout = self._config.text, self._config.timeout
+    def ask(self, number: int, kind: str, requests: Mapping[int, Message], patience: float = 0.0) -> dict[int, Message]:
+        """Replies by participant; whatever went wrong becomes an event of the round. At least `patience` seconds are waited, whatever the time limit."""
+        text, timeout = self._config.text, max(patience, self._config.timeout)
         whole = {party: {"kind": kind, "round": number, "ticket": next(self._tickets), "config": text, **request} for party, request in requests.items()}
         replies, events = self._transport.exchange(whole, timeout)
         for event in events:

@@ -17,7 +17,7 @@ from selgrad.encryption.agreement import Bits
 from selgrad.errors import EncryptionError, SelgradError
 from selgrad.federation.journal import Journal
 from selgrad.federation.learning import Task
-from selgrad.federation.messages import Event, Message, Post, plain_mac
+from selgrad.federation.messages import STARTUP_SECONDS, Event, Message, Post, plain_mac
 
 
 class Participants:
@@ -49,7 +49,7 @@ class Participants:
           SelgradError: if fewer than `min_clients` answer, or the key holder does not.
         """
         parties = [*range(self._config.clients.count), *([self._holder] if self._holds_keys() else [])]
-        replies = self._post.ask(0, "hello", {party: {} for party in parties})
+        replies = self._post.ask(0, "hello", {party: {} for party in parties}, STARTUP_SECONDS)
         self._macs = {party: reply["mac"] for party, reply in replies.items()}
         if len(replies) - (self._holder in replies) < self._config.min_clients:
             raise SelgradError(f"{len(replies)} clients answered and min_clients is {self._config.min_clients}; start more, or raise timeout")

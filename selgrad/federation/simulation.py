@@ -17,6 +17,7 @@ from rich.console import Console
 
 from selgrad.errors import SelgradError
 from selgrad.federation.flower import FlowerTransport, num_participants, quiet_flower
+from selgrad.federation.messages import STARTUP_SECONDS
 
 
 def simulate(config: Any, serve: Callable[[FlowerTransport], Any]) -> Any:
@@ -44,8 +45,7 @@ def simulate(config: Any, serve: Callable[[FlowerTransport], Any]) -> Any:
     def main(grid: Any, context: Any) -> None:
         idle.clear()
         try:
-            # Starting workers and importing JAX in them takes a while, more so under load.
-            found["result"] = serve(FlowerTransport(grid, count, max(120.0, config.timeout), stop.is_set))
+            found["result"] = serve(FlowerTransport(grid, count, max(STARTUP_SECONDS, config.timeout), stop.is_set))
         except BaseException as error:
             found["error"] = error
         finally:

@@ -40,7 +40,7 @@ def test_simulation_goes_on_without_clients_that_fail(tmp_path):
         {"client": 0, "round": 2, "kind": "malformed"},
         *({"client": 2, "round": r, "kind": "late"} for r in (3, 4)),
     ]
-    config = {**RUN, "clients": {"count": 3}, "rounds": 4, "agreement": "fixed", "timeout": 15.0, "faults": faults}
+    config = {**RUN, "clients": {"count": 3}, "rounds": 4, "agreement": "fixed", "timeout": 25.0, "faults": faults}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     done = program(sys.executable, "-m", "selgrad.cli", "federate", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
