@@ -19,7 +19,6 @@ from selgrad.errors import UsageError
 from selgrad.evaluation.certificates import Certificate, certify, float32_noise, grams, van_trees
 from selgrad.experiment.setting import Setting
 from selgrad.experiment.types import widen
-from selgrad.gradients import attacked
 from selgrad.registry import Spec
 
 
@@ -39,7 +38,7 @@ class Certifier:
         setting = self._setting
         params = jax.eval_shape(setting.model.init, jax.random.key(0))
         embedded = jax.eval_shape(setting.model.embed, params, setting.dataset.batch(setting.samples[0], setting.update.batch_size).inputs)
-        if attacked(setting.model) is not setting.model:
+        if setting.discloses:
             raise UsageError("certificates bound what follows from what is sent, and statistics='known' tells the attacker more; take statistics: sent")
         if setting.leaves_out:
             raise UsageError(

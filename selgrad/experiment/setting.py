@@ -66,7 +66,7 @@ class Setting:
         self.update: Update = update.build()
         self.protection: Protection = self.protection_spec.build()
         if self.protection.foreseen is not None:
-            if attacked(self.model) is not self.model:
+            if self.discloses:
                 raise UsageError(
                     f"statistics='known': {self.protection_spec.label} clips what is sent as a whole, and an attacker what it knows; do without one"
                 )
@@ -133,6 +133,11 @@ class Setting:
     def num_selected(self, ratio: float) -> int:
         """Encrypted entries: those that always are, and the ratio of the others."""
         return self.num_always + trees.count(ratio, self.num_total - self.num_always)
+
+    @property
+    def discloses(self) -> bool:
+        """Whether attackers know more than what is sent (`gradients.disclose`)."""
+        return attacked(self.model) is not self.model
 
     @property
     def leaves_out(self) -> bool:
@@ -269,16 +274,13 @@ class Setting:
 def _require_same_inputs(read: InputSpec | TextSpec, given: InputSpec | TextSpec) -> None:
     """A model that somebody made for other data than these reads something else; only classes and labels may differ."""
     if type(read) is not type(given):
-        raise UsageError(f"model: it reads {_KINDS[type(read)]}, and the data set holds {_KINDS[type(given)]}")
+        raise UsageError(f"model: it reads {modality_of(read).name}, and the data set holds {modality_of(given).name}")
     for field in dataclasses.fields(given):
         mine, theirs = getattr(read, field.name), getattr(given, field.name)
         if field.name not in ("num_classes", "label_shape") and mine != theirs:
             raise UsageError(
                 f"model: it was made for inputs of {field.name}={mine}, and the data set has {field.name}={theirs}; make it with the data set's spec"
             )
-
-
-_KINDS = {InputSpec: "images", TextSpec: "text"}
 
 
 def each_key(key: Key, samples: Sequence[int]) -> Key:

@@ -10,7 +10,6 @@ import dataclasses
 from selgrad.base import Attack, Evidence, Metric, Selector
 from selgrad.errors import UsageError
 from selgrad.experiment.setting import Setting
-from selgrad.gradients import attacked
 from selgrad.registry import Spec
 
 
@@ -39,7 +38,7 @@ def evidence_for(attack: Attack, setting: Setting, metric: Spec, selector: Spec)
     """
     if not attack.evidence:
         return None
-    if attacked(setting.model) is not setting.model:
+    if setting.discloses:
         raise UsageError(f"hidden={attack.rung!r} reads masks of all that is matched, and statistics='known' adds to it what was never sent; take another rung")
     if setting.leaves_out:
         raise UsageError(

@@ -71,7 +71,7 @@ class Content(Section):
     agreement: str = pydantic.Field("vote", description="On one mask.")
     protection: Any = pydantic.Field(None, description="`selective` by default: encryption of `ratio`.")
     encryption: Any = pydantic.Field({}, description="How updates are encrypted.")
-    timeout: float = pydantic.Field(600.0, description="Seconds to wait for replies in each phase.")
+    timeout: float = pydantic.Field(600.0, description="Seconds to wait for replies in each phase; two minutes at least for participants that are starting.")
     min_clients: int | None = pydantic.Field(None, description="Without so many updates a round changes nothing; 2 by default where anything is encrypted.")
     seed: int = pydantic.Field(0, description="Of weights, split, batches and masks.")
     verify: bool = pydantic.Field(True, description="Whether the server compares global weights with plain FedAvg; for experiments, where it has the data.")
@@ -94,7 +94,7 @@ class FederationConfig:
       protection: `selective` (encryption of `ratio`), `full` (of everything), or another's name, which encrypts nothing.
       baseline: what clients do to their updates before they send them; `none` where they encrypt.
       encryption: `profile`, `bound`, and `keys`, a folder from which clients take a secret key, where the profile encrypts under it.
-      timeout: seconds to wait for replies in each phase.
+      timeout: seconds to wait for replies in each phase; two minutes at least for participants that are starting.
       min_clients: without so many updates a round changes nothing, and no sum over fewer is decrypted; by default 2 where anything is encrypted.
       seed: of weights, split, batches and masks.
       verify: whether the server recomputes every client's update and compares global weights with plain FedAvg; for experiments, where it has the data.

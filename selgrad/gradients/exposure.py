@@ -73,13 +73,12 @@ def disclose(observation: Observation, batch: Batch) -> Observation:
         return observation
     labels = jax.nn.one_hot(model.targets(batch), model.input_spec.num_classes)
 
+    # What was sent stays as it was; the whole update fills in what it lacks.
     def shown(one: Round) -> Round:
         whole = observation.update.client(model, one.params, batch, labels)
-        known = {name: part for name, part in whole.items() if name not in one.visible}
-        return Round(one.params, {**one.visible, **known}, {**one.mask, **jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), known)})
+        return Round(one.params, {**whole, **one.visible}, {**jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), whole), **one.mask})
 
-    rounds = tuple(shown(one) for one in observation.sent)
-    noise = observation.noise
+    rounds, noise = tuple(shown(one) for one in observation.sent), observation.noise
     if noise is not None:
-        noise = {**noise, **{name: jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), part) for name, part in rounds[0].visible.items() if name not in noise}}
+        noise = {**jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), rounds[0].visible), **noise}
     return dataclasses.replace(observation, model=model, sent=rounds, noise=noise)

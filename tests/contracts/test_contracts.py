@@ -255,6 +255,12 @@ class TestAttack:
             spent = sum(quick(name).get(key, 0) for key in ("num_starts", "num_start_permutations"))
             assert found.objective[2] == 0 and found.num_evaluations[2] == spent, "only the starts were looked at"
 
+    @pytest.mark.parametrize("rung", ["zero", "average", "ignore"])
+    @pytest.mark.parametrize("name", [name for name in MATCHING if "hidden" in parameters("attack", name)])
+    def test_the_rung_that_is_asked_for_is_the_kernels(self, name, rung):
+        """The kernel says which rung it fills targets by, so an attack whose rungs are not all run cannot lose the argument on the way."""
+        assert make_spec("attack", name, {"hidden": rung}).build().rung == rung
+
     @pytest.mark.parametrize("name", together(MATCHING))
     def test_the_best_restart_is_chosen_by_the_attackers_own_objective(self, runs, name):
         _, found = runs(name, rungs(name)[-1])
