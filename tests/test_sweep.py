@@ -374,3 +374,20 @@ def test_encryption_takes_the_ring_for_the_number_of_values():
     small, large = engines.for_size(1000), engines.for_size(10**6)
     assert small[0].profile.ring == 4096 < large[0].profile.ring
     assert engines.for_size(999_999)[0] is small[0], "made once"
+
+
+@pytest.mark.parametrize("seeds", [6, 7])
+def test_what_clients_choose_is_scored_once_whatever_the_blocks(tmp_path, monkeypatch, seeds):
+    """Five metrics and so many seeds in blocks that hold a part of one seed's lanes each, attacked twice and compared at the end."""
+    from selgrad.experiment.choices import Choices
+
+    scored = []
+    score = Choices._scores
+    monkeypatch.setattr(Choices, "_scores", lambda self, *key: scored.append(key) or score(self, *key))
+    config = {
+        "dataset": {"name": "digits", "count": 1}, "model": {"name": "mlp", "width": 4}, "seeds": list(range(seeds)), "ratio": [0.1, 0.5], "block_size": 4,
+        "metric": ["magnitude", "random", "product", "sensitivity", "fisher"], "attack": [{"name": "idlg", "num_steps": 1, "hidden": ["zero", "ignore"]}],
+        "encryption": None,
+    }  # fmt: skip
+    records = run_sweep(config, tmp_path / "out", quiet=True)
+    assert len(records) == 5 * seeds * 2 * 2 and len(scored) == len(set(scored)) == 5 * seeds

@@ -5,10 +5,8 @@ Everything is computed for all samples of a seed at once and kept; nothing here 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from selgrad import devices, trees, weights
-from selgrad.base import Batch, GradientContext, Grads, InputSpec, Key, Metric, Model, Params, Protection, Ranks, Scores, Selector, Sent, TextSpec, Update
+from selgrad.base import Batch, Grads, InputSpec, Key, Model, Params, Protection, Ranks, Sent, TextSpec, Update
 from selgrad.config import RoundsConfig
 from selgrad.data import Dataset, TextDataset
 from selgrad.errors import UsageError
-from selgrad.experiment.types import Client, Lane, fold, widen
+from selgrad.experiment.choices import Choices
+from selgrad.experiment.types import Client, Lane, each_key, fold
 from selgrad.gradients import attacked
 from selgrad.modality import modality_of
 from selgrad.protections import Protected
@@ -94,10 +93,31 @@ class Setting:
         self._public_spec = public
         self.public: Batch | None = None if public is None else self._public(public)
         self._programs: dict[Any, Any] = {}
-        self.client = functools.lru_cache(maxsize=2 * self.num_rounds)(self._client)
-        self.ranks = functools.lru_cache(maxsize=32 * self.num_rounds)(self._ranks)
-        self.scores = functools.lru_cache(maxsize=4)(self._scores)
-        self.standard_error = functools.lru_cache(maxsize=32)(self._standard_error)
+        self.choices = Choices(self)
+        self.hold(2, 32)
+
+    def hold(self, num_seeds: int, num_choices: int, budget: int | None = None) -> None:
+        """Keeps the updates of so many seeds and the ranks of so many (metric, selector, seed), or as many of either as fit; what was kept is dropped.
+
+        Args:
+          num_seeds, num_choices: that will be read again and again.
+          budget: bytes; by default half of what is free, since blocks need the other half.
+        """
+        each = max(1, 4 * self.num_samples * self.num_total * self.num_rounds)
+        room = (devices.memory_budget() // 2 if budget is None else budget) // each
+        seeds = max(1, min(num_seeds, room // 4))
+        choices = max(1, min(num_choices, room - seeds))
+        self.num_bytes = (seeds + choices + 1) * each
+        self._clients = functools.lru_cache(maxsize=seeds * self.num_rounds)(self._client)
+        self.choices.hold(choices)
+
+    def client(self, seed: int, round_index: int = 0) -> Client:
+        """Every sample's update of a round, as it is sent, with the weights that it started from."""
+        return self._clients(seed, round_index)
+
+    def ranks(self, metric: Spec, selector: Spec, seed: int, round_index: int = 0) -> tuple[Ranks, float, float]:
+        """Ranks of every sample (NumPy, leading axis), seconds per sample to score, seconds per sample to rank."""
+        return self.choices.ranks(metric, selector, seed, round_index)
 
     def _public(self, spec: Spec) -> Batch:
         """Every batch of the public data, stacked."""
@@ -147,8 +167,8 @@ class Setting:
 
     def clear_caches(self) -> None:
         """Drops updates, scores and ranks, which are computed again when they are asked for."""
-        for kept in (self.client, self.scores, self.ranks):
-            kept.cache_clear()
+        self._clients.cache_clear()
+        self.choices.clear()
 
     def num_visible(self, lane: Lane) -> int:
         """Entries of a lane's first update that are sent in the clear."""
@@ -165,7 +185,7 @@ class Setting:
             return self.model.merge(moved, frozen)
         return weights.initial(self.model, self.specs[1], fold(jax.random.key(seed), "params"))
 
-    def _client(self, seed: int, round_index: int = 0) -> Client:
+    def _client(self, seed: int, round_index: int) -> Client:
         params = self._weights(seed, round_index)
         batches = [self.dataset.batch(i, self.update.batch_size) for i in self.samples]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
@@ -192,75 +212,6 @@ class Setting:
                 self._programs[name] = jax.jit(function).lower(*arguments).compile()
         return self._programs[name]
 
-    def _scores(self, metric: Spec, seed: int, round_index: int = 0) -> tuple[Scores, float]:
-        """Scores of every sample, leading axis (num_samples,), and seconds per sample after compilation."""
-        client = self.client(seed, round_index)
-        score: Metric = metric.build()
-        key = fold(jax.random.key(seed), "metric")
-        key = fold(key, round_index) if round_index else key
-        keys = each_key(key, self.samples)
-
-        def every(params: Params, items: tuple[Batch, Grads, Key], public: Batch | None) -> Scores:
-            def one(item: tuple[Batch, Grads, Key]) -> Scores:
-                batch, grads, key = item
-                return score(GradientContext(model=self.model, params=params, batch=batch, update=self.update, grads=grads, key=key, public=public))
-
-            return jax.lax.map(one, items)
-
-        arguments = (client.params, (client.batches, client.grads, keys), self.public)
-        double = score.precision == "float64"
-        with devices.double_precision() if double else contextlib.nullcontext():
-            if double:
-                arguments = jax.tree.map(widen, arguments)
-            program = self.compiled(metric, every, *arguments)
-            started = time.perf_counter()
-            scores = jax.block_until_ready(program(*arguments))
-            seconds = (time.perf_counter() - started) / self.num_samples
-            scores = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), scores) if double else scores
-        trees.require_finite(scores, f"the scores of {metric.label}")
-        return scores, seconds
-
-    def _standard_error(self, metric: Spec) -> float:
-        """Relative standard error of the squared norms that a metric estimates from probes; 0 for one that is exact."""
-        score: Metric = metric.build()
-        client = self.client(0)
-        if score.num_probes is None:
-            return 0.0
-        embedded = jax.eval_shape(jax.vmap(self.model.embed, (None, 0)), client.params, client.batches.inputs)
-        return score.standard_error(int(np.prod(embedded.shape[1:])), self.update.batch_size)
-
-    def _ranks(self, metric: Spec, selector: Spec, seed: int, round_index: int = 0) -> tuple[Ranks, float, float]:
-        """Ranks of every sample (NumPy, leading axis), seconds per sample to score, seconds per sample to rank."""
-        scores, score_seconds = self.scores(metric, seed, round_index)
-        choose: Selector = selector.build()
-        first = self.always
-        if choose.top_of == "all" and jax.default_backend() == "cpu":
-            started = time.perf_counter()
-            leaves, treedef = jax.tree.flatten(scores)
-            ranks = [np.empty(leaf.shape, np.int32) for leaf in leaves]
-            for i in range(self.num_samples):
-                one = trees.rank_on_host([np.asarray(leaf)[i] for leaf in leaves], first)
-                for whole, part in zip(ranks, one, strict=True):
-                    whole[i] = part
-            return jax.tree.unflatten(treedef, ranks), score_seconds, (time.perf_counter() - started) / self.num_samples
-
-        def rank(one: Scores) -> Ranks:
-            ranks = choose(one)
-            return trees.rank_first(ranks, first) if any(first) else ranks
-
-        if choose.of_cohort is not None:
-            started = time.perf_counter()
-            shared = choose.of_cohort(scores)
-            shared = jax.tree.map(np.asarray, trees.rank_first(shared, first) if any(first) else shared)
-            everyone = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (self.num_samples, *leaf.shape)), shared)
-            return everyone, score_seconds, (time.perf_counter() - started) / self.num_samples
-
-        order = self.compiled(selector, lambda s: jax.lax.map(rank, s), scores)
-        started = time.perf_counter()
-        ranks = jax.block_until_ready(order(scores))
-        mask_seconds = (time.perf_counter() - started) / self.num_samples
-        return jax.tree.map(np.asarray, ranks), score_seconds, mask_seconds
-
     def hidden(self, seed: int, round_index: int, lane: Lane) -> list[Any]:
         """Which entries of a lane's update of a round nobody sees, by leaf, bool: the encrypted ones and those that are not sent."""
         count = self.num_selected(lane.ratio)
@@ -281,8 +232,3 @@ def _require_same_inputs(read: InputSpec | TextSpec, given: InputSpec | TextSpec
             raise UsageError(
                 f"model: it was made for inputs of {field.name}={mine}, and the data set has {field.name}={theirs}; make it with the data set's spec"
             )
-
-
-def each_key(key: Key, samples: Sequence[int]) -> Key:
-    """One key a sample, the same whichever others there are."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(samples))

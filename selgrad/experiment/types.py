@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from jax import Array
@@ -121,3 +123,8 @@ class CellResult:
 def widen(leaf: Any) -> Any:
     """A float32 array in float64; others as they are."""
     return leaf.astype(np.float64) if leaf.dtype == np.float32 else leaf
+
+
+def each_key(key: Key, samples: Sequence[int]) -> Key:
+    """One key a sample, the same whichever others there are."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(samples))

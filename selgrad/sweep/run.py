@@ -56,6 +56,9 @@ class Sweep:
             Setting(dataset, model, update, public=config.public, rounds=config.rounds, protection=protection)
             for dataset, model, update, protection in settings(config)
         ]
+        choices = len(config.metric) * len(config.selector) * len(config.seeds)
+        for setting in self.settings:
+            setting.hold(len(config.seeds), choices)
         self._certifiers = [Certifier(setting) for setting in self.settings]
         if config.certificates:
             # Before anything runs: records are written with them.
@@ -159,7 +162,14 @@ class Sweep:
                 blocks.extend(parts)
         self.folder.save()
         self.folder.write_text("config.yaml", yaml.safe_dump(self.config.to_dict(), sort_keys=False))
+        # Attacks innermost: what a seed's clients choose is scored once for all of them, however little fits in memory.
+        blocks.sort(key=lambda block: (block.setting, self.config.seeds.index(block.seeds[0]), self._position(block)))
         return Plan(sum(b.num_cells for b in blocks), tuple(blocks), memory, compiling, seconds, len(self._compiled))
+
+    def _position(self, block: BlockPlan) -> tuple[int, int, int]:
+        """Where a block's first lane stands among those of its seed."""
+        first = block.lanes[0][0]
+        return self.config.metric.index(first.metric), self.config.selector.index(first.selector), first.sample
 
     # Encryption
 
