@@ -52,7 +52,7 @@ def main():
 
     def step(dummy, label, observed):
         counted = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), observed)
-        return jax.grad(lambda x: cosine(jax.grad(model.loss)(params, x, label), Target(observed, counted)))(dummy)
+        return jax.grad(lambda x: cosine(jax.grad(model.loss)(params, x, label), Target.of(observed, counted)))(dummy)
 
     compiled, result = {}, {"hardware": {"processor": platform.processor() or platform.machine(), "threads": 1, "jax": jax.__version__}, "lanes": LANES}
     for name, form in {"selgrad": convolution.convolve, "one_stage": one_stage, "xla": xla}.items():

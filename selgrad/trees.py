@@ -6,6 +6,7 @@ Every function treats the tree as one long vector, in the order in which JAX fla
 from __future__ import annotations
 
 import fnmatch
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -185,17 +186,38 @@ def top(ranks: Ranks, num_selected: Any) -> Mask:
     return jax.tree.map(lambda leaf: leaf < num_selected, ranks)
 
 
-def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
-    """The inner product over all entries.
+def total(function: Callable[..., Array], *leaves: Array) -> Float[Array, ""]:
+    """The sum over all entries of an elementwise function of arrays of one shape, which are read once and of which nothing so large is written.
 
-    Summed over columns last: XLA's CPU compiler vectorises a sum over leading axes and not one over a flattened leaf.
+    XLA's CPU compiler has no vectorised loop for a sum that it fuses with what is summed, so slices are added to each other elementwise, which it does
+    fuse, until what is left is small (measured in `benchmarks/engine.py`).
     """
+    shape = leaves[0].shape
+    if len(shape) < 2:
+        return function(*leaves).sum()
+    parts = next((parts for parts in (4, 5, 3, 2) if shape[0] % parts == 0), 1)
+    size = shape[0] // parts
+    slices = (function(*(leaf[k * size : (k + 1) * size] for leaf in leaves)) for k in range(parts))
+    folded = functools.reduce(jnp.add, slices)
+    # Over columns last: a sum over leading axes is vectorised, and one over a flattened array is not.
+    return folded.reshape(-1, shape[-1]).sum(axis=0).sum()
 
-    def one(x: Array, y: Array) -> Array:
-        product = x * y
-        return product.reshape(-1, product.shape[-1]).sum(axis=0).sum() if product.ndim > 1 else product.sum()
 
-    return sum((one(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)), jnp.float32(0))
+@jax.custom_jvp
+def _dot(x: Array, y: Array) -> Array:
+    return total(jnp.multiply, x, y)
+
+
+@_dot.defjvp
+def _(values: Any, tangents: Any) -> tuple[Array, Array]:
+    # Derivatives by slices would be put together again entry by entry.
+    (x, y), (dx, dy) = values, tangents
+    return _dot(x, y), (dx * y + x * dy).sum()
+
+
+def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
+    """The inner product over all entries."""
+    return sum((_dot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)), jnp.float32(0))
 
 
 def safe_sqrt(square: Array) -> Array:

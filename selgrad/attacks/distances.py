@@ -1,9 +1,14 @@
 """Distances between a dummy update and the observed one, over the entries that count.
 
-Squared L2: Zhu et al. 2019 (zhu2019dlg), equation 3. Cosine: Geiping et al. 2020 (geiping2020inverting), equation 4.
+Squared L2: Zhu et al. 2019 (zhu2019dlg), equation 3. Cosine: Geiping et al. 2020 (geiping2020inverting), equation 4. A leaf of the dummy update may be an
+`Outer`; each distance takes as few passes over it as its terms allow.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,54 +16,103 @@ from jaxtyping import Array, Float
 
 from selgrad import trees
 from selgrad.attacks.hidden import Target
-from selgrad.base import Grads
+from selgrad.attacks.outer import Outer, is_outer
 
 
-def squared_l2(candidate: Grads, target: Target) -> Float[Array, ""]:
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _error(leaf: Array, target: Array, counted: Array, alpha: float) -> Array:
+    """The sum over counted entries of e^2 + alpha |e|, e = leaf - target, in one pass."""
+
+    def of(g: Array, t: Array, c: Array) -> Array:
+        error = jnp.where(c, g - t, 0)
+        return error * error + alpha * jnp.abs(error) if alpha else error * error
+
+    return trees.total(of, leaf, target, counted)
+
+
+@_error.defjvp
+def _(alpha: float, values: Any, tangents: Any) -> tuple[Array, Array]:
+    leaf, target, counted = values
+    error = jnp.where(counted, leaf - target, 0)
+    slope = 2 * error + alpha * jnp.sign(error) if alpha else 2 * error
+    return _error(leaf, target, counted, alpha), (slope * (tangents[0] - tangents[1])).sum()
+
+
+@jax.custom_jvp
+def _square(leaf: Array, counted: Array) -> Array:
+    """The sum over counted entries of their squares, in one pass."""
+    return trees.total(lambda g, c: jnp.where(c, g * g, 0), leaf, counted)
+
+
+@_square.defjvp
+def _(values: Any, tangents: Any) -> tuple[Array, Array]:
+    leaf, counted = values
+    return _square(leaf, counted), (2 * jnp.where(counted, leaf, 0) * tangents[0]).sum()
+
+
+def _pairs(candidate: Any, target: Target) -> list[tuple[Any, Array, Array]]:
+    """Leaves of the dummy update, of the target, and which entries count."""
+    leaves = jax.tree.leaves(candidate, is_leaf=is_outer)
+    return list(zip(leaves, jax.tree.leaves(target.grads), jax.tree.leaves(target.counted), strict=True))
+
+
+def _sum(parts: Sequence[Array]) -> Array:
+    return jnp.stack(parts).sum()
+
+
+def _written(leaf: Array | Outer) -> Array:
+    return leaf.dense() if isinstance(leaf, Outer) else leaf
+
+
+def squared_l2(candidate: Any, target: Target) -> Float[Array, ""]:
     """The sum over counted entries of (g'_i - g_i)^2."""
-    error = jax.tree.map(lambda leaf, t, c: jnp.where(c, leaf - t, 0), candidate, target.grads, target.counted)
-    return trees.dot(error, error) + _evidence(target)
+    return l2_l1(candidate, target, 0.0)
 
 
 def _evidence(target: Target) -> Float[Array, ""] | float:
     """The penalty of the mask in units of a squared gradient."""
     if isinstance(target.penalty, float):
         return target.penalty
-    return target.penalty * trees.dot(target.grads, target.grads)
+    return target.penalty * _sum(target.squares)
 
 
-def _norm(tree: Grads) -> Float[Array, ""]:
-    return trees.safe_sqrt(trees.dot(tree, tree))
+def _inner_and_square(leaf: Array | Outer, target: Array, counted: Array) -> tuple[Array, Array]:
+    """<g', g> over counted entries, where g is 0 on the others, and the squared norm of g' over them."""
+    if isinstance(leaf, Outer):
+        return leaf.inner(target), leaf.square(counted)
+    return trees.dot(leaf, target), _square(leaf, counted)
 
 
-def _cosine(candidate: Grads, target: Target, floor: Array | float) -> Float[Array, ""]:
-    counted = jax.tree.map(lambda leaf, c: jnp.where(c, leaf, 0), candidate, target.counted)
-    mine, theirs = _norm(counted), _norm(target.grads)
+def _cosine(inner: Array, square: Array, target: Array, floor: Array | float) -> Float[Array, ""]:
+    """1 - cos from an inner product and two squared norms; 1 where the target's norm does not exceed the floor."""
+    mine, theirs = trees.safe_sqrt(square), trees.safe_sqrt(target)
     known = (mine > 0) & (theirs > floor)
     # Divided one after the other: the square of a product of two small norms underflows in the derivative.
-    similarity = trees.dot(counted, target.grads) / jnp.where(known, mine, 1) / jnp.where(known, theirs, 1)
+    similarity = inner / jnp.where(known, mine, 1) / jnp.where(known, theirs, 1)
     return 1 - jnp.where(known, similarity, 0)
 
 
-def cosine(candidate: Grads, target: Target) -> Float[Array, ""]:
+def cosine(candidate: Any, target: Target) -> Float[Array, ""]:
     """1 - cos of the angle between the counted entries, one angle over all leaves; 1 where either side is 0."""
-    return _cosine(candidate, target, 0.0) + target.penalty
+    inner, square = zip(*(_inner_and_square(*pair) for pair in _pairs(candidate, target)), strict=True)
+    return _cosine(_sum(inner), _sum(square), _sum(target.squares), 0.0) + target.penalty
 
 
-def mean_leaf_cosine(candidate: Grads, target: Target) -> Float[Array, ""]:
+def mean_leaf_cosine(candidate: Any, target: Target) -> Float[Array, ""]:
     """The mean over leaves of 1 - cos: LAMP's reading (balunovic2022lamp), which weighs a bias as much as a matrix.
 
     A leaf whose whole target lies below the rounding of the gradient counts as 0, hence as 1 - cos = 1: the gradient of an attention key's
     bias is 0 in exact arithmetic, and the direction of its rounding errors says nothing.
     """
-    pairs = zip(jax.tree.leaves(candidate), jax.tree.leaves(target.grads), jax.tree.leaves(target.counted), strict=True)
-    floor = _norm(target.grads)
+    floor = trees.safe_sqrt(_sum(target.squares))
     floor = floor * jnp.finfo(floor.dtype).eps
-    return jnp.mean(jnp.stack([_cosine([leaf], Target([t], [c]), floor) for leaf, t, c in pairs])) + target.penalty
+    each = [_cosine(*_inner_and_square(*pair), theirs, floor) for pair, theirs in zip(_pairs(candidate, target), target.squares, strict=True)]
+    return jnp.mean(jnp.stack(each)) + target.penalty
 
 
-def l2_l1(candidate: Grads, target: Target, alpha: float) -> Float[Array, ""]:
-    """The sum over counted entries of (g'_i - g_i)^2 + alpha |g'_i - g_i|: TAG's reading (deng2021tag), with one weight for all layers."""
-    error = jax.tree.map(lambda leaf, t, c: jnp.where(c, leaf - t, 0), candidate, target.grads, target.counted)
-    # |e| as e * sign(e), so that both sums take the same vectorised path.
-    return _evidence(target) + trees.dot(error, error) + alpha * trees.dot(error, jax.tree.map(lambda e: jax.lax.stop_gradient(jnp.sign(e)), error))
+def l2_l1(candidate: Any, target: Target, alpha: float) -> Float[Array, ""]:
+    """The sum over counted entries of (g'_i - g_i)^2 + alpha |g'_i - g_i|: TAG's reading (deng2021tag), with one weight for all layers.
+
+    The difference is taken entry by entry whatever the leaf: where the two are close, squares of each and their product would cancel.
+    """
+    return _evidence(target) + _sum([_error(_written(leaf), t, c, alpha) for leaf, t, c in _pairs(candidate, target)])

@@ -25,13 +25,20 @@ class Target(NamedTuple):
 
     Attributes:
       grads: values, 0 where they do not count.
-      counted: which of them count, a tree of bool.
+      counted: which of them count, a tree of bool, or of 1 and 0 where a distance multiplies by it.
+      squares: of the norm of each leaf of `grads`, in flattening order; known once, so that no step of an attack takes them again.
       penalty: of the mask as evidence, relative to the squared norm of `grads`; each distance adds it in its own unit.
     """
 
     grads: Grads
     counted: Grads
+    squares: tuple[Array, ...]
     penalty: Array | float = 0.0
+
+    @classmethod
+    def of(cls, grads: Grads, counted: Grads) -> Target:
+        """With the squares of what is given."""
+        return cls(grads, counted, tuple(trees.dot(leaf, leaf) for leaf in jax.tree.leaves(grads)))
 
 
 def fill(observation: Observation, hidden: Hidden) -> Target:
@@ -55,7 +62,7 @@ def fill(observation: Observation, hidden: Hidden) -> Target:
     def counted(m: Array, r: bool) -> Array:
         return ~m if r and hidden not in ("zero", "average") else jnp.full(m.shape, r)
 
-    return Target(jax.tree.map(value, visible, mask, reached), jax.tree.map(counted, mask, reached))
+    return Target.of(jax.tree.map(value, visible, mask, reached), jax.tree.map(counted, mask, reached))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
+from selgrad.attacks import outer
 from selgrad.attacks.completion import complete
 from selgrad.attacks.hidden import Hidden, Target, fill, mask_evidence
 from selgrad.attacks.labels import LabelRule
@@ -45,13 +46,15 @@ class Candidate(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """One restart: `init(key, observation)`, `step(observation, state)`, `decode(observation, state) -> Candidate`; `prepare` comes once before all.
+    """One restart: `init(key, observation)`, `step(observation, aims, state)`, `decode(observation, state) -> Candidate`; `prepare` comes once before all.
 
-    `rung`, `evidence` and `estimate` are what `Attack` says of itself.
+    `aim(observation)` is what each round's dummy update is compared with, once for all steps. `rung`, `evidence` and `estimate` are what `Attack` says of
+    itself.
     """
 
     init: Callable[[Key, Observation], State]
-    step: Callable[[Observation, State], State]
+    aim: Callable[[Observation], list[Target]]
+    step: Callable[[Observation, list[Target], State], State]
     decode: Callable[[Observation, State], Candidate]
     prepare: Callable[[Observation, Remember], tuple[Observation, str]] | None = None
     rung: str = ""
@@ -127,11 +130,29 @@ def gradient_matching(
         num_inputs = math.prod(place.shape)
         return place.fix(point[:num_inputs].reshape(place.shape)), jax.nn.softmax(point[num_inputs:].reshape(labels_shape))
 
-    def objective(observation: Observation, labels: Array | None) -> Objective:
-        rounds = [(seen, fill(seen, hidden)) for seen in observation.rounds]
+    def updated(seen: Observation, inputs: Array, probabilities: Array) -> Any:
+        function = lambda *arguments: seen.update(seen.model, *arguments)
+        arguments = seen.params, inputs, probabilities, seen.valid
+        # A metric that scores the dummy reads every entry of its update.
+        return outer.factored(function, *arguments) if hidden != "bounded" and outer.enabled() else function(*arguments)
+
+    def aim(observation: Observation) -> list[Target]:
+        sizes, place = label_sizes(observation), space(observation).shape
+
+        def of_round(seen: Observation) -> Target:
+            target = fill(seen, hidden)
+            like = jax.eval_shape(lambda: updated(seen, jnp.zeros(place), jnp.zeros(sizes)))
+            # Read as a factor of products in every step.
+            known = lambda leaf, c: c.astype(jnp.float32) if outer.is_outer(leaf) else c
+            return target._replace(counted=jax.tree.map(known, like, target.counted, is_leaf=outer.is_outer))
+
+        return [of_round(seen) for seen in observation.rounds]
+
+    def objective(observation: Observation, aims: list[Target], labels: Array | None) -> Objective:
+        rounds = list(zip(observation.rounds, aims, strict=True))
 
         def mismatch(seen: Observation, target: Target, inputs: Array, probabilities: Array) -> Array:
-            candidate = seen.update(seen.model, seen.params, inputs, probabilities, seen.valid)
+            candidate = updated(seen, inputs, probabilities)
             if hidden == "bounded":
                 # The same draws at every step and for every restart: a metric's probes must not be noise in the objective.
                 target = target._replace(penalty=mask_evidence(jax.random.key(0), seen, candidate, inputs, probabilities))
@@ -145,8 +166,8 @@ def gradient_matching(
 
         return value
 
-    def value_of_inputs(observation: Observation, labels: Array | None, point: Array) -> Value:
-        function = objective(observation, labels)
+    def value_of_inputs(observation: Observation, aims: list[Target], labels: Array | None, point: Array) -> Value:
+        function = objective(observation, aims, labels)
         rest = point[math.prod(space(observation).shape) :]
         return lambda inputs: function(jnp.concatenate([inputs.reshape(-1), rest]))
 
@@ -164,7 +185,7 @@ def gradient_matching(
         else:
             point = inputs.reshape(-1)
         if search is not None and hidden != "learned":
-            inputs = search.start(inputs_key, observation, value_of_inputs(observation, labels, point))
+            inputs = search.start(inputs_key, observation, value_of_inputs(observation, aim(observation), labels, point))
             point = jnp.concatenate([inputs.reshape(-1), point[inputs.size :]])
         inner = minimiser(observation).init(point)
         # Where nothing is visible there is nothing to optimise for: the attack is done and returns its prior sample.
@@ -172,8 +193,8 @@ def gradient_matching(
         spent = jnp.full((), 0 if search is None or hidden == "learned" else search.evaluations_per_start, jnp.int32)
         return State(inner, point, labels, spent, jnp.zeros((), jnp.int32), jax.random.key_data(key))
 
-    def step(observation: Observation, state: State) -> State:
-        function, method = objective(observation, state.labels), minimiser(observation)
+    def step(observation: Observation, aims: list[Target], state: State) -> State:
+        function, method = objective(observation, aims, state.labels), minimiser(observation)
         body = lambda _, inner: method.step(function, inner)
         if evaluations_per_step == 1:
             inner = body(0, state.inner)
@@ -181,17 +202,17 @@ def gradient_matching(
             inner = jax.lax.fori_loop(0, evaluations_per_step, body, state.inner)
         each = evaluations_per_step
         if search is not None:
-            inner = refined(observation, state, inner)
+            inner = refined(observation, aims, state, inner)
             each += search.evaluations_per_step
         spent = jnp.where(state.inner.done, 0, each)
         return state._replace(inner=inner, num_evaluations=state.num_evaluations + spent, num_steps=state.num_steps + 1)
 
-    def refined(observation: Observation, state: State, inner: Any) -> Any:
+    def refined(observation: Observation, aims: list[Target], state: State, inner: Any) -> Any:
         assert search is not None
         point, shape = inner.upcoming, space(observation).shape
         size = math.prod(shape)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.num_steps)
-        value = value_of_inputs(observation, state.labels, point)
+        value = value_of_inputs(observation, aims, state.labels, point)
         inputs, found = search.refine(key, observation, value, point[:size].reshape(shape), state.num_steps)
         moved = jnp.concatenate([inputs.reshape(-1), point[size:]])
         better = ~inner.done & (found < inner.value) & (jnp.abs(moved) < RUN_AWAY).all()
@@ -212,7 +233,7 @@ def gradient_matching(
         return Candidate(read(inputs), labels, value, read(unravel(observation, state.labels, state.start)[0]))
 
     prepare: Prepare | None = complete if hidden == "complete" else estimate if hidden == "learned" else None
-    return Kernel(init, step, decode, prepare, rung=hidden, evidence=hidden == "bounded", estimate=hidden == "learned")
+    return Kernel(init, aim, step, decode, prepare, rung=hidden, evidence=hidden == "bounded", estimate=hidden == "learned")
 
 
 def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
@@ -233,11 +254,13 @@ def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
             return jax.vmap(kernel.init, (0, None))(jax.random.split(key, num_restarts), observation)
 
     def advance(observation: Observation, state: State, steps: Any) -> State:
+        aims = kernel.aim(observation)
+
         def unfinished(carry: tuple[Array, State]) -> Array:
             return (carry[0] < steps) & ~carry[1].inner.done.all()
 
         def body(carry: tuple[Array, State]) -> tuple[Array, State]:
-            return carry[0] + 1, jax.vmap(kernel.step, (None, 0))(observation, carry[1])
+            return carry[0] + 1, jax.vmap(kernel.step, (None, None, 0))(observation, aims, carry[1])
 
         with jax.default_matmul_precision("highest"):
             result: State = jax.lax.while_loop(unfinished, body, (jnp.zeros((), jnp.int32), state))[1]

@@ -242,10 +242,10 @@ def test_label_counts_of_a_batch(text_problem):
 
 
 def test_l2_l1_is_the_sum_of_both_and_a_leaf_below_rounding_counts_as_nothing():
-    target = Target({"a": jnp.asarray([1.0, 2.0]), "b": jnp.asarray([1e-12])}, {"a": jnp.asarray([True, False]), "b": jnp.asarray([True])})
+    target = Target.of({"a": jnp.asarray([1.0, 2.0]), "b": jnp.asarray([1e-12])}, {"a": jnp.asarray([True, False]), "b": jnp.asarray([True])})
     candidate = {"a": jnp.asarray([3.0, 50.0]), "b": jnp.asarray([-1e-12])}
     np.testing.assert_allclose(l2_l1(candidate, target, 0.5), 4 + 0.5 * 2, rtol=1e-6)
-    alive = Target({"a": target.grads["a"] * jnp.asarray([1.0, 0.0]), "b": target.grads["b"]}, target.counted)
+    alive = Target.of({"a": target.grads["a"] * jnp.asarray([1.0, 0.0]), "b": target.grads["b"]}, target.counted)
     value, slope = jax.value_and_grad(mean_leaf_cosine)(candidate, alive)
     np.testing.assert_allclose(value, 0.5, atol=1e-6)
     assert np.isfinite(slope["b"]).all() and slope["b"] == 0

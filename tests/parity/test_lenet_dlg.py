@@ -72,7 +72,7 @@ def test_matching_objectives_and_their_derivatives(reference, x64, name, dtype):
     values, weights, gradients = reference
     model, params = MODELS["lenet"](SPEC), from_torch(weights, dtype)
     observed = from_torch(gradients, dtype)
-    target = Target(observed, jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), observed))
+    target = Target.of(observed, jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), observed))
 
     def objective(x, logits):
         return DISTANCES[name](jax.grad(model.loss)(params, x, jax.nn.softmax(logits)), target)

@@ -107,7 +107,7 @@ def test_matching_objectives_and_their_derivatives(case, agree):
     labels = case.labels[:1]
     mine = jax.jit(lambda params: loss_gradient(model, params, embedding_of(model, first), labels))(case.params)
     keep = lambda tree: trees.partition(tree, lambda path: path not in model.bypassed)[0]
-    target = Target(keep(mine), jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), keep(mine)))
+    target = Target.of(keep(mine), jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), keep(mine)))
 
     def objectives(dummy):
         candidate = keep(loss_gradient(model, case.params, lambda _: dummy, labels))
