@@ -174,8 +174,11 @@ def _equation(equation: Any, operands: Sequence[Any]) -> list[Any]:
     name, params = equation.primitive.name, equation.params
 
     def bind(*values: Any) -> Any:
-        functions, rest = equation.primitive.get_bind_params(params)
-        return equation.primitive.bind(*functions, *values, **rest)
+        found = equation.primitive.get_bind_params(params)
+        # A pair with functions in older versions of JAX, and parameters alone in newer ones.
+        functions, rest = found if isinstance(found, tuple) else ((), found)
+        with equation.ctx.manager:
+            return equation.primitive.bind(*functions, *values, **rest)
 
     if operands and isinstance(operands[0], _Product):
         waiting: _Product | None = None
