@@ -195,12 +195,19 @@ def total(function: Callable[..., Array], *leaves: Array) -> Float[Array, ""]:
     shape = leaves[0].shape
     if len(shape) < 2:
         return function(*leaves).sum()
-    parts = next((parts for parts in (4, 5, 3, 2) if shape[0] % parts == 0), 1)
-    size = shape[0] // parts
-    slices = (function(*(leaf[k * size : (k + 1) * size] for leaf in leaves)) for k in range(parts))
-    folded = functools.reduce(jnp.add, slices)
+    folded = _fold(function, *leaves)
+    while len(folded) > 8 and (smaller := _fold(lambda part: part, folded)).shape != folded.shape:
+        folded = smaller
     # Over columns last: a sum over leading axes is vectorised, and one over a flattened array is not.
     return folded.reshape(-1, shape[-1]).sum(axis=0).sum()
+
+
+def _fold(function: Callable[..., Array], *leaves: Array) -> Array:
+    """Parts of an elementwise function of arrays, added to each other along the first axis: a fourth of the size, where the length allows it."""
+    length = len(leaves[0])
+    parts = next((parts for parts in (4, 5, 3, 2) if length % parts == 0), 1)
+    size = length // parts
+    return functools.reduce(jnp.add, (function(*(leaf[k * size : (k + 1) * size] for leaf in leaves)) for k in range(parts)))
 
 
 @jax.custom_jvp

@@ -19,6 +19,7 @@ from selgrad import trees
 from selgrad.base import Batch, Key, Params, TextSpec
 from selgrad.errors import UsageError
 from selgrad.models.matmul import matmul, matmul_transposed
+from selgrad.models.residual import kept
 
 Exposure: TypeAlias = Literal["frozen", "sent", "always_encrypted"]
 Task: TypeAlias = Literal["classification", "causal_lm", "masked_lm"]
@@ -174,10 +175,10 @@ class Layer(nn.Module):
         norms = LayerNorm(config.epsilon, name="attention_norm"), LayerNorm(config.epsilon, name="mlp_norm")
         if self.pre_norm:
             read = norms[0](x)
-            x = x + attention(read, allowed)
-            return x + mlp(norms[1](x)), read
-        mixed = norms[0](x + attention(x, allowed))
-        return norms[1](mixed + mlp(mixed)), x
+            x = kept(x + attention(read, allowed))
+            return kept(x + mlp(norms[1](x))), read
+        mixed = kept(norms[0](x + attention(x, allowed)))
+        return kept(norms[1](mixed + mlp(mixed))), x
 
 
 @dataclasses.dataclass(frozen=True)
