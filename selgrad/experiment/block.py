@@ -1,6 +1,7 @@
 """A compiled block: one `jit(shard_map(vmap(vmap(cell))))` over seeds and lanes; restarts are an axis inside the attack.
 
-A lane is one (sample, metric, selector, ratio). Metrics, ratios, samples, seeds and restarts are array axes, never Python loops.
+A lane is one (sample, metric, selector, ratio). Metrics, ratios, samples, seeds and restarts are array axes, never Python loops. What attackers hold is
+made once a block and stays on the devices; a step of an attack reads it and moves nothing.
 """
 
 from __future__ import annotations
@@ -8,27 +9,22 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from selgrad import devices
-from selgrad.base import Attack, Evidence, Observation, Remember, Round, forget
+from selgrad.base import Attack, Batch, Evidence, Model, Observation, Remember, Round, forget
 from selgrad.experiment.engine import OnEvent, Reports, Weights
 from selgrad.experiment.setting import Setting
 from selgrad.experiment.threat import Threat
-from selgrad.experiment.types import Lanes, Shown
-from selgrad.gradients import disclose
+from selgrad.experiment.types import Lanes, Seen
+from selgrad.gradients import attacked, disclose
 from selgrad.modality import Outcome
-
-
-def _as_sent(one: Round, like: Shown) -> Shown:
-    """What is seen of a round without what an observer adds to it again."""
-    return Shown({name: one.visible[name] for name in like.visible}, {name: one.mask[name] for name in like.visible})
 
 
 class Observer:
@@ -43,22 +39,48 @@ class Observer:
     def __init__(self, setting: Setting, threat: Threat, evidence: Evidence | None) -> None:
         self._setting, self._threat, self._evidence = setting, threat, evidence
 
-    def __call__(self, params: tuple[Weights, Any], lane: Lanes) -> Observation:
-        """The observation of one lane; `params` are each round's weights without leading axes, and what the attacker brings."""
-        (weights, auxiliary), setting = params, self._setting
-        sent = Observation(
-            model=setting.model,
-            sent=tuple(Round(w, one.visible, one.mask) for w, one in zip(weights, lane.sent, strict=True)),
-            update=setting.update,
-            labels=setting.model.targets(lane.batch) if self._threat.known_labels else None,
-            valid=lane.batch.valid if self._threat.known_padding else None,
+    def see(self, params: tuple[Weights, Any], lane: Lanes) -> Seen:
+        """What is seen of one lane; `params` are each round's weights without leading axes, and what the attacker brings."""
+        labels = self._setting.model.targets(lane.batch) if self._threat.known_labels else None
+        sent = Seen(lane.sent, labels, lane.batch.valid if self._threat.known_padding else None, noise=lane.noise)
+        return Seen.of(disclose(self._observation(params, sent, self._setting.model), lane.batch))
+
+    def observation(self, params: tuple[Weights, Any], seen: Seen) -> Observation:
+        """The observation of what is seen, which computes nothing."""
+        return self._observation(params, seen, attacked(self._setting.model))
+
+    def _observation(self, params: tuple[Weights, Any], seen: Seen, model: Model) -> Observation:
+        weights, auxiliary = params
+        return Observation(
+            model=model,
+            sent=tuple(Round(w, one.visible, one.mask) for w, one in zip(weights, seen.sent, strict=True)),
+            update=self._setting.update,
+            labels=seen.labels,
+            valid=seen.valid,
             auxiliary=auxiliary,
-            public=setting.public,
+            public=self._setting.public,
             evidence=self._evidence,
-            estimate=None if lane.estimate is None else jnp.asarray(lane.estimate),
-            noise=lane.noise,
+            estimate=seen.estimate,
+            noise=seen.noise,
         )
-        return disclose(sent, lane.batch)
+
+    def __call__(self, params: tuple[Weights, Any], lane: Lanes) -> Observation:
+        """The observation of one lane."""
+        return self.observation(params, self.see(params, lane))
+
+
+class Held(NamedTuple):
+    """What a block works on, on the devices.
+
+    Attributes:
+      params: each round's weights with the leading axis (seeds,), and what the attacker brings.
+      key, seen, batch: of every lane, leading axes (seeds, lanes); `batch` is the truth, which only measures read.
+    """
+
+    params: tuple[Weights, Any]
+    key: Array
+    seen: Seen
+    batch: Batch
 
 
 class Block:
@@ -80,101 +102,118 @@ class Block:
         self.num_lanes = -(-num_lanes // self.mesh.size) * self.mesh.size
         modality = setting.modality
 
-        def start(params: tuple[Weights, Any], lane: Lanes) -> Any:
-            return attack.start(lane.key, observer(params, lane))
+        def start(params: tuple[Weights, Any], seen: Seen, key: Array) -> Any:
+            return attack.start(key, observer.observation(params, seen))
 
-        def advance(params: tuple[Weights, Any], lane: Lanes, state: Any, num_steps: Array) -> Any:
-            return attack.advance(observer(params, lane), state, num_steps)
+        def advance(params: tuple[Weights, Any], seen: Seen, state: Any, num_steps: Array) -> Any:
+            return attack.advance(observer.observation(params, seen), state, num_steps)
 
-        def finish(params: tuple[Weights, Any], lane: Lanes, state: Any) -> Outcome:
-            return modality.measure(lane.batch, attack.finish(observer(params, lane), state))
+        def finish(params: tuple[Weights, Any], seen: Seen, state: Any, batch: Batch) -> Outcome:
+            return modality.measure(batch, attack.finish(observer.observation(params, seen), state))
 
-        everywhere, lanes = PartitionSpec(), PartitionSpec(None, "lanes")
+        everywhere, self._lanes_spec = PartitionSpec(), PartitionSpec(None, "lanes")
 
-        def block(phase: Any, in_axes: tuple[int | None, ...], in_specs: tuple[Any, ...]) -> Any:
+        def block(phase: Any, own: int, shared: int = 0, donated: tuple[int, ...] = ()) -> Any:
+            """A phase over seeds and lanes: after the weights come `own` arguments of each lane and `shared` ones."""
+            in_axes: tuple[int | None, ...] = (*[0] * own, *[None] * shared)
             inner = jax.vmap(phase, (None, *in_axes))
             outer = jax.vmap(inner, ((0, None), *in_axes))
-            return jax.jit(devices.shard(outer, self.mesh, (everywhere, *in_specs), lanes))
+            specs = (everywhere, *[self._lanes_spec] * own, *[everywhere] * shared)
+            return jax.jit(devices.shard(outer, self.mesh, specs, self._lanes_spec), donate_argnums=donated)
 
-        self._start = block(start, (0,), (lanes,))
-        self._advance = block(advance, (0, 0, None), (lanes, lanes, everywhere))
-        self._finish = block(finish, (0, 0), (lanes, lanes))
+        self._see = block(observer.see, 1)
+        self._start = block(start, 2)
+        # A state is given up for the next: large ones, such as the pairs of L-BFGS, are never held twice.
+        self._advance = block(advance, 2, 1, donated=(2,))
+        self._finish = block(finish, 3)
+        self._room: jax.ShapeDtypeStruct | None = None
         self.compile_seconds = 0.0
         self.memory_bytes = 0
 
-    def prepare(self, weights: Weights, lanes: Lanes, remember: Remember = forget, on_event: OnEvent = lambda _: None) -> tuple[Lanes, Reports]:
-        """Lanes with what the attack learns or fills in on the host before it starts, and what it says of each; as they are where it does neither.
+    def compile(self, weights: Weights, lanes: Lanes) -> None:
+        """Compiles all phases ahead of time and reads how much memory the largest takes.
+
+        Args:
+          weights, lanes: arrays, or their shapes: nothing is run.
+        """
+        started = time.perf_counter()
+        whole = (weights, self._auxiliary)
+        seen = jax.eval_shape(self._see, whole, lanes)
+        self._see = self._see.lower(whole, lanes).compile()
+        seen = _placed(seen, self._see.output_shardings)
+        if self.attack.estimate:
+            without = lambda tree, axes: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[axes:], leaf.dtype), tree)
+            row, inputs = without(weights[0], 1), without(lanes.batch.inputs, 2)
+            room = jax.eval_shape(self._setting.model.embed, row, inputs)
+            self._room = jax.ShapeDtypeStruct((*lanes.shape, *room.shape), room.dtype, sharding=self._sharding)
+            seen = seen._replace(estimate=self._room)
+        state = jax.eval_shape(self._start, whole, seen, lanes.key)
+        self._start = self._start.lower(whole, seen, lanes.key).compile()
+        state = _placed(state, self._start.output_shardings)
+        self._advance = self._advance.lower(whole, seen, state, jnp.int32(1)).compile()
+        self._finish = self._finish.lower(whole, seen, state, lanes.batch).compile()
+        self.compile_seconds = time.perf_counter() - started
+        analyses = [phase.memory_analysis() for phase in (self._see, self._start, self._advance, self._finish)]
+        self.memory_bytes = max((self.mesh.size * _bytes(analysis) for analysis in analyses if analysis is not None), default=0)
+
+    @property
+    def _sharding(self) -> NamedSharding:
+        return NamedSharding(self.mesh, self._lanes_spec)
+
+    def observe(self, weights: Weights, lanes: Lanes, remember: Remember | None = forget, on_event: OnEvent = lambda _: None) -> tuple[Held, Reports]:
+        """What the attackers of a block hold, made once, with what an attack learns or fills in on the host; and what it says of that, by lane.
 
         Args:
           weights, lanes: as `assemble` gives them.
-          remember: keeps what is learned.
+          remember: keeps what is learned; None learns nothing, which is enough to time a step.
           on_event: called with a line before each mask.
         """
-        if self.attack.prepare is None:
-            return lanes, {}
-        observation = jax.jit(self._observer)
+        params = jax.device_put((weights, self._auxiliary), NamedSharding(self.mesh, PartitionSpec()))
+        key, batch = jax.device_put((lanes.key, lanes.batch), self._sharding)
+        seen = self._see(params, lanes._replace(key=key, batch=batch))
         reports: Reports = {}
-        rows: list[tuple[tuple[Shown, ...], Any]] = []
+        if self.attack.prepare is not None and remember is not None:
+            seen, reports = self._prepare(weights, seen, remember, on_event)
+        elif self._room is not None:
+            seen = seen._replace(estimate=jax.device_put(np.zeros(self._room.shape, self._room.dtype), self._sharding))
+        return Held(params, key, seen, batch), reports
+
+    def _prepare(self, weights: Weights, seen: Seen, remember: Remember, on_event: OnEvent) -> tuple[Seen, Reports]:
+        assert self.attack.prepare is not None
+        whole = jax.device_get(seen)
+        reports: Reports = {}
+        rows: list[Seen] = []
         done: dict[bytes, int] = {}
-        rows_of_lanes, columns = lanes.shape
-        for i, j in np.ndindex(rows_of_lanes, columns):
+        for i, j in np.ndindex(self.num_seeds, self.num_lanes):
             if j == 0:
                 of_row = jax.tree.map(lambda leaf, i=i: leaf[i], weights)
                 of_weights = digest(of_row)
-            seen = observation((of_row, self._auxiliary), lanes.at(i, j))
+            one: Seen = jax.tree.map(lambda leaf, i=i, j=j: leaf[i, j], whole)
             # Lanes that pad a block, and masks that two metrics share, are prepared once.
-            known = of_weights + digest([(one.visible, one.mask) for one in seen.sent])
+            known = of_weights + digest(one.sent)
             if known in done:
                 at = done[known]
-                reports[i, j] = reports[divmod(at, columns)]
+                reports[i, j] = reports[divmod(at, self.num_lanes)]
                 rows.append(rows[at])
                 continue
             done[known] = len(rows)
-            on_event(f"preparing mask {len(rows) + 1} of {rows_of_lanes * columns}")
-            seen, reports[i, j] = self.attack.prepare(seen, remember)
-            rows.append((tuple(_as_sent(one, like) for one, like in zip(seen.sent, lanes.sent, strict=True)), seen.estimate))
-        sent, estimate = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]).reshape(*lanes.shape, *leaves[0].shape), *rows)
-        return lanes._replace(sent=sent, estimate=estimate), reports
+            on_event(f"preparing mask {len(rows) + 1} of {self.num_seeds * self.num_lanes}")
+            prepared, reports[i, j] = self.attack.prepare(self._observer.observation((of_row, self._auxiliary), jax.tree.map(jnp.asarray, one)), remember)
+            rows.append(Seen.of(prepared))
+        stack = lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]).reshape(self.num_seeds, self.num_lanes, *leaves[0].shape)
+        return jax.device_put(jax.tree.map(stack, *rows), self._sharding), reports
 
-    def _with_room(self, weights: Weights, lanes: Lanes) -> Lanes:
-        """Lanes with room for a decoder's estimate where the attack will have one, so that planning compiles what will run."""
-        if lanes.estimate is not None or not self.attack.estimate:
-            return lanes
-        of_row, inputs = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (weights[0], lanes.batch.inputs[0]))
-        embedded = jax.eval_shape(self._setting.model.embed, of_row, inputs)
-        return lanes._replace(estimate=np.zeros((*lanes.shape, *embedded.shape), embedded.dtype))
-
-    def compile(self, weights: Weights, lanes: Lanes) -> None:
-        """Compiles the three phases ahead of time and reads how much memory the largest takes."""
-        started = time.perf_counter()
-        lanes = self._with_room(weights, lanes)
-        whole = (weights, self._auxiliary)
-        shapes = jax.eval_shape(self._start, whole, lanes)
-        self._start = self._start.lower(whole, lanes).compile()
-        # Shapes only, so that a block too large for the device is found by the memory analysis and not by running it.
-        sample = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, self._start.output_shardings)
-        self._advance = self._advance.lower(whole, lanes, sample, jnp.int32(1)).compile()
-        self._finish = self._finish.lower(whole, lanes, sample).compile()
-        self.compile_seconds = time.perf_counter() - started
-        sizes = []
-        for phase in (self._start, self._advance, self._finish):
-            analysis = phase.memory_analysis()
-            if analysis is not None:
-                used = analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + analysis.output_size_in_bytes
-                sizes.append(used * self.mesh.size)
-        self.memory_bytes = max(sizes, default=0)
-
-    def start(self, weights: Weights, lanes: Lanes) -> Any:
+    def start(self, held: Held) -> Any:
         """The state of every lane before its first step."""
-        return self._start((weights, self._auxiliary), self._with_room(weights, lanes))
+        return self._start(held.params, held.seen, held.key)
 
-    def advance(self, weights: Weights, lanes: Lanes, state: Any, num_steps: int) -> Any:
-        """The state after so many more steps; lanes that are done stay as they are."""
-        return self._advance((weights, self._auxiliary), self._with_room(weights, lanes), state, jnp.int32(num_steps))
+    def advance(self, held: Held, state: Any, num_steps: int) -> Any:
+        """The state after so many more steps; lanes that are done stay as they are. The state that is given is used up."""
+        return self._advance(held.params, held.seen, state, jnp.int32(num_steps))
 
-    def finish(self, weights: Weights, lanes: Lanes, state: Any) -> tuple[Outcome, Reports]:
+    def finish(self, held: Held, state: Any) -> tuple[Outcome, Reports]:
         """Measures and reconstructions."""
-        return self._finish((weights, self._auxiliary), self._with_room(weights, lanes), state), {}
+        return self._finish(held.params, held.seen, state, held.batch), {}
 
     def arrays(self, state: Any) -> tuple[Any, Sequence[str]]:
         """The state is arrays alone."""
@@ -183,6 +222,15 @@ class Block:
     def restore(self, state: Any, arrays: Any, notes: Sequence[str]) -> Any:
         """Kept arrays where the fresh ones lie."""
         return jax.tree.map(lambda kept, fresh: jax.device_put(kept, fresh.sharding), arrays, state)
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, shardings)
+
+
+def _bytes(analysis: Any) -> int:
+    """What a compiled phase needs on one device."""
+    return int(analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
 
 
 def digest(tree: Any) -> bytes:

@@ -84,17 +84,17 @@ def run_lanes(setting: Setting, attack: Spec, lanes: Sequence[Lane], *, threat: 
     engine = make_engine(setting, attack, threat=threat, num_seeds=1, num_lanes=len(lanes), chosen_by=(first.metric, first.selector))
     padded = [*lanes, *[lanes[-1]] * (engine.num_lanes - len(lanes))]
     weights, arrays = assemble(setting, [first.seed], [padded])
-    arrays, prepared = engine.prepare(weights, arrays)
     engine.compile(weights, arrays)
+    held, prepared = engine.observe(weights, arrays)
     started, total = time.perf_counter(), engine.num_steps
-    state, done = engine.start(weights, arrays), 0
+    state, done = engine.start(held), 0
     chunk = total if on_progress is None else max(1, total // 20)
     while done < total:
-        state = jax.block_until_ready(engine.advance(weights, arrays, state, min(chunk, total - done)))
+        state = jax.block_until_ready(engine.advance(held, state, min(chunk, total - done)))
         done = min(total, done + chunk)
         if on_progress is not None:
             on_progress(done, total)
-    outcome, reports = engine.finish(weights, arrays, state)
+    outcome, reports = engine.finish(held, state)
     outcome = jax.device_get(outcome)
     seconds = time.perf_counter() - started
     said = {**prepared, **reports}

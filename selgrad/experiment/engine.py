@@ -1,6 +1,7 @@
 """What runs the lanes of a block: compiled on devices, or one after the other on the host. Both honour one protocol.
 
-A state is whatever the next call needs; `notes` are what attacks say of themselves, which is text and so no part of the arrays that Orbax keeps.
+What is held is what a block works on, and a state is whatever the next call needs; `notes` are what attacks say of themselves, which is text and so no
+part of the arrays that Orbax keeps.
 """
 
 from __future__ import annotations
@@ -30,23 +31,23 @@ class Engine(Protocol):
     compile_seconds: float
     memory_bytes: int
 
-    def prepare(self, weights: Weights, lanes: Lanes, remember: Remember = forget, on_event: OnEvent = lambda _: None) -> tuple[Lanes, Reports]:
-        """Lanes with what the attack learns or fills in on the host before it starts, and what it says of each; as they are where it does neither."""
-        ...
-
     def compile(self, weights: Weights, lanes: Lanes) -> None:
-        """Everything that takes time once and not for each block."""
+        """Everything that takes time once and not for each block; shapes will do."""
         ...
 
-    def start(self, weights: Weights, lanes: Lanes) -> Any:
+    def observe(self, weights: Weights, lanes: Lanes, remember: Remember | None = forget, on_event: OnEvent = lambda _: None) -> tuple[Any, Reports]:
+        """What the attackers of a block hold, made once, with what an attack learns or fills in on the host; and what it says of that, by lane."""
+        ...
+
+    def start(self, held: Any) -> Any:
         """The state of every lane before its first step."""
         ...
 
-    def advance(self, weights: Weights, lanes: Lanes, state: Any, num_steps: int) -> Any:
-        """The state after so many more steps; lanes that are done stay as they are."""
+    def advance(self, held: Any, state: Any, num_steps: int) -> Any:
+        """The state after so many more steps; lanes that are done stay as they are. The state that is given is used up."""
         ...
 
-    def finish(self, weights: Weights, lanes: Lanes, state: Any) -> tuple[Outcome, Reports]:
+    def finish(self, held: Any, state: Any) -> tuple[Outcome, Reports]:
         """Measures and reconstructions, and what attacks say of themselves."""
         ...
 

@@ -50,16 +50,19 @@ class HostBlock:
         self._setting, self._auxiliary, self._observation = setting, auxiliary, jax.jit(observer)
         self._remember: Remember = forget
 
-    def prepare(self, weights: Weights, lanes: Lanes, remember: Remember = forget, on_event: OnEvent = lambda _: None) -> tuple[Lanes, Reports]:
-        """The lanes as they are; each attack says for itself what it uses."""
-        self._remember = remember
-        return lanes, {}
-
     def compile(self, weights: Weights, lanes: Lanes) -> None:
         """Nothing to do before the first lane."""
 
-    def start(self, weights: Weights, lanes: Lanes) -> HostState:
+    def observe(
+        self, weights: Weights, lanes: Lanes, remember: Remember | None = forget, on_event: OnEvent = lambda _: None
+    ) -> tuple[tuple[Weights, Lanes], Reports]:
+        """Weights and lanes as they are; each attack says for itself what it uses."""
+        self._remember = forget if remember is None else remember
+        return (weights, lanes), {}
+
+    def start(self, held: tuple[Weights, Lanes]) -> HostState:
         """Room for what each lane will have found."""
+        _, lanes = held
         size, spec = len(lanes.batch.inputs[0, 0]), self._setting.input_spec
         return HostState(
             {
@@ -70,8 +73,9 @@ class HostBlock:
             }
         )
 
-    def advance(self, weights: Weights, lanes: Lanes, state: HostState, num_steps: int) -> HostState:
+    def advance(self, held: tuple[Weights, Lanes], state: HostState, num_steps: int) -> HostState:
         """Attacks the next lanes."""
+        weights, lanes = held
         arrays, reports = {name: np.array(value) for name, value in state.arrays.items()}, list(state.reports)
         for done in range(int(arrays["done"]), min(int(arrays["done"]) + num_steps, self.num_steps)):
             i, j = divmod(done, self.num_lanes)
@@ -84,8 +88,9 @@ class HostBlock:
             arrays["done"] = np.asarray(done + 1)
         return HostState(arrays, tuple(reports))
 
-    def finish(self, weights: Weights, lanes: Lanes, state: HostState) -> tuple[Outcome, Reports]:
+    def finish(self, held: tuple[Weights, Lanes], state: HostState) -> tuple[Outcome, Reports]:
         """What was found."""
+        _, lanes = held
 
         def one(batch: Batch, inputs: Array, labels: Array, numbers: Array) -> Outcome:
             objective, diverged, restart, evaluations = numbers

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from jax import Array
 
 from selgrad import encryption
-from selgrad.base import Batch, Grads, Key, Mask, Params
+from selgrad.base import Batch, Grads, Key, Mask, Observation, Params
 from selgrad.registry import Spec
 
 
@@ -57,21 +57,42 @@ class Shown(NamedTuple):
     mask: Mask
 
 
+class Seen(NamedTuple):
+    """What an attacker holds of one lane besides what everybody knows: an `Observation` as arrays alone.
+
+    Attributes:
+      sent: one entry a round, with what it knows although nobody sends it.
+      labels, valid: where the threat model gives them away.
+      estimate: a decoder's, where the attack has one.
+      noise: of a protection.
+    """
+
+    sent: tuple[Shown, ...]
+    labels: Array | None = None
+    valid: Array | None = None
+    estimate: Array | None = None
+    noise: Grads | None = None
+
+    @classmethod
+    def of(cls, observation: Observation) -> Seen:
+        """Of an observation."""
+        shown = tuple(Shown(one.visible, one.mask) for one in observation.sent)
+        return cls(shown, observation.labels, observation.valid, observation.estimate, observation.noise)
+
+
 class Lanes(NamedTuple):
     """The arrays of one block; every leaf has the leading axes (seeds, lanes).
 
     Attributes:
       key: of each attack.
-      batch: the truth, which only measures read.
+      batch: the truth, which only measures and what a threat model gives away read.
       sent: one entry a round.
-      estimate: room for a decoder's, where the attack has one.
       noise: of a protection.
     """
 
     key: Key
     batch: Batch
     sent: tuple[Shown, ...]
-    estimate: Array | npt.NDArray[Any] | None = None
     noise: Grads | None = None
 
     @property

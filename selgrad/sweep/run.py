@@ -154,9 +154,10 @@ class Sweep:
                 sizes[name] = lanes_per_block
                 missing = [p for p in parts if not self.record_file(p).exists()]
                 if missing:
-                    state = jax.block_until_ready(engine.advance(weights, lanes, engine.start(weights, lanes), 1))
+                    held, _ = engine.observe(weights, lanes, None)
+                    state = jax.block_until_ready(engine.advance(held, engine.start(held), 1))
                     started = time.perf_counter()
-                    jax.block_until_ready(engine.advance(weights, lanes, state, 1))
+                    jax.block_until_ready(engine.advance(held, state, 1))
                     seconds += (time.perf_counter() - started) * engine.num_steps * len(missing)
                 memory = max(memory, engine.memory_bytes)
                 blocks.extend(parts)
@@ -231,9 +232,10 @@ class Sweep:
     def _run_block(self, part: BlockPlan, costs: Costs | None, on_progress: Callable[[float, str], None]) -> pd.DataFrame:
         engine, weights, lanes = self._compile(part, self.folder.block_sizes[f"{part.setting}:{part.attack.label}"])
         say = lambda line: on_progress(0.0, f"{part.attack.label}: {line}")
-        lanes, prepared = engine.prepare(weights, lanes, checkpoints.Kept(self.out / "decoders"), say)
+        held, prepared = engine.observe(weights, lanes, checkpoints.Kept(self.out / "decoders"), say)
+        del weights, lanes
         series = checkpoints.Series(self.folder.checkpoint_folder(part.identity))
-        state, total = engine.start(weights, lanes), engine.num_steps
+        state, total = engine.start(held), engine.num_steps
         stored = series.newest(like=engine.arrays(state)[0])
         done = 0
         if stored is not None:
@@ -243,7 +245,7 @@ class Sweep:
         while done < total:
             before = time.perf_counter()
             chunk = min(chunk, total - done)
-            state = jax.block_until_ready(engine.advance(weights, lanes, state, chunk))
+            state = jax.block_until_ready(engine.advance(held, state, chunk))
             now = time.perf_counter()
             done += chunk
             on_progress(part.num_cells * chunk / total, f"{part.attack.label} on {self.settings[part.setting].specs[1].label}")
@@ -252,7 +254,7 @@ class Sweep:
             if now - saved > CHECKPOINT_SECONDS and done < total:
                 series.save(done, *engine.arrays(state))
                 saved = now
-        outcome, reports = engine.finish(weights, lanes, state)
+        outcome, reports = engine.finish(held, state)
         outcome, setting = jax.device_get(outcome), self.settings[part.setting]
         found = {(i, j): decode_lane(setting, outcome, i, j, lane) for i, row in enumerate(part.lanes) for j, lane in enumerate(row)}
         mine = None if costs is None else {(metric, selector, ratio): cost for (index, metric, selector, ratio), cost in costs.items() if index == part.setting}
