@@ -6,16 +6,21 @@ On a CPU, one XLA device per core with attacks sharded over them runs faster tha
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from selgrad.errors import SelgradError
 
+CACHE_BYTES = 2 * 2**30
+"""At most so much is kept of compiled programs; what was used least lately goes first."""
+
 
 def configure() -> None:
-    """Sets XLA's flags for CPUs, unless the user has set them; call it before anything touches a JAX device.
+    """Sets XLA's flags for CPUs and keeps compiled programs, unless the user has set either; call it before anything touches a JAX device.
 
     The flags name the host platform only, so they do nothing on GPU and TPU.
     """
@@ -24,6 +29,48 @@ def configure() -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         flags += f" --xla_force_host_platform_device_count={cores} --xla_cpu_multi_thread_eigen=false"
         os.environ["XLA_FLAGS"] = flags.strip()
+    _keep_compilations()
+
+
+def cache_folder() -> Path:
+    """Where compiled programs are kept: `selgrad` in the user's folder for caches, apart for each kind of processor, whose programs no other can run."""
+    try:
+        told = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("model name", "flags", "Features"))]
+    except OSError:
+        told = [platform.processor()]
+    kind = hashlib.sha256("\n".join(dict.fromkeys(told)).encode()).hexdigest()[:8]
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "selgrad" / "compiled" / f"{platform.machine()}-{kind}"
+
+
+def _keep_compilations() -> None:
+    """JAX's own cache of compiled programs, bounded, which also makes its reads and writes take a lock.
+
+    `JAX_COMPILATION_CACHE_DIR` names another folder, such as one that machines of one kind share; `SELGRAD_COMPILATION_CACHE=off` keeps nothing.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir or os.environ.get("SELGRAD_COMPILATION_CACHE") == "off":  # type: ignore[attr-defined]
+        return
+    try:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        # No home, or one that cannot be written: everything is compiled anew, as without a cache.
+        return
+    if not os.access(folder, os.W_OK):
+        return
+    options: dict[str, Any] = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_compilation_cache_max_size": CACHE_BYTES,
+        # Hundreds of small programs take longer to compile together than the large ones.
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in options.items():
+        jax.config.update(name, value)
+        # Processes that this one starts keep theirs in the same place.
+        os.environ[name.upper()] = str(value)
 
 
 def mesh(num_lanes: int) -> Any:

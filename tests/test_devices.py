@@ -47,3 +47,37 @@ def test_flags_of_the_user_win(monkeypatch, given):
         assert os.environ["XLA_FLAGS"] == given
     else:
         assert f"--xla_force_host_platform_device_count={len(os.sched_getaffinity(0))}" in os.environ["XLA_FLAGS"]
+
+
+PROGRAM = """
+import json, sys
+from selgrad import devices
+devices.configure()
+import jax, jax.numpy as jnp
+from jax import monitoring
+events = []
+monitoring.register_event_listener(lambda name, **_: events.append(name))
+jax.block_until_ready(jax.jit(lambda x: jnp.sin(x) @ x.T)(jnp.ones((7, 5))))
+print(json.dumps([jax.config.jax_compilation_cache_dir, sum("cache_hits" in e for e in events), jax.config.jax_compilation_cache_max_size]))
+"""
+
+
+def run_program(tmp_path, **env):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, env=kept | {"XDG_CACHE_HOME": str(tmp_path), **env})
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.once
+def test_what_one_process_has_compiled_the_next_one_reads(tmp_path):
+    folder, hits, size = run_program(tmp_path)
+    assert folder.startswith(str(tmp_path)) and hits == 0 and 0 < size < 2**33
+    assert run_program(tmp_path)[1] > 0
+    assert run_program(tmp_path, SELGRAD_COMPILATION_CACHE="off")[0] is None
+    assert run_program(tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine"))[0] == str(tmp_path / "mine")
+
+
+@pytest.mark.once
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path):
+    (tmp_path / "selgrad").write_text("a file where the folder should be")
+    assert run_program(tmp_path)[0] is None

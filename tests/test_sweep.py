@@ -15,15 +15,17 @@ import polars
 import pytest
 import yaml
 
-from selgrad import checkpoints, encryption, weights
+from selgrad import checkpoints, devices, encryption, weights
 from selgrad.base import InputSpec
 from selgrad.config import EncryptionConfig, parse
 from selgrad.errors import SelgradError, UsageError
 from selgrad.experiment import SchemeCache
 from selgrad.report.page import make_report
 from selgrad.report.tables import read_records
+from selgrad.sweep import Sweep
 from selgrad.sweep.overlap import overlap
 from selgrad.sweep.runner import run_sweep
+from selgrad.tracking import NoTracker
 
 # One worker makes the fixtures of this file.
 pytestmark = pytest.mark.xdist_group("sweep")
@@ -391,3 +393,37 @@ def test_what_clients_choose_is_scored_once_whatever_the_blocks(tmp_path, monkey
     }  # fmt: skip
     records = run_sweep(config, tmp_path / "out", quiet=True)
     assert len(records) == 5 * seeds * 2 * 2 and len(scored) == len(set(scored)) == 5 * seeds
+
+
+SMALL = {"dataset": {"name": "digits", "count": 4}, "model": "lenet", "metric": ["magnitude", "random"], "ratio": [0, 0.1, 0.3, 0.5]}
+
+
+def test_a_block_that_does_not_fit_tells_which_one_does_and_nothing_is_computed_to_find_out(tmp_path, monkeypatch):
+    config = parse({**SMALL, "attack": {"name": "idlg", "num_steps": 1}})
+    whole = Sweep(config, tmp_path / "whole").plan()
+    size = json.loads((tmp_path / "whole" / "plan.json").read_text())["block_sizes"]["0:idlg(num_steps=1)"]
+    assert (size, whole.num_programs) == (32, 1)
+
+    small = Sweep(config, tmp_path / "small")
+    monkeypatch.setattr(devices, "memory_budget", lambda: whole.memory_bytes // 3)
+    plan = small.plan()
+    size = json.loads((tmp_path / "small" / "plan.json").read_text())["block_sizes"]["0:idlg(num_steps=1)"]
+    # Bytes are linear in lanes, so the second program is right; one lane or two may be lost to what does not grow.
+    assert plan.memory_bytes <= whole.memory_bytes // 3 and 8 <= size <= 10 and plan.num_programs <= 3
+
+    nothing = Sweep(config, tmp_path / "nothing")
+    monkeypatch.setattr(devices, "memory_budget", lambda: 1000)
+    monkeypatch.setattr("selgrad.sweep.run.assemble", lambda *_: pytest.fail("planning computed something"))
+    with pytest.raises(SelgradError, match="one cell of idlg"):
+        nothing.plan()
+
+
+def test_compiled_programs_are_let_go_where_settings_are_many(tmp_path, monkeypatch):
+    monkeypatch.setattr("selgrad.sweep.run.MANY_SETTINGS", 1)
+    rates = [{"name": "fedavg", "batch_size": 1, "num_steps": 1, "local_batch_size": 1, "learning_rate": rate} for rate in (0.1, 0.2)]
+    config = parse({**SMALL, "ratio": [0.1], "update": rates, "attack": [{"name": "idlg", "num_steps": 1}]})
+    sweep = Sweep(config, tmp_path)
+    plan = sweep.plan()
+    assert plan.num_programs == 2 and len(sweep._programs) == 1
+    records = sweep.run(plan, None, NoTracker())
+    assert len(sweep._programs) == 1 and len(records) == plan.num_cells == 16

@@ -40,6 +40,22 @@ def _starts() -> Any:
     return jax.jit(lambda seed, samples: jax.vmap(lambda i: jax.random.fold_in(fold(jax.random.key(seed), "attack"), i))(samples))
 
 
+def shapes(setting: Setting, num_seeds: int, num_lanes: int) -> tuple[tuple[Params, ...], Lanes]:
+    """What `assemble` gives for so many seeds and lanes, as shapes: nothing is computed, so that a block too large for memory can be planned.
+
+    Returns:
+      As `assemble`, with a `jax.ShapeDtypeStruct` in the place of each array.
+    """
+    params = jax.eval_shape(setting.model.init, jax.random.key(0))
+    sent, batch = setting.model.split(params)[0], setting.dataset.batch(setting.samples[0], setting.update.batch_size)
+    noise = jax.eval_shape(setting.protection.noise, sent) if setting.protection.changes else None
+    of_all = lambda tree, dtype=None: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((num_seeds, num_lanes, *leaf.shape), dtype or leaf.dtype), tree)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (num_seeds, num_lanes)))
+    weights = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((num_seeds, *leaf.shape), leaf.dtype), params)
+    shown = Shown(of_all(sent), of_all(sent, bool))
+    return (weights,) * setting.num_rounds, Lanes(keys, of_all(batch), (shown,) * setting.num_rounds, of_all(noise))
+
+
 def assemble(setting: Setting, seeds: Sequence[int], lanes: Sequence[Sequence[Lane]]) -> tuple[tuple[Params, ...], Lanes]:
     """The arrays of a block.
 

@@ -7,6 +7,7 @@ made once a block and stays on the devices; a step of an attack reads it and mov
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -128,7 +129,7 @@ class Block:
         self._finish = block(finish, 3)
         self._room: jax.ShapeDtypeStruct | None = None
         self.compile_seconds = 0.0
-        self.memory_bytes = 0
+        self.memory_bytes = self.shared_bytes = 0
 
     def compile(self, weights: Weights, lanes: Lanes) -> None:
         """Compiles all phases ahead of time and reads how much memory the largest takes.
@@ -155,6 +156,7 @@ class Block:
         self.compile_seconds = time.perf_counter() - started
         analyses = [phase.memory_analysis() for phase in (self._see, self._start, self._advance, self._finish)]
         self.memory_bytes = max((self.mesh.size * _bytes(analysis) for analysis in analyses if analysis is not None), default=0)
+        self.shared_bytes = self.mesh.size * sum(leaf.dtype.itemsize * math.prod(leaf.shape) for leaf in jax.tree.leaves(whole))
 
     @property
     def _sharding(self) -> NamedSharding:

@@ -22,7 +22,16 @@ OnEvent = Callable[[str], None]
 
 @runtime_checkable
 class Engine(Protocol):
-    """One attack on one setting, for a number of seeds and lanes."""
+    """One attack on one setting, for a number of seeds and lanes.
+
+    Attributes:
+      attack: what runs.
+      num_steps: of a whole run.
+      num_seeds, num_lanes: sizes of the two axes.
+      compile_seconds: spent.
+      memory_bytes: of the largest phase, all devices together.
+      shared_bytes: of these what all lanes share: weights, and what an attacker brings. The rest grows with the lanes.
+    """
 
     attack: Attack
     num_steps: int
@@ -30,6 +39,7 @@ class Engine(Protocol):
     num_lanes: int
     compile_seconds: float
     memory_bytes: int
+    shared_bytes: int
 
     def compile(self, weights: Weights, lanes: Lanes) -> None:
         """Everything that takes time once and not for each block; shapes will do."""

@@ -42,7 +42,7 @@ class HostBlock:
     """
 
     compile_seconds = 0.0
-    memory_bytes = 0
+    memory_bytes = shared_bytes = 0
 
     def __init__(self, setting: Setting, attack: Attack, auxiliary: Any, observer: Observer, *, num_seeds: int, num_lanes: int) -> None:
         self.attack, self.num_seeds, self.num_lanes = attack, num_seeds, num_lanes

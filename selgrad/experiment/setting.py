@@ -166,7 +166,8 @@ class Setting:
         return jax.eval_shape(self.protection, sent, jax.random.key(0)).unsent is not None
 
     def clear_caches(self) -> None:
-        """Drops updates, scores and ranks, which are computed again when they are asked for."""
+        """Drops updates, scores and ranks, and the programs that compute them; they are made again when they are asked for."""
+        self._programs.clear()
         self._clients.cache_clear()
         self.choices.clear()
 

@@ -106,3 +106,20 @@ def block_shape(config: SweepConfig, num_samples: int, by_metric: bool, lanes_pe
     """Seeds and lanes of the one program that all blocks of an attack on a setting share; smaller blocks are padded to it."""
     whole = len(groups(config, num_samples, config.seeds[0], by_metric)[0])
     return min(len(config.seeds), max(1, lanes_per_block // whole)), min(whole, lanes_per_block)
+
+
+def fitting(lanes_per_block: int, lanes: int, memory_bytes: int, shared_bytes: int, budget: int) -> int:
+    """A number of lanes per block that fits in memory, below one that does not.
+
+    Args:
+      lanes_per_block: that was tried.
+      lanes: that its program has, padding included.
+      memory_bytes: that it needs; what is not shared grows with the lanes.
+      shared_bytes: of these what all lanes share.
+      budget: that is free.
+
+    >>> fitting(32, 32, 3300, 100, 900)
+    8
+    """
+    each = max(1, memory_bytes - shared_bytes) / lanes
+    return max(1, min(lanes_per_block - 1, int((budget - shared_bytes) / each)))

@@ -20,7 +20,7 @@ import yaml
 from selgrad import checkpoints, devices, encryption
 from selgrad.config import SweepConfig, settings
 from selgrad.errors import SelgradError
-from selgrad.experiment import Certifier, Setting, Threat, assemble, decode_lane, make_engine
+from selgrad.experiment import Certifier, Setting, assemble, decode_lane
 from selgrad.experiment.engine import Engine
 from selgrad.modality import LaneResult
 from selgrad.modality.protocol import Kept
@@ -29,12 +29,16 @@ from selgrad.report.tables import read_records
 from selgrad.sweep import records as rows
 from selgrad.sweep.costs import Costs, measure_costs
 from selgrad.sweep.overlap import equivalence
-from selgrad.sweep.plan import BlockPlan, Plan, block_shape, split
+from selgrad.sweep.plan import BlockPlan, Plan, fitting, split
+from selgrad.sweep.programs import Programs
 from selgrad.sweep.store import RunFolder
 from selgrad.tracking import Tracker
 
 CHECKPOINT_SECONDS = 60.0
 """A block that has run this long since its last checkpoint saves its attack state."""
+
+MANY_SETTINGS = 8
+"""Beyond so many, compiled programs and what was computed on a setting are let go with it: a process holds some hundred memory maps for each."""
 
 OnEvent = Callable[[str], None]
 
@@ -65,10 +69,10 @@ class Sweep:
             for certifier in self._certifiers:
                 certifier.require_possible()
         self._attacks = {spec: spec.build() for spec in config.attack}
-        # Settings that do not fit in memory together are held one at a time.
-        self._is_crowded = sum(setting.num_bytes for setting in self.settings) > devices.memory_budget()
+        # Settings that do not fit in memory together, or are many, are held one at a time.
+        self._is_crowded = len(self.settings) > MANY_SETTINGS or sum(setting.num_bytes for setting in self.settings) > devices.memory_budget()
         self._held = 0
-        self._compiled: dict[Any, Engine] = {}
+        self._programs = Programs(config, self._attacks, min(len(self.settings), MANY_SETTINGS))
         self.folder = RunFolder(self.out, config.identity)
         self._encryption_note: str | None = None
 
@@ -98,26 +102,14 @@ class Sweep:
         by_metric = self._attacks[attack].evidence
         return list(split(self.config, self.settings[index].num_samples, index, attack, by_metric, lanes_per_block))
 
-    def _compile(self, plan: BlockPlan, lanes_per_block: int) -> tuple[Engine, Any, Any]:
-        """The compiled block for a plan; short rows and few seeds are padded so that the last block needs no compilation of its own."""
-        setting = self._use(plan.setting)
-        first = plan.lanes[0][0]
-        chosen_by = (first.metric, first.selector)
-        by_metric = self._attacks[plan.attack].evidence
-        num_seeds, width = block_shape(self.config, setting.num_samples, by_metric, lanes_per_block)
-        key = (setting.compile_key, plan.attack, num_seeds, width, chosen_by if by_metric else None)
-        engine = self._compiled.get(key)
-        fresh = engine is None
-        if engine is None:
-            threat = Threat(self.config.known_labels, self.config.known_padding)
-            engine = make_engine(setting, plan.attack, threat=threat, num_seeds=num_seeds, num_lanes=width, chosen_by=chosen_by)
+    def _engine(self, plan: BlockPlan, lanes_per_block: int) -> Engine:
+        return self._programs.engine(self._use(plan.setting), plan, lanes_per_block)
+
+    def _arrays(self, plan: BlockPlan, engine: Engine) -> tuple[Any, Any]:
+        """Weights and lanes of a block; short rows and few seeds are padded so that the last block needs no compilation of its own."""
         padded = [[*row, *([row[-1]] * (engine.num_lanes - len(row)))] for row in plan.lanes]
-        missing = num_seeds - len(plan.seeds)
-        weights, lanes = assemble(setting, [*plan.seeds, *plan.seeds[-1:] * missing], [*padded, *padded[-1:] * missing])
-        if fresh:
-            engine.compile(weights, lanes)
-            self._compiled[key] = engine
-        return engine, weights, lanes
+        missing = engine.num_seeds - len(plan.seeds)
+        return assemble(self._use(plan.setting), [*plan.seeds, *plan.seeds[-1:] * missing], [*padded, *padded[-1:] * missing])
 
     def plan(self, on_event: OnEvent = lambda _: None) -> Plan:
         """Chooses block sizes by memory, compiles every program, and times two steps of each attack.
@@ -126,7 +118,7 @@ class Sweep:
           on_event: called with one line before each long operation.
         """
         blocks: list[BlockPlan] = []
-        memory, compiling, seconds = 0, 0.0, 0.0
+        memory, seconds, before = 0, 0.0, len(self._programs.compile_seconds)
         budget, sizes = devices.memory_budget(), self.folder.block_sizes
         for index in range(len(self.settings)):
             for attack in self.config.attack:
@@ -140,12 +132,13 @@ class Sweep:
                 while True:
                     parts = self._split(index, attack, lanes_per_block)
                     on_event(f"compiling {attack.label} for {self.settings[index].specs[1].label}")
-                    known = len(self._compiled)
-                    engine, weights, lanes = self._compile(parts[0], lanes_per_block)
-                    compiling += engine.compile_seconds if len(self._compiled) > known else 0.0
+                    engine = self._engine(parts[0], lanes_per_block)
                     if engine.memory_bytes <= budget or lanes_per_block == 1 or name in sizes:
                         break
-                    lanes_per_block = max(1, lanes_per_block // 2)
+                    # Memory grows with the lanes, so one program that is too large tells which one fits.
+                    lanes = engine.num_seeds * engine.num_lanes
+                    lanes_per_block = fitting(lanes_per_block, lanes, engine.memory_bytes, engine.shared_bytes, budget)
+                    self._programs.drop(engine)
                 if engine.memory_bytes > budget and name not in sizes:
                     raise SelgradError(
                         f"one cell of {attack.label} needs {engine.memory_bytes / 1e9:.1f} GB and {budget / 1e9:.1f} GB are free; "
@@ -154,7 +147,7 @@ class Sweep:
                 sizes[name] = lanes_per_block
                 missing = [p for p in parts if not self.record_file(p).exists()]
                 if missing:
-                    held, _ = engine.observe(weights, lanes, None)
+                    held, _ = engine.observe(*self._arrays(missing[0], engine), None)
                     state = jax.block_until_ready(engine.advance(held, engine.start(held), 1))
                     started = time.perf_counter()
                     jax.block_until_ready(engine.advance(held, state, 1))
@@ -165,7 +158,8 @@ class Sweep:
         self.folder.write_text("config.yaml", yaml.safe_dump(self.config.to_dict(), sort_keys=False))
         # Attacks innermost: what a seed's clients choose is scored once for all of them, however little fits in memory.
         blocks.sort(key=lambda block: (block.setting, self.config.seeds.index(block.seeds[0]), self._position(block)))
-        return Plan(sum(b.num_cells for b in blocks), tuple(blocks), memory, compiling, seconds, len(self._compiled))
+        compiled = self._programs.compile_seconds[before:]
+        return Plan(sum(b.num_cells for b in blocks), tuple(blocks), memory, sum(compiled), seconds, len(compiled))
 
     def _position(self, block: BlockPlan) -> tuple[int, int, int]:
         """Where a block's first lane stands among those of its seed."""
@@ -230,10 +224,9 @@ class Sweep:
             yield index, self._use(index)
 
     def _run_block(self, part: BlockPlan, costs: Costs | None, on_progress: Callable[[float, str], None]) -> pd.DataFrame:
-        engine, weights, lanes = self._compile(part, self.folder.block_sizes[f"{part.setting}:{part.attack.label}"])
+        engine = self._engine(part, self.folder.block_sizes[f"{part.setting}:{part.attack.label}"])
         say = lambda line: on_progress(0.0, f"{part.attack.label}: {line}")
-        held, prepared = engine.observe(weights, lanes, checkpoints.Kept(self.out / "decoders"), say)
-        del weights, lanes
+        held, prepared = engine.observe(*self._arrays(part, engine), checkpoints.Kept(self.out / "decoders"), say)
         series = checkpoints.Series(self.folder.checkpoint_folder(part.identity))
         state, total = engine.start(held), engine.num_steps
         stored = series.newest(like=engine.arrays(state)[0])

@@ -1,0 +1,63 @@
+"""The compiled programs of a sweep: made from shapes alone, shared by the blocks that they fit, and let go when there are many.
+
+A compiled program holds memory and some hundred memory maps, of which a process may have no more than the kernel allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from selgrad.base import Attack
+from selgrad.config import SweepConfig
+from selgrad.experiment import Setting, Threat, make_engine, shapes
+from selgrad.experiment.engine import Engine
+from selgrad.registry import Spec
+from selgrad.sweep.plan import BlockPlan, block_shape
+
+
+class Programs:
+    """What is compiled for a sweep.
+
+    Args:
+      config: the axes.
+      attacks: as built.
+      num_settings: whose programs are held at once; those used least lately go first.
+
+    Attributes:
+      compile_seconds: of each program, in the order in which they were compiled.
+    """
+
+    def __init__(self, config: SweepConfig, attacks: Mapping[Spec, Attack], num_settings: int) -> None:
+        self._config, self._attacks = config, attacks
+        pairs = len(config.metric) * len(config.selector)
+        self._most = num_settings * sum(pairs if attack.evidence else 1 for attack in attacks.values())
+        self._held: dict[Any, Engine] = {}
+        self.compile_seconds: list[float] = []
+
+    def __len__(self) -> int:
+        """How many are held."""
+        return len(self._held)
+
+    def engine(self, setting: Setting, plan: BlockPlan, lanes_per_block: int) -> Engine:
+        """The program of a block; nothing is computed for it. All blocks of an attack on a setting share one, and settings that compile alike do."""
+        first = plan.lanes[0][0]
+        chosen_by = (first.metric, first.selector)
+        by_metric = self._attacks[plan.attack].evidence
+        num_seeds, width = block_shape(self._config, setting.num_samples, by_metric, lanes_per_block)
+        key = (setting.compile_key, plan.attack, num_seeds, width, chosen_by if by_metric else None)
+        engine = self._held.pop(key, None)
+        if engine is None:
+            threat = Threat(self._config.known_labels, self._config.known_padding)
+            engine = make_engine(setting, plan.attack, threat=threat, num_seeds=num_seeds, num_lanes=width, chosen_by=chosen_by)
+            engine.compile(*shapes(setting, num_seeds, engine.num_lanes))
+            self.compile_seconds.append(engine.compile_seconds)
+        # The one that was used last stands last.
+        self._held[key] = engine
+        while len(self._held) > self._most:
+            del self._held[next(iter(self._held))]
+        return engine
+
+    def drop(self, engine: Engine) -> None:
+        """Lets a program go that no block will use."""
+        self._held = {key: one for key, one in self._held.items() if one is not engine}
