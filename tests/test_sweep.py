@@ -20,6 +20,7 @@ from selgrad.base import InputSpec
 from selgrad.config import EncryptionConfig, parse
 from selgrad.errors import SelgradError, UsageError
 from selgrad.experiment import SchemeCache
+from selgrad.experiment.block import Block
 from selgrad.report.page import make_report
 from selgrad.report.tables import read_records
 from selgrad.sweep import Sweep
@@ -427,3 +428,31 @@ def test_compiled_programs_are_let_go_where_settings_are_many(tmp_path, monkeypa
     assert plan.num_programs == 2 and len(sweep._programs) == 1
     records = sweep.run(plan, None, NoTracker())
     assert len(sweep._programs) == 1 and len(records) == plan.num_cells == 16
+
+
+def test_a_block_that_runs_out_of_memory_is_halved_and_nothing_is_lost(tmp_path, monkeypatch):
+    config = {**SMALL, "seeds": 2, "attack": [{"name": "idlg", "num_steps": 3}, {"name": "inverting_gradients", "num_steps": 3}], "block_size": 24}
+    plain = run_sweep(config, tmp_path / "plain", quiet=True)
+    advance, run, running = Block.advance, Sweep.run, []
+
+    def small(self, *arguments):
+        # Planning runs a step or two of each program; the memory runs out later.
+        if running and self.num_lanes * self.num_seeds > 10:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+        return advance(self, *arguments)
+
+    def noticed(self, *arguments):
+        running.append(self)
+        return run(self, *arguments)
+
+    monkeypatch.setattr(Sweep, "run", noticed)
+    monkeypatch.setattr(Block, "advance", small)
+    halved = run_sweep(config, tmp_path / "halved", quiet=True)
+    monkeypatch.setattr(Block, "advance", lambda *_: pytest.fail("all is done"))
+    again = run_sweep(config, tmp_path / "halved", quiet=True)
+
+    plain, halved, again = (table.sort_values("cell_id").reset_index(drop=True) for table in (plain, halved, again))
+    assert list(plain["cell_id"]) == list(halved["cell_id"]) == list(again["cell_id"]) and halved["cell_id"].is_unique
+    np.testing.assert_allclose(halved["objective"], plain["objective"], rtol=1e-3)
+    # 24 lanes and 12 do not fit, and 6 do.
+    assert set(json.loads((tmp_path / "halved" / "plan.json").read_text())["refined"].values()) == {12, 6}

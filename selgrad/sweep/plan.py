@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from selgrad.config import SweepConfig
 from selgrad.experiment import Lane
@@ -24,12 +24,14 @@ class BlockPlan:
       attack: spec.
       seeds: one per row.
       lanes: one row of lanes per seed, all of one length.
+      lanes_per_block: of the program that runs it, to which it is padded.
     """
 
     setting: int
     attack: Spec
     seeds: tuple[int, ...]
     lanes: tuple[tuple[Lane, ...], ...]
+    lanes_per_block: int
 
     @property
     def num_cells(self) -> int:
@@ -90,16 +92,36 @@ def split(config: SweepConfig, num_samples: int, setting: int, attack: Spec, by_
     """
     of_seeds = [groups(config, num_samples, seed, by_metric) for seed in config.seeds]
     for rows in zip(*of_seeds, strict=True):
-        width = len(rows[0])
-        if width <= lanes_per_block:
-            seeds_per_block = max(1, lanes_per_block // width)
-            for at in range(0, len(rows), seeds_per_block):
-                part = rows[at : at + seeds_per_block]
-                yield BlockPlan(setting, attack, config.seeds[at : at + len(part)], tuple(map(tuple, part)))
+        yield from cut(BlockPlan(setting, attack, config.seeds, tuple(map(tuple, rows)), lanes_per_block), lanes_per_block)
+
+
+def cut(block: BlockPlan, lanes_per_block: int) -> Iterator[BlockPlan]:
+    """The same cells in blocks of so many lanes at most: of whole rows where a row fits, and of parts of one where it does not."""
+    width = len(block.lanes[0])
+    if width <= lanes_per_block:
+        seeds_per_block = max(1, lanes_per_block // width)
+        for at in range(0, len(block.seeds), seeds_per_block):
+            rows = slice(at, at + seeds_per_block)
+            yield BlockPlan(block.setting, block.attack, block.seeds[rows], block.lanes[rows], lanes_per_block)
+    else:
+        for seed, row in zip(block.seeds, block.lanes, strict=True):
+            for at in range(0, width, lanes_per_block):
+                yield BlockPlan(block.setting, block.attack, (seed,), (tuple(row[at : at + lanes_per_block]),), lanes_per_block)
+
+
+def refined(blocks: Iterable[BlockPlan], sizes: Mapping[str, int]) -> Iterator[BlockPlan]:
+    """Blocks with those that ran out of memory cut again, as often as they did.
+
+    Args:
+      blocks: in their order.
+      sizes: lanes per block by the identity of a block that did not fit.
+    """
+    for block in blocks:
+        # A block that is not full may hold the same cells in a smaller program.
+        if sizes.get(block.identity, block.lanes_per_block) < block.lanes_per_block:
+            yield from refined(cut(block, sizes[block.identity]), sizes)
         else:
-            for seed, row in zip(config.seeds, rows, strict=True):
-                for at in range(0, width, lanes_per_block):
-                    yield BlockPlan(setting, attack, (seed,), (tuple(row[at : at + lanes_per_block]),))
+            yield block
 
 
 def block_shape(config: SweepConfig, num_samples: int, by_metric: bool, lanes_per_block: int) -> tuple[int, int]:

@@ -39,12 +39,12 @@ class Programs:
         """How many are held."""
         return len(self._held)
 
-    def engine(self, setting: Setting, plan: BlockPlan, lanes_per_block: int) -> Engine:
+    def engine(self, setting: Setting, plan: BlockPlan) -> Engine:
         """The program of a block; nothing is computed for it. All blocks of an attack on a setting share one, and settings that compile alike do."""
         first = plan.lanes[0][0]
         chosen_by = (first.metric, first.selector)
         by_metric = self._attacks[plan.attack].evidence
-        num_seeds, width = block_shape(self._config, setting.num_samples, by_metric, lanes_per_block)
+        num_seeds, width = block_shape(self._config, setting.num_samples, by_metric, plan.lanes_per_block)
         key = (setting.compile_key, plan.attack, num_seeds, width, chosen_by if by_metric else None)
         engine = self._held.pop(key, None)
         if engine is None:

@@ -22,14 +22,13 @@ from selgrad.config import SweepConfig, settings
 from selgrad.errors import SelgradError
 from selgrad.experiment import Certifier, Setting, assemble, decode_lane
 from selgrad.experiment.engine import Engine
-from selgrad.modality import LaneResult
-from selgrad.modality.protocol import Kept
 from selgrad.registry import Spec
 from selgrad.report.tables import read_records
 from selgrad.sweep import records as rows
 from selgrad.sweep.costs import Costs, measure_costs
+from selgrad.sweep.gallery import keep_gallery, keep_truth
 from selgrad.sweep.overlap import equivalence
-from selgrad.sweep.plan import BlockPlan, Plan, fitting, split
+from selgrad.sweep.plan import BlockPlan, Plan, fitting, refined, split
 from selgrad.sweep.programs import Programs
 from selgrad.sweep.store import RunFolder
 from selgrad.tracking import Tracker
@@ -100,10 +99,11 @@ class Sweep:
 
     def _split(self, index: int, attack: Spec, lanes_per_block: int) -> list[BlockPlan]:
         by_metric = self._attacks[attack].evidence
-        return list(split(self.config, self.settings[index].num_samples, index, attack, by_metric, lanes_per_block))
+        whole = split(self.config, self.settings[index].num_samples, index, attack, by_metric, lanes_per_block)
+        return list(refined(whole, self.folder.refined))
 
-    def _engine(self, plan: BlockPlan, lanes_per_block: int) -> Engine:
-        return self._programs.engine(self._use(plan.setting), plan, lanes_per_block)
+    def _engine(self, plan: BlockPlan) -> Engine:
+        return self._programs.engine(self._use(plan.setting), plan)
 
     def _arrays(self, plan: BlockPlan, engine: Engine) -> tuple[Any, Any]:
         """Weights and lanes of a block; short rows and few seeds are padded so that the last block needs no compilation of its own."""
@@ -132,7 +132,7 @@ class Sweep:
                 while True:
                     parts = self._split(index, attack, lanes_per_block)
                     on_event(f"compiling {attack.label} for {self.settings[index].specs[1].label}")
-                    engine = self._engine(parts[0], lanes_per_block)
+                    engine = self._engine(parts[0])
                     if engine.memory_bytes <= budget or lanes_per_block == 1 or name in sizes:
                         break
                     # Memory grows with the lanes, so one program that is too large tells which one fits.
@@ -209,22 +209,47 @@ class Sweep:
                 folder = self.folder.model_folder(index, seed)
                 if is_first and not folder.exists():
                     checkpoints.save_params(folder, setting.client(seed).params)
-            self._keep_truth(index, setting)
-        for part in plan.blocks:
+            keep_truth(self.folder, self.config, index, setting)
+        waiting = list(reversed(plan.blocks))
+        while waiting:
+            part = waiting.pop()
             if self.record_file(part).exists():
                 on_progress(float(part.num_cells), "already done")
                 continue
-            records = self._run_block(part, costs, on_progress)
+            progressed = 0.0
+
+            def advance(cells: float, line: str) -> None:
+                nonlocal progressed
+                progressed += cells
+                on_progress(cells, line)
+
+            try:
+                records = self._run_block(part, costs, advance)
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error) or part.lanes_per_block == 1:
+                    raise
+                waiting = self._halve(part, waiting)
+                on_progress(-progressed, f"out of memory at {part.lanes_per_block} lanes; going on with half as many")
+                continue
             tracker.block(part.attack.short, records)
         self.equivalence()
         return read_records(self.out)
+
+    def _halve(self, failed: BlockPlan, waiting: list[BlockPlan]) -> list[BlockPlan]:
+        """What is left to run after a block ran out of memory: it and the others of its program cut in two, which is written down for whoever goes on."""
+        checkpoints.Series(self.folder.checkpoint_folder(failed.identity)).remove()
+        alike = lambda block: (block.setting, block.attack, block.lanes_per_block) == (failed.setting, failed.attack, failed.lanes_per_block)
+        left = [block for block in [*waiting, failed] if not self.record_file(block).exists()]
+        self.folder.refined.update({block.identity: failed.lanes_per_block // 2 for block in left if alike(block)})
+        self.folder.save()
+        return list(reversed(list(refined(reversed(left), self.folder.refined))))
 
     def _each_setting(self) -> Iterator[tuple[int, Setting]]:
         for index in range(len(self.settings)):
             yield index, self._use(index)
 
     def _run_block(self, part: BlockPlan, costs: Costs | None, on_progress: Callable[[float, str], None]) -> pd.DataFrame:
-        engine = self._engine(part, self.folder.block_sizes[f"{part.setting}:{part.attack.label}"])
+        engine = self._engine(part)
         say = lambda line: on_progress(0.0, f"{part.attack.label}: {line}")
         held, prepared = engine.observe(*self._arrays(part, engine), checkpoints.Kept(self.out / "decoders"), say)
         series = checkpoints.Series(self.folder.checkpoint_folder(part.identity))
@@ -253,7 +278,7 @@ class Sweep:
         mine = None if costs is None else {(metric, selector, ratio): cost for (index, metric, selector, ratio), cost in costs.items() if index == part.setting}
         origin = rows.Origin(self.config, setting, self._certifiers[part.setting], self._attacks[part.attack], mine, self.run_id)
         records = rows.frame(origin, part, found, {**prepared, **reports}, (time.perf_counter() - started) / part.num_cells)
-        self._keep_gallery(part, found)
+        keep_gallery(self.folder, self.config, setting, part, found)
         table = pa.Table.from_pandas(records, preserve_index=False)
         devices.write_atomically(self.record_file(part), lambda path: pq.write_table(table, path))
         series.remove()
@@ -267,26 +292,3 @@ class Sweep:
         table = equivalence(self.config, self._each_setting())
         devices.write_atomically(file, lambda path: table.to_parquet(path, index=False))
         return table
-
-    def _keep_truth(self, index: int, setting: Setting) -> None:
-        stem, count = self.folder.gallery_file(f"truth-{index}"), min(self.config.gallery, setting.num_samples)
-        if count and not list(stem.parent.glob(f"{stem.name}.*")):
-            batches = setting.client(self.config.seeds[0]).batches
-            setting.modality.keep_truth(stem, jax.tree.map(lambda leaf: leaf[:count], batches))
-
-    def _keep_gallery(self, part: BlockPlan, found: dict[tuple[int, int], LaneResult]) -> None:
-        setting = self.settings[part.setting]
-        kept = [
-            Kept(
-                {
-                    "setting": part.setting, "title": setting.title, "sample": lane.sample, "ratio": lane.ratio, "metric": lane.metric.label,
-                    "selector": lane.selector.label, "attack": part.attack.label,
-                },
-                found[i, j],
-            )
-            for i, row in enumerate(part.lanes)
-            for j, lane in enumerate(row)
-            if lane.sample < self.config.gallery and lane.seed == self.config.seeds[0]
-        ]  # fmt: skip
-        if kept:
-            setting.modality.keep_gallery(self.folder.gallery_file(part.identity), kept)

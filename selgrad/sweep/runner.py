@@ -110,7 +110,9 @@ def run_sweep(
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
-                raise SelgradError("the device ran out of memory; finished blocks are kept, set block_size lower and give a new --out") from None
+                raise SelgradError(
+                    "the device ran out of memory with one lane in a block; finished blocks are kept, take fewer restarts or a smaller model"
+                ) from None
         with screen.status("drawing the report"):
             page = make_report(sweep.out)
             tracker.finish(records, sweep.out / "figures")

@@ -43,6 +43,12 @@ class RunFolder:
         sizes: dict[str, int] = self.saved["block_sizes"]
         return sizes
 
+    @property
+    def refined(self) -> dict[str, int]:
+        """Lanes per block by the identity of a block that ran out of memory."""
+        sizes: dict[str, int] = self.saved.setdefault("refined", {})
+        return sizes
+
     def _adopt(self) -> dict[str, Any]:
         file = self.out / "plan.json"
         if file.exists():
