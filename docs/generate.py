@@ -38,6 +38,15 @@ def _table(section: type[Section]) -> str:
     return "\n".join(["| key | value | default | |", "|---|---|---|---|", *rows])
 
 
+VARIABLES = {
+    "JAX_COMPILATION_CACHE_DIR": "Folder in which JAX keeps compiled programs; by default `selgrad/compiled` in the user's folder for caches, at most 2 GB.",
+    "SELGRAD_COMPILATION_CACHE": "`off` keeps no compiled programs on disk.",
+    "SELGRAD_FACTORS": "`0` writes every gradient out instead of reading a batch of one's dense layers as outer products: slower, and equal but for rounding.",
+    "XLA_FLAGS": "XLA's own; where it does not say how many devices a CPU has, it has one a core.",
+}
+"""What the environment may say."""
+
+
 def configuration() -> str:
     """The page of keys."""
     parts = [
@@ -50,6 +59,8 @@ def configuration() -> str:
     parts += ["\n## A federated run\n", _table(Content)]
     for title, section in (("clients", ClientsConfig), ("local", LocalConfig), ("encryption", KeysConfig), ("faults", FaultConfig)):
         parts += [f"\n### `{title}` of a federated run\n\n{(section.__doc__ or '').strip()}\n", _table(section)]
+    rows = [f"| `{name}` | {about} |" for name, about in VARIABLES.items()]
+    parts += ["\n## Environment variables\n\nNone of them changes what a sweep is, so a folder goes on under others.\n", "| variable | |", "|---|---|", *rows]
     return "\n".join(parts) + "\n"
 
 
