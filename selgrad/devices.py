@@ -63,8 +63,8 @@ def _keep_compilations() -> None:
     options: dict[str, Any] = {
         "jax_compilation_cache_dir": str(folder),
         "jax_compilation_cache_max_size": CACHE_BYTES,
-        # Hundreds of small programs take longer to compile together than the large ones.
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        # Each entry that is added looks at all others, so programs that compile as fast are not kept.
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
     for name, value in options.items():

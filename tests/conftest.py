@@ -60,12 +60,12 @@ jaxtyping.install_import_hook(_CHECKED, "selgrad_typechecker.check")
 import jax
 import pytest
 
-# No program is compiled twice: workers share JAX's cache, which takes a lock where its size is bounded (without one, a process reads what another has written
-# half). Processes that tests start keep theirs apart, since some of them are killed on purpose.
-jax.config.update("jax_compilation_cache_dir", os.path.join(os.environ[_SCRATCH], "compiled"))
-jax.config.update("jax_compilation_cache_max_size", 2**34)
+# No program is compiled twice by one worker. JAX writes entries in place: a process that reads one while another writes it, or after one was killed, gets half
+# of it, so the folder is this process's own and no other inherits it. Where its size is bounded JAX takes a lock, and looks at every entry for each that it
+# adds, which takes longer than the many small programs of tests. Processes that tests start keep what `selgrad.devices` keeps, in a folder of the tests.
+jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(dir=os.environ[_SCRATCH]))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 os.environ["XDG_CACHE_HOME"] = os.path.join(os.environ[_SCRATCH], "cache")
 
 from selgrad.base import InputSpec, TextSpec

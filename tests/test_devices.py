@@ -57,6 +57,7 @@ import jax, jax.numpy as jnp
 from jax import monitoring
 events = []
 monitoring.register_event_listener(lambda name, **_: events.append(name))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.block_until_ready(jax.jit(lambda x: jnp.sin(x) @ x.T)(jnp.ones((7, 5))))
 print(json.dumps([jax.config.jax_compilation_cache_dir, sum("cache_hits" in e for e in events), jax.config.jax_compilation_cache_max_size]))
 """
