@@ -89,9 +89,9 @@ def test_a_host_attack_goes_on_lane_by_lane(finished, monkeypatch):
     steps = []
     advance = HostBlock.advance
 
-    def counted(self, params, lanes, state, num_steps):
+    def counted(self, held, state, num_steps):
         steps.append(num_steps)
-        return advance(self, params, lanes, state, num_steps)
+        return advance(self, held, state, num_steps)
 
     monkeypatch.setattr(HostBlock, "advance", counted)
     again = run_sweep(CONFIG, out, quiet=True)
