@@ -1,4 +1,4 @@
-"""Gradients that are never written out: a dense layer's is a sum of few outer products, and a distance can read it as that.
+"""Gradients that are never written out: for a batch of one a dense layer's is an outer product, and a distance can read it as that.
 
 For one input x (d,) and the loss's derivative by the outputs y (f,) the gradient of a kernel is x y'. Its inner product with a target T is <x T, y>, and
 its squared norm over counted entries C is <x^2 C, y^2>: two passes over T and two over C for value and derivative, where the matrix written out takes a
