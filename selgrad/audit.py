@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -60,14 +61,13 @@ class _Truth:
 
 
 def _truth(setting: Setting, seed: int) -> _Truth:
-    client, spec, model, size = setting.client(seed), setting.input_spec, setting.model, setting.num_samples
-    batches = jax.tree.map(np.asarray, client.batches)
-    labels = batches.labels.reshape(size, -1)[:, 0]
-    one = jax.tree.map(lambda leaf: leaf[0], client.grads)
+    spec, model, size = setting.input_spec, setting.model, setting.num_samples
+    inputs, labels = np.asarray(setting.batches.inputs), np.asarray(setting.batches.labels).reshape(size, -1)[:, 0]
+    one = setting.sent(seed, 0, 0).grads
     if not isinstance(spec, TextSpec):
-        lit = np.asarray((spec.pixels(client.batches.inputs) > 0).any(axis=1)).reshape(size, -1)
-        return _Truth(labels, batches.inputs.reshape(size, -1), lit, reads_pixels(one, spec), np.arange(lit.shape[1]))
-    counts = np.stack([np.bincount(row, minlength=spec.vocabulary_size) for row in batches.inputs.reshape(size, -1)])
+        lit = np.asarray((spec.pixels(jnp.asarray(inputs)) > 0).any(axis=1)).reshape(size, -1)
+        return _Truth(labels, inputs.reshape(size, -1), lit, reads_pixels(one, spec), np.arange(lit.shape[1]))
+    counts = np.stack([np.bincount(row, minlength=spec.vocabulary_size) for row in inputs.reshape(size, -1)])
     words = np.setdiff1d(np.arange(spec.vocabulary_size), spec.special_ids)
     counts = counts[:, words]
     sent = isinstance(model, TextModel) and model.embedding in trees.paths(one) and model.embedding not in model.always_encrypted
@@ -157,7 +157,7 @@ def default_attacks(setting: Setting, seed: int) -> list[Spec]:
             make_spec("attack", "tag", {"num_steps": 1000, "start": "vocabulary", "learning_rate": 0.01, "hidden": "complete"}),
         ]
     else:
-        sent = jax.tree.map(lambda leaf: leaf[0], setting.client(seed).grads)
+        sent = setting.sent(seed, 0, 0).grads
         chosen = [make_spec("attack", "rank_one")] if reads_pixels(sent, setting.input_spec) else []
         chosen += [
             make_spec("attack", "idlg", {"num_steps": 100, "start": "grey", "hidden": "complete"}),
@@ -188,10 +188,10 @@ def audit_paths(
     """
     specs = Spec.of("dataset", dataset), Spec.of("model", model), Spec.of("update", update)
     setting = Setting(*specs, samples, None if public is None else Spec.of("dataset", public), protection=Spec.of("protection", protection))
-    grads = setting.client(seed).grads
+    grads = setting.sent(seed, 0, 0).grads
     named = trees.matching_leaves(grads, paths)
     always = [trees.matches(path, setting.model.always_encrypted) for path in trees.paths(grads)]
-    sizes = [int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(grads)]
+    sizes = [leaf.size for leaf in jax.tree.leaves(grads)]
     chosen = sum(size for size, yes, first in zip(sizes, named, always, strict=True) if yes and not first)
     ratio = chosen / max(setting.num_total - setting.num_always, 1)
     selector, metric = make_spec("selector", "by_path", {"paths": list(paths)}), make_spec("metric", "magnitude")

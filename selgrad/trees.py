@@ -8,13 +8,12 @@ from __future__ import annotations
 import fnmatch
 import functools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 from jax import Array
 from jaxtyping import Float, Int, PyTree
 
@@ -122,57 +121,6 @@ def descending_ranks(scores: Float[Array, " n"]) -> Array:
 def rank(scores: Scores) -> Ranks:
     """Ranks over all leaves together, so that equal scores give equal masks."""
     return split(descending_ranks(concatenate(scores)), scores)
-
-
-def _order_bits(scores: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
-    """Unsigned integers that fall as the scores rise, -0 and 0 alike."""
-    bits = (np.ascontiguousarray(scores, np.float32).reshape(-1) + np.float32(0)).view(np.uint32)
-    return np.where(bits >> 31 == 1, bits, ~bits & np.uint32(0x7FFFFFFF))
-
-
-def _parts(blocks: list[tuple[int, npt.NDArray[Any]]], start: int, stop: int) -> Iterator[npt.NDArray[np.uint64]]:
-    """Of each block the entries whose upper 16 bits lie in [start, stop): their bits above their index."""
-    for at, block in blocks:
-        bits = _order_bits(block)
-        inside = np.flatnonzero((bits >> 16 >= start) & (bits >> 16 < stop))
-        if len(inside):
-            yield (bits[inside].astype(np.uint64) << np.uint64(32)) | (inside + at).astype(np.uint64)
-
-
-def rank_on_host(scores: Scores, first: Sequence[bool] | None = None, num_parts: int = 16) -> Ranks:
-    """`rank`, and `rank_first` of it, in NumPy: XLA's CPU sort takes several times the memory and the time for 10^8 entries.
-
-    Entries are sorted in parts of neighbouring scores, so little is needed beside the scores and the ranks themselves.
-
-    Args:
-      scores: of one gradient, float32 (others are rounded to it); arrays that NumPy can read without copying.
-      first: for each leaf whether its entries come before those of all others.
-      num_parts: more need less memory and more passes.
-    """
-    leaves, treedef = jax.tree.flatten(scores)
-    chosen = list(first) if first is not None else [False] * len(leaves)
-    ends = np.cumsum([0, *(int(np.prod(leaf.shape)) for leaf in leaves)])
-    result = np.empty(ends[-1], np.int32)
-    done = 0
-    for group in (True, False):
-        flat = [(int(at), np.asarray(leaf).reshape(-1)) for at, leaf, yes in zip(ends[:-1], leaves, chosen, strict=True) if yes == group]
-        blocks = [(at + i, leaf[i : i + 2**20]) for at, leaf in flat for i in range(0, leaf.size, 2**20)]
-        counts = np.zeros(2**16, np.int64)
-        for _, block in blocks:
-            counts += np.bincount(_order_bits(block) >> 16, minlength=2**16)
-        size, start = max(1, int(counts.sum()) // num_parts), 0
-        while start < 2**16:
-            # As many neighbouring buckets as make up a part; one alone where it is larger.
-            stop = start + max(1, int(np.searchsorted(np.cumsum(counts[start:]), size, side="right")))
-            parts: Iterable[npt.NDArray[np.uint64]] = _parts(blocks, start, stop)
-            # Equal scores, such as many zeros, stand in order already.
-            if counts[start:stop].sum() <= size or len({int(end >> 32) for part in _parts(blocks, start, stop) for end in (part.min(), part.max())}) > 1:
-                parts = [np.sort(np.concatenate([*parts, np.zeros(0, np.uint64)]))]
-            for part in parts:
-                result[(part & np.uint64(0xFFFFFFFF)).astype(np.int64)] = np.arange(done, done + len(part), dtype=np.int32)
-                done += len(part)
-            start = stop
-    return jax.tree.unflatten(treedef, [result[a:b].reshape(leaf.shape) for a, b, leaf in zip(ends[:-1], ends[1:], leaves, strict=True)])
 
 
 def rank_first(ranks: Ranks, chosen: Iterable[bool]) -> Ranks:

@@ -304,12 +304,12 @@ def test_the_report_is_one_self_contained_page(finished):
 
 def test_overlaps_are_those_of_sets():
     rng = np.random.default_rng(0)
-    a, b = ([rng.permutation(30).reshape(1, 30)[:, :18], rng.permutation(30).reshape(1, 30)[:, 18:]] for _ in range(2))
-    both, either = overlap(a, b, (5, 20))
-    for k, count in enumerate((5, 20)):
-        sets = [[set(np.flatnonzero(leaf[0] < count)) for leaf in tree] for tree in (a, b)]
+    a, b = rng.random((2, 3, 30)) < 0.4
+    both, either = overlap(np.packbits(a, axis=1), np.packbits(b, axis=1), (18, 12))
+    for sample in range(3):
+        sets = [[set(np.flatnonzero(part)) for part in np.split(masks[sample], [18])] for masks in (a, b)]
         shared, whole = ([len(op(x, y)) for x, y in zip(*sets, strict=True)] for op in (set.intersection, set.union))
-        assert list(both[k, 0]) == [sum(shared), *shared] and list(either[k, 0]) == [sum(whole), *whole]
+        assert list(both[sample]) == [sum(shared), *shared] and list(either[sample]) == [sum(whole), *whole]
 
 
 def test_the_sweep_says_how_alike_its_metrics_masks_are(finished):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from selgrad import trees
+from selgrad import topk, trees
 from selgrad.errors import GradientError, UsageError
 
 scores = hnp.arrays(np.float32, st.integers(1, 60), elements=st.integers(-3, 3).map(np.float32))
@@ -28,7 +28,7 @@ def test_ranks_sort_stably_and_descending(values):
 def test_ranks_on_the_host_sort_stably_and_descending_whatever_the_parts(values, cut, first, num_parts):
     values = np.where(values == 3, -0.0, values).astype(np.float32)
     tree = {"a": values[:cut].reshape(-1, 1), "b": values[cut:]}
-    found = trees.rank_on_host(tree, [False, True] if first else None, num_parts)
+    found = topk.rank_on_host(tree, [False, True] if first else None, num_parts)
     late = (np.arange(values.size) < cut) & first
     expected = np.empty(values.size, int)
     expected[np.lexsort((np.arange(values.size), -values, late))] = np.arange(values.size)
@@ -36,11 +36,28 @@ def test_ranks_on_the_host_sort_stably_and_descending_whatever_the_parts(values,
     assert found["a"].shape == tree["a"].shape
 
 
+@settings(deadline=None, max_examples=200)
+@given(scores, st.integers(0, 60), st.booleans(), st.lists(st.integers(0, 60), max_size=4), st.floats(1e-30, 1e30))
+def test_packed_masks_are_the_ranks_below_each_count(values, cut, first, counts, scale):
+    values = np.where(values == 3, -0.0, values * np.float32(scale)).astype(np.float32)
+    tree = {"a": values[:cut].reshape(-1, 1), "b": values[cut:]}
+    counts = [min(count, values.size) for count in counts]
+    found = topk.top_on_host(tree, counts, [False, True] if first else None)
+    assert found.shape == (len(counts), -(-values.size // 8))
+    late = (np.arange(values.size) < cut) & first
+    ranks = np.empty(values.size, int)
+    ranks[np.lexsort((np.arange(values.size), -values, late))] = np.arange(values.size)
+    for count, packed in zip(counts, found, strict=True):
+        a, b = topk.unpack(packed, tree)
+        assert a.shape == tree["a"].shape
+        np.testing.assert_array_equal(np.concatenate([a.reshape(-1), b]), ranks < count)
+
+
 def test_ranks_on_the_host_are_those_on_the_device():
     tree = {"a": jax.random.normal(jax.random.key(0), (40, 30)), "b": jnp.zeros(500), "c": jnp.round(jax.random.normal(jax.random.key(1), (700,)))}
-    jax.tree.map(np.testing.assert_array_equal, trees.rank_on_host(tree), trees.rank(tree))
+    jax.tree.map(np.testing.assert_array_equal, topk.rank_on_host(tree), trees.rank(tree))
     first = [False, False, True]
-    jax.tree.map(np.testing.assert_array_equal, trees.rank_on_host(tree, first), trees.rank_first(trees.rank(tree), first))
+    jax.tree.map(np.testing.assert_array_equal, topk.rank_on_host(tree, first), trees.rank_first(trees.rank(tree), first))
 
 
 @settings(deadline=None, max_examples=50)

@@ -3,7 +3,7 @@
 `run_cell` runs one; `selgrad.sweep` runs many with the same parts.
 """
 
-from selgrad.experiment.assemble import assemble, shapes
+from selgrad.experiment.assemble import assemble, num_updates, shapes
 from selgrad.experiment.cell import bind, make_engine, run_cell, run_lanes
 from selgrad.experiment.certify import Certifier
 from selgrad.experiment.costs import SchemeCache, encryption_cost
@@ -26,6 +26,7 @@ __all__ = [
     "decode_lane",
     "encryption_cost",
     "make_engine",
+    "num_updates",
     "run_cell",
     "run_lanes",
     "shapes",

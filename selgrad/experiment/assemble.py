@@ -1,11 +1,10 @@
-"""From the lanes of a block to its arrays: which sample's batch, which entries are visible, which start.
+"""From the lanes of a block to its arrays: the updates of the samples that occur in it, and of each lane whose it is, what of it is hidden, and which start.
 
-All of it is NumPy on the host; a compiled block moves it to the devices at once.
+All of it is NumPy on the host; a compiled block moves it to the devices at once and puts the observations together there.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,75 +12,71 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from selgrad.base import Params
 from selgrad.experiment.setting import Setting
-from selgrad.experiment.types import Lane, Lanes, Shown, fold
+from selgrad.experiment.types import Lane, Lanes, Tables, fold
 
 
 def _stack(parts: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *parts)
 
 
-def _shown(setting: Setting, seed: int, row: Sequence[Lane], round_index: int) -> Shown:
-    """What the attackers of a row see of one round, leading axis (lanes,)."""
-    leaves, treedef = jax.tree.flatten(setting.client(seed, round_index).grads)
-    host = [np.asarray(leaf) for leaf in leaves]
-    visible = [np.empty((len(row), *leaf.shape[1:]), leaf.dtype) for leaf in host]
-    mask = [np.empty(leaf.shape, bool) for leaf in visible]
-    for j, lane in enumerate(row):
-        for k, hidden in enumerate(setting.hidden(seed, round_index, lane)):
-            mask[k][j] = hidden
-            visible[k][j] = np.where(hidden, 0, host[k][lane.sample])
-    return Shown(jax.tree.unflatten(treedef, visible), jax.tree.unflatten(treedef, mask))
+@jax.jit
+def _starts(seed: Any, samples: Any) -> Any:
+    return jax.vmap(lambda i: jax.random.fold_in(fold(jax.random.key(seed), "attack"), i))(samples)
 
 
-@functools.lru_cache(maxsize=1)
-def _starts() -> Any:
-    return jax.jit(lambda seed, samples: jax.vmap(lambda i: jax.random.fold_in(fold(jax.random.key(seed), "attack"), i))(samples))
+def num_updates(lanes: Sequence[Sequence[Lane]]) -> int:
+    """How many samples occur in a row of lanes, at most."""
+    return max(len({lane.sample for lane in row}) for row in lanes)
 
 
-def shapes(setting: Setting, num_seeds: int, num_lanes: int) -> tuple[tuple[Params, ...], Lanes]:
-    """What `assemble` gives for so many seeds and lanes, as shapes: nothing is computed, so that a block too large for memory can be planned.
+def shapes(setting: Setting, num_seeds: int, num_lanes: int, num_updates: int) -> tuple[Tables, Lanes]:
+    """What `assemble` gives for so many seeds, lanes and updates in a row, as shapes: nothing is computed, so that a block too large for memory can be planned.
 
     Returns:
       As `assemble`, with a `jax.ShapeDtypeStruct` in the place of each array.
     """
     params = jax.eval_shape(setting.model.init, jax.random.key(0))
-    sent, batch = setting.model.split(params)[0], setting.dataset.batch(setting.samples[0], setting.update.batch_size)
-    noise = jax.eval_shape(setting.protection.noise, sent) if setting.protection.changes else None
-    of_all = lambda tree, dtype=None: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((num_seeds, num_lanes, *leaf.shape), dtype or leaf.dtype), tree)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (num_seeds, num_lanes)))
-    weights = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((num_seeds, *leaf.shape), leaf.dtype), params)
-    shown = Shown(of_all(sent), of_all(sent, bool))
-    return (weights,) * setting.num_rounds, Lanes(keys, of_all(batch), (shown,) * setting.num_rounds, of_all(noise))
+    batch = setting.dataset.batch(setting.samples[0], setting.update.batch_size)
+    noise = jax.eval_shape(setting.protection.noise, setting.shapes) if setting.protection.changes else None
+    of_all = lambda tree, *axes: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), tree)
+    rounds, of_lanes = range(setting.num_rounds), (num_seeds, num_lanes)
+    tables = Tables(
+        weights=tuple(of_all(params, num_seeds) for _ in rounds),
+        updates=tuple(of_all(setting.shapes, num_seeds, num_updates) for _ in rounds),
+        noise=of_all(noise, num_seeds, num_updates),
+    )
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), of_lanes))
+    hidden = jax.ShapeDtypeStruct((*of_lanes, -(-setting.num_total // 8)), np.uint8)
+    return tables, Lanes(keys, of_all(batch, *of_lanes), jax.ShapeDtypeStruct(of_lanes, np.int32), tuple(hidden for _ in rounds))
 
 
-def assemble(setting: Setting, seeds: Sequence[int], lanes: Sequence[Sequence[Lane]]) -> tuple[tuple[Params, ...], Lanes]:
+def assemble(setting: Setting, seeds: Sequence[int], lanes: Sequence[Sequence[Lane]], num_updates: int) -> tuple[Tables, Lanes]:
     """The arrays of a block.
 
     Args:
       setting: to read from.
       seeds: one per row.
       lanes: one row of lanes per seed, all of one length.
-
-    Returns:
-      Each round's parameters with leading axis (seeds,), and lanes with leading axes (seeds, lanes).
+      num_updates: rows of the tables, at least as many as samples occur in a row of lanes.
     """
-    rows, rounds = [], range(setting.num_rounds)
+    rounds = range(setting.num_rounds)
+    rows, updates, noises = [], [], []
     for seed, row in zip(seeds, lanes, strict=True):
-        client = setting.client(seed)
+        samples = list(dict.fromkeys(lane.sample for lane in row))
         index = np.asarray([lane.sample for lane in row])
-        take = functools.partial(jax.tree.map, lambda leaf, index=index: np.asarray(leaf)[index])
         rows.append(
             Lanes(
                 # One start per sample and seed, shared by all metrics and ratios: differences between them are not luck.
-                key=_starts()(seed, jnp.asarray(setting.samples)[index]),
-                batch=take(client.batches),
-                sent=tuple(_shown(setting, seed, row, t) for t in rounds),
-                noise=take(client.noise),
+                key=_starts(seed, jnp.asarray(setting.samples)[index]),
+                batch=jax.tree.map(lambda leaf, index=index: leaf[index], setting.batches),
+                update=np.asarray([samples.index(lane.sample) for lane in row], np.int32),
+                hidden=tuple(np.stack([setting.hidden(lane, t) for lane in row]) for t in rounds),
             )
         )
+        held = [*samples, *samples[-1:] * (num_updates - len(samples))]
+        updates.append(tuple(_stack([setting.sent(seed, t, sample).grads for sample in held]) for t in rounds))
+        noises.append(_stack([setting.noise(seed, sample) for sample in held]))
     keys = jnp.stack([row.key for row in rows])
-    stacked = Lanes(keys, *_stack([row[1:] for row in rows]))
-    weights = tuple(_stack([setting.client(seed, t).params for seed in seeds]) for t in rounds)
-    return weights, stacked
+    weights = tuple(_stack([setting.weights(seed, t) for seed in seeds]) for t in rounds)
+    return Tables(weights, _stack(updates), _stack(noises)), Lanes(keys, *_stack([row[1:] for row in rows]))

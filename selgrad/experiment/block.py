@@ -18,12 +18,12 @@ import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
-from selgrad import devices
-from selgrad.base import Attack, Batch, Evidence, Model, Observation, Remember, Round, forget
+from selgrad import devices, trees
+from selgrad.base import Attack, Batch, Evidence, Grads, Model, Observation, Remember, Round, forget
 from selgrad.experiment.engine import OnEvent, Reports, Weights
 from selgrad.experiment.setting import Setting
 from selgrad.experiment.threat import Threat
-from selgrad.experiment.types import Lanes, Seen
+from selgrad.experiment.types import Lanes, Seen, Shown, Tables
 from selgrad.gradients import attacked, disclose
 from selgrad.modality import Outcome
 
@@ -40,11 +40,19 @@ class Observer:
     def __init__(self, setting: Setting, threat: Threat, evidence: Evidence | None) -> None:
         self._setting, self._threat, self._evidence = setting, threat, evidence
 
-    def see(self, params: tuple[Weights, Any], lane: Lanes) -> Seen:
-        """What is seen of one lane; `params` are each round's weights without leading axes, and what the attacker brings."""
+    def see(self, auxiliary: Any, tables: Tables, lane: Lanes) -> Seen:
+        """What is seen of one lane.
+
+        Args:
+          auxiliary: what the attacker brings.
+          tables: of the lane's row, without the axis of seeds.
+          lane: without leading axes.
+        """
+        of_lane = lambda table: jax.tree.map(lambda leaf: leaf[lane.update], table)
         labels = self._setting.model.targets(lane.batch) if self._threat.known_labels else None
-        sent = Seen(lane.sent, labels, lane.batch.valid if self._threat.known_padding else None, noise=lane.noise)
-        return Seen.of(disclose(self._observation(params, sent, self._setting.model), lane.batch))
+        sent = tuple(map(_shown, map(of_lane, tables.updates), lane.hidden))
+        seen = Seen(sent, labels, lane.batch.valid if self._threat.known_padding else None, noise=of_lane(tables.noise))
+        return Seen.of(disclose(self._observation((tables.weights, auxiliary), seen, self._setting.model), lane.batch))
 
     def observation(self, params: tuple[Weights, Any], seen: Seen) -> Observation:
         """The observation of what is seen, which computes nothing."""
@@ -65,9 +73,15 @@ class Observer:
             noise=seen.noise,
         )
 
-    def __call__(self, params: tuple[Weights, Any], lane: Lanes) -> Observation:
+    def __call__(self, auxiliary: Any, tables: Tables, lane: Lanes) -> Observation:
         """The observation of one lane."""
-        return self.observation(params, self.see(params, lane))
+        return self.observation((tables.weights, auxiliary), self.see(auxiliary, tables, lane))
+
+
+def _shown(update: Grads, hidden: Array) -> Shown:
+    """What is seen of an update of which packed entries are hidden."""
+    mask = trees.split(jnp.unpackbits(hidden, count=trees.size(update)).astype(bool), update)
+    return Shown(trees.hide(update, mask), mask)
 
 
 class Held(NamedTuple):
@@ -122,7 +136,9 @@ class Block:
             specs = (everywhere, *[self._lanes_spec] * own, *[everywhere] * shared)
             return jax.jit(devices.shard(outer, self.mesh, specs, self._lanes_spec), donate_argnums=donated)
 
-        self._see = block(observer.see, 1)
+        of_row = jax.vmap(observer.see, (None, None, 0))
+        see = devices.shard(jax.vmap(of_row, (None, 0, 0)), self.mesh, (everywhere, everywhere, self._lanes_spec), self._lanes_spec)
+        self._see: Any = jax.jit(see)
         self._start = block(start, 2)
         # A state is given up for the next: large ones, such as the pairs of L-BFGS, are never held twice.
         self._advance = block(advance, 2, 1, donated=(2,))
@@ -131,20 +147,20 @@ class Block:
         self.compile_seconds = 0.0
         self.memory_bytes = self.shared_bytes = 0
 
-    def compile(self, weights: Weights, lanes: Lanes) -> None:
+    def compile(self, tables: Tables, lanes: Lanes) -> None:
         """Compiles all phases ahead of time and reads how much memory the largest takes.
 
         Args:
-          weights, lanes: arrays, or their shapes: nothing is run.
+          tables, lanes: arrays, or their shapes: nothing is run.
         """
         started = time.perf_counter()
-        whole = (weights, self._auxiliary)
-        seen = jax.eval_shape(self._see, whole, lanes)
-        self._see = self._see.lower(whole, lanes).compile()
+        whole = (tables.weights, self._auxiliary)
+        seen = jax.eval_shape(self._see, self._auxiliary, tables, lanes)
+        self._see = self._see.lower(self._auxiliary, tables, lanes).compile()
         seen = _placed(seen, self._see.output_shardings)
         if self.attack.estimate:
             without = lambda tree, axes: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[axes:], leaf.dtype), tree)
-            row, inputs = without(weights[0], 1), without(lanes.batch.inputs, 2)
+            row, inputs = without(tables.weights[0], 1), without(lanes.batch.inputs, 2)
             room = jax.eval_shape(self._setting.model.embed, row, inputs)
             self._room = jax.ShapeDtypeStruct((*lanes.shape, *room.shape), room.dtype, sharding=self._sharding)
             seen = seen._replace(estimate=self._room)
@@ -156,29 +172,29 @@ class Block:
         self.compile_seconds = time.perf_counter() - started
         analyses = [phase.memory_analysis() for phase in (self._see, self._start, self._advance, self._finish)]
         self.memory_bytes = max((self.mesh.size * _bytes(analysis) for analysis in analyses if analysis is not None), default=0)
-        self.shared_bytes = self.mesh.size * sum(leaf.dtype.itemsize * math.prod(leaf.shape) for leaf in jax.tree.leaves(whole))
+        self.shared_bytes = self.mesh.size * sum(leaf.dtype.itemsize * math.prod(leaf.shape) for leaf in jax.tree.leaves((tables, self._auxiliary)))
 
     @property
     def _sharding(self) -> NamedSharding:
         return NamedSharding(self.mesh, self._lanes_spec)
 
-    def observe(self, weights: Weights, lanes: Lanes, remember: Remember | None = forget, on_event: OnEvent = lambda _: None) -> tuple[Held, Reports]:
+    def observe(self, tables: Tables, lanes: Lanes, remember: Remember | None = forget, on_event: OnEvent = lambda _: None) -> tuple[Held, Reports]:
         """What the attackers of a block hold, made once, with what an attack learns or fills in on the host; and what it says of that, by lane.
 
         Args:
-          weights, lanes: as `assemble` gives them.
+          tables, lanes: as `assemble` gives them.
           remember: keeps what is learned; None learns nothing, which is enough to time a step.
           on_event: called with a line before each mask.
         """
-        params = jax.device_put((weights, self._auxiliary), NamedSharding(self.mesh, PartitionSpec()))
-        key, batch = jax.device_put((lanes.key, lanes.batch), self._sharding)
-        seen = self._see(params, lanes._replace(key=key, batch=batch))
+        tables, auxiliary = jax.device_put((tables, self._auxiliary), NamedSharding(self.mesh, PartitionSpec()))
+        lanes = jax.device_put(lanes, self._sharding)
+        seen = self._see(auxiliary, tables, lanes)
         reports: Reports = {}
         if self.attack.prepare is not None and remember is not None:
-            seen, reports = self._prepare(weights, seen, remember, on_event)
+            seen, reports = self._prepare(tables.weights, seen, remember, on_event)
         elif self._room is not None:
             seen = seen._replace(estimate=jax.device_put(np.zeros(self._room.shape, self._room.dtype), self._sharding))
-        return Held(params, key, seen, batch), reports
+        return Held((tables.weights, auxiliary), lanes.key, seen, lanes.batch), reports
 
     def _prepare(self, weights: Weights, seen: Seen, remember: Remember, on_event: OnEvent) -> tuple[Seen, Reports]:
         assert self.attack.prepare is not None

@@ -14,7 +14,7 @@ import jax
 from selgrad.base import Attack, InputSpec, TextSpec
 from selgrad.config import EncryptionConfig, RoundsConfig
 from selgrad.errors import UsageError
-from selgrad.experiment.assemble import assemble
+from selgrad.experiment.assemble import assemble, num_updates
 from selgrad.experiment.block import Block, Observer
 from selgrad.experiment.costs import SchemeCache, encryption_cost
 from selgrad.experiment.engine import Engine
@@ -83,9 +83,9 @@ def run_lanes(setting: Setting, attack: Spec, lanes: Sequence[Lane], *, threat: 
     first = lanes[0]
     engine = make_engine(setting, attack, threat=threat, num_seeds=1, num_lanes=len(lanes), chosen_by=(first.metric, first.selector))
     padded = [*lanes, *[lanes[-1]] * (engine.num_lanes - len(lanes))]
-    weights, arrays = assemble(setting, [first.seed], [padded])
-    engine.compile(weights, arrays)
-    held, prepared = engine.observe(weights, arrays)
+    arrays = assemble(setting, [first.seed], [padded], num_updates([padded]))
+    engine.compile(*arrays)
+    held, prepared = engine.observe(*arrays)
     started, total = time.perf_counter(), engine.num_steps
     state, done = engine.start(held), 0
     chunk = total if on_progress is None else max(1, total // 20)
@@ -151,7 +151,7 @@ def run_cell(
     cost = None if options is None else encryption_cost(setting, lane, SchemeCache(options))
     ran = run_lanes(setting, Spec.of("attack", attack), [lane], threat=Threat(known_labels, known_padding), on_progress=on_progress)
     found = ran.found[0]
-    truth, shown = setting.modality.shown(jax.tree.map(lambda leaf: leaf[0], setting.client(seed).batches), found)
+    truth, shown = setting.modality.shown(jax.tree.map(lambda leaf: leaf[0], setting.batches), found)
     return CellResult(
         measures=found.measures,
         truth=truth,

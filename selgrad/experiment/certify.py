@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -91,15 +92,16 @@ class Certifier:
     def _jacobian(self, seed: int, sample: int, round_index: int) -> tuple[Any, Any, Any, Any]:
         """J (n, d) in float64 by the inputs that an attacker does not know, the update, its noise, and the prior's precision."""
         setting, embedded = self._setting, self.require_possible()
-        client = setting.client(seed, round_index)
-        batch, grads = jax.tree.map(lambda leaf: leaf[sample], (client.batches, client.grads))
+        params = setting.weights(seed, round_index)
+        own = jax.tree.map(lambda leaf: leaf[sample], setting.batches), setting.sent(seed, round_index, sample).grads
+        batch, grads = jax.tree.map(jnp.asarray, own)
 
         def every(params: Params, batch: Batch, grads: Grads) -> Array:
             context = GradientContext(model=setting.model, params=params, batch=batch, update=setting.update, grads=grads, key=jax.random.key(0))
             return jacobian.dense(jacobian.by_inputs(context))
 
         with devices.double_precision():
-            arguments = jax.tree.map(widen, (client.params, batch, grads))
+            arguments = jax.tree.map(widen, (params, batch, grads))
             found = np.asarray(setting.compiled("jacobian", every, *arguments)(*arguments))
         unknown = setting.modality.unknown(batch, embedded.shape)
         found = found if unknown.all() else found[:, unknown]
@@ -107,4 +109,4 @@ class Certifier:
         flat: Any = np.concatenate([leaf.astype(np.float64).reshape(-1) for leaf in leaves])
         added = zip(jax.tree.leaves(setting.protection.noise(grads)), leaves, strict=True)
         noise = np.hypot(float32_noise(leaves), np.concatenate([np.full(leaf.size, float(std)) for std, leaf in added]))
-        return found, flat, noise, setting.modality.prior(setting.model, client.params, setting.public)
+        return found, flat, noise, setting.modality.prior(setting.model, params, setting.public)

@@ -1,6 +1,7 @@
-"""What defenders choose: scores of every sample's update, and their ranks, computed once a metric, selector and seed.
+"""What defenders choose: scores of every sample's update, and masks of them, computed once a metric, selector and seed.
 
-A block reads the ranks of its lanes, records read them again, and so does the comparison of masks; what is kept here is what makes them cheap.
+A block reads the masks of its lanes, records read them again, and so does the comparison of metrics. They are kept packed, an eighth of a byte an entry, at the
+counts that a plan has; ranks, which are 32 times as large, are made only for those who read how masks are nested.
 """
 
 from __future__ import annotations
@@ -8,15 +9,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from selgrad import devices, trees
+from selgrad import devices, topk, trees
 from selgrad.base import Batch, GradientContext, Grads, Key, Metric, Model, Params, Ranks, Scores, Selector, Update
 from selgrad.data import Dataset, TextDataset
+from selgrad.errors import UsageError
 from selgrad.experiment.types import Client, each_key, fold, widen
 from selgrad.registry import Spec
 
@@ -31,11 +34,16 @@ class Clients(Protocol):
     public: Batch | None
     samples: tuple[int, ...]
     always: list[bool]
-    num_samples: int
+    num_total: int
     num_rounds: int
+    num_pages: int
 
-    def client(self, seed: int, round_index: int = 0) -> Client:
-        """Every sample's update of a round."""
+    def page(self, page: int) -> tuple[int, ...]:
+        """The samples of a page."""
+        ...
+
+    def client(self, seed: int, round_index: int = 0, page: int = 0) -> Client:
+        """The updates of a page's samples in a round."""
         ...
 
     def compiled(self, name: Any, function: Any, *arguments: Any) -> Any:
@@ -43,8 +51,21 @@ class Clients(Protocol):
         ...
 
 
+class Chosen(NamedTuple):
+    """What the clients of a page choose.
+
+    Attributes:
+      bits: (samples, counts, ceil(n / 8)) uint8, as `numpy.packbits` has them.
+      score_seconds, mask_seconds: per sample.
+    """
+
+    bits: Any
+    score_seconds: float
+    mask_seconds: float
+
+
 class Choices:
-    """Scores and ranks on one setting.
+    """Scores and masks on one setting.
 
     Args:
       setting: whose clients choose.
@@ -53,33 +74,44 @@ class Choices:
     def __init__(self, setting: Clients) -> None:
         self._setting = setting
         self.standard_error = functools.cache(self._standard_error)
+        # Read by those who compare two metrics, or the rounds of one.
+        self._kept_ranks = functools.lru_cache(maxsize=2 * setting.num_rounds * setting.num_pages)(self._ranks)
+        self._counts: tuple[int, ...] = ()
         self.hold(1)
 
-    def hold(self, count: int) -> None:
-        """Keeps the ranks of so many (metric, selector, seed); what was kept is dropped."""
-        rounds = self._setting.num_rounds
+    def hold(self, num_kept: int, counts: Sequence[int] = ()) -> None:
+        """Keeps the masks of so many (metric, selector, seed, page) of each round, at so many selected entries; what was kept is dropped."""
+        self._counts, rounds = tuple(sorted(set(counts))), self._setting.num_rounds
         # One form of each key: to a cache, a default that is left out and one that is given are two.
-        self._kept = functools.lru_cache(maxsize=count * rounds)(self._ranks)
+        self._kept = functools.lru_cache(maxsize=num_kept * rounds)(self._choose)
         # Read again by the next selector alone.
         self._kept_scores = functools.lru_cache(maxsize=rounds)(self._scores)
 
     def clear(self) -> None:
-        """Drops scores and ranks, which are computed again when they are asked for."""
-        self._kept.cache_clear()
-        self._kept_scores.cache_clear()
+        """Drops scores, masks and ranks, which are computed again when they are asked for."""
+        for kept in (self._kept, self._kept_scores, self._kept_ranks):
+            kept.cache_clear()
+
+    def masks(self, metric: Spec, selector: Spec, seed: int, round_index: int, page: int, count: int) -> Chosen:
+        """The masks of a page's samples at so many selected entries, (samples, ceil(n / 8)); those of all counts that are held are made at once."""
+        counts = self._counts if count in self._counts else (count,)
+        found = self._kept(metric, selector, seed, round_index, page, counts)
+        return found._replace(bits=found.bits[:, counts.index(count)])
 
     def ranks(self, metric: Spec, selector: Spec, seed: int, round_index: int) -> tuple[Ranks, float, float]:
         """Ranks of every sample (NumPy, leading axis), seconds per sample to score, seconds per sample to rank."""
-        return self._kept(metric, selector, seed, round_index)
+        pages = [self._kept_ranks(metric, selector, seed, round_index, page) for page in range(self._setting.num_pages)]
+        whole = pages[0][0] if len(pages) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *(ranks for ranks, *_ in pages))
+        return whole, *pages[0][1:]
 
-    def _scores(self, metric: Spec, seed: int, round_index: int) -> tuple[Scores, float]:
-        """Scores of every sample, leading axis (num_samples,), and seconds per sample after compilation."""
-        setting = self._setting
-        client = setting.client(seed, round_index)
+    def _scores(self, metric: Spec, seed: int, round_index: int, page: int) -> tuple[Scores, float]:
+        """Scores of a page's samples, leading axis (samples,), and seconds per sample after compilation."""
+        setting, samples = self._setting, self._setting.page(page)
+        client = setting.client(seed, round_index, page)
         score: Metric = metric.build()
         key = fold(jax.random.key(seed), "metric")
         key = fold(key, round_index) if round_index else key
-        keys = each_key(key, setting.samples)
+        keys = each_key(key, samples)
 
         def every(params: Params, items: tuple[Batch, Grads, Key], public: Batch | None) -> Scores:
             def one(item: tuple[Batch, Grads, Key]) -> Scores:
@@ -93,10 +125,10 @@ class Choices:
         with devices.double_precision() if double else contextlib.nullcontext():
             if double:
                 arguments = jax.tree.map(widen, arguments)
-            program = setting.compiled(metric, every, *arguments)
+            program = setting.compiled((metric, len(samples)), every, *arguments)
             started = time.perf_counter()
             scores = jax.block_until_ready(program(*arguments))
-            seconds = (time.perf_counter() - started) / setting.num_samples
+            seconds = (time.perf_counter() - started) / len(samples)
             scores = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), scores) if double else scores
         trees.require_finite(scores, f"the scores of {metric.label}")
         return scores, seconds
@@ -111,34 +143,55 @@ class Choices:
         embedded = jax.eval_shape(lambda key, inputs: setting.model.embed(setting.model.init(key), inputs), jax.random.key(0), batch.inputs)
         return score.standard_error(int(np.prod(embedded.shape)), setting.update.batch_size)
 
-    def _ranks(self, metric: Spec, selector: Spec, seed: int, round_index: int) -> tuple[Ranks, float, float]:
-        setting = self._setting
-        scores, score_seconds = self._kept_scores(metric, seed, round_index)
+    def _choose(self, metric: Spec, selector: Spec, seed: int, round_index: int, page: int, counts: tuple[int, ...]) -> Chosen:
         choose: Selector = selector.build()
-        first, count = setting.always, setting.num_samples
+        count = len(self._setting.page(page))
+        if choose.top_of == "all" and jax.default_backend() == "cpu":
+            scores, score_seconds = self._kept_scores(metric, seed, round_index, page)
+            started = time.perf_counter()
+            bits = np.stack([topk.top_on_host(one, counts, self._setting.always) for one in _each(scores, count)])
+            return Chosen(bits, score_seconds, (time.perf_counter() - started) / count)
+        # Not kept: masks are what is read again.
+        ranks, score_seconds, mask_seconds = self._ranks(metric, selector, seed, round_index, page)
+        started = time.perf_counter()
+        flat = [np.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(one)]) for one in _each(ranks, count)]
+        bits = np.stack([[np.packbits(one < number) for number in counts] for one in flat])
+        return Chosen(bits, score_seconds, mask_seconds + (time.perf_counter() - started) / count)
+
+    def _ranks(self, metric: Spec, selector: Spec, seed: int, round_index: int, page: int) -> tuple[Ranks, float, float]:
+        setting = self._setting
+        scores, score_seconds = self._kept_scores(metric, seed, round_index, page)
+        choose: Selector = selector.build()
+        first, count = setting.always, len(setting.page(page))
         if choose.top_of == "all" and jax.default_backend() == "cpu":
             started = time.perf_counter()
-            leaves, treedef = jax.tree.flatten(scores)
-            ranks = [np.empty(leaf.shape, np.int32) for leaf in leaves]
-            for i in range(count):
-                one = trees.rank_on_host([np.asarray(leaf)[i] for leaf in leaves], first)
-                for whole, part in zip(ranks, one, strict=True):
-                    whole[i] = part
-            return jax.tree.unflatten(treedef, ranks), score_seconds, (time.perf_counter() - started) / count
+            each = [topk.rank_on_host(one, first) for one in _each(scores, count)]
+            return jax.tree.map(lambda *leaves: np.stack(leaves), *each), score_seconds, (time.perf_counter() - started) / count
 
         def rank(one: Scores) -> Ranks:
             ranks = choose(one)
             return trees.rank_first(ranks, first) if any(first) else ranks
 
         if choose.of_cohort is not None:
+            if setting.num_pages > 1:
+                raise UsageError(
+                    f"{selector.label} needs the scores of all {len(setting.samples):,} samples of {setting.num_total:,} entries at once, which do not fit in "
+                    "memory; lower count of the data set, or choose another selector"
+                )
             started = time.perf_counter()
             shared = choose.of_cohort(scores)
             shared = jax.tree.map(np.asarray, trees.rank_first(shared, first) if any(first) else shared)
             everyone = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (count, *leaf.shape)), shared)
             return everyone, score_seconds, (time.perf_counter() - started) / count
 
-        order = setting.compiled(selector, lambda s: jax.lax.map(rank, s), scores)
+        order = setting.compiled((selector, count), lambda s: jax.lax.map(rank, s), scores)
         started = time.perf_counter()
         ranks = jax.block_until_ready(order(scores))
         mask_seconds = (time.perf_counter() - started) / count
         return jax.tree.map(np.asarray, ranks), score_seconds, mask_seconds
+
+
+def _each(tree: Any, count: int) -> list[Any]:
+    """Each sample's part, as NumPy arrays that share the memory of the whole."""
+    host = jax.tree.map(np.asarray, tree)
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], host) for i in range(count)]

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
-import numpy as np
-
-from selgrad import encryption, trees
+from selgrad import encryption
 from selgrad.config import EncryptionConfig
 from selgrad.encryption import make_keys
 from selgrad.experiment.setting import Setting
@@ -35,9 +32,6 @@ class SchemeCache:
 
 def encryption_cost(setting: Setting, lane: Lane, schemes: SchemeCache) -> encryption.Cost:
     """One round on real entries: every client encrypts an update of the setting under the lane's mask; the sum is proven exact."""
-    ranks = jax.tree.map(lambda leaf: leaf[lane.sample], setting.ranks(lane.metric, lane.selector, lane.seed)[0])
-    mask = jax.tree.map(np.asarray, trees.top(ranks, setting.num_selected(lane.ratio)))
-    grads = jax.tree.map(np.asarray, setting.client(lane.seed).grads)
-    each = range(schemes.num_clients)
-    clients = [encryption.select(jax.tree.map(lambda leaf, i=i % setting.num_samples: leaf[i], grads), mask) for i in each]
+    mask = setting.mask(lane)
+    clients = [encryption.select(setting.sent(lane.seed, 0, i % setting.num_samples).grads, mask) for i in range(schemes.num_clients)]
     return encryption.measure(*schemes.for_size(clients[0].size), clients, encryption.mask_hash(mask))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from selgrad.base import Attack, Params, Remember, forget
-from selgrad.experiment.types import Lanes
+from selgrad.experiment.types import Lanes, Tables
 from selgrad.modality import Outcome
 
 Weights = tuple[Params, ...]
@@ -30,7 +30,7 @@ class Engine(Protocol):
       num_seeds, num_lanes: sizes of the two axes.
       compile_seconds: spent.
       memory_bytes: of the largest phase, all devices together.
-      shared_bytes: of these what all lanes share: weights, and what an attacker brings. The rest grows with the lanes.
+      shared_bytes: of these what all lanes share: tables, and what an attacker brings. The rest grows with the lanes.
     """
 
     attack: Attack
@@ -41,11 +41,11 @@ class Engine(Protocol):
     memory_bytes: int
     shared_bytes: int
 
-    def compile(self, weights: Weights, lanes: Lanes) -> None:
+    def compile(self, tables: Tables, lanes: Lanes) -> None:
         """Everything that takes time once and not for each block; shapes will do."""
         ...
 
-    def observe(self, weights: Weights, lanes: Lanes, remember: Remember | None = forget, on_event: OnEvent = lambda _: None) -> tuple[Any, Reports]:
+    def observe(self, tables: Tables, lanes: Lanes, remember: Remember | None = forget, on_event: OnEvent = lambda _: None) -> tuple[Any, Reports]:
         """What the attackers of a block hold, made once, with what an attack learns or fills in on the host; and what it says of that, by lane."""
         ...
 

@@ -15,9 +15,9 @@ from jax import Array
 
 from selgrad.base import Attack, Batch, Reconstruction, Remember, forget
 from selgrad.experiment.block import Observer
-from selgrad.experiment.engine import OnEvent, Reports, Weights
+from selgrad.experiment.engine import OnEvent, Reports
 from selgrad.experiment.setting import Setting
-from selgrad.experiment.types import Lanes
+from selgrad.experiment.types import Lanes, Tables
 from selgrad.modality import Outcome
 from selgrad.modality.protocol import NUMBERS
 
@@ -50,17 +50,17 @@ class HostBlock:
         self._setting, self._auxiliary, self._observation = setting, auxiliary, jax.jit(observer)
         self._remember: Remember = forget
 
-    def compile(self, weights: Weights, lanes: Lanes) -> None:
+    def compile(self, tables: Tables, lanes: Lanes) -> None:
         """Nothing to do before the first lane."""
 
     def observe(
-        self, weights: Weights, lanes: Lanes, remember: Remember | None = forget, on_event: OnEvent = lambda _: None
-    ) -> tuple[tuple[Weights, Lanes], Reports]:
-        """Weights and lanes as they are; each attack says for itself what it uses."""
+        self, tables: Tables, lanes: Lanes, remember: Remember | None = forget, on_event: OnEvent = lambda _: None
+    ) -> tuple[tuple[Tables, Lanes], Reports]:
+        """Tables and lanes as they are; each attack says for itself what it uses."""
         self._remember = forget if remember is None else remember
-        return (weights, lanes), {}
+        return (tables, lanes), {}
 
-    def start(self, held: tuple[Weights, Lanes]) -> HostState:
+    def start(self, held: tuple[Tables, Lanes]) -> HostState:
         """Room for what each lane will have found."""
         _, lanes = held
         size, spec = len(lanes.batch.inputs[0, 0]), self._setting.input_spec
@@ -73,22 +73,22 @@ class HostBlock:
             }
         )
 
-    def advance(self, held: tuple[Weights, Lanes], state: HostState, num_steps: int) -> HostState:
+    def advance(self, held: tuple[Tables, Lanes], state: HostState, num_steps: int) -> HostState:
         """Attacks the next lanes."""
-        weights, lanes = held
+        tables, lanes = held
         arrays, reports = {name: np.array(value) for name, value in state.arrays.items()}, list(state.reports)
         for done in range(int(arrays["done"]), min(int(arrays["done"]) + num_steps, self.num_steps)):
             i, j = divmod(done, self.num_lanes)
-            of_row = jax.tree.map(lambda leaf, i=i: leaf[i], weights)
+            of_row = jax.tree.map(lambda leaf, i=i: leaf[i], tables)
             lane = lanes.at(i, j)
-            found = self.attack.reconstruct(lane.key, self._observation((of_row, self._auxiliary), lane), self._remember)
+            found = self.attack.reconstruct(lane.key, self._observation(self._auxiliary, of_row, lane), self._remember)
             arrays["outputs"][i, j], arrays["labels"][i, j] = np.asarray(found.inputs), np.asarray(found.labels)
             arrays["numbers"][i, j] = [float(getattr(found, name)) for name in NUMBERS]
             reports.append(found.report or "")
             arrays["done"] = np.asarray(done + 1)
         return HostState(arrays, tuple(reports))
 
-    def finish(self, held: tuple[Weights, Lanes], state: HostState) -> tuple[Outcome, Reports]:
+    def finish(self, held: tuple[Tables, Lanes], state: HostState) -> tuple[Outcome, Reports]:
         """What was found."""
         _, lanes = held
 

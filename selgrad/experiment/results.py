@@ -24,7 +24,7 @@ def decode_lane(setting: Setting, outcome: Outcome, row: int, column: int, lane:
     """What a block on the device left of one lane, with what only the host can measure: decoded text."""
     numbers = {name: float(value[row, column]) for name, value in outcome.measures.items()}
     found = LaneResult(numbers, np.asarray(outcome.outputs[row, column]), np.asarray(outcome.labels[row, column]))
-    batch = jax.tree.map(lambda leaf: np.asarray(leaf[lane.sample]), setting.client(lane.seed).batches)
+    batch = jax.tree.map(lambda leaf: leaf[lane.sample], setting.batches)
     return setting.modality.finish(setting.dataset, setting.model, batch, found)
 
 

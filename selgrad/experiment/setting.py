@@ -1,6 +1,7 @@
-"""A data set, a model, an update and a protection, built; and what clients and defenders compute on them: updates, scores and ranks.
+"""A data set, a model, an update and a protection, built; and what clients and defenders compute on them: updates, scores and masks.
 
-Everything is computed for all samples of a seed at once and kept; nothing here knows of attacks.
+Samples come in pages: all of a seed's in one where they fit in memory, and as many as do where they do not. A page's updates are computed at once and kept as
+long as there is room; nothing here knows of attacks.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from selgrad import devices, trees, weights
-from selgrad.base import Batch, Grads, InputSpec, Key, Model, Params, Protection, Ranks, Sent, TextSpec, Update
+from selgrad import devices, topk, trees, weights
+from selgrad.base import Batch, Grads, InputSpec, Key, Mask, Model, Params, Protection, Ranks, Sent, TextSpec, Update
 from selgrad.config import RoundsConfig
 from selgrad.data import Dataset, TextDataset
 from selgrad.errors import UsageError
-from selgrad.experiment.choices import Choices
+from selgrad.experiment.choices import Choices, Chosen
 from selgrad.experiment.types import Client, Lane, each_key, fold
 from selgrad.gradients import attacked
 from selgrad.modality import modality_of
@@ -39,7 +40,7 @@ class Setting:
       protection: what clients do to their updates besides encrypting; None is nothing.
 
     Raises:
-      UsageError: if the data set is smaller than one batch, has no such sample, or its gradients do not fit in memory.
+      UsageError: if the data set is smaller than one batch, has no such sample, or one gradient does not fit in memory.
       GradientError: if a client update is not finite.
     """
 
@@ -78,45 +79,95 @@ class Setting:
             if not 0 <= sample < available:
                 raise UsageError(f"sample={sample} lies outside 0 .. {available - 1}")
         self.num_samples = len(self.samples)
-        sent = jax.eval_shape(lambda key: self.model.split(self.model.init(key))[0], jax.random.key(0))
-        self.num_total = trees.size(sent)
-        self.always = [trees.matches(path, self.model.always_encrypted) for path in trees.paths(sent)]
-        self.num_always = sum(int(np.prod(leaf.shape)) for leaf, yes in zip(jax.tree.leaves(sent), self.always, strict=True) if yes)
-        # Gradients, one metric's scores and their ranks.
-        self.num_bytes = needed = 3 * 4 * self.num_samples * self.num_total * self.num_rounds
-        budget = devices.memory_budget()
-        if needed > budget:
+        self.shapes = jax.eval_shape(lambda key: self.model.split(self.model.init(key))[0], jax.random.key(0))
+        self.num_total = trees.size(self.shapes)
+        self.always = [trees.matches(path, self.model.always_encrypted) for path in trees.paths(self.shapes)]
+        self.num_always = sum(int(np.prod(leaf.shape)) for leaf, yes in zip(jax.tree.leaves(self.shapes), self.always, strict=True) if yes)
+        # A gradient, one metric's scores and what ranks them, and the weights.
+        each, budget = 4 * 4 * self.num_total * self.num_rounds, devices.memory_budget()
+        if each > budget:
             raise UsageError(
-                f"gradients, scores and ranks of {self.num_samples:,} samples of {self.num_total:,} entries need {needed / 1e9:.1f} GB, and "
-                f"{budget / 1e9:.1f} GB are free; lower count of {dataset.label}"
+                f"gradient, scores and ranks of one sample of {self.num_total:,} entries need {each / 1e9:.1f} GB, and {budget / 1e9:.1f} GB are free; "
+                f"take a smaller {model.label}"
             )
+        self.page_size = max(1, min(self.num_samples, budget // 4 // each))
+        self.num_pages = -(-self.num_samples // self.page_size)
         self._public_spec = public
         self.public: Batch | None = None if public is None else self._public(public)
         self._programs: dict[Any, Any] = {}
         self.choices = Choices(self)
         self.hold(2, 32)
 
-    def hold(self, num_seeds: int, num_choices: int, budget: int | None = None) -> None:
-        """Keeps the updates of so many seeds and the ranks of so many (metric, selector, seed), or as many of either as fit; what was kept is dropped.
+    def hold(self, num_seeds: int, num_choices: int, counts: Sequence[int] = (), budget: int | None = None) -> None:
+        """Keeps the updates of so many seeds and the masks of so many (metric, selector, seed), or as many of either as fit; what was kept is dropped.
 
         Args:
           num_seeds, num_choices: that will be read again and again.
+          counts: of selected entries that masks will be asked for.
           budget: bytes; by default half of what is free, since blocks need the other half.
         """
-        each = max(1, 4 * self.num_samples * self.num_total * self.num_rounds)
-        room = (devices.memory_budget() // 2 if budget is None else budget) // each
-        seeds = max(1, min(num_seeds, room // 4))
-        choices = max(1, min(num_choices, room - seeds))
-        self.num_bytes = (seeds + choices + 1) * each
+        entries = max(1, self.page_size * self.num_total * self.num_rounds)
+        updates, masks = 4 * entries, max(1, entries * max(1, len(counts)) // 8)
+        # Scores, and what ranks them, are there while masks are made.
+        room = (devices.memory_budget() // 2 if budget is None else budget) - 2 * updates
+        seeds = max(1, min(num_seeds * self.num_pages, room // 2 // updates))
+        choices = max(1, min(num_choices * self.num_pages, (room - seeds * updates) // masks))
+        self.num_bytes = (seeds + 2) * updates + choices * masks
         self._clients = functools.lru_cache(maxsize=seeds * self.num_rounds)(self._client)
-        self.choices.hold(choices)
+        self._global_weights = functools.lru_cache(maxsize=(num_seeds if self.num_pages == 1 else 1) * self.num_rounds)(self._weights)
+        self.choices.hold(choices, counts)
 
-    def client(self, seed: int, round_index: int = 0) -> Client:
-        """Every sample's update of a round, as it is sent, with the weights that it started from."""
-        return self._clients(seed, round_index)
+    def page(self, page: int) -> tuple[int, ...]:
+        """The samples of a page, as the data set numbers its batches."""
+        return self.samples[page * self.page_size : (page + 1) * self.page_size]
+
+    def weights(self, seed: int, round_index: int = 0) -> Params:
+        """The global weights that a round starts from."""
+        return self._global_weights(seed, round_index)
+
+    @functools.cached_property
+    def batches(self) -> Batch:
+        """Every sample's batch, NumPy with a leading axis (samples,)."""
+        batches = [self.dataset.batch(i, self.update.batch_size) for i in self.samples]
+        return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *batches)
+
+    def client(self, seed: int, round_index: int = 0, page: int = 0) -> Client:
+        """The updates of a page's samples in a round, as they are sent, with the weights that they started from."""
+        return self._clients(seed, round_index, page)
+
+    def sent(self, seed: int, round_index: int, sample: int) -> Sent:
+        """One sample's update of a round, as it is sent, as NumPy arrays."""
+        page, at = divmod(sample, self.page_size)
+        client = self.client(seed, round_index, page)
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[at], Sent(client.grads, client.unsent))
+
+    def noise(self, seed: int, sample: int) -> Grads | None:
+        """The standard deviation of the noise that a protection adds to each leaf of one sample's first update; None where it adds none."""
+        page, at = divmod(sample, self.page_size)
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[at], self.client(seed, 0, page).noise)
+
+    def chosen(self, lane: Lane, round_index: int = 0) -> Chosen:
+        """The mask of a lane in a round, without what is not sent: `bits` (ceil(n / 8),) as `numpy.packbits` has them, and the seconds it took."""
+        page, at = divmod(lane.sample, self.page_size)
+        found = self.choices.masks(lane.metric, lane.selector, lane.seed, round_index, page, self.num_selected(lane.ratio))
+        return found._replace(bits=found.bits[at])
+
+    def masks(self, metric: Spec, selector: Spec, seed: int, ratio: float, page: int) -> Any:
+        """The masks of a page's samples in the first round, packed: (samples, ceil(n / 8))."""
+        return self.choices.masks(metric, selector, seed, 0, page, self.num_selected(ratio)).bits
+
+    def mask(self, lane: Lane, round_index: int = 0) -> Mask:
+        """The same as a pytree of bool."""
+        return jax.tree.unflatten(jax.tree.structure(self.shapes), topk.unpack(self.chosen(lane, round_index).bits, self.shapes))
+
+    def hidden(self, lane: Lane, round_index: int = 0) -> Any:
+        """Which entries of a lane's update of a round nobody sees, packed: the encrypted ones and those that are not sent."""
+        unsent = self.sent(lane.seed, round_index, lane.sample).unsent
+        bits = self.chosen(lane, round_index).bits
+        return bits if unsent is None else bits | np.packbits(np.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(unsent)]))
 
     def ranks(self, metric: Spec, selector: Spec, seed: int, round_index: int = 0) -> tuple[Ranks, float, float]:
-        """Ranks of every sample (NumPy, leading axis), seconds per sample to score, seconds per sample to rank."""
+        """Ranks of every sample (NumPy, leading axis), seconds per sample to score, seconds per sample to rank; masks are far smaller."""
         return self.choices.ranks(metric, selector, seed, round_index)
 
     def _public(self, spec: Spec) -> Batch:
@@ -162,36 +213,37 @@ class Setting:
     @property
     def leaves_out(self) -> bool:
         """Whether the protection leaves entries out."""
-        sent = jax.eval_shape(lambda key: self.model.split(self.model.init(key))[0], jax.random.key(0))
-        return jax.eval_shape(self.protection, sent, jax.random.key(0)).unsent is not None
+        return jax.eval_shape(self.protection, self.shapes, jax.random.key(0)).unsent is not None
 
     def clear_caches(self) -> None:
-        """Drops updates, scores and ranks, and the programs that compute them; they are made again when they are asked for."""
+        """Drops weights, updates and masks, and the programs that compute them; they are made again when they are asked for."""
         self._programs.clear()
         self._clients.cache_clear()
+        self._global_weights.cache_clear()
         self.choices.clear()
 
     def num_visible(self, lane: Lane) -> int:
         """Entries of a lane's first update that are sent in the clear."""
-        if self.client(lane.seed).unsent is None:
+        if not self.leaves_out:
             return self.num_total - self.num_selected(lane.ratio)
-        return sum(int((~mask).sum()) for mask in self.hidden(lane.seed, 0, lane))
+        return self.num_total - int(np.bitwise_count(self.hidden(lane)).sum())
 
     def _weights(self, seed: int, round_index: int) -> Params:
-        """The global weights of a round: a stored checkpoint's or fresh ones, and after them what the samples' mean update makes of these."""
+        """A stored checkpoint's or fresh ones, and after a round what the samples' mean update makes of these."""
         if round_index:
-            before = self.client(seed, round_index - 1)
-            sent, frozen = self.model.split(before.params)
-            moved = jax.tree.map(lambda w, g: w - self._server_learning_rate * g.mean(axis=0), sent, before.grads)
-            return self.model.merge(moved, frozen)
+            sent, frozen = self.model.split(self.weights(seed, round_index - 1))
+            for page in range(self.num_pages):
+                share = len(self.page(page)) / self.num_samples
+                grads = self.client(seed, round_index - 1, page).grads
+                sent = jax.tree.map(lambda w, g, share=share: w - self._server_learning_rate * share * g.mean(axis=0), sent, grads)
+            return self.model.merge(sent, frozen)
         return weights.initial(self.model, self.specs[1], fold(jax.random.key(seed), "params"))
 
-    def _client(self, seed: int, round_index: int) -> Client:
-        params = self._weights(seed, round_index)
-        batches = [self.dataset.batch(i, self.update.batch_size) for i in self.samples]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
-
-        keys = each_key(fold(jax.random.key(seed), "protection", round_index), self.samples)
+    def _client(self, seed: int, round_index: int, page: int) -> Client:
+        params, samples = self.weights(seed, round_index), self.page(page)
+        first = page * self.page_size
+        stacked = jax.tree.map(lambda leaf: jnp.asarray(leaf[first : first + len(samples)]), self.batches)
+        keys = each_key(fold(jax.random.key(seed), "protection", round_index), samples)
 
         def every(params: Params, items: tuple[Batch, Key]) -> tuple[Sent, Grads | None]:
             def one(item: tuple[Batch, Key]) -> tuple[Sent, Grads | None]:
@@ -202,7 +254,7 @@ class Setting:
 
             return jax.lax.map(one, items)
 
-        sent, noise = self.compiled("update", every, params, (stacked, keys))(params, (stacked, keys))
+        sent, noise = self.compiled(("update", len(samples)), every, params, (stacked, keys))(params, (stacked, keys))
         trees.require_finite(sent.grads, f"the client update of {self.specs[1].label} (seed {seed})")
         return Client(params, stacked, sent.grads, sent.unsent, noise)
 
@@ -212,15 +264,6 @@ class Setting:
             with jax.default_matmul_precision("highest"):
                 self._programs[name] = jax.jit(function).lower(*arguments).compile()
         return self._programs[name]
-
-    def hidden(self, seed: int, round_index: int, lane: Lane) -> list[Any]:
-        """Which entries of a lane's update of a round nobody sees, by leaf, bool: the encrypted ones and those that are not sent."""
-        count = self.num_selected(lane.ratio)
-        masks = [np.asarray(leaf[lane.sample]) < count for leaf in jax.tree.leaves(self.ranks(lane.metric, lane.selector, seed, round_index)[0])]
-        unsent = self.client(seed, round_index).unsent
-        if unsent is None:
-            return masks
-        return [mask | np.asarray(out[lane.sample]) for mask, out in zip(masks, jax.tree.leaves(unsent), strict=True)]
 
 
 def _require_same_inputs(read: InputSpec | TextSpec, given: InputSpec | TextSpec) -> None:

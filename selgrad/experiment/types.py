@@ -80,20 +80,34 @@ class Seen(NamedTuple):
         return cls(shown, observation.labels, observation.valid, observation.estimate, observation.noise)
 
 
+class Tables(NamedTuple):
+    """What the lanes of a block have in common, so that it is held once and not by each.
+
+    Attributes:
+      weights: of each round, leading axis (seeds,).
+      updates: of each round, as they are sent: leading axes (seeds, updates), every sample of a row once.
+      noise: of a protection on the first round's, the same axes.
+    """
+
+    weights: tuple[Params, ...]
+    updates: tuple[Grads, ...]
+    noise: Grads | None = None
+
+
 class Lanes(NamedTuple):
-    """The arrays of one block; every leaf has the leading axes (seeds, lanes).
+    """What each lane of a block has of its own; every leaf has the leading axes (seeds, lanes).
 
     Attributes:
       key: of each attack.
       batch: the truth, which only measures and what a threat model gives away read.
-      sent: one entry a round.
-      noise: of a protection.
+      update: int32 (NumPy on the host, as `hidden`), the lane's place in the tables.
+      hidden: one entry a round, (ceil(n / 8),) uint8: which entries nobody sees, as `numpy.packbits` has them.
     """
 
     key: Key
     batch: Batch
-    sent: tuple[Shown, ...]
-    noise: Grads | None = None
+    update: Any
+    hidden: tuple[Any, ...]
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -19,8 +19,7 @@ def keep_truth(folder: RunFolder, config: SweepConfig, index: int, setting: Sett
     """What a setting's clients had, unless it is there."""
     stem, count = folder.gallery_file(f"truth-{index}"), min(config.gallery, setting.num_samples)
     if count and not list(stem.parent.glob(f"{stem.name}.*")):
-        batches = setting.client(config.seeds[0]).batches
-        setting.modality.keep_truth(stem, jax.tree.map(lambda leaf: leaf[:count], batches))
+        setting.modality.keep_truth(stem, jax.tree.map(lambda leaf: leaf[:count], setting.batches))
 
 
 def keep_gallery(folder: RunFolder, config: SweepConfig, setting: Setting, part: BlockPlan, found: dict[tuple[int, int], LaneResult]) -> None:

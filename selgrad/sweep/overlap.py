@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from selgrad import trees
@@ -21,21 +22,20 @@ from selgrad.experiment import Setting
 COLUMNS = ("setting", "title", "selector", "ratio", "metric_a", "metric_b", "leaf", "jaccard", "identical")
 
 
-def overlap(a: Any, b: Any, counts: tuple[int, ...]) -> tuple[Any, Any]:
-    """Entries in both masks and in either, for each number of selected entries: (counts, samples, 1 + leaves), the whole tree first.
+def overlap(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8], sizes: Sequence[int]) -> tuple[Any, Any]:
+    """Entries in both masks and in either, by sample: (samples, 1 + leaves), the whole tree first.
 
     Args:
-      a, b: ranks, a leading axis (samples,) on each leaf.
-      counts: of selected entries.
+      a, b: masks, (samples, ceil(n / 8)), as `numpy.packbits` has them.
+      sizes: of the leaves.
     """
-    both, either = [], []
-    for count in counts:
-        pairs = [(np.asarray(x) < count, np.asarray(y) < count) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
-        sums = [[op(x, y).reshape(len(x), -1).sum(axis=1) for x, y in pairs] for op in (np.logical_and, np.logical_or)]
-        shared, whole = (np.stack([np.sum(part, axis=0), *part], axis=1) for part in sums)
-        both.append(shared)
-        either.append(whole)
-    return np.asarray(both), np.asarray(either)
+    starts = np.cumsum([0, *sizes])[:-1]
+
+    def by_leaf(packed: npt.NDArray[np.uint8]) -> Any:
+        found = np.stack([np.add.reduceat(np.unpackbits(row, count=sum(sizes)), starts, dtype=np.int64) for row in packed])
+        return np.concatenate([found.sum(axis=1, keepdims=True), found], axis=1)
+
+    return by_leaf(a & b), by_leaf(a | b)
 
 
 def equivalence(config: SweepConfig, settings: Iterable[tuple[int, Setting]]) -> pd.DataFrame:
@@ -52,11 +52,11 @@ def equivalence(config: SweepConfig, settings: Iterable[tuple[int, Setting]]) ->
     rows = []
     for index, setting in settings:
         for selector, (a, b) in itertools.product(config.selector, itertools.combinations(config.metric, 2)):
-            counts = {ratio: setting.num_selected(ratio) for ratio in config.ratio if 0 < ratio < 1}
-            found = [overlap(setting.ranks(a, selector, seed)[0], setting.ranks(b, selector, seed)[0], tuple(counts.values())) for seed in config.seeds]
-            names = ["", *trees.paths(setting.ranks(a, selector, config.seeds[0])[0])]
-            for k, ratio in enumerate(counts):
-                both, either = (np.concatenate([part[which][k] for part in found]) for which in (0, 1))
+            names, sizes = ["", *trees.paths(setting.shapes)], [math.prod(leaf.shape) for leaf in jax.tree.leaves(setting.shapes)]
+            for ratio in [ratio for ratio in config.ratio if 0 < ratio < 1]:
+                pages = list(itertools.product(config.seeds, range(setting.num_pages)))
+                masks = [(setting.masks(a, selector, seed, ratio, page), setting.masks(b, selector, seed, ratio, page)) for seed, page in pages]
+                both, either = (np.concatenate(parts) for parts in zip(*(overlap(mine, theirs, sizes) for mine, theirs in masks), strict=True))
                 for j, leaf in enumerate(names):
                     seen = either[:, j] > 0
                     rows.append(

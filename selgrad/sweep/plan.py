@@ -130,6 +130,11 @@ def block_shape(config: SweepConfig, num_samples: int, by_metric: bool, lanes_pe
     return min(len(config.seeds), max(1, lanes_per_block // whole)), min(whole, lanes_per_block)
 
 
+def most_updates(config: SweepConfig, num_samples: int, num_lanes: int) -> int:
+    """How many samples so many neighbouring lanes of a seed can be of, ratios being innermost."""
+    return min(num_samples, (num_lanes - 2) // len(config.ratio) + 2)
+
+
 def fitting(lanes_per_block: int, lanes: int, memory_bytes: int, shared_bytes: int, budget: int) -> int:
     """A number of lanes per block that fits in memory, below one that does not.
 

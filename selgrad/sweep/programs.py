@@ -13,7 +13,7 @@ from selgrad.config import SweepConfig
 from selgrad.experiment import Setting, Threat, make_engine, shapes
 from selgrad.experiment.engine import Engine
 from selgrad.registry import Spec
-from selgrad.sweep.plan import BlockPlan, block_shape
+from selgrad.sweep.plan import BlockPlan, block_shape, most_updates
 
 
 class Programs:
@@ -50,7 +50,7 @@ class Programs:
         if engine is None:
             threat = Threat(self._config.known_labels, self._config.known_padding)
             engine = make_engine(setting, plan.attack, threat=threat, num_seeds=num_seeds, num_lanes=width, chosen_by=chosen_by)
-            engine.compile(*shapes(setting, num_seeds, engine.num_lanes))
+            engine.compile(*shapes(setting, num_seeds, engine.num_lanes, most_updates(self._config, setting.num_samples, engine.num_lanes)))
             self.compile_seconds.append(engine.compile_seconds)
         # The one that was used last stands last.
         self._held[key] = engine

@@ -125,9 +125,8 @@ class Origin:
 def row(origin: Origin, spec: Spec, lane: Lane, found: LaneResult, report: str, attack_seconds: float) -> dict[str, Any]:
     """The record of one cell."""
     config, setting = origin.config, origin.setting
-    ranks, score_seconds, mask_seconds = setting.ranks(lane.metric, lane.selector, lane.seed)
     selected, visible = setting.num_selected(lane.ratio), setting.num_visible(lane)
-    mask = jax.tree.map(lambda leaf: np.asarray(leaf[lane.sample]) < selected, ranks)
+    bits, score_seconds, mask_seconds = setting.chosen(lane)
     rule = SuccessRule.of(config.success, setting.modality)
     cost = None if origin.costs is None else origin.costs[lane.metric.label, lane.selector.label, lane.ratio]
     dataset, model, update = setting.specs
@@ -163,7 +162,7 @@ def row(origin: Origin, spec: Spec, lane: Lane, found: LaneResult, report: str, 
         "num_slots": None if cost is None else cost.num_slots,
         "ciphertext_bytes": None if cost is None else cost.ciphertext_bytes,
         "num_clipped": None if cost is None else cost.num_clipped,
-        "index_bytes": len(encryption.encode_indices(encryption.mask_bits(mask))),
+        "index_bytes": len(encryption.encode_indices(np.unpackbits(bits, count=setting.num_total).view(bool))),
         "score_seconds": score_seconds,
         "score_standard_error": setting.choices.standard_error(lane.metric),
         "mask_seconds": mask_seconds,

@@ -28,7 +28,7 @@ from selgrad.sweep import records as rows
 from selgrad.sweep.costs import Costs, measure_costs
 from selgrad.sweep.gallery import keep_gallery, keep_truth
 from selgrad.sweep.overlap import equivalence
-from selgrad.sweep.plan import BlockPlan, Plan, fitting, refined, split
+from selgrad.sweep.plan import BlockPlan, Plan, fitting, most_updates, refined, split
 from selgrad.sweep.programs import Programs
 from selgrad.sweep.store import RunFolder
 from selgrad.tracking import Tracker
@@ -61,7 +61,7 @@ class Sweep:
         ]
         choices = len(config.metric) * len(config.selector) * len(config.seeds)
         for setting in self.settings:
-            setting.hold(len(config.seeds), choices)
+            setting.hold(len(config.seeds), choices, [setting.num_selected(ratio) for ratio in config.ratio])
         self._certifiers = [Certifier(setting) for setting in self.settings]
         if config.certificates:
             # Before anything runs: records are written with them.
@@ -109,7 +109,9 @@ class Sweep:
         """Weights and lanes of a block; short rows and few seeds are padded so that the last block needs no compilation of its own."""
         padded = [[*row, *([row[-1]] * (engine.num_lanes - len(row)))] for row in plan.lanes]
         missing = engine.num_seeds - len(plan.seeds)
-        return assemble(self._use(plan.setting), [*plan.seeds, *plan.seeds[-1:] * missing], [*padded, *padded[-1:] * missing])
+        setting = self._use(plan.setting)
+        rows = most_updates(self.config, setting.num_samples, engine.num_lanes)
+        return assemble(setting, [*plan.seeds, *plan.seeds[-1:] * missing], [*padded, *padded[-1:] * missing], rows)
 
     def plan(self, on_event: OnEvent = lambda _: None) -> Plan:
         """Chooses block sizes by memory, compiles every program, and times two steps of each attack.
@@ -208,7 +210,7 @@ class Sweep:
             for seed in self.config.seeds:
                 folder = self.folder.model_folder(index, seed)
                 if is_first and not folder.exists():
-                    checkpoints.save_params(folder, setting.client(seed).params)
+                    checkpoints.save_params(folder, setting.weights(seed))
             keep_truth(self.folder, self.config, index, setting)
         waiting = list(reversed(plan.blocks))
         while waiting:

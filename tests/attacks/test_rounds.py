@@ -95,11 +95,12 @@ def test_weights_move_between_rounds_by_the_mean_update_and_masks_follow_them():
         for w, new, g in zip(*map(jax.tree.leaves, (before.params, after.params, before.grads)), strict=True):
             np.testing.assert_allclose(new, w - 0.5 * g.mean(axis=0), rtol=1e-6, atol=1e-7)
     lane = Lane(0, 1, make_spec("metric", "random"), make_spec("selector", "global_top"), 0.3)
-    weights, lanes = assemble(setting, [0], [[lane]])
-    assert len(weights) == len(lanes.sent) == 3 and all(jax.tree.leaves(one)[0].shape[0] == 1 for one in weights)
-    assert jax.tree.leaves(lanes.sent[1].mask)[0].shape[:2] == (1, 1)
-    masks = [trees.concatenate(jax.tree.map(lambda leaf: leaf[0, 0], lanes.sent[t].mask)) for t in (1, 2)]
-    assert (masks[0] != masks[1]).any(), "a random mask is drawn anew in each round"
+    tables, lanes = assemble(setting, [0], [[lane]], 1)
+    assert len(tables.weights) == len(tables.updates) == len(lanes.hidden) == 3
+    assert all(leaf.shape[:2] == (1, 1) for leaf in jax.tree.leaves(tables.updates)) and lanes.hidden[1].shape[:2] == (1, 1)
+    for t in (0, 1, 2):
+        jax.tree.map(lambda held, sent: np.testing.assert_array_equal(held[0, 0], sent), tables.updates[t], setting.sent(0, t, 1).grads)
+    assert (lanes.hidden[1] != lanes.hidden[2]).any(), "a random mask is drawn anew in each round"
 
 
 def test_rounds_are_checked_and_recorded(tmp_path):
