@@ -43,7 +43,7 @@ def hidden_shares(part: dict, metrics: list, model, data: str) -> pd.DataFrame:
     path = {"path": f"{data}/fashion-mnist"} if part["dataset"]["name"] == "fashion_mnist" else {}
     setting = Setting(expand("dataset", {**part["dataset"], **path})[0], model, make_spec("update", "gradient"))
     own = make_spec("selector", "global_top")
-    scores = {m.label: np.abs(flat(setting.scores(m, 0)[0])) for m in metrics if m.name != "random"}
+    scores = {m.label: np.abs(flat(setting.choices.scores(m, 0))) for m in metrics if m.name != "random"}
     rows = []
     for mask_metric in metrics:
         ranks = flat(setting.ranks(mask_metric, own, 0)[0])

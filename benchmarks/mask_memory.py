@@ -1,4 +1,4 @@
-"""Memory and time of scores, ranks and a mask of BERT-base's whole gradient, word embeddings included: 109 million entries.
+"""Memory and time of scores and a mask of BERT-base's whole gradient, word embeddings included: 109 million entries.
 
 Command: uv run python benchmarks/mask_memory.py   (three minutes on 2 cores; Linux)
 Setting: one sentence, metric magnitude, global top-k at ratio 0.1, through `Setting` as a sweep does it. The kernel's high-water mark is reset after the
@@ -20,9 +20,8 @@ devices.configure()
 import jax
 import numpy as np
 
-from selgrad.experiment import Setting
+from selgrad.experiment import Lane, Setting
 from selgrad.registry import make_spec
-from selgrad.trees import top
 
 
 def status(field: str) -> int:
@@ -41,19 +40,17 @@ def main() -> None:
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     started = time.perf_counter()
-    ranks, score_seconds, rank_seconds = setting.ranks(make_spec("metric", "magnitude"), make_spec("selector", "global_top"), 0)
-    mask = top(ranks, setting.num_selected(0.1))
+    chosen = setting.chosen(Lane(0, 0, make_spec("metric", "magnitude"), make_spec("selector", "global_top"), 0.1))
     seconds = time.perf_counter() - started
     gradient = 4 * setting.num_total
-    selected = sum(int(np.asarray(leaf).sum()) for leaf in jax.tree.leaves(mask))
     result = {
         "hardware": {"device": jax.local_devices()[0].device_kind, "cores": os.cpu_count(), "jax": jax.__version__},
         "num_entries": setting.num_total,
-        "num_selected": selected,
+        "num_selected": int(np.bitwise_count(chosen.bits).sum()),
         "gradient_bytes": gradient,
         "gradients": 1 + (status("VmHWM") - before) / gradient,
-        "score_seconds": score_seconds,
-        "rank_seconds": rank_seconds,
+        "score_seconds": chosen.score_seconds,
+        "mask_seconds": chosen.mask_seconds,
         "seconds": seconds,
     }
     print(json.dumps(result, indent=1))

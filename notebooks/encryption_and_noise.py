@@ -27,18 +27,17 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from selgrad import encryption, read_records, run_sweep, trees
-from selgrad.experiment import Setting
+from selgrad.experiment import Lane, Setting
 from selgrad.registry import make_spec
 
 # %% [markdown]
 # ## A round by hand
-# `Setting` holds data, model and every client's gradient; a mask is the first so many ranks of a metric.
+# `Setting` holds data, model and every client's gradient; a mask is the first so many entries by a metric.
 
 # %%
 setting = Setting(make_spec("dataset", "digits", {"count": 3}), make_spec("model", "lenet"), make_spec("update", "gradient"))
-ranks, *_ = setting.ranks(make_spec("metric", "magnitude"), make_spec("selector", "common"), 0)
-mask = jax.tree.map(lambda leaf: leaf[0] < setting.num_selected(0.1), ranks)
-updates = [jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]) / 3, setting.client(0).grads) for i in range(3)]
+mask = setting.mask(Lane(seed=0, sample=0, metric=make_spec("metric", "magnitude"), selector=make_spec("selector", "common"), ratio=0.1))
+updates = [jax.tree.map(lambda leaf: leaf / 3, setting.sent(0, 0, sample).grads) for sample in range(3)]
 name = encryption.mask_hash(mask)
 
 holder = encryption.KeyHolder("exact")

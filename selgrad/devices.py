@@ -39,8 +39,12 @@ def cache_folder() -> Path:
     except OSError:
         told = [platform.processor()]
     kind = hashlib.sha256("\n".join(dict.fromkeys(told)).encode()).hexdigest()[:8]
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "selgrad" / "compiled" / f"{platform.machine()}-{kind}"
+    return user_cache() / "compiled" / f"{platform.machine()}-{kind}"
+
+
+def user_cache() -> Path:
+    """The folder `selgrad` in the user's folder for caches."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selgrad"
 
 
 def _keep_compilations() -> None:
@@ -103,13 +107,18 @@ def double_precision() -> Iterator[None]:
 
 
 def memory_budget() -> int:
-    """Bytes that one compiled block may take on all devices together: 60 % of what is free now."""
+    """Bytes that one compiled block may take on all devices together: 60 % of what is free now.
+
+    `SELGRAD_MEMORY_SHARE` is the part of it that this process may take where several work on one machine.
+    """
     import jax
+
+    share = 0.6 * float(os.environ.get("SELGRAD_MEMORY_SHARE", "1"))
 
     device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
-        return int(0.6 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))) * len(jax.local_devices())
+        return int(share * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))) * len(jax.local_devices())
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         free = 1024 * int(lines["MemAvailable"].split()[0])
@@ -123,7 +132,7 @@ def memory_budget() -> int:
         free = min(free, int((group / "memory.max").read_text()) - used)
     except (OSError, KeyError, ValueError):
         pass
-    return int(0.6 * max(0, free))
+    return int(share * max(0, free))
 
 
 def default_block_size() -> int:

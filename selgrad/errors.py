@@ -31,6 +31,10 @@ class EncryptionError(SelgradError):
     """The encryption refuses a value, a key, a ciphertext or the process that it runs in."""
 
 
+class OutOfMemoryError(SelgradError):
+    """A device has not enough memory for a block; a smaller one may fit."""
+
+
 def require_ratio(ratio: float) -> None:
     """Raises UsageError for a share of entries outside [0, 1]."""
     if not 0 <= ratio <= 1:

@@ -33,6 +33,7 @@ REGISTRIES = {
     "selector": ("selgrad.masks", "SELECTORS"),
     "attack": ("selgrad.attacks", "ATTACKS"),
     "protection": ("selgrad.protections", "PROTECTIONS"),
+    "engine": ("selgrad.sweep.executors", "ENGINES"),
 }
 """Kind -> module and name of its registry, a plain dict of factories."""
 
@@ -359,7 +360,7 @@ def make_spec(kind: str, name: str, arguments: Mapping[str, Any] | None = None) 
     """
     _, source = _find(kind, name)
     values: dict[str, Any] = {}
-    allowed, given, asked = parameters(kind, name), [], dict(arguments or {})
+    allowed, asked = parameters(kind, name), dict(arguments or {})
     if source:
         pinned = asked.pop("source", source)
         if pinned != source:
@@ -375,15 +376,15 @@ def make_spec(kind: str, name: str, arguments: Mapping[str, Any] | None = None) 
                 hint = f"; {did_you_mean(value, map(str, typing.get_args(annotation)))}"
             raise UsageError(f"{kind} {name!r}: {key}={value!r} is not {describe(annotation)}{hint}")
         values[key] = tuple(value) if isinstance(value, list) else value
-        if values[key] != allowed[key].default:
-            given.append(key)
     for key, parameter in allowed.items():
         if key not in values:
             if parameter.default is inspect.Parameter.empty:
                 raise UsageError(f"{kind} {name!r} needs {key} ({describe(parameter.annotation)})")
             if key not in _LATER:
                 values[key] = parameter.default
-    return Spec(kind, name, tuple(sorted(values.items())), tuple(k for k in given if k not in _PLACES))
+    # In the order of the factory, whichever order a file has: labels and blocks are those of what is asked for.
+    given = tuple(k for k, parameter in allowed.items() if k in values and values[k] != parameter.default and k not in _PLACES)
+    return Spec(kind, name, tuple(sorted(values.items())), given)
 
 
 def expand(kind: str, entry: Any) -> list[Spec]:

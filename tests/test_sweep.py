@@ -24,9 +24,9 @@ from selgrad.experiment.block import Block
 from selgrad.report.page import make_report
 from selgrad.report.tables import read_records
 from selgrad.sweep import Sweep
+from selgrad.sweep.executors.local import Local
 from selgrad.sweep.overlap import overlap
 from selgrad.sweep.runner import run_sweep
-from selgrad.tracking import NoTracker
 
 # One worker makes the fixtures of this file.
 pytestmark = pytest.mark.xdist_group("sweep")
@@ -192,7 +192,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path):
 
 def test_a_long_attack_goes_on_from_its_checkpoint(finished, tmp_path, monkeypatch):
     """Every step saved: the interrupted block starts where it was, and ends with the same bits."""
-    from selgrad.sweep import run as module
+    from selgrad.sweep import drive as module
 
     _, records = finished
     monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0.0)
@@ -426,14 +426,15 @@ def test_compiled_programs_are_let_go_where_settings_are_many(tmp_path, monkeypa
     sweep = Sweep(config, tmp_path)
     plan = sweep.plan()
     assert plan.num_programs == 2 and len(sweep._programs) == 1
-    records = sweep.run(plan, None, NoTracker())
+    Local().run(sweep, plan, None, lambda *_: None, lambda *_: None)
+    records = read_records(tmp_path)
     assert len(sweep._programs) == 1 and len(records) == plan.num_cells == 16
 
 
 def test_a_block_that_runs_out_of_memory_is_halved_and_nothing_is_lost(tmp_path, monkeypatch):
     config = {**SMALL, "seeds": 2, "attack": [{"name": "idlg", "num_steps": 3}, {"name": "inverting_gradients", "num_steps": 3}], "block_size": 24}
     plain = run_sweep(config, tmp_path / "plain", quiet=True)
-    advance, run, running = Block.advance, Sweep.run, []
+    advance, run, running = Block.advance, Sweep.run_block, []
 
     def small(self, *arguments):
         # Planning runs a step or two of each program; the memory runs out later.
@@ -445,7 +446,7 @@ def test_a_block_that_runs_out_of_memory_is_halved_and_nothing_is_lost(tmp_path,
         running.append(self)
         return run(self, *arguments)
 
-    monkeypatch.setattr(Sweep, "run", noticed)
+    monkeypatch.setattr(Sweep, "run_block", noticed)
     monkeypatch.setattr(Block, "advance", small)
     halved = run_sweep(config, tmp_path / "halved", quiet=True)
     monkeypatch.setattr(Block, "advance", lambda *_: pytest.fail("all is done"))

@@ -15,7 +15,7 @@ import click
 from selgrad.cli.options import json_option
 from selgrad.errors import UsageError
 
-_REGISTRIES = ("dataset", "model", "update", "protection", "metric", "selector", "attack")
+_REGISTRIES = ("dataset", "model", "update", "protection", "metric", "selector", "attack", "engine")
 
 
 def _registry(kind: str) -> dict[str, Any]:

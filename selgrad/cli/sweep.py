@@ -9,16 +9,17 @@ from pathlib import Path
 
 import click
 
-from selgrad.cli.options import PATH, json_option, wandb_option
+from selgrad.cli.options import PATH, entry, json_option, named_option, wandb_option
 from selgrad.cli.render import print_summary
 
 
 @click.command()
 @click.argument("config", type=PATH)
-@click.option("--out", type=PATH, required=True, help="Folder for records, figures and report; continued if it holds this sweep.")
+@click.option("--out", required=True, help="Folder for records, figures and report, or a URL such as s3://bucket/run; continued if it holds this sweep.")
+@named_option("engine", "local", ": who runs the blocks, local, ray or submitit; `selgrad list engine` shows their arguments.")
 @wandb_option
 @json_option
-def sweep(config: Path, out: Path, wandb: str, as_json: bool) -> None:
+def sweep(config: Path, out: str, engine: str, wandb: str, as_json: bool) -> None:
     r"""Run the grid that CONFIG (a YAML file) describes.
 
     \b
@@ -32,9 +33,14 @@ def sweep(config: Path, out: Path, wandb: str, as_json: bool) -> None:
 
     The plan is printed first. Records are written block by block; after Ctrl-C, a crash or SIGKILL the same command goes on where it
     stopped. `selgrad list` shows every name and argument.
+
+    \b
+    On a cluster (docs/clusters.md), from any of its machines:
+      selgrad sweep CONFIG --out s3://bucket/run --engine ray:address=auto,gpus=1
+      selgrad sweep CONFIG --out /shared/run --engine submitit:workers=16,gpus_per_node=1,slurm_partition=gpu
     """
     from selgrad import load_config, run_sweep
 
-    records = run_sweep(load_config(config), out, wandb=wandb)
+    records = run_sweep(load_config(config), out, engine=entry("engine", engine), wandb=wandb)
     if as_json:
-        print_summary(records, out)
+        print_summary(records, Path(out))

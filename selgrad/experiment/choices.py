@@ -98,6 +98,10 @@ class Choices:
         found = self._kept(metric, selector, seed, round_index, page, counts)
         return found._replace(bits=found.bits[:, counts.index(count)])
 
+    def scores(self, metric: Spec, seed: int, round_index: int = 0, page: int = 0) -> Scores:
+        """Scores of a page's samples, leading axis (samples,)."""
+        return self._kept_scores(metric, seed, round_index, page)[0]
+
     def ranks(self, metric: Spec, selector: Spec, seed: int, round_index: int) -> tuple[Ranks, float, float]:
         """Ranks of every sample (NumPy, leading axis), seconds per sample to score, seconds per sample to rank."""
         pages = [self._kept_ranks(metric, selector, seed, round_index, page) for page in range(self._setting.num_pages)]

@@ -1,13 +1,14 @@
-"""Runs a sweep: plans by memory, proves the encryption, and executes block after block until every one has its record file.
+"""A sweep: plans by memory, proves the encryption, and runs blocks, each of which leaves a record file.
 
-What is pure stands in `plan`, what a record holds in `records`, and where files lie in `store`.
+What is pure stands in `plan`, what a record holds in `records`, where files lie in `store`, and who runs the blocks in `executors`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +19,26 @@ import pyarrow.parquet as pq
 import yaml
 
 from selgrad import checkpoints, devices, encryption
-from selgrad.config import SweepConfig, settings
-from selgrad.errors import SelgradError
+from selgrad.config import SweepConfig, load, parse, read_yaml, settings
+from selgrad.errors import OutOfMemoryError, SelgradError, UsageError
 from selgrad.experiment import Certifier, Setting, assemble, decode_lane
 from selgrad.experiment.engine import Engine
 from selgrad.registry import Spec
-from selgrad.report.tables import read_records
 from selgrad.sweep import records as rows
 from selgrad.sweep.costs import Costs, measure_costs
+from selgrad.sweep.drive import drive
 from selgrad.sweep.gallery import keep_gallery, keep_truth
 from selgrad.sweep.overlap import equivalence
 from selgrad.sweep.plan import BlockPlan, Plan, fitting, most_updates, refined, split
 from selgrad.sweep.programs import Programs
+from selgrad.sweep.remote import Mirror, is_remote
 from selgrad.sweep.store import RunFolder
-from selgrad.tracking import Tracker
-
-CHECKPOINT_SECONDS = 60.0
-"""A block that has run this long since its last checkpoint saves its attack state."""
 
 MANY_SETTINGS = 8
 """Beyond so many, compiled programs and what was computed on a setting are let go with it: a process holds some hundred memory maps for each."""
 
 OnEvent = Callable[[str], None]
+OnProgress = Callable[[float, str], None]
 
 
 class Sweep:
@@ -47,14 +46,23 @@ class Sweep:
 
     Args:
       config: what to run.
-      out: the folder; made if it is missing, continued if it holds the same sweep.
+      out: the folder, or a URL that fsspec reaches; made if it is missing, continued if it holds the same sweep.
+      mirror: of the URL, where there is one already.
+
+    Attributes:
+      place: the folder or URL, as other processes find it.
+      out: the folder here.
 
     Raises:
       UsageError: if the folder holds another sweep.
     """
 
-    def __init__(self, config: SweepConfig, out: str | Path) -> None:
-        self.config, self.out = config, Path(out)
+    def __init__(self, config: SweepConfig, out: str | Path, mirror: Mirror | None = None) -> None:
+        if mirror is None and is_remote(out):
+            mirror = Mirror(str(out))
+            mirror.fetch()
+        self.config, self.out = config, Path(out) if mirror is None else mirror.local
+        self.place = str(self.out.absolute()) if mirror is None else mirror.url
         self.settings = [
             Setting(dataset, model, update, public=config.public, rounds=config.rounds, protection=protection)
             for dataset, model, update, protection in settings(config)
@@ -72,8 +80,21 @@ class Sweep:
         self._is_crowded = len(self.settings) > MANY_SETTINGS or sum(setting.num_bytes for setting in self.settings) > devices.memory_budget()
         self._held = 0
         self._programs = Programs(config, self._attacks, min(len(self.settings), MANY_SETTINGS))
-        self.folder = RunFolder(self.out, config.identity)
+        self.folder = RunFolder(self.out, config.identity, mirror)
         self._encryption_note: str | None = None
+
+    @classmethod
+    def of_folder(cls, place: str) -> Sweep:
+        """A sweep whose configuration lies in its folder, for a process that works for whoever began it.
+
+        Raises:
+          SelgradError: if there is none, or the configuration is another than the plan's.
+        """
+        mirror = Mirror.private(place) if is_remote(place) else None
+        for name in ("plan.json", "config.yaml", "decoders"):
+            if mirror is not None:
+                mirror.fetch(name)
+        return cls(load((Path(place) if mirror is None else mirror.local) / "config.yaml"), place, mirror)
 
     @property
     def run_id(self) -> str:
@@ -156,12 +177,59 @@ class Sweep:
                     seconds += (time.perf_counter() - started) * engine.num_steps * len(missing)
                 memory = max(memory, engine.memory_bytes)
                 blocks.extend(parts)
-        self.folder.save()
         self.folder.write_text("config.yaml", yaml.safe_dump(self.config.to_dict(), sort_keys=False))
-        # Attacks innermost: what a seed's clients choose is scored once for all of them, however little fits in memory.
-        blocks.sort(key=lambda block: (block.setting, self.config.seeds.index(block.seeds[0]), self._position(block)))
+        self.folder.save()
         compiled = self._programs.compile_seconds[before:]
-        return Plan(sum(b.num_cells for b in blocks), tuple(blocks), memory, sum(compiled), seconds, len(compiled))
+        return Plan(sum(b.num_cells for b in blocks), tuple(self._ordered(blocks)), memory, sum(compiled), seconds, len(compiled))
+
+    def publish_config(self) -> None:
+        """Writes what another process needs to work for this sweep.
+
+        Raises:
+          UsageError: if it holds objects of this process, which no other can make.
+        """
+        text = yaml.safe_dump(self.config.to_dict(), sort_keys=False)
+        try:
+            same = parse(read_yaml(text, "config.yaml")).identity == self.config.identity
+        except UsageError:
+            same = False
+        if not same:
+            raise UsageError(
+                "this sweep holds objects of this session, which other processes cannot make; name them by their place, such as my_package.models:build, "
+                "or run it with engine local"
+            )
+        self.folder.write_text("config.yaml", text)
+        self.folder.save()
+        self.folder.publish()
+
+    def block(self, identity: str) -> BlockPlan:
+        """The block of an identity, of this plan or of what was cut since.
+
+        Raises:
+          SelgradError: if there is none.
+        """
+        for _ in range(2):
+            for block in self.blocks() if self.folder.block_sizes else []:
+                if block.identity == identity:
+                    return block
+            self.folder.reload()
+        raise SelgradError(f"{self.place!r} has no block {identity!r}")
+
+    def blocks(self) -> list[BlockPlan]:
+        """Every block of a planned sweep, in the order in which they run."""
+        sizes = self.folder.block_sizes
+        pairs = itertools.product(range(len(self.settings)), self.config.attack)
+        return self._ordered([block for index, attack in pairs for block in self._split(index, attack, sizes[f"{index}:{attack.label}"])])
+
+    def _ordered(self, blocks: list[BlockPlan]) -> list[BlockPlan]:
+        # Attacks innermost: what a seed's clients choose is scored once for all of them, however little fits in memory.
+        return sorted(blocks, key=lambda block: (block.setting, self.config.seeds.index(block.seeds[0]), self._position(block)))
+
+    def program(self, block: BlockPlan) -> Hashable:
+        """What a block has in common with those that the same compiled program runs."""
+        first = block.lanes[0][0]
+        chosen_by = (first.metric, first.selector) if self._attacks[block.attack].evidence else None
+        return self.settings[block.setting].compile_key, block.attack, block.lanes_per_block, chosen_by
 
     def _position(self, block: BlockPlan) -> tuple[int, int, int]:
         """Where a block's first lane stands among those of its seed."""
@@ -192,18 +260,8 @@ class Sweep:
 
     # Running
 
-    def run(self, plan: Plan, costs: Costs | None, tracker: Tracker, on_progress: Callable[[float, str], None] = lambda *_: None) -> pd.DataFrame:
-        """Runs every block that has no record file yet.
-
-        Args:
-          plan: of this sweep.
-          costs: as `costs` returns them.
-          tracker: gets each finished block.
-          on_progress: called with cells finished since the last call (a fraction inside a block) and a line on what runs.
-
-        Returns:
-          All records.
-        """
+    def keep_inputs(self) -> None:
+        """What every block starts from, kept beside the records: weights, and the truth for a gallery."""
         for index, setting in self._each_setting():
             # Weights depend on data and model; updates and protections share them.
             is_first = [one.specs[:2] for one in self.settings].index(setting.specs[:2]) == index
@@ -212,78 +270,63 @@ class Sweep:
                 if is_first and not folder.exists():
                     checkpoints.save_params(folder, setting.weights(seed))
             keep_truth(self.folder, self.config, index, setting)
-        waiting = list(reversed(plan.blocks))
-        while waiting:
-            part = waiting.pop()
-            if self.record_file(part).exists():
-                on_progress(float(part.num_cells), "already done")
-                continue
-            progressed = 0.0
 
-            def advance(cells: float, line: str) -> None:
-                nonlocal progressed
-                progressed += cells
-                on_progress(cells, line)
+    def halve(self, failed: BlockPlan, waiting: Iterable[BlockPlan]) -> list[BlockPlan]:
+        """What is left to run after a block ran out of memory: it and the others of its program cut in two, which is written down for whoever goes on.
 
-            try:
-                records = self._run_block(part, costs, advance)
-            except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error) or part.lanes_per_block == 1:
-                    raise
-                waiting = self._halve(part, waiting)
-                on_progress(-progressed, f"out of memory at {part.lanes_per_block} lanes; going on with half as many")
-                continue
-            tracker.block(part.attack.short, records)
-        self.equivalence()
-        return read_records(self.out)
-
-    def _halve(self, failed: BlockPlan, waiting: list[BlockPlan]) -> list[BlockPlan]:
-        """What is left to run after a block ran out of memory: it and the others of its program cut in two, which is written down for whoever goes on."""
+        Raises:
+          SelgradError: if it held one lane.
+        """
+        if failed.lanes_per_block == 1:
+            raise SelgradError("the device ran out of memory with one lane in a block; finished blocks are kept, take fewer restarts or a smaller model")
         checkpoints.Series(self.folder.checkpoint_folder(failed.identity)).remove()
         alike = lambda block: (block.setting, block.attack, block.lanes_per_block) == (failed.setting, failed.attack, failed.lanes_per_block)
-        left = [block for block in [*waiting, failed] if not self.record_file(block).exists()]
+        left = [block for block in [failed, *waiting] if not self.record_file(block).exists()]
         self.folder.refined.update({block.identity: failed.lanes_per_block // 2 for block in left if alike(block)})
         self.folder.save()
-        return list(reversed(list(refined(reversed(left), self.folder.refined))))
+        return list(refined(left, self.folder.refined))
 
     def _each_setting(self) -> Iterator[tuple[int, Setting]]:
         for index in range(len(self.settings)):
             yield index, self._use(index)
 
-    def _run_block(self, part: BlockPlan, costs: Costs | None, on_progress: Callable[[float, str], None]) -> pd.DataFrame:
+    def run_block(self, part: BlockPlan, costs: Costs | None, on_progress: OnProgress = lambda *_: None) -> pd.DataFrame:
+        """Runs one block and writes its records, which it returns; it reads nothing that other blocks write, so any process may run it, and twice does no harm.
+
+        Args:
+          part: of this sweep's plan.
+          costs: as `costs` returns them.
+          on_progress: called with cells finished since the last call (a fraction) and a line on what runs.
+
+        Raises:
+          OutOfMemoryError: if the device has not enough for the block; `halve` says what to run in its place.
+        """
+        try:
+            return self._run_block(part, costs, on_progress)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise OutOfMemoryError(str(error)) from None
+
+    def _run_block(self, part: BlockPlan, costs: Costs | None, on_progress: OnProgress) -> pd.DataFrame:
         engine = self._engine(part)
         say = lambda line: on_progress(0.0, f"{part.attack.label}: {line}")
         held, prepared = engine.observe(*self._arrays(part, engine), checkpoints.Kept(self.out / "decoders"), say)
         series = checkpoints.Series(self.folder.checkpoint_folder(part.identity))
-        state, total = engine.start(held), engine.num_steps
-        stored = series.newest(like=engine.arrays(state)[0])
-        done = 0
-        if stored is not None:
-            done, state = stored.done, engine.restore(state, stored.arrays, stored.notes)
-        started = saved = time.perf_counter()
-        chunk = 1
-        while done < total:
-            before = time.perf_counter()
-            chunk = min(chunk, total - done)
-            state = jax.block_until_ready(engine.advance(held, state, chunk))
-            now = time.perf_counter()
-            done += chunk
-            on_progress(part.num_cells * chunk / total, f"{part.attack.label} on {self.settings[part.setting].specs[1].label}")
-            # About a second between two looks at the clock: often enough for a bar, Ctrl-C and checkpoints, rare enough to cost nothing.
-            chunk = max(1, int(chunk * min(2.0, 1.0 / max(now - before, 1e-3))))
-            if now - saved > CHECKPOINT_SECONDS and done < total:
-                series.save(done, *engine.arrays(state))
-                saved = now
+        what = f"{part.attack.label} on {self.settings[part.setting].specs[1].label}"
+        begun = time.perf_counter()
+        state = drive(engine, held, series, lambda steps: on_progress(part.num_cells * steps / engine.num_steps, what), self.folder.publish)
         outcome, reports = engine.finish(held, state)
         outcome, setting = jax.device_get(outcome), self.settings[part.setting]
         found = {(i, j): decode_lane(setting, outcome, i, j, lane) for i, row in enumerate(part.lanes) for j, lane in enumerate(row)}
         mine = None if costs is None else {(metric, selector, ratio): cost for (index, metric, selector, ratio), cost in costs.items() if index == part.setting}
         origin = rows.Origin(self.config, setting, self._certifiers[part.setting], self._attacks[part.attack], mine, self.run_id)
-        records = rows.frame(origin, part, found, {**prepared, **reports}, (time.perf_counter() - started) / part.num_cells)
+        records = rows.frame(origin, part, found, {**prepared, **reports}, (time.perf_counter() - begun) / part.num_cells)
         keep_gallery(self.folder, self.config, setting, part, found)
         table = pa.Table.from_pandas(records, preserve_index=False)
         devices.write_atomically(self.record_file(part), lambda path: pq.write_table(table, path))
         series.remove()
+        self.folder.publish()
         return records
 
     def equivalence(self) -> pd.DataFrame:

@@ -16,9 +16,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from selgrad.config import SweepConfig, parse
-from selgrad.errors import SelgradError
+from selgrad.registry import Spec
 from selgrad.report.page import make_report
-from selgrad.report.tables import same_masks, stopping_ratios, verdict_grid
+from selgrad.report.tables import read_records, same_masks, stopping_ratios, verdict_grid
 
 
 def duration(seconds: float) -> str:
@@ -40,13 +40,15 @@ def summary_table(records: pd.DataFrame, out: Path) -> Table:
 
 
 def run_sweep(
-    config: SweepConfig | Mapping[str, Any], out: str | Path, *, wandb: str = "disabled", quiet: bool = False, console: Console | None = None
-) -> pd.DataFrame:
+    config: SweepConfig | Mapping[str, Any], out: str | Path, *, engine: Any = "local", wandb: str = "disabled", quiet: bool = False,
+    console: Console | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """Runs or continues a sweep in a folder.
 
     Args:
       config: parsed, or a mapping as the YAML file holds it.
-      out: folder for `config.yaml`, `records/`, `figures/`, `report.html`.
+      out: folder for `config.yaml`, `records/`, `figures/`, `report.html`, or a URL that fsspec reaches.
+      engine: who runs the blocks: a name, or a mapping of `name` and arguments, as `selgrad list engine` shows them.
       wandb: "disabled", "offline" or "online".
       quiet: print nothing.
       console: where to print; standard error by default.
@@ -61,20 +63,20 @@ def run_sweep(
     from selgrad import devices
 
     devices.configure()
-    import jax
-
     from selgrad.sweep import Sweep
+    from selgrad.sweep.executors.protocol import Executor
     from selgrad.tracking import make_tracker
 
     screen = console or Console(stderr=True, quiet=quiet)
     checked = config if isinstance(config, SweepConfig) else parse(config)
+    executor: Executor = Spec.of("engine", engine).build()
     with screen.status("loading data and models"):
         sweep = Sweep(checked, out)
     with sweep.lock():
         tracker = make_tracker(wandb, sweep.out, checked.name, sweep.run_id, checked.to_dict(), checked.wandb.model_dump())
         tracker.open(list(dict.fromkeys(attack.short for attack in checked.attack)))
         with screen.status("planning") as status:
-            plan = sweep.plan(on_event=lambda line: status.update(f"planning: {line}"))
+            plan = executor.plan(sweep, lambda line: status.update(f"planning: {line}"))
         waiting = [b for b in plan.blocks if not sweep.record_file(b).exists()]
         screen.print(
             f"[bold]{checked.name}[/bold]: {plan.num_cells:,} cells in {len(plan.blocks)} blocks of {plan.num_programs} compiled programs; "
@@ -106,17 +108,17 @@ def run_sweep(
                     screen.print(f"{lines['done']:,.0f} of {plan.num_cells:,} cells after {spent}: {line}")
 
             try:
-                records = sweep.run(plan, costs, tracker, on_progress)
-            except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-                raise SelgradError(
-                    "the device ran out of memory with one lane in a block; finished blocks are kept, take fewer restarts or a smaller model"
-                ) from None
+                executor.run(sweep, plan, costs, tracker.block, on_progress)
+            finally:
+                executor.close()
+        records = read_records(sweep.out)
         with screen.status("drawing the report"):
             page = make_report(sweep.out)
             tracker.finish(records, sweep.out / "figures")
+            sweep.folder.publish()
         screen.print(summary_table(records, sweep.out))
         screen.print(f"attacks took {duration(time.perf_counter() - started)}")
+        if sweep.place != str(sweep.out.absolute()):
+            screen.print(f"all of it lies at {sweep.place}, and a copy here:", soft_wrap=True)
         screen.print(f"figures: {sweep.out / 'figures'}\nreport:  {page}\nrecords: {sweep.out / 'records'}", soft_wrap=True)
     return records

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, who works in it, and where its files lie; every file appears whole or not at all.
+"""The folder of a run: whose it is, who works in it, and where its files lie, here or elsewhere; every file appears whole or not at all.
 
 `plan.json` names the configuration by its identity, so that a folder is continued by the same sweep and refused to another.
 """
@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 from selgrad import __version__, devices
 from selgrad.errors import SelgradError, UsageError
+from selgrad.sweep.remote import Mirror
 
 
 class RunFolder:
@@ -23,13 +26,14 @@ class RunFolder:
     Args:
       out: made when it is first written to, continued if it holds the same sweep.
       identity: of the configuration.
+      mirror: where the folder lies elsewhere, of which `out` is the copy here.
 
     Raises:
       UsageError: if the folder holds another sweep.
     """
 
-    def __init__(self, out: Path, identity: str) -> None:
-        self.out, self._identity = out, identity
+    def __init__(self, out: Path, identity: str, mirror: Mirror | None = None) -> None:
+        self.out, self._identity, self._mirror = out, identity, mirror
         self.saved = self._adopt()
 
     @property
@@ -48,6 +52,21 @@ class RunFolder:
         """Lanes per block by the identity of a block that ran out of memory."""
         sizes: dict[str, int] = self.saved.setdefault("refined", {})
         return sizes
+
+    def publish(self) -> None:
+        """Sends what was written to where the folder lies, if that is elsewhere."""
+        if self._mirror is not None:
+            self._mirror.publish()
+
+    def fetch(self, name: str = "") -> None:
+        """Brings a file, or all files of a folder, from where the folder lies, if that is elsewhere."""
+        if self._mirror is not None:
+            self._mirror.fetch(name)
+
+    def reload(self) -> None:
+        """Reads again what was decided, by another process perhaps."""
+        self.fetch("plan.json")
+        self.saved = self._adopt()
 
     def _adopt(self) -> dict[str, Any]:
         file = self.out / "plan.json"
@@ -111,8 +130,15 @@ class RunFolder:
         with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise SelgradError(f"another process is running a sweep in {str(self.out)!r}; wait for it or choose another --out") from None
+            except OSError as error:
+                # Some network file systems have no locks, or have them switched off.
+                if os.environ.get("SELGRAD_LOCK") != "off":
+                    raise SelgradError(
+                        f"{str(self.out)!r} lies on a file system that cannot lock files ({errno.errorcode.get(error.errno or 0, error.errno)}: "
+                        f"{error.strerror}); choose an --out elsewhere, or set SELGRAD_LOCK=off and make sure that no other process uses the folder"
+                    ) from None
             # Another process may have begun or ended a sweep here since this one looked.
-            self.saved = self._adopt()
+            self.reload()
             yield

@@ -14,9 +14,9 @@ from selgrad.experiment import Certifier, Setting, run_cell
 from selgrad.protections import PROTECTIONS
 from selgrad.registry import make_spec
 from selgrad.report.page import make_report
-from selgrad.report.tables import protections, stopping_ratios
+from selgrad.report.tables import protections, read_records, stopping_ratios
 from selgrad.sweep import Sweep
-from selgrad.tracking import NoTracker
+from selgrad.sweep.executors.local import Local
 
 TREE = {"a": jax.random.normal(jax.random.key(0), (200, 100)), "b": 5 * jax.random.normal(jax.random.key(1), (1000,))}
 
@@ -25,7 +25,8 @@ def run(config, out):
     """The records of a sweep that draws no report."""
     sweep = Sweep(parse({**config, "encryption": "none"}), out)
     plan = sweep.plan()
-    return sweep.run(plan, None, NoTracker()), plan
+    Local().run(sweep, plan, None, lambda *_: None, lambda *_: None)
+    return read_records(out), plan
 
 
 def expected(protection, tree=TREE):

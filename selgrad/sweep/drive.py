@@ -1,0 +1,47 @@
+"""One block from its first step to its last, with checkpoints in between: a kill loses a minute of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from selgrad import checkpoints
+from selgrad.experiment.engine import Engine
+
+CHECKPOINT_SECONDS = 60.0
+"""A block that has run this long since its last checkpoint saves its attack state."""
+
+
+def drive(engine: Engine, held: Any, series: checkpoints.Series, on_steps: Callable[[int], None], on_saved: Callable[[], None] = lambda: None) -> Any:
+    """The state after the last step, begun anew or from the newest checkpoint.
+
+    Args:
+      engine: compiled.
+      held: as it observed.
+      series: of the block.
+      on_steps: called with the number of steps done since the last call.
+      on_saved: called after each checkpoint.
+    """
+    state, total, done = engine.start(held), engine.num_steps, 0
+    stored = series.newest(like=engine.arrays(state)[0])
+    if stored is not None:
+        done, state = stored.done, engine.restore(state, stored.arrays, stored.notes)
+    saved = time.perf_counter()
+    chunk = 1
+    while done < total:
+        before = time.perf_counter()
+        chunk = min(chunk, total - done)
+        state = jax.block_until_ready(engine.advance(held, state, chunk))
+        now = time.perf_counter()
+        done += chunk
+        on_steps(chunk)
+        # About a second between two looks at the clock: often enough for a bar, Ctrl-C and checkpoints, rare enough to cost nothing.
+        chunk = max(1, int(chunk * min(2.0, 1.0 / max(now - before, 1e-3))))
+        if now - saved > CHECKPOINT_SECONDS and done < total:
+            series.save(done, *engine.arrays(state))
+            on_saved()
+            saved = now
+    return state

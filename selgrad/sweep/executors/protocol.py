@@ -1,0 +1,117 @@
+"""What an executor is, and the blocks that wait for one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Protocol, runtime_checkable
+
+import pandas as pd
+
+from selgrad.errors import SelgradError
+from selgrad.sweep.costs import Costs
+from selgrad.sweep.plan import BlockPlan, Plan
+from selgrad.sweep.run import OnEvent, OnProgress, Sweep
+from selgrad.sweep.work import Ended
+
+OnBlock = Callable[[str, pd.DataFrame], None]
+"""Called with an attack's short name and the records of a block that has ended."""
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Runs what a sweep is made of."""
+
+    def plan(self, sweep: Sweep, on_event: OnEvent) -> Plan:
+        """Plans where the blocks will run, since their size follows from memory there."""
+        ...
+
+    def run(self, sweep: Sweep, plan: Plan, costs: Costs | None, on_block: OnBlock, on_progress: OnProgress) -> None:
+        """Runs every block that has no record file, and compares masks at the end.
+
+        Raises:
+          SelgradError: if a block fails for good; what is finished is kept.
+        """
+        ...
+
+    def close(self) -> None:
+        """Gives back what it holds."""
+        ...
+
+
+class Queue:
+    """The blocks of a sweep that wait, for executors whose workers come and go.
+
+    Args:
+      sweep: planned.
+      blocks: of its plan.
+      retries: how often a block may be lost with its worker before the sweep gives up.
+      on_block, on_progress: told of each block that is done.
+    """
+
+    def __init__(self, sweep: Sweep, blocks: Iterable[BlockPlan], retries: int, on_block: OnBlock, on_progress: OnProgress) -> None:
+        self._sweep, self._retries, self._on_block, self._on_progress = sweep, retries, on_block, on_progress
+        self._waiting: list[BlockPlan] = []
+        self._lost: Counter[str] = Counter()
+        for block in blocks:
+            if sweep.record_file(block).exists():
+                on_progress(float(block.num_cells), "already done")
+            else:
+                self._waiting.append(block)
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
+    def take(self, program: Hashable = None, busy: Sequence[Hashable] = ()) -> BlockPlan | None:
+        """The next block: of a worker's own program, which it has compiled, or of one that no worker is busy with, or the first.
+
+        Args:
+          program: that the worker ran last; None where it has run nothing.
+          busy: programs of the other workers.
+        """
+        if not self._waiting:
+            return None
+        programs = [self._sweep.program(block) for block in self._waiting]
+        at = next((i for i, one in enumerate(programs) if one == program), None)
+        if at is None:
+            at = next((i for i, one in enumerate(programs) if one not in busy), 0)
+        return self._waiting.pop(at)
+
+    def all(self) -> list[BlockPlan]:
+        """Takes every block."""
+        taken, self._waiting = self._waiting, []
+        return taken
+
+    def ended(self, block: BlockPlan, how: Ended) -> None:
+        """What a worker said of a block.
+
+        Raises:
+          SelgradError: if it failed for good.
+        """
+        if how.how == "failed":
+            raise SelgradError(how.message)
+        if how.how == "too large":
+            self._waiting = self._sweep.halve(block, self._waiting)
+            self._sweep.folder.publish()
+            self._on_progress(0.0, f"out of memory at {block.lanes_per_block} lanes; going on with half as many")
+            return
+        self._sweep.folder.fetch(f"records/{block.identity}.parquet")
+        records = pd.read_parquet(self._sweep.record_file(block))
+        self._on_progress(float(block.num_cells), f"{block.attack.label} on {self._sweep.settings[block.setting].specs[1].label}")
+        self._on_block(block.attack.short, records)
+
+    def lost(self, block: BlockPlan, reason: str) -> None:
+        """A worker ended before its block did.
+
+        Raises:
+          SelgradError: if that has happened to the block too often.
+        """
+        if self._sweep.record_file(block).exists():
+            self.ended(block, Ended("done"))
+            return
+        self._lost[block.identity] += 1
+        if self._lost[block.identity] > self._retries:
+            raise SelgradError(f"block {block.identity} ({block.attack.label}) was lost {self._retries + 1} times, at last because {reason}")
+        self._waiting.insert(0, block)
+        self._on_progress(0.0, f"a worker ended before its block: {reason}; the block waits again")

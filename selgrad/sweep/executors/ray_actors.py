@@ -1,0 +1,196 @@
+"""On a Ray cluster: actors that hold compiled programs, each with one block at a time.
+
+Ray Core places and restarts; see https://docs.ray.io/en/latest/ray-core/actors.html.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+import os
+import socket
+import warnings
+from collections.abc import Hashable
+from typing import Any
+
+from selgrad.errors import SelgradError, UsageError
+from selgrad.sweep import work
+from selgrad.sweep.costs import Costs
+from selgrad.sweep.executors.protocol import Executor, OnBlock, Queue
+from selgrad.sweep.plan import BlockPlan, Plan
+from selgrad.sweep.run import OnEvent, OnProgress, Sweep
+from selgrad.sweep.work import Ended, Place
+
+
+class Worker:
+    """What an actor is."""
+
+    def __init__(self, place: Place) -> None:
+        place.enter()
+        self._out = place.out
+
+    def ready(self) -> int:
+        """The process, once it is there."""
+        return os.getpid()
+
+    def plan(self) -> Plan | Ended:
+        """Plans the sweep."""
+        try:
+            return work.plan(self._out)
+        except SelgradError as error:
+            return Ended("failed", str(error))
+
+    def run_block(self, block: str) -> Ended:
+        """Runs one block."""
+        return work.run_block(self._out, block)
+
+    def compare(self) -> None:
+        """Compares masks."""
+        work.compare(self._out)
+
+
+class RayActors:
+    """Runs blocks on actors.
+
+    Args:
+      address: of the cluster; None starts one on this machine.
+      workers: how many actors at most; None is one a GPU, or one a machine where there are none.
+      cpus, gpus: that each reserves.
+      retries: how often a block may be lost with its worker.
+    """
+
+    def __init__(self, address: str | None, workers: int | None, cpus: float, gpus: float, retries: int) -> None:
+        try:
+            self._ray: Any = importlib.import_module("ray")
+        except ImportError:
+            raise UsageError("--engine ray needs Ray; install selgrad with the extra `ray`: uv sync --extra ray") from None
+        # Nothing is sent anywhere.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        self._mine = not self._ray.is_initialized()
+        if self._mine:
+            _require_answer(address)
+            try:
+                with warnings.catch_warnings():
+                    # That workers without a GPU see none is as it should be, and Ray says that it may change.
+                    warnings.simplefilter("ignore", FutureWarning)
+                    self._ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False if address is None else None)
+            except (ConnectionError, ValueError) as error:
+                raise SelgradError(f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}") from None
+        alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        on_gpus = sum(int(node.get("GPU", 0) // gpus) for node in alive) if gpus else 0
+        self._options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
+        self._workers, self._retries = workers or on_gpus or len(alive), retries
+        # Those on one machine share its memory; each has a GPU's to itself.
+        self._share = 1.0 if gpus else 1 / math.ceil(self._workers / max(1, len(alive)))
+
+    def _start(self, sweep: Sweep) -> Any:
+        return self._ray.remote(Worker).options(**self._options).remote(Place.here(sweep.place, self._share))
+
+    def _alone(self, sweep: Sweep, what: str) -> Any:
+        """Has one actor do something, and another where that one is lost."""
+        for attempt in range(self._retries + 1):
+            actor = self._start(sweep)
+            try:
+                return self._ray.get(getattr(actor, what).remote())
+            except self._ray.exceptions.RayTaskError:
+                raise
+            except self._ray.exceptions.RayError as error:
+                if attempt == self._retries:
+                    raise SelgradError(f"the worker was lost {self._retries + 1} times, at last because {_reason(error)}") from None
+            finally:
+                self._ray.kill(actor)
+        raise AssertionError
+
+    def plan(self, sweep: Sweep, on_event: OnEvent) -> Plan:
+        """Plans on an actor, unless all is planned and done."""
+        sweep.publish_config()
+        on_event(f"on a Ray cluster with {self._workers} workers")
+        made = self._alone(sweep, "plan")
+        sweep.folder.reload()
+        if isinstance(made, Ended):
+            raise SelgradError(made.message)
+        assert isinstance(made, Plan)
+        return made
+
+    def run(self, sweep: Sweep, plan: Plan, costs: Costs | None, on_block: OnBlock, on_progress: OnProgress) -> None:
+        """Runs every block that has no record file; an actor has one block at a time, so that the loss of one loses no more."""
+        queue = Queue(sweep, plan.blocks, self._retries, on_block, on_progress)
+        actors: list[Any] = []
+        pending: dict[Any, tuple[Any, BlockPlan | None]] = {}
+        idle: list[Any] = []
+        last: dict[Any, Hashable] = {}
+
+        def start() -> None:
+            actors.append(self._start(sweep))
+            # A block is given to an actor that is there, never to one that waits for a machine.
+            pending[actors[-1].ready.remote()] = (actors[-1], None)
+
+        try:
+            for _ in range(min(self._workers, len(queue))):
+                start()
+            while len(queue) or any(block is not None for _, block in pending.values()):
+                while idle and len(queue):
+                    actor = idle.pop()
+                    block = queue.take(last.get(actor), [program for one, program in last.items() if one != actor])
+                    assert block is not None
+                    last[actor] = sweep.program(block)
+                    pending[actor.run_block.remote(block.identity)] = (actor, block)
+                for ref in self._ray.wait(list(pending), timeout=1.0)[0]:
+                    actor, block = pending.pop(ref)
+                    try:
+                        found = self._ray.get(ref)
+                    except self._ray.exceptions.RayTaskError:
+                        raise
+                    except self._ray.exceptions.RayError as error:
+                        actors.remove(actor)
+                        last.pop(actor, None)
+                        if block is not None:
+                            queue.lost(block, _reason(error))
+                        start()
+                        continue
+                    if block is not None:
+                        queue.ended(block, found)
+                    idle.append(actor)
+        finally:
+            for actor in actors:
+                self._ray.kill(actor)
+        if not (sweep.out / "equivalence.parquet").exists():
+            self._alone(sweep, "compare")
+        sweep.folder.fetch()
+
+    def close(self) -> None:
+        """Leaves the cluster, unless whoever called was in it before."""
+        if self._mine:
+            self._ray.shutdown()
+
+
+def _require_answer(address: str | None) -> None:
+    """Ray itself tries for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise SelgradError(f"no Ray cluster answers at {address!r}: {error.strerror or error}; give the address that `ray start --head` prints") from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split(". ")[0].split())[:200]
+
+
+def ray_actors(*, address: str | None = None, workers: int | None = None, cpus: float = 1.0, gpus: float = 0.0, retries: int = 3) -> Executor:
+    """Runs blocks on the actors of a Ray cluster.
+
+    Args:
+      address: of a running cluster, such as `auto` or `10.0.0.1:6379`; none starts one on this machine.
+      workers: actors at most; none is one for each GPU, or one for each machine where `gpus` is 0.
+      cpus: cores that each reserves.
+      gpus: GPUs that each reserves.
+      retries: how often a block may be lost with its worker before the sweep ends.
+
+    Raises:
+      UsageError: if Ray is not installed.
+      SelgradError: if no cluster answers.
+    """
+    return RayActors(address, workers, cpus, gpus, retries)
