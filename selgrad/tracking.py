@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MODES = ("disabled", "offline", "online")
+MOST_ROWS = 10_000
+"""Of a table in W&B; more cells are an artifact."""
 
 
 @runtime_checkable
@@ -129,14 +131,14 @@ class WandbTracker:
         split = self._settings["runs"] == "attack"
         for attack, cells in records.groupby("attack") if split else [("", records)]:
             run = self._run(str(attack))
-            # W&B's tables know no nullable integers; a missing cost becomes NaN.
-            plain = cells.astype({name: "float64" for name, dtype in cells.dtypes.items() if str(dtype) == "Int64"})
-            run.log({"cells_table": self._wandb.Table(dataframe=plain)})
-            labelled = with_labels(cells).astype({"success": float})
-            labelled["line"] = labelled["panel"] + ": " + labelled["curve"]
+            self._log_cells(run, cells)
             # A sweep over images and text has both.
-            shown = _summarised(labelled)
-            table = self._wandb.Table(dataframe=labelled.groupby(["line", "panel", "curve", "ratio"])[[one.name for one in shown]].mean().reset_index())
+            shown = _summarised(cells)
+            names = [one.name for one in shown]
+            labelled = with_labels(cells)[["panel", "curve", "ratio", *names]].astype(dict.fromkeys(names, float))
+            means = labelled.groupby(["panel", "curve", "ratio"])[names].mean().reset_index()
+            means.insert(0, "line", means["panel"] + ": " + means["curve"])
+            table = self._wandb.Table(dataframe=means)
             lines = {
                 "curves" if one.reads == "images" else "curves_text": self._wandb.plot.line(
                     table, "ratio", one.name, stroke="line", title=f"{one.name} against ratio"
@@ -148,6 +150,18 @@ class WandbTracker:
             for picture in sorted(figures.glob("*.png")):
                 run.log({f"figures/{picture.stem}": self._wandb.Image(str(picture))})
         self.close()
+
+    def _log_cells(self, run: Any, cells: pd.DataFrame) -> None:
+        """The records, as a table to look at where they are few and as a file where they are many: tables are kept as text, row by row."""
+        if len(cells) <= MOST_ROWS:
+            # W&B's tables know no nullable integers; a missing cost becomes NaN.
+            plain = cells.astype({name: "float64" for name, dtype in cells.dtypes.items() if str(dtype) == "Int64"})
+            run.log({"cells_table": self._wandb.Table(dataframe=plain)})
+            return
+        artifact = self._wandb.Artifact(f"records-{run.id}", type="records", metadata={"cells": len(cells)})
+        with artifact.new_file("records.parquet", mode="wb") as file:
+            cells.to_parquet(file, index=False)
+        run.log_artifact(artifact)
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Logs what is a number."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -300,6 +301,24 @@ def test_the_report_is_one_self_contained_page(finished):
     page = make_report(out).read_text()
     assert page.count("data:image/") >= 6 and "http" not in page.replace("http://www.w3.org", "")
     assert "stopped at" in page or "never succeeds" in page
+
+
+def test_a_report_draws_again_only_what_shows_something_else(finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    make_report(out)
+    when = lambda: {file.name: file.stat().st_mtime_ns for file in (out / "figures").iterdir() if file.suffix in (".png", ".svg")}
+    before = when()
+    page = make_report(out).read_text()
+    assert when() == before and len(before) >= 6
+    file = next((out / "records").glob("*.parquet"))
+    table = pd.read_parquet(file)
+    table.assign(psnr=table["psnr"] + 1).to_parquet(file, index=False)
+    (out / "figures" / "success_against_ratio.svg").unlink()
+    after = when() if make_report(out).read_text() != page else {}
+    assert {name for name in before if after[name] != before[name]} == {
+        *(f"{stem}.{ending}" for stem in ("psnr_against_ratio", "success_against_ratio", "cost_against_protection") for ending in ("png", "svg"))
+    } - ({"cost_against_protection.png", "cost_against_protection.svg"} - set(before))
 
 
 def test_overlaps_are_those_of_sets():

@@ -1,12 +1,14 @@
 """Figures of a report: quality against ratio, cost against protection, and the gallery of reconstructions.
 
-Each function draws one figure from records or kept reconstructions and leaves a PNG and an SVG beside each other. None uses pyplot, whose backend belongs to
+Each function draws one figure from records or kept reconstructions and leaves a PNG and an SVG beside each other; the figures of a report are not drawn again
+where they would show the same. None uses pyplot, whose backend belongs to
 the notebook or program that calls us.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -17,7 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from selgrad import measures
+from selgrad import __version__, measures
 from selgrad.measures import Measure
 from selgrad.report.tables import curves, headline, with_labels
 
@@ -25,10 +27,31 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = "osD^vPX*"
 
 
-def _save(figure: Any, folder: Path, name: str) -> None:
+def _digest(*content: Any) -> str:
+    """A hash of what a figure shows: tables, arrays, texts."""
+    found = hashlib.sha256(f"{__version__} {matplotlib.__version__}".encode())
+    for part in content:
+        found.update(part.to_csv().encode() if isinstance(part, pd.DataFrame) else part.tobytes() if isinstance(part, np.ndarray) else str(part).encode())
+    return found.hexdigest()
+
+
+def _is_drawn(folder: Path, name: str, digest: str) -> bool:
+    """Whether a figure is there and shows what it would show now."""
+    try:
+        return (folder / f".{name}.sha256").read_text() == digest and all((folder / f"{name}.{ending}").exists() for ending in ("png", "svg"))
+    except OSError:
+        return False
+
+
+def _save(figure: Any, folder: Path, name: str, digest: str = "") -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    # Laid out once: each file would do it again, which takes longer than to draw it.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     for ending in ("png", "svg"):
         figure.savefig(folder / f"{name}.{ending}", dpi=150, bbox_inches="tight", metadata={"Date": None} if ending == "svg" else None)
+    if digest:
+        (folder / f".{name}.sha256").write_text(digest)
 
 
 def _panels(count: int) -> tuple[Any, list[Any]]:
@@ -56,12 +79,18 @@ def _ratio_axis(axis: Any, ratios: list[float]) -> None:
     axis.grid(alpha=0.25)
 
 
+def _with_values(records: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """The records of data sets that have a measure: a sweep over images and text has panels of each, and a panel shows what its data have."""
+    have = records["dataset_label"][records[measure].notna()].unique()
+    return records if len(have) == records["dataset_label"].nunique() else records[records["dataset_label"].isin(have)]
+
+
 def quality_against_ratio(records: pd.DataFrame, folder: Path, measure: str = "psnr") -> str:
     """One panel per attack, one curve per metric, 95 % bands; returns the file's stem."""
-    records = records.astype({"success": float})
-    # A sweep over images and text has panels of each; a panel shows what its data have.
-    records = records[records.groupby("dataset_label")[measure].transform(lambda column: column.notna().any())]
-    data = curves(records, measure)
+    data = curves(_with_values(records, measure), measure)
+    stem, digest = f"{measure}_against_ratio", _digest(data, measure)
+    if _is_drawn(folder, stem, digest):
+        return stem
     panels, names = list(dict.fromkeys(data["panel"])), sorted(data["curve"].unique())
     ratios = sorted(data["ratio"].unique())
     figure, axes = _panels(len(panels))
@@ -81,8 +110,7 @@ def quality_against_ratio(records: pd.DataFrame, folder: Path, measure: str = "p
     axes[0].set_ylabel(name if name.startswith("share") else f"{name} of the reconstruction")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=9)
-    stem = f"{measure}_against_ratio"
-    _save(figure, folder, stem)
+    _save(figure, folder, stem, digest)
     return stem
 
 
@@ -90,12 +118,18 @@ def cost_against_protection(records: pd.DataFrame, folder: Path) -> str | None:
     """Bytes that a client uploads encrypted against the reconstruction's PSNR or ROUGE-L; None where no cost was measured."""
     shown = headline(records)
     measure = "" if shown is None else shown.name
-    costed = with_labels(records).dropna(subset=["ciphertext_bytes"])
-    if costed.empty or measure not in costed:
+    costed = with_labels(records)
+    if measure not in costed:
         return None
-    costed = costed[costed.groupby("dataset_label")[measure].transform(lambda column: column.notna().any())]
+    costed = costed[["panel", "curve", "ratio", "dataset_label", "ciphertext_bytes", "index_bytes", measure]].dropna(subset=["ciphertext_bytes"])
+    if costed.empty:
+        return None
+    costed = _with_values(costed, measure)
     costed = costed.assign(kilobytes=(costed["ciphertext_bytes"].astype(float) + costed["index_bytes"]) / 1000)
     data = costed.groupby(["panel", "curve", "ratio"], as_index=False)[["kilobytes", measure]].mean()
+    stem, digest = "cost_against_protection", _digest(data)
+    if _is_drawn(folder, stem, digest):
+        return stem
     panels, names = list(dict.fromkeys(data["panel"])), sorted(data["curve"].unique())
     figure, axes = _panels(len(panels))
     for axis, panel in zip(axes, panels, strict=True):
@@ -108,8 +142,8 @@ def cost_against_protection(records: pd.DataFrame, folder: Path) -> str | None:
     axes[0].set_ylabel(f"{measures.named(measure).title} of the reconstruction")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=9)
-    _save(figure, folder, "cost_against_protection")
-    return "cost_against_protection"
+    _save(figure, folder, stem, digest)
+    return stem
 
 
 def _load_gallery(out: Path) -> tuple[pd.DataFrame, list[Any], dict[int, Any]]:
@@ -148,6 +182,11 @@ def galleries(out: Path, folder: Path) -> list[str]:
         cells = cells.assign(row=cells["metric"] + (" / " + cells["selector"] if several else ""))
         names, ratios = sorted(cells["row"].unique()), sorted(cells["ratio"].unique())
         truth = _tile(truths[int(setting)][int(sample)])
+        stem = f"gallery_{attacks[setting, attack]}_{attack.split('(')[0]}_sample_{sample}"
+        stems.append(stem)
+        digest = _digest(cells.drop(columns="image"), truth, *(pixels[int(i)] for i in cells["image"]))
+        if _is_drawn(folder, stem, digest):
+            continue
         wide = max(1.0, truth.shape[1] / truth.shape[0])
         figure = Figure(figsize=(1.05 * wide * len(ratios) + 1.6, 1.12 * (len(names) + 1) + 0.4), layout="constrained")
         axes = figure.subplots(len(names) + 1, len(ratios), squeeze=False)
@@ -165,9 +204,7 @@ def galleries(out: Path, folder: Path) -> list[str]:
                     axes[1, j].set_title(f"{100 * ratio:g} %", fontsize=8)
             axes[i + 1, 0].text(-0.12, 0.5, name.replace("(", "\n("), transform=axes[i + 1, 0].transAxes, ha="right", va="center", fontsize=7)
         figure.suptitle(f"{cells['title'].iloc[0]}: {attack}, sample {sample}", fontsize=9)
-        stem = f"gallery_{attacks[setting, attack]}_{attack.split('(')[0]}_sample_{sample}"
-        _save(figure, folder, stem)
-        stems.append(stem)
+        _save(figure, folder, stem, digest)
     return stems
 
 

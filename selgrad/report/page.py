@@ -146,7 +146,7 @@ def make_report(out: str | Path) -> Path:
       SelgradError: if there are no records.
     """
     root = Path(out)
-    records = read_records(root)
+    records = with_labels(read_records(root))
     folder = root / "figures"
     sections = []
     quality = [figures.quality_against_ratio(records, folder, measure.name) for measure in figures.drawn_measures(records)]

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selgrad import measures
 from selgrad.errors import SelgradError
 from selgrad.measures import Measure
+from selgrad.report.record_files import RecordFiles
 
 _SETTING = ["dataset_label", "model_label", "update_label", "protection_label"]
 _FEWEST_SAMPLES = 4
@@ -30,22 +30,17 @@ def read_records(out: str | Path) -> pd.DataFrame:
     Raises:
       SelgradError: if there are none, or a file is damaged.
     """
-    files: Sequence[Path] = sorted((Path(out) / "records").glob("*.parquet"))
-    if not files:
+    files = RecordFiles(out)
+    if not files.blocks:
         raise SelgradError(f"{str(out)!r} holds no records; run `selgrad sweep CONFIG --out {out}` first")
-    tables = []
-    for file in files:
-        try:
-            table = pq.read_table(file).to_pandas()
-            if "protection" not in table:
-                # Written before there were any.
-                table = table.assign(protection="none", protection_label="none", protection_arguments="{}")
-            tables.append(table)
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise SelgradError(f"{str(file)!r} is damaged ({reason}); remove it and run the same sweep again, only its block is repeated") from None
+    table = files.read()
+    # Written before there were any.
+    for name, plain in {"protection": "none", "protection_label": "none", "protection_arguments": "{}"}.items():
+        table[name] = table[name].fillna(plain) if name in table else plain
     order = [*_SETTING, "attack_label", "selector_label", "metric_label", "ratio", "sample", "seed"]
-    return pd.concat(tables, ignore_index=True).sort_values(order, kind="stable", ignore_index=True)
+    # By places in the order of each column's values: texts are compared once each and not once a row.
+    keys = [pd.factorize(table[name], sort=True)[0] for name in order]
+    return table.take(np.lexsort(keys[::-1])).reset_index(drop=True)
 
 
 def _overlaps_of_whole_trees(out: str | Path) -> pd.DataFrame:
@@ -83,8 +78,16 @@ def mask_overlaps(out: str | Path) -> pd.DataFrame:
 def metric_label(records: pd.DataFrame) -> pd.Series:
     """The name of a curve: the metric, with the selector where the records hold several."""
     if records["selector_label"].nunique() > 1:
-        return records["metric_label"] + " / " + records["selector_label"]
+        return _each(records, ["metric_label", "selector_label"], lambda metric, selector: f"{metric} / {selector}")
     return records["metric_label"]
+
+
+def _each(records: pd.DataFrame, columns: Sequence[str], label: Callable[..., str]) -> pd.Series:
+    """A text made of the values of some columns: once for each combination, of which there are few, and not once a row."""
+    codes = records.groupby(list(columns), sort=False, dropna=False).ngroup().to_numpy()
+    first = np.unique(codes, return_index=True)[1]
+    made = np.asarray([label(*values) for values in records[list(columns)].iloc[first].itertuples(index=False)], object)
+    return pd.Series(made[codes] if len(records) else made, index=records.index, dtype=object)
 
 
 def dataset_label(records: pd.DataFrame) -> pd.Series:
@@ -97,25 +100,26 @@ def dataset_label(records: pd.DataFrame) -> pd.Series:
         differing = [key for key in keys if len({json.dumps(one.get(key)) for one in arguments.values()}) > 1]
         for text, one in arguments.items():
             names[str(label), text] = f"{label}[{', '.join(f'{key}={one.get(key)}' for key in differing)}]" if differing else str(label)
-    found = [names[pair] for pair in zip(records["dataset_label"], records["dataset_arguments"], strict=True)]
-    return pd.Series(found, index=records.index)
+    return _each(records, ["dataset_label", "dataset_arguments"], lambda *pair: names[pair])
 
 
 def attack_label(records: pd.DataFrame) -> pd.Series:
     """The name of a panel: attack and rung of the ladder, or the full arguments where that is not unique; and the setting, if several."""
-    short = records["attack"] + ", hidden: " + records["hidden"]
-    pairs = pd.DataFrame({"short": short, "full": records["attack_label"]}).drop_duplicates()
-    ambiguous = set(pairs.loc[pairs.duplicated("short", keep=False), "short"])
-    label = short.where(~short.isin(ambiguous), records["attack_label"])
-    records = records.assign(dataset_label=dataset_label(records))
-    varying = [column for column in _SETTING if column in records and records[column].nunique() > 1]
-    for column in reversed(varying):
-        label = records[column] + (": " if column == varying[-1] else " / ") + label
-    return label
+    kinds = records[["attack", "hidden", "attack_label"]].drop_duplicates()
+    shorts = (kinds["attack"] + ", hidden: " + kinds["hidden"]).tolist()
+    full = dict(zip(kinds["attack_label"], shorts, strict=True))
+    names = {label: label if list(full.values()).count(short) > 1 else short for label, short in full.items()}
+    columns = {**{column: records[column] for column in _SETTING if column in records}, "dataset_label": dataset_label(records)}
+    varying = [column for column, values in columns.items() if values.nunique() > 1]
+    table = pd.DataFrame({**{column: columns[column] for column in varying}, "attack_label": records["attack_label"]})
+    prefix = lambda parts: " / ".join(parts) + ": " if parts else ""
+    return _each(table, list(table.columns), lambda *values: prefix(values[:-1]) + names[values[-1]])
 
 
 def with_labels(records: pd.DataFrame) -> pd.DataFrame:
-    """The records with the columns `panel` and `curve`."""
+    """The records with the columns `panel` and `curve`; those that have them as they are."""
+    if "panel" in records and "curve" in records:
+        return records
     return records.assign(panel=attack_label(records), curve=metric_label(records))
 
 
@@ -143,9 +147,11 @@ def _interval(cells: pd.DataFrame, measure: str, generator: np.random.Generator,
     """Wilson's for a share; else a bootstrap that draws whole samples, since one sample's seeds are no independent cells."""
     if measures.named(measure).is_share:
         return wilson(int(cells[measure].sum()), len(cells))
-    by_sample = cells.groupby("sample")[measure].agg(["sum", "count"]).to_numpy(float)
-    if len(by_sample) < _FEWEST_SAMPLES:
+    _, which = np.unique(cells["sample"].to_numpy(), return_inverse=True)
+    counts = np.bincount(which).astype(float)
+    if len(counts) < _FEWEST_SAMPLES:
         return math.nan, math.nan
+    by_sample = np.stack([np.bincount(which, cells[measure].to_numpy(float)), counts], axis=1)
     sums, counts = by_sample[generator.integers(len(by_sample), size=(num_resamples, len(by_sample)))].sum(axis=1).T
     low, high = np.quantile(sums / counts, [0.025, 0.975])
     return float(low), float(high)
@@ -159,8 +165,9 @@ def curves(records: pd.DataFrame, measure: str, *, num_resamples: int = 1000) ->
     """
     rows = []
     generator = np.random.default_rng(0)
-    for (panel, curve, ratio), every in with_labels(records).groupby(["panel", "curve", "ratio"], sort=True):
-        cells = every.dropna(subset=[measure]).astype({measure: float})
+    table = with_labels(records)[["panel", "curve", "ratio", "sample", measure]].astype({measure: float})
+    for (panel, curve, ratio), every in table.groupby(["panel", "curve", "ratio"], sort=True):
+        cells = every[every[measure].notna()]
         low, high = _interval(cells, measure, generator, num_resamples) if len(cells) else (math.nan, math.nan)
         mean = float(cells[measure].mean())
         rows.append({"panel": panel, "curve": curve, "ratio": ratio, "mean": mean, "low": low, "high": high, "num_cells": len(cells)})
@@ -176,7 +183,8 @@ def stopping_ratios(records: pd.DataFrame) -> pd.DataFrame:
       `ciphertext_bytes` per client.
     """
     rows = []
-    for (panel, curve), cells in with_labels(records).groupby(["panel", "curve"], sort=True):
+    table = with_labels(records)[["panel", "curve", "ratio", "success", "ciphertext_bytes"]]
+    for (panel, curve), cells in table.groupby(["panel", "curve"], sort=True):
         by_ratio = cells.groupby("ratio").agg(success=("success", "sum"), cells=("success", "size"), size=("ciphertext_bytes", "mean"))
         stopped = by_ratio["success"].to_numpy()[::-1].cumsum()[::-1] == 0
         at_zero = by_ratio.loc[0.0, "success"] / by_ratio.loc[0.0, "cells"] if 0.0 in by_ratio.index else math.nan

@@ -6,6 +6,7 @@ A lane is one (seed, metric, selector, sample, ratio); seeds are the rows of a b
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,10 +39,15 @@ class BlockPlan:
         """Cells in the block."""
         return sum(map(len, self.lanes))
 
-    @property
+    @functools.cached_property
     def identity(self) -> str:
         """A hash of the cells."""
-        return hashlib.sha256(repr((self.setting, self.attack, self.lanes)).encode()).hexdigest()[:16]
+        # Specs are few and cells many.
+        named = functools.cache(lambda spec: (spec.name, spec.arguments))
+        numbers: dict[tuple[Spec, Spec], int] = {}
+        cells = [(lane.seed, lane.sample, lane.ratio, numbers.setdefault((lane.metric, lane.selector), len(numbers))) for row in self.lanes for lane in row]
+        chosen_by = [(named(metric), named(selector)) for metric, selector in numbers]
+        return hashlib.sha256(repr((self.setting, named(self.attack), chosen_by, cells)).encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)

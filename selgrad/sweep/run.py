@@ -106,8 +106,17 @@ class Sweep:
         return self.folder.lock()
 
     def record_file(self, plan: BlockPlan) -> Path:
-        """Where a block's records lie once it is finished."""
+        """Where a block writes its records."""
         return self.folder.record_file(plan.identity)
+
+    def is_done(self, plan: BlockPlan) -> bool:
+        """Whether a block has its records."""
+        return self.folder.has_records(plan.identity)
+
+    def missing(self, blocks: Iterable[BlockPlan]) -> list[BlockPlan]:
+        """Those that have none yet, in their order."""
+        finished = self.folder.finished()
+        return [block for block in blocks if block.identity not in finished]
 
     def _use(self, index: int) -> Setting:
         """A setting that is about to be read."""
@@ -149,7 +158,7 @@ class Sweep:
                 asked = self.config.block_size or devices.default_block_size()
                 lanes_per_block = sizes.get(name) or max(1, asked // self._attacks[attack].num_restarts)
                 finished = self._split(index, attack, lanes_per_block)
-                if name in sizes and all(self.record_file(p).exists() for p in finished):
+                if name in sizes and not self.missing(finished):
                     blocks.extend(finished)
                     continue
                 while True:
@@ -168,7 +177,7 @@ class Sweep:
                         "take fewer restarts, a smaller memory or a smaller model"
                     )
                 sizes[name] = lanes_per_block
-                missing = [p for p in parts if not self.record_file(p).exists()]
+                missing = self.missing(parts)
                 if missing:
                     held, _ = engine.observe(*self._arrays(missing[0], engine), None)
                     state = jax.block_until_ready(engine.advance(held, engine.start(held), 1))
@@ -281,7 +290,7 @@ class Sweep:
             raise SelgradError("the device ran out of memory with one lane in a block; finished blocks are kept, take fewer restarts or a smaller model")
         checkpoints.Series(self.folder.checkpoint_folder(failed.identity)).remove()
         alike = lambda block: (block.setting, block.attack, block.lanes_per_block) == (failed.setting, failed.attack, failed.lanes_per_block)
-        left = [block for block in [failed, *waiting] if not self.record_file(block).exists()]
+        left = self.missing([failed, *waiting])
         self.folder.refined.update({block.identity: failed.lanes_per_block // 2 for block in left if alike(block)})
         self.folder.save()
         return list(refined(left, self.folder.refined))

@@ -77,7 +77,7 @@ def run_sweep(
         tracker.open(list(dict.fromkeys(attack.short for attack in checked.attack)))
         with screen.status("planning") as status:
             plan = executor.plan(sweep, lambda line: status.update(f"planning: {line}"))
-        waiting = [b for b in plan.blocks if not sweep.record_file(b).exists()]
+        waiting = sweep.missing(plan.blocks)
         screen.print(
             f"[bold]{checked.name}[/bold]: {plan.num_cells:,} cells in {len(plan.blocks)} blocks of {plan.num_programs} compiled programs; "
             f"{plan.num_cells - sum(b.num_cells for b in waiting):,} cells already done"
@@ -111,6 +111,7 @@ def run_sweep(
                 executor.run(sweep, plan, costs, tracker.block, on_progress)
             finally:
                 executor.close()
+        sweep.folder.compact()
         records = read_records(sweep.out)
         with screen.status("drawing the report"):
             page = make_report(sweep.out)

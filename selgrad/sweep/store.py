@@ -17,6 +17,7 @@ from typing import Any
 
 from selgrad import __version__, devices
 from selgrad.errors import SelgradError, UsageError
+from selgrad.report.record_files import RecordFiles
 from selgrad.sweep.remote import Mirror
 
 
@@ -35,6 +36,8 @@ class RunFolder:
     def __init__(self, out: Path, identity: str, mirror: Mirror | None = None) -> None:
         self.out, self._identity, self._mirror = out, identity, mirror
         self.saved = self._adopt()
+        self._finished: set[str] = set()
+        self.finished()
 
     @property
     def run_id(self) -> str:
@@ -100,8 +103,23 @@ class RunFolder:
         devices.write_atomically(self.out / name, write)
 
     def record_file(self, block: str) -> Path:
-        """Where a block's records lie once it is finished."""
+        """Where a block writes its records."""
         return self.out / "records" / f"{block}.parquet"
+
+    def has_records(self, block: str) -> bool:
+        """Whether a block is finished."""
+        return block in self._finished or self.record_file(block).exists()
+
+    def finished(self) -> set[str]:
+        """Every block that is finished, looked up at once."""
+        self._finished = RecordFiles(self.out).blocks
+        return self._finished
+
+    def compact(self, at_least: int = 64) -> None:
+        """Puts the records of many blocks together; whoever holds the folder may do so while nobody writes there."""
+        RecordFiles(self.out).compact(at_least)
+        self.finished()
+        self.publish()
 
     def model_folder(self, setting: int, seed: int) -> Path:
         """Where the weights of a setting lie."""

@@ -84,7 +84,7 @@ def run_block(out: str, block: str) -> Ended:
     try:
         sweep = _sweep(out)
         part = sweep.block(block)
-        if not sweep.record_file(part).exists():
+        if not sweep.is_done(part):
             sweep.folder.fetch(f"checkpoints/{block}")
             sweep.run_block(part, sweep.costs())
     except OutOfMemoryError as error:

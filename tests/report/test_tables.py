@@ -1,10 +1,15 @@
 """Verdicts from hand-made records, the Wilson interval against SciPy, and labels that stay unique."""
 
+import math
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
 
+from selgrad.errors import SelgradError
+from selgrad.report.record_files import RecordFiles
 from selgrad.report.tables import (
     attack_label,
     curves,
@@ -141,3 +146,38 @@ def test_a_table_says_where_two_metrics_chose_one_mask(tmp_path):
     _, grid = verdict_grid(stopping_ratios(records({0.0: [True], 1.0: [False]})), same)
     assert grid[0][0] == "magnitude (same masks as fisher)"
     assert list(mask_overlaps(tmp_path).columns) == ["metric_a", "metric_b", 0.1]
+
+
+def test_many_record_files_become_few_and_a_kill_in_between_doubles_nothing(tmp_path, monkeypatch):
+    folder = tmp_path / "records"
+    folder.mkdir()
+    frames = {}
+    for i in range(6):
+        extra = {"psnr": [1.0 * i, 2.0]} if i % 2 else {"rouge1": [0.5, None], "note": ["a", "b"]}
+        frames[f"{i:016x}"] = pd.DataFrame({"cell_id": [f"{i}-a", f"{i}-b"], "num_slots": pd.array([i, None], "Int64"), **extra})
+        frames[f"{i:016x}"].to_parquet(folder / f"{i:016x}.parquet", index=False)
+    expected = pd.concat(frames.values(), ignore_index=True).sort_values("cell_id", ignore_index=True)
+    read = lambda: RecordFiles(tmp_path).read().sort_values("cell_id", ignore_index=True)[list(expected.columns)]
+    pd.testing.assert_frame_equal(read().fillna({"note": math.nan}), expected)
+
+    RecordFiles(tmp_path).compact(at_least=7)
+    assert len(list(folder.iterdir())) == 6, "few files stay as they are"
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            RecordFiles(tmp_path).compact(at_least=6)
+    assert len(list(folder.iterdir())) == 7 and RecordFiles(tmp_path).blocks == set(frames)
+    assert len(read()) == 12, "the large file and the small ones hold the same cells"
+    RecordFiles(tmp_path).compact(at_least=6)
+    assert [file.name for file in folder.iterdir()] == ["part-0000000000000000.parquet"] and RecordFiles(tmp_path).blocks == set(frames)
+    pd.testing.assert_frame_equal(read().fillna({"note": math.nan}), expected)
+    # Blocks that come later lie beside it.
+    expected.tail(2).to_parquet(folder / "f.parquet", index=False)
+    assert len(RecordFiles(tmp_path).read()) == 14
+    (folder / "part-0000000000000000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(SelgradError, match=r"part-0000000000000000.parquet' is damaged"):
+        RecordFiles(tmp_path)

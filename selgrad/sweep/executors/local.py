@@ -22,7 +22,7 @@ class Local:
         waiting = list(plan.blocks)
         while waiting:
             part, *waiting = waiting
-            if sweep.record_file(part).exists():
+            if sweep.is_done(part):
                 on_progress(float(part.num_cells), "already done")
                 continue
             progressed = 0.0

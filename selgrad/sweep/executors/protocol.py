@@ -54,7 +54,7 @@ class Queue:
         self._waiting: list[BlockPlan] = []
         self._lost: Counter[str] = Counter()
         for block in blocks:
-            if sweep.record_file(block).exists():
+            if sweep.is_done(block):
                 on_progress(float(block.num_cells), "already done")
             else:
                 self._waiting.append(block)
@@ -107,7 +107,7 @@ class Queue:
         Raises:
           SelgradError: if that has happened to the block too often.
         """
-        if self._sweep.record_file(block).exists():
+        if self._sweep.is_done(block):
             self.ended(block, Ended("done"))
             return
         self._lost[block.identity] += 1
