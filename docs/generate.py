@@ -42,6 +42,8 @@ VARIABLES = {
     "JAX_COMPILATION_CACHE_DIR": "Folder in which JAX keeps compiled programs; by default `selgrad/compiled` in the user's folder for caches, at most 2 GB.",
     "SELGRAD_COMPILATION_CACHE": "`off` keeps no compiled programs on disk.",
     "SELGRAD_FACTORS": "`0` writes every gradient out instead of reading a batch of one's dense layers as outer products: slower, and equal but for rounding.",
+    "SELGRAD_LOCK": "`off` goes on where the file system of a sweep's folder cannot lock files; make sure that no other process uses the folder.",
+    "SELGRAD_MEMORY_SHARE": "Of the memory that blocks may take, the part that this process may; executors set it where several workers share a machine.",
     "XLA_FLAGS": "XLA's own; where it does not say how many devices a CPU has, it has one a core.",
 }
 """What the environment may say."""

@@ -46,6 +46,49 @@ def _reader(model: Any, num_layers: int) -> Callable[..., Any]:
     return jax.jit(read)
 
 
+@lru_cache(maxsize=8)
+def _tester(model: Any, num_layers: int) -> Callable[..., Any]:
+    """(params, tokens, valid, basis, covered) -> distances in float32 and the inputs that they are of, compiled once per model, shape and rank."""
+    read = _reader(model, num_layers)
+
+    def test(params: Any, tokens: Any, valid: Any, basis: Any, covered: Any) -> Any:
+        inputs = read(params, tokens, valid)
+        with jax.default_matmul_precision("highest"):
+            inside = inputs @ basis
+        whole = jnp.maximum((inputs**2 * covered).sum(axis=-1), 1e-30)
+        return jnp.sqrt(jnp.maximum(whole - (inside**2).sum(axis=-1), 0) / whole), inputs
+
+    return jax.jit(test)
+
+
+def _distances(
+    observation: Observation, space: row_space.RowSpace, tokens: Tokens, valid: npt.NDArray[np.bool_], number: int, at_once: int
+) -> npt.NDArray[np.float64]:
+    """`RowSpace.distances` of the inputs of an attention layer: of all in float32 on the device, and of those that lie close again in float64."""
+    model: Any = text_parts(observation)[0]
+    width = trees.at(observation.params, model.attention_kernels[0][0]).shape[0]
+    # Ranks of neighbouring size share a program.
+    basis = np.zeros((width, -(-space.basis.shape[1] // 16) * 16), np.float32)
+    basis[space.rows, : space.basis.shape[1]] = space.basis
+    covered = np.zeros(width, np.float32)
+    covered[space.rows] = 1
+    test, parts = _tester(model, number), []
+    for start in range(0, len(tokens), at_once):
+        part, real = tokens[start : start + at_once], valid[start : start + at_once]
+        missing = at_once - len(part)
+        part, real = np.pad(part, ((0, missing), (0, 0)), mode="edge"), np.pad(real, ((0, missing), (0, 0)), mode="edge")
+        # All of them are on their way before the first is looked at.
+        parts.append((test(observation.params, part, real, basis, covered), at_once - missing))
+    found = []
+    for (distances, inputs), count in parts:
+        near = np.asarray(distances)[:count].astype(np.float64)
+        close = near < row_space.CLOSE
+        if close.any():
+            near[close] = space.exactly(np.asarray(inputs)[:count][close])
+        found.append(near)
+    return np.concatenate(found)
+
+
 def _layer_inputs(observation: Observation, tokens: Tokens, valid: npt.NDArray[np.bool_], num_layers: int, at_once: int) -> npt.NDArray[Any]:
     """The input of attention layer `num_layers` (from 1), (n, T, width), in batches of one size so that one program serves all."""
     model: Any = text_parts(observation)[0]
@@ -87,7 +130,7 @@ class _Layer(NamedTuple):
         """How far each token's input (n, T) is from the row spaces, the geometric mean over rounds; 1 where nothing can be said."""
         if not self.parts:
             return np.ones(tokens.shape)
-        each = [space.distances(_layer_inputs(seen, tokens, valid, self.number, at_once)) for seen, space in self.parts]
+        each = [_distances(seen, space, tokens, valid, self.number, at_once) for seen, space in self.parts]
         return each[0] if len(each) == 1 else np.exp(np.mean([np.log(np.maximum(part, 1e-12)) for part in each], axis=0))
 
 
@@ -117,8 +160,9 @@ def _first_test(observation: Observation, layer: _Layer, threshold: float, max_c
     known_ids, known = (np.asarray(x) for x in known_tokens(observation))
     tokens, distances = [], []
     for position in range(length):
-        order = np.argsort(found[position], kind="stable")[:max_candidates]
-        order = order[found[position][order] < threshold] if (found[position][order] < threshold).any() else order[:1]
+        passing = np.flatnonzero(found[position] < threshold)
+        passing = passing if len(passing) else np.asarray([found[position].argmin()])
+        order = passing[np.argsort(found[position][passing], kind="stable")][:max_candidates]
         ids, values = allowed[order], found[position][order]
         fixed = np.unique(known_ids[:, position][known[:, position] & real[:, position]])
         if known[:, position].all():

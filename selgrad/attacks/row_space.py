@@ -11,10 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import scipy.linalg
 
 from selgrad.attacks.hidden import Hidden
 
 Matrix = npt.NDArray[np.float64]
+
+
+CLOSE = 0.05
+"""Distances below this are computed in float64: float32 leaves 1e-3 of what cancels."""
 
 
 class RowSpace(NamedTuple):
@@ -42,10 +47,15 @@ class RowSpace(NamedTuple):
         # In float32 for speed over a vocabulary; what is close is computed again by the caller's threshold in float64.
         whole = np.maximum((x**2).sum(axis=-1), 1e-30)
         found = np.sqrt(np.maximum(whole - (inside**2).sum(axis=-1), 0) / whole).astype(np.float64)
-        close = found < 0.05
+        close = found < CLOSE
         if close.any():
-            y = x[close].astype(np.float64)
-            found[close] = np.linalg.norm(y - (y @ self.basis) @ self.basis.T, axis=-1) / np.maximum(np.linalg.norm(y, axis=-1), 1e-30)
+            found[close] = self.exactly(np.asarray(inputs)[close])
+        return found
+
+    def exactly(self, inputs: Any) -> npt.NDArray[np.float64]:
+        """The same in float64, of inputs (n, width)."""
+        y = np.asarray(inputs)[..., self.rows].astype(np.float64)
+        found: npt.NDArray[np.float64] = np.linalg.norm(y - (y @ self.basis) @ self.basis.T, axis=-1) / np.maximum(np.linalg.norm(y, axis=-1), 1e-30)
         return found
 
 
@@ -80,7 +90,7 @@ def complete(matrix: Matrix, visible: npt.NDArray[np.bool_], rank: int, *, num_s
     left: Any = np.zeros((len(values), 0))
     residual: Any = values
     while left.shape[1] < rank:
-        fresh: Any = np.linalg.svd(residual, full_matrices=False)[0][:, : min(growth, rank - left.shape[1])]
+        fresh = _leading(residual, min(growth, rank - left.shape[1]))
         left = np.linalg.qr(np.concatenate([left, fresh], axis=1))[0]
         previous = np.inf
         for _ in range(num_steps if left.shape[1] == rank else num_steps // 10):
@@ -96,6 +106,17 @@ def complete(matrix: Matrix, visible: npt.NDArray[np.bool_], rank: int, *, num_s
         if error < floor:
             break
     return factor
+
+
+def _leading(matrix: Matrix, count: int) -> Matrix:
+    """The left singular vectors of the largest singular values, (rows, count): from the smaller Gram matrix, which determines these well."""
+    rows, columns = matrix.shape
+    if rows <= columns:
+        size, gram = rows, matrix @ matrix.T
+    else:
+        size, gram = columns, matrix.T @ matrix
+    vectors: Any = scipy.linalg.eigh(gram, subset_by_index=(size - min(count, size), size - 1))[1][:, ::-1]
+    return vectors if rows <= columns else np.linalg.qr(matrix @ vectors)[0]  # type: ignore[no-any-return]
 
 
 def find(kernels: Sequence[tuple[str, npt.NDArray[Any], npt.NDArray[np.bool_]]], *, hidden: Hidden, max_rank: int, rank_tolerance: float) -> RowSpace:

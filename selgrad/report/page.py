@@ -14,7 +14,7 @@ import jinja2
 import pandas as pd
 
 from selgrad.report import figures
-from selgrad.report.tables import mask_overlaps, protections, read_records, same_masks, stopping_ratios, verdict_grid, with_labels
+from selgrad.report.tables import attack_label, mask_overlaps, metric_label, protections, read_records, same_masks, stopping_ratios, verdict_grid, with_labels
 
 _PAGE = jinja2.Template(
     """<!doctype html>
@@ -146,7 +146,9 @@ def make_report(out: str | Path) -> Path:
       SelgradError: if there are no records.
     """
     root = Path(out)
-    records = with_labels(read_records(root))
+    records = read_records(root)
+    # In place: a copy would be as large again.
+    records["panel"], records["curve"] = attack_label(records), metric_label(records)
     folder = root / "figures"
     sections = []
     quality = [figures.quality_against_ratio(records, folder, measure.name) for measure in figures.drawn_measures(records)]

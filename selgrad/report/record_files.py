@@ -9,9 +9,9 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,8 +20,8 @@ from selgrad.errors import SelgradError
 
 _BLOCKS = b"selgrad.blocks"
 _LARGE = "part-"
-_ROWS = 2**20
-"""Of a large file, at most."""
+_FILES, _ROWS = 2**14, 2**14
+"""Blocks in a large file, at most, and rows that are written together."""
 
 
 class RecordFiles:
@@ -53,16 +53,19 @@ class RecordFiles:
         return {*self.small, *(block for blocks in self.large.values() for block in blocks)}
 
     def read(self) -> pd.DataFrame:
-        """All records, in no order.
+        """All records, in no order; equal texts of a column are one object.
 
         Raises:
           SelgradError: if a file is damaged.
         """
-        files = [*self.large, *self.small.values()]
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             # Not one schema for all: a sweep over images and text has columns of both, and a column may be empty in the first file alone.
-            table = pa.concat_tables(pool.map(_read, files), promote_options="permissive")
-        frame: pd.DataFrame = table.to_pandas(split_blocks=True, self_destruct=True)
+            table = pa.concat_tables(pool.map(_read_coded, [*self.large, *self.small.values()]), promote_options="permissive")
+        frame: pd.DataFrame = table.unify_dictionaries().to_pandas(split_blocks=True, self_destruct=True)
+        for name, column in frame.items():
+            if isinstance(column.dtype, pd.CategoricalDtype):
+                texts = np.asarray([*column.cat.categories, None], object)
+                frame[name] = pd.Series(texts[column.cat.codes.to_numpy()], dtype=object, index=frame.index)
         return frame
 
     def compact(self, at_least: int) -> None:
@@ -77,31 +80,49 @@ class RecordFiles:
             file.unlink(missing_ok=True)
         if len(self.small) < at_least:
             return
-        for names, table in self._groups():
-            metadata = {**(table.schema.metadata or {}), _BLOCKS: json.dumps(names).encode()}
-            target, whole = self._folder / f"{_LARGE}{names[0]}.parquet", table.replace_schema_metadata(metadata)
-            write_atomically(target, functools.partial(pq.write_table, whole))
-            for name in names:
+        names = list(self.small)
+        schema = self._schema()
+        for at in range(0, len(names), _FILES):
+            part = names[at : at + _FILES]
+            metadata = {**(schema.metadata or {}), _BLOCKS: json.dumps(part).encode()}
+            write_atomically(self._folder / f"{_LARGE}{part[0]}.parquet", functools.partial(self._write, part, schema.with_metadata(metadata)))
+            for name in part:
                 self.small[name].unlink()
 
-    def _groups(self) -> Iterator[tuple[list[str], pa.Table]]:
-        names: list[str] = []
-        tables: list[pa.Table] = []
-        rows = 0
-        for name, file in self.small.items():
-            names.append(name)
-            tables.append(_read(file))
-            rows += len(tables[-1])
-            if rows >= _ROWS:
-                yield names, pa.concat_tables(tables, promote_options="permissive").combine_chunks()
-                names, tables, rows = [], [], 0
-        if names:
-            yield names, pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+    def _schema(self) -> pa.Schema:
+        """Of all small files together."""
+        schemas = [_opened(file).schema_arrow for file in self.small.values()]
+        return pa.unify_schemas([schema.remove_metadata() for schema in schemas], promote_options="permissive").with_metadata(schemas[0].metadata)
+
+    def _write(self, names: list[str], schema: pa.Schema, path: Path) -> None:
+        """Some thousand rows at a time, so that little is held at once and readers skip what they do not want."""
+        with pq.ParquetWriter(path, schema) as writer:
+            tables: list[pa.Table] = []
+            for name in names:
+                tables.append(_opened(self.small[name]).read())
+                if sum(map(len, tables)) >= _ROWS or name == names[-1]:
+                    whole = pa.concat_tables([*tables, schema.remove_metadata().empty_table()], promote_options="permissive")
+                    writer.write_table(whole.select(schema.names).cast(schema))
+                    tables = []
 
 
-def _read(file: Path) -> pa.Table:
+_APART = ("cell_id", "attack_report")
+"""Texts of which every cell has its own."""
+
+
+def _opened(file: Path, coded: list[str] | None = None) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(file).read()
+        return pq.ParquetFile(file, read_dictionary=coded)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(file, error) from None
+
+
+def _read_coded(file: Path) -> pa.Table:
+    """With the few texts of a column, and which of them each row has."""
+    schema = _opened(file).schema_arrow
+    texts = [field.name for field in schema if pa.types.is_string(field.type) and field.name not in _APART]
+    try:
+        return _opened(file, texts).read()
     except (pa.ArrowException, OSError) as error:
         raise _damaged(file, error) from None
 

@@ -5,6 +5,7 @@ Nothing here imports JAX, so a report can be made on any machine that has the re
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
 
@@ -39,8 +41,10 @@ def read_records(out: str | Path) -> pd.DataFrame:
         table[name] = table[name].fillna(plain) if name in table else plain
     order = [*_SETTING, "attack_label", "selector_label", "metric_label", "ratio", "sample", "seed"]
     # By places in the order of each column's values: texts are compared once each and not once a row.
-    keys = [pd.factorize(table[name], sort=True)[0] for name in order]
-    return table.take(np.lexsort(keys[::-1])).reset_index(drop=True)
+    places = np.lexsort([pd.factorize(table[name], sort=True)[0] for name in reversed(order)])
+    # Column by column, so that no second table is ever held.
+    columns = {name: table.pop(name).array.take(places) for name in list(table.columns)}
+    return pd.DataFrame(columns, copy=False)
 
 
 def _overlaps_of_whole_trees(out: str | Path) -> pd.DataFrame:
@@ -143,7 +147,14 @@ def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _interval(cells: pd.DataFrame, measure: str, generator: np.random.Generator, num_resamples: int) -> tuple[float, float]:
+@functools.lru_cache(maxsize=8)
+def _draws(num_samples: int, num_resamples: int) -> npt.NDArray[np.float64]:
+    """How often each sample occurs in each bootstrap draw of as many, (num_resamples, num_samples): one set of draws for all groups of a size."""
+    generator = np.random.default_rng(num_samples)
+    return generator.multinomial(num_samples, np.full(num_samples, 1 / num_samples), size=num_resamples).astype(float)
+
+
+def _interval(cells: pd.DataFrame, measure: str, num_resamples: int) -> tuple[float, float]:
     """Wilson's for a share; else a bootstrap that draws whole samples, since one sample's seeds are no independent cells."""
     if measures.named(measure).is_share:
         return wilson(int(cells[measure].sum()), len(cells))
@@ -152,7 +163,7 @@ def _interval(cells: pd.DataFrame, measure: str, generator: np.random.Generator,
     if len(counts) < _FEWEST_SAMPLES:
         return math.nan, math.nan
     by_sample = np.stack([np.bincount(which, cells[measure].to_numpy(float)), counts], axis=1)
-    sums, counts = by_sample[generator.integers(len(by_sample), size=(num_resamples, len(by_sample)))].sum(axis=1).T
+    sums, counts = (_draws(len(counts), num_resamples) @ by_sample).T
     low, high = np.quantile(sums / counts, [0.025, 0.975])
     return float(low), float(high)
 
@@ -164,11 +175,10 @@ def curves(records: pd.DataFrame, measure: str, *, num_resamples: int = 1000) ->
     Diverged cells have no value and are left out; `num_cells` says how many are left, and the mean of none is NaN.
     """
     rows = []
-    generator = np.random.default_rng(0)
     table = with_labels(records)[["panel", "curve", "ratio", "sample", measure]].astype({measure: float})
     for (panel, curve, ratio), every in table.groupby(["panel", "curve", "ratio"], sort=True):
         cells = every[every[measure].notna()]
-        low, high = _interval(cells, measure, generator, num_resamples) if len(cells) else (math.nan, math.nan)
+        low, high = _interval(cells, measure, num_resamples) if len(cells) else (math.nan, math.nan)
         mean = float(cells[measure].mean())
         rows.append({"panel": panel, "curve": curve, "ratio": ratio, "mean": mean, "low": low, "high": high, "num_cells": len(cells)})
     return pd.DataFrame(rows, columns=["panel", "curve", "ratio", "mean", "low", "high", "num_cells"])
