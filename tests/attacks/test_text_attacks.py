@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from selgrad import trees
 from selgrad.attacks import ATTACKS, row_space
+from selgrad.attacks.dager import _distances, _layer, _layer_inputs
 from selgrad.attacks.distances import l2_l1, mean_leaf_cosine, squared_l2
 from selgrad.attacks.hidden import Target, fill
 from selgrad.attacks.labels import last_layer_counts
@@ -86,6 +87,23 @@ class TestDager:
         report = json.loads(found.report)
         assert {text.split(" ")[0] for text in report["unused"]} == (set() if causal else set(unused))
         assert "layer_0/attention/qkv/kernel" in report["used"] if causal else "layer_0/attention/value/kernel" in report["used"]
+
+    @pytest.mark.parametrize("number", [1, 2])
+    @pytest.mark.parametrize("every", [0, 4])
+    def test_the_device_measures_what_the_row_space_says(self, text_problem, number, every):
+        """In batches that do not divide the tokens, and with rows hidden whole."""
+        p = text_problem()
+        seen = hide(p, lambda path, leaf: (np.arange(leaf.shape[0]) % every == 0).reshape(-1, *[1] * (leaf.ndim - 1)) if every else False)
+        ((_, space),) = _layer(seen, number, "ignore", 8, 1e-8).parts
+        length = seen.valid.shape[1]
+        others = np.random.default_rng(0).integers(5, 40, (10, length)).astype(np.int32)
+        tokens = np.concatenate([np.asarray(p.batch.inputs), others])
+        real = np.broadcast_to(np.asarray(seen.valid)[0], tokens.shape)
+        expected = space.distances(_layer_inputs(seen, tokens, real, number, 16))
+        found = _distances(seen, space, tokens, real, number, 4)
+        np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-6)
+        # The last layer's gradient has the rank of the queries that the loss reads, and says less.
+        assert ((found[0][real[0]] < 1e-2).all() or number == 2) and np.median(found[1:]) > 0.1
 
     def test_hiding_the_attention_stops_it(self, text_problem):
         p = text_problem()
