@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MODES = ("disabled", "offline", "online")
 MOST_ROWS = 10_000
-"""Of a table in W&B; more cells are an artifact."""
+"""Of a table in W&B; of more cells the record files are an artifact."""
 
 
 @runtime_checkable
@@ -128,10 +128,13 @@ class WandbTracker:
         """Logs the per-cell table, a curve per metric and attack, and every figure."""
         from selgrad.report.tables import with_labels  # reads records only
 
-        split = self._settings["runs"] == "attack"
-        for attack, cells in records.groupby("attack") if split else [("", records)]:
+        split, many = self._settings["runs"] == "attack", len(records) > MOST_ROWS
+        for number, (attack, cells) in enumerate(records.groupby("attack") if split else [("", records)]):
             run = self._run(str(attack))
-            self._log_cells(run, cells)
+            if not many:
+                self._log_cells(run, cells)
+            elif number == 0:
+                self._log_files(run, len(records))
             # A sweep over images and text has both.
             shown = _summarised(cells)
             names = [one.name for one in shown]
@@ -152,15 +155,14 @@ class WandbTracker:
         self.close()
 
     def _log_cells(self, run: Any, cells: pd.DataFrame) -> None:
-        """The records, as a table to look at where they are few and as a file where they are many: tables are kept as text, row by row."""
-        if len(cells) <= MOST_ROWS:
-            # W&B's tables know no nullable integers; a missing cost becomes NaN.
-            plain = cells.astype({name: "float64" for name, dtype in cells.dtypes.items() if str(dtype) == "Int64"})
-            run.log({"cells_table": self._wandb.Table(dataframe=plain)})
-            return
-        artifact = self._wandb.Artifact(f"records-{run.id}", type="records", metadata={"cells": len(cells)})
-        with artifact.new_file("records.parquet", mode="wb") as file:
-            cells.to_parquet(file, index=False)
+        # W&B's tables know no nullable integers; a missing cost becomes NaN.
+        plain = cells.astype({name: "float64" for name, dtype in cells.dtypes.items() if str(dtype) == "Int64"})
+        run.log({"cells_table": self._wandb.Table(dataframe=plain)})
+
+    def _log_files(self, run: Any, num_cells: int) -> None:
+        """The record files as they are: a table is kept as text, row by row."""
+        artifact = self._wandb.Artifact(f"records-{self._run_id}", type="records", metadata={"cells": num_cells})
+        artifact.add_dir(str(self._folder / "records"))
         run.log_artifact(artifact)
 
     def log(self, values: Mapping[str, Any]) -> None:
