@@ -126,7 +126,9 @@ class WandbTracker:
 
     def finish(self, records: pd.DataFrame, figures: Path) -> None:
         """Logs the per-cell table, a curve per metric and attack, and every figure."""
-        from selgrad.report.tables import with_labels  # reads records only
+        import pandas as pd
+
+        from selgrad.report.tables import attack_label, metric_label  # reads records only
 
         split, many = self._settings["runs"] == "attack", len(records) > MOST_ROWS
         for number, (attack, cells) in enumerate(records.groupby("attack") if split else [("", records)]):
@@ -138,8 +140,9 @@ class WandbTracker:
             # A sweep over images and text has both.
             shown = _summarised(cells)
             names = [one.name for one in shown]
-            labelled = with_labels(cells)[["panel", "curve", "ratio", *names]].astype(dict.fromkeys(names, float))
-            means = labelled.groupby(["panel", "curve", "ratio"])[names].mean().reset_index()
+            labelled = {"panel": attack_label(cells), "curve": metric_label(cells), "ratio": cells["ratio"]}
+            few = pd.DataFrame({**labelled, **{name: cells[name].astype(float) for name in names}})
+            means = few.groupby(["panel", "curve", "ratio"])[names].mean().reset_index()
             means.insert(0, "line", means["panel"] + ": " + means["curve"])
             table = self._wandb.Table(dataframe=means)
             lines = {
