@@ -62,7 +62,7 @@ def batch(spec, index):
 
 
 def program(name, lanes):
-    """A function of the number of steps, and what its compilation says."""
+    """A function of the number of steps, what its compilation says, and what XLA counts for a step of all lanes of a device."""
     model_name, options, attack_name, arguments, *_ = CASES[name]
     spec = TEXT if model_name == "bert" else IMAGES
     model, update, attack = MODELS[model_name](spec, **options), UPDATES["gradient"](), ATTACKS[attack_name](**arguments)
@@ -93,7 +93,7 @@ def program(name, lanes):
         "megabytes_per_step_and_lane": counted["bytes accessed"] / per_device / 1e6,
         "temporary_megabytes_per_lane": analysis.temp_size_in_bytes / per_device / 1e6,
     }
-    return (lambda steps: jax.block_until_ready(compiled(*data, state, jnp.int32(steps)))), told
+    return (lambda steps: jax.block_until_ready(compiled(*data, state, jnp.int32(steps)))), told, counted
 
 
 def seconds_per_step(run, steps, repeats):

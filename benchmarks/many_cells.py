@@ -111,6 +111,8 @@ def main() -> None:
         return
     import jax
 
+    # Compiled modules are kept, as they are for users: without them most of a short part is Python reading its libraries.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     result: dict = {"hardware": {"device": jax.local_devices()[0].device_kind, "cores": os.cpu_count(), "load": os.getloadavg()}, "cells": {}}
     for cells in arguments.cells:
         with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +123,7 @@ def main() -> None:
             # Read once as the blocks left it, and after that compacted.
             for name in ("read", *PARTS, "report"):
                 command = [sys.executable, __file__, "--part", name, "--out", str(out), "--cells", str(cells)]
-                ran = subprocess.run(command, capture_output=True, text=True)
+                ran = subprocess.run(command, capture_output=True, text=True, env=environment)
                 if ran.returncode:
                     raise SystemExit(ran.stderr)
                 label = "read before compaction" if name == "read" and "read before compaction" not in found else "report again" if name in found else name
