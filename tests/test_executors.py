@@ -81,12 +81,14 @@ def planned(tmp_path, **changes):
 def test_a_block_runs_by_its_folder_and_its_name_alone(plain, tmp_path):
     sweep, plan = planned(tmp_path)
     sweep.keep_inputs()
+    decided = (tmp_path / "plan.json").stat().st_mtime_ns
     for block in reversed(plan.blocks):
         assert work.run_block(str(tmp_path), block.identity) == Ended("done")
     before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("records/*")}
     assert work.run_block(str(tmp_path), plan.blocks[0].identity) == Ended("done")
     assert before == {file: file.stat().st_mtime_ns for file in tmp_path.glob("records/*")}, "twice is once"
     same(read_records(tmp_path), plain)
+    assert decided == (tmp_path / "plan.json").stat().st_mtime_ns, "whoever began the sweep decides, and may be deciding now"
     assert work.run_block(str(tmp_path), "0" * 16) == Ended("failed", f"{str(tmp_path)!r} has no block '{'0' * 16}'")
 
 

@@ -82,6 +82,7 @@ class Sweep:
         self._programs = Programs(config, self._attacks, min(len(self.settings), MANY_SETTINGS))
         self.folder = RunFolder(self.out, config.identity, mirror)
         self._encryption_note: str | None = None
+        self._named: dict[str, BlockPlan] = {}
 
     @classmethod
     def of_folder(cls, place: str) -> Sweep:
@@ -217,12 +218,12 @@ class Sweep:
         Raises:
           SelgradError: if there is none.
         """
-        for _ in range(2):
-            for block in self.blocks() if self.folder.block_sizes else []:
-                if block.identity == identity:
-                    return block
+        if identity not in self._named:
             self.folder.reload()
-        raise SelgradError(f"{self.place!r} has no block {identity!r}")
+            self._named = {block.identity: block for block in self.blocks()} if self.folder.block_sizes else {}
+        if identity not in self._named:
+            raise SelgradError(f"{self.place!r} has no block {identity!r}")
+        return self._named[identity]
 
     def blocks(self) -> list[BlockPlan]:
         """Every block of a planned sweep, in the order in which they run."""
@@ -258,8 +259,11 @@ class Sweep:
         self._encryption_note = encryption.unavailable()
         if self._encryption_note is not None:
             return None
-        found = measure_costs(self.config, self.config.encryption, self._each_setting(), self.folder.saved.setdefault("costs", {}), on_event)
-        self.folder.save()
+        saved = self.folder.saved.setdefault("costs", {})
+        before = len(saved)
+        found = measure_costs(self.config, self.config.encryption, self._each_setting(), saved, on_event)
+        if len(saved) > before:
+            self.folder.save()
         return found
 
     @property

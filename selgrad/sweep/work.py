@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from selgrad.errors import OutOfMemoryError, SelgradError
+from selgrad.sweep.costs import Costs
 from selgrad.sweep.plan import Plan
 from selgrad.sweep.run import Sweep
 
@@ -64,6 +65,12 @@ def _sweep(out: str) -> Sweep:
     return Sweep.of_folder(out)
 
 
+@functools.lru_cache(maxsize=1)
+def _costs(out: str) -> Costs | None:
+    """What `plan` measured, or whoever began the sweep."""
+    return _sweep(out).costs()
+
+
 def plan(out: str) -> Plan:
     """Plans a sweep whose configuration lies in its folder, proves its encryption, and keeps what blocks start from."""
     sweep = _sweep(out)
@@ -86,7 +93,7 @@ def run_block(out: str, block: str) -> Ended:
         part = sweep.block(block)
         if not sweep.is_done(part):
             sweep.folder.fetch(f"checkpoints/{block}")
-            sweep.run_block(part, sweep.costs())
+            sweep.run_block(part, _costs(out))
     except OutOfMemoryError as error:
         return Ended("too large", str(error))
     except SelgradError as error:
