@@ -1,4 +1,7 @@
-"""In this process, on its own devices: one block after the other, none of which is handed anywhere."""
+"""In this process, on its own devices: one block after the other, none of which is handed anywhere.
+
+What every sweep did before there were others; a block's lanes are spread over the devices by `selgrad.experiment.block`.
+"""
 
 from __future__ import annotations
 
