@@ -85,7 +85,7 @@ def test_wrong_input_is_a_clear_line_and_the_right_code(run, arguments, code, me
 
 def test_list_shows_every_argument_as_json(run):
     document = json.loads(run("list", "--json").stdout)
-    assert set(document) == {"dataset", "model", "update", "protection", "metric", "selector", "attack", "measure", "profile"}
+    assert set(document) == {"dataset", "model", "update", "protection", "metric", "selector", "attack", "engine", "measure", "profile"}
     assert "181 clients" in document["profile"]["exact"]["summary"]
     assert document["attack"]["dlg"]["arguments"]["num_steps"] == {"type": "int", "required": False, "default": 300}
     assert "zhu2019dlg" in document["attack"]["dlg"]["source"]
