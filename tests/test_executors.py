@@ -57,17 +57,19 @@ def driver(out, engine, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(CONFIG, sort_keys=False))
     command = [sys.executable, "-m", "selgrad", "sweep", str(config), "--out", str(out), "--engine", engine]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with open(tmp_path / "driver.log", "a") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log)
 
 
 def until(out, count, process):
     """Waits for so many record files."""
-    for _ in range(3000):
+    log = out.parent / "driver.log"
+    for _ in range(6000):
         if len(list(out.glob("records/*.parquet"))) >= count:
             return
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, log.read_text()
         time.sleep(0.1)
-    pytest.fail(f"{count} record files never came")
+    pytest.fail(f"{count} record files never came: {log.read_text()}")
 
 
 def planned(tmp_path, **changes):
@@ -213,8 +215,7 @@ def test_jobs_of_submitit_that_are_killed_go_on(plain, tmp_path):
     until(out, 1, process)
     jobs = [child for child in psutil.Process(process.pid).children(recursive=True) if "submitit" in " ".join(child.cmdline())]
     os.kill(jobs[-1].pid, signal.SIGKILL)
-    _, error = process.communicate(timeout=600)
-    assert process.returncode == 0, error
+    assert process.wait(timeout=600) == 0, (tmp_path / "driver.log").read_text()
     same(read_records(out), plain)
 
 
@@ -262,10 +263,9 @@ def test_a_ray_cluster_that_loses_a_worker_a_node_and_its_driver(plain, tmp_path
         cluster("remove")
         until(out, 5, process)
         process.kill()
-        process.communicate()
+        process.wait()
         assert not (out / "equivalence.parquet").exists(), "the driver ended before the sweep did"
         cluster("add")
         again = driver(out, engine, tmp_path)
-        _, error = again.communicate(timeout=600)
-        assert again.returncode == 0, error
+        assert again.wait(timeout=600) == 0, (tmp_path / "driver.log").read_text()
     same(read_records(out), plain)

@@ -433,13 +433,13 @@ def test_a_block_that_does_not_fit_tells_which_one_does_and_nothing_is_computed_
 
     nothing = Sweep(config, tmp_path / "nothing")
     monkeypatch.setattr(devices, "memory_budget", lambda: 1000)
-    monkeypatch.setattr("selgrad.sweep.run.assemble", lambda *_: pytest.fail("planning computed something"))
+    monkeypatch.setattr("selgrad.sweep.grid.assemble", lambda *_: pytest.fail("planning computed something"))
     with pytest.raises(SelgradError, match="one cell of idlg"):
         nothing.plan()
 
 
 def test_compiled_programs_are_let_go_where_settings_are_many(tmp_path, monkeypatch):
-    monkeypatch.setattr("selgrad.sweep.run.MANY_SETTINGS", 1)
+    monkeypatch.setattr("selgrad.sweep.grid.MANY_SETTINGS", 1)
     rates = [{"name": "fedavg", "batch_size": 1, "num_steps": 1, "local_batch_size": 1, "learning_rate": rate} for rate in (0.1, 0.2)]
     config = parse({**SMALL, "ratio": [0.1], "update": rates, "attack": [{"name": "idlg", "num_steps": 1}]})
     sweep = Sweep(config, tmp_path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -68,14 +69,16 @@ class RecordFiles:
                 frame[name] = pd.Series(texts[column.cat.codes.to_numpy()], dtype=object, index=frame.index)
         return frame
 
-    def compact(self, at_least: int) -> None:
+    def compact(self, at_least: int, write: Callable[[Path, Callable[[Path], None]], None]) -> None:
         """Puts the files of blocks together in large ones if there are so many; the caller is the only one who writes.
+
+        Args:
+          at_least: files.
+          write: has a function write a file that then appears whole.
 
         Raises:
           SelgradError: if the disk is full, or a file is damaged.
         """
-        from selgrad.devices import write_atomically
-
         for file in self._leftovers:
             file.unlink(missing_ok=True)
         if len(self.small) < at_least:
@@ -85,7 +88,7 @@ class RecordFiles:
         for at in range(0, len(names), _FILES):
             part = names[at : at + _FILES]
             metadata = {**(schema.metadata or {}), _BLOCKS: json.dumps(part).encode()}
-            write_atomically(self._folder / f"{_LARGE}{part[0]}.parquet", functools.partial(self._write, part, schema.with_metadata(metadata)))
+            write(self._folder / f"{_LARGE}{part[0]}.parquet", functools.partial(self._write, part, schema.with_metadata(metadata)))
             for name in part:
                 self.small[name].unlink()
 

@@ -1,4 +1,7 @@
-"""One block from its first step to its last, with checkpoints in between: a kill loses a minute of it."""
+"""One block from its first step to its last, with checkpoints in between: a kill loses a minute of it.
+
+It knows an engine's protocol and nothing of sweeps.
+"""
 
 from __future__ import annotations
 

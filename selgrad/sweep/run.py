@@ -1,6 +1,6 @@
 """A sweep: plans by memory, proves the encryption, and runs blocks, each of which leaves a record file.
 
-What is pure stands in `plan`, what a record holds in `records`, where files lie in `store`, and who runs the blocks in `executors`.
+What is pure stands in `plan`, what is built in `grid`, what a record holds in `records`, where files lie in `store`, and who runs the blocks in `executors`.
 """
 
 from __future__ import annotations
@@ -8,9 +8,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import jax
 import pandas as pd
@@ -19,29 +18,25 @@ import pyarrow.parquet as pq
 import yaml
 
 from selgrad import checkpoints, devices, encryption
-from selgrad.config import SweepConfig, load, parse, read_yaml, settings
+from selgrad.config import SweepConfig, load, parse, read_yaml
 from selgrad.errors import OutOfMemoryError, SelgradError, UsageError
-from selgrad.experiment import Certifier, Setting, assemble, decode_lane
-from selgrad.experiment.engine import Engine
+from selgrad.experiment import decode_lane
 from selgrad.registry import Spec
 from selgrad.sweep import records as rows
 from selgrad.sweep.costs import Costs, measure_costs
 from selgrad.sweep.drive import drive
 from selgrad.sweep.gallery import keep_gallery, keep_truth
+from selgrad.sweep.grid import Grid
 from selgrad.sweep.overlap import equivalence
-from selgrad.sweep.plan import BlockPlan, Plan, fitting, most_updates, refined, split
-from selgrad.sweep.programs import Programs
+from selgrad.sweep.plan import BlockPlan, Plan, fitting, refined, split
 from selgrad.sweep.remote import Mirror, is_remote
 from selgrad.sweep.store import RunFolder
-
-MANY_SETTINGS = 8
-"""Beyond so many, compiled programs and what was computed on a setting are let go with it: a process holds some hundred memory maps for each."""
 
 OnEvent = Callable[[str], None]
 OnProgress = Callable[[float, str], None]
 
 
-class Sweep:
+class Sweep(Grid):
     """A sweep and its folder.
 
     Args:
@@ -61,25 +56,9 @@ class Sweep:
         if mirror is None and is_remote(out):
             mirror = Mirror(str(out))
             mirror.fetch()
-        self.config, self.out = config, Path(out) if mirror is None else mirror.local
+        super().__init__(config)
+        self.out = Path(out) if mirror is None else mirror.local
         self.place = str(self.out.absolute()) if mirror is None else mirror.url
-        self.settings = [
-            Setting(dataset, model, update, public=config.public, rounds=config.rounds, protection=protection)
-            for dataset, model, update, protection in settings(config)
-        ]
-        choices = len(config.metric) * len(config.selector) * len(config.seeds)
-        for setting in self.settings:
-            setting.hold(len(config.seeds), choices, [setting.num_selected(ratio) for ratio in config.ratio])
-        self._certifiers = [Certifier(setting) for setting in self.settings]
-        if config.certificates:
-            # Before anything runs: records are written with them.
-            for certifier in self._certifiers:
-                certifier.require_possible()
-        self._attacks = {spec: spec.build() for spec in config.attack}
-        # Settings that do not fit in memory together, or are many, are held one at a time.
-        self._is_crowded = len(self.settings) > MANY_SETTINGS or sum(setting.num_bytes for setting in self.settings) > devices.memory_budget()
-        self._held = 0
-        self._programs = Programs(config, self._attacks, min(len(self.settings), MANY_SETTINGS))
         self.folder = RunFolder(self.out, config.identity, mirror)
         self._encryption_note: str | None = None
         self._named: dict[str, BlockPlan] = {}
@@ -119,30 +98,12 @@ class Sweep:
         finished = self.folder.finished()
         return [block for block in blocks if block.identity not in finished]
 
-    def _use(self, index: int) -> Setting:
-        """A setting that is about to be read."""
-        if self._is_crowded and index != self._held:
-            self.settings[self._held].clear_caches()
-        self._held = index
-        return self.settings[index]
-
     # Planning
 
     def _split(self, index: int, attack: Spec, lanes_per_block: int) -> list[BlockPlan]:
         by_metric = self._attacks[attack].evidence
         whole = split(self.config, self.settings[index].num_samples, index, attack, by_metric, lanes_per_block)
         return list(refined(whole, self.folder.refined))
-
-    def _engine(self, plan: BlockPlan) -> Engine:
-        return self._programs.engine(self._use(plan.setting), plan)
-
-    def _arrays(self, plan: BlockPlan, engine: Engine) -> tuple[Any, Any]:
-        """Weights and lanes of a block; short rows and few seeds are padded so that the last block needs no compilation of its own."""
-        padded = [[*row, *([row[-1]] * (engine.num_lanes - len(row)))] for row in plan.lanes]
-        missing = engine.num_seeds - len(plan.seeds)
-        setting = self._use(plan.setting)
-        rows = most_updates(self.config, setting.num_samples, engine.num_lanes)
-        return assemble(setting, [*plan.seeds, *plan.seeds[-1:] * missing], [*padded, *padded[-1:] * missing], rows)
 
     def plan(self, on_event: OnEvent = lambda _: None) -> Plan:
         """Chooses block sizes by memory, compiles every program, and times two steps of each attack.
@@ -231,21 +192,6 @@ class Sweep:
         pairs = itertools.product(range(len(self.settings)), self.config.attack)
         return self._ordered([block for index, attack in pairs for block in self._split(index, attack, sizes[f"{index}:{attack.label}"])])
 
-    def _ordered(self, blocks: list[BlockPlan]) -> list[BlockPlan]:
-        # Attacks innermost: what a seed's clients choose is scored once for all of them, however little fits in memory.
-        return sorted(blocks, key=lambda block: (block.setting, self.config.seeds.index(block.seeds[0]), self._position(block)))
-
-    def program(self, block: BlockPlan) -> Hashable:
-        """What a block has in common with those that the same compiled program runs."""
-        first = block.lanes[0][0]
-        chosen_by = (first.metric, first.selector) if self._attacks[block.attack].evidence else None
-        return self.settings[block.setting].compile_key, block.attack, block.lanes_per_block, chosen_by
-
-    def _position(self, block: BlockPlan) -> tuple[int, int, int]:
-        """Where a block's first lane stands among those of its seed."""
-        first = block.lanes[0][0]
-        return self.config.metric.index(first.metric), self.config.selector.index(first.selector), first.sample
-
     # Encryption
 
     def costs(self, on_event: OnEvent = lambda _: None) -> Costs | None:
@@ -298,10 +244,6 @@ class Sweep:
         self.folder.refined.update({block.identity: failed.lanes_per_block // 2 for block in left if alike(block)})
         self.folder.save()
         return list(refined(left, self.folder.refined))
-
-    def _each_setting(self) -> Iterator[tuple[int, Setting]]:
-        for index in range(len(self.settings)):
-            yield index, self._use(index)
 
     def run_block(self, part: BlockPlan, costs: Costs | None, on_progress: OnProgress = lambda *_: None) -> pd.DataFrame:
         """Runs one block and writes its records, which it returns; it reads nothing that other blocks write, so any process may run it, and twice does no harm.

@@ -117,7 +117,7 @@ class RunFolder:
 
     def compact(self, at_least: int = 64) -> None:
         """Puts the records of many blocks together; whoever holds the folder may do so while nobody writes there."""
-        RecordFiles(self.out).compact(at_least)
+        RecordFiles(self.out).compact(at_least, devices.write_atomically)
         self.finished()
         self.publish()
 

@@ -1,4 +1,7 @@
-"""What an executor is, and the blocks that wait for one."""
+"""What an executor is, and the blocks that wait for one.
+
+Executors differ in how workers come and go; which block is next, and what becomes of one that was lost or did not fit, is the same for all.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,90 @@
+"""What a sweep's axes become once they are built: settings, attacks and compiled programs, held as long as they fit.
+
+`selgrad.sweep.plan` says which blocks there are, and this what each of them needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+from selgrad import devices
+from selgrad.config import SweepConfig, settings
+from selgrad.experiment import Certifier, Setting, assemble
+from selgrad.experiment.engine import Engine
+from selgrad.sweep.plan import BlockPlan, most_updates
+from selgrad.sweep.programs import Programs
+
+MANY_SETTINGS = 8
+"""Beyond so many, compiled programs and what was computed on a setting are let go with it: a process holds some hundred memory maps for each."""
+
+
+class Grid:
+    """A sweep's axes, built.
+
+    Args:
+      config: the axes.
+
+    Attributes:
+      settings: one for each data set, model, update and protection.
+
+    Raises:
+      UsageError: if something cannot be built, or certificates do not fit in memory.
+    """
+
+    def __init__(self, config: SweepConfig) -> None:
+        self.config = config
+        self.settings = [
+            Setting(dataset, model, update, public=config.public, rounds=config.rounds, protection=protection)
+            for dataset, model, update, protection in settings(config)
+        ]
+        choices = len(config.metric) * len(config.selector) * len(config.seeds)
+        for setting in self.settings:
+            setting.hold(len(config.seeds), choices, [setting.num_selected(ratio) for ratio in config.ratio])
+        self._certifiers = [Certifier(setting) for setting in self.settings]
+        if config.certificates:
+            # Before anything runs: records are written with them.
+            for certifier in self._certifiers:
+                certifier.require_possible()
+        self._attacks = {spec: spec.build() for spec in config.attack}
+        # Settings that do not fit in memory together, or are many, are held one at a time.
+        self._is_crowded = len(self.settings) > MANY_SETTINGS or sum(setting.num_bytes for setting in self.settings) > devices.memory_budget()
+        self._held = 0
+        self._programs = Programs(config, self._attacks, min(len(self.settings), MANY_SETTINGS))
+
+    def _use(self, index: int) -> Setting:
+        """A setting that is about to be read."""
+        if self._is_crowded and index != self._held:
+            self.settings[self._held].clear_caches()
+        self._held = index
+        return self.settings[index]
+
+    def _each_setting(self) -> Iterator[tuple[int, Setting]]:
+        for index in range(len(self.settings)):
+            yield index, self._use(index)
+
+    def _engine(self, plan: BlockPlan) -> Engine:
+        return self._programs.engine(self._use(plan.setting), plan)
+
+    def _arrays(self, plan: BlockPlan, engine: Engine) -> tuple[Any, Any]:
+        """Weights and lanes of a block; short rows and few seeds are padded so that the last block needs no compilation of its own."""
+        padded = [[*row, *([row[-1]] * (engine.num_lanes - len(row)))] for row in plan.lanes]
+        missing = engine.num_seeds - len(plan.seeds)
+        setting = self._use(plan.setting)
+        rows = most_updates(self.config, setting.num_samples, engine.num_lanes)
+        return assemble(setting, [*plan.seeds, *plan.seeds[-1:] * missing], [*padded, *padded[-1:] * missing], rows)
+
+    def _ordered(self, blocks: list[BlockPlan]) -> list[BlockPlan]:
+        # Attacks innermost: what a seed's clients choose is scored once for all of them, however little fits in memory.
+        return sorted(blocks, key=lambda block: (block.setting, self.config.seeds.index(block.seeds[0]), self._position(block)))
+
+    def program(self, block: BlockPlan) -> Hashable:
+        """What a block has in common with those that the same compiled program runs."""
+        first = block.lanes[0][0]
+        chosen_by = (first.metric, first.selector) if self._attacks[block.attack].evidence else None
+        return self.settings[block.setting].compile_key, block.attack, block.lanes_per_block, chosen_by
+
+    def _position(self, block: BlockPlan) -> tuple[int, int, int]:
+        """Where a block's first lane stands among those of its seed."""
+        first = block.lanes[0][0]
+        return self.config.metric.index(first.metric), self.config.selector.index(first.selector), first.sample
