@@ -1,6 +1,6 @@
 """How a sweep of 10^4, 10^5 and 10^6 cells is resumed, read, reported and summarised in W&B: seconds and peak memory.
 
-Command: uv run python benchmarks/many_cells.py   (ten minutes on 2 cores; Linux)
+Command: uv run python benchmarks/many_cells.py [--cells 10000 1000000]   (seven minutes on 2 cores; Linux)
 Setting: the plan of a real sweep (digits, an MLP, 5 metrics, 10 ratios, 5 attacks, seeds and samples by size) with faked numbers in its records, in blocks of
   256 lanes, each a file as a sweep writes it; then what a finished sweep does when it is run again. Each part is a process of its own.
 Expected: at 10^6 cells all parts together within 60 s and 2 GB.
