@@ -27,19 +27,6 @@ CONFIG = {
     "attack": [{"name": "idlg", "num_steps": 8, "memory": 10}, {"name": "inverting_gradients", "num_steps": 200}],
 }  # fmt: skip
 TIMES = ["score_seconds", "mask_seconds", "encrypt_seconds", "add_seconds", "decrypt_seconds", "attack_seconds", "run_id"]
-CLUSTER = """
-import sys
-from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-nodes = []
-for line in sys.stdin:
-    if line.startswith("add"):
-        nodes.append(cluster.add_node(num_cpus=1))
-    else:
-        cluster.remove_node(nodes.pop(0), allow_graceful=False)
-    print("cluster", cluster.address, flush=True)
-cluster.shutdown()
-"""
 
 
 class Run:
@@ -148,7 +135,7 @@ def main() -> None:
             at = Path(folder) / f"ray-{number}"
             at.mkdir()
             with subprocess.Popen(
-                [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                [sys.executable, Path(__file__).parent / "ray_nodes.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
             ) as nodes:
 
                 def do(what: str, nodes=nodes) -> str:

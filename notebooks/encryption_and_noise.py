@@ -23,7 +23,6 @@ from selgrad import devices
 devices.configure()
 
 import jax
-import numpy as np
 from matplotlib import pyplot as plt
 
 from selgrad import encryption, read_records, run_sweep, trees

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -219,25 +220,13 @@ def test_jobs_of_submitit_that_are_killed_go_on(plain, tmp_path):
     same(read_records(out), plain)
 
 
-CLUSTER = """
-import sys
-from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-nodes = []
-for line in sys.stdin:
-    if line.startswith("add"):
-        nodes.append(cluster.add_node(num_cpus=1))
-    else:
-        cluster.remove_node(nodes.pop(0), allow_graceful=False)
-    print("cluster", cluster.address, flush=True)
-cluster.shutdown()
-"""
+NODES = Path(__file__).parents[1] / "benchmarks" / "ray_nodes.py"
 
 
 @contextlib.contextmanager
 def ray_cluster():
     """Nodes in a process of their own: a function that adds one or takes one away, and returns the address."""
-    with subprocess.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen([sys.executable, NODES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
 
         def do(what):
             process.stdin.write(what + "\n")

@@ -6,7 +6,7 @@ Petrov, Dimitrov, Baader, Müller, Vechev, "DAGER: Exact Gradient Inversion for 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -46,6 +46,14 @@ def _reader(model: Any, num_layers: int) -> Callable[..., Any]:
     return jax.jit(read)
 
 
+def _batches(tokens: Tokens, valid: npt.NDArray[np.bool_], at_once: int) -> Iterator[tuple[Tokens, npt.NDArray[np.bool_], int]]:
+    """Sequences in batches of one size, the last one filled up, and how many of each are there."""
+    for start in range(0, len(tokens), at_once):
+        part, real = tokens[start : start + at_once], valid[start : start + at_once]
+        missing = ((0, at_once - len(part)), (0, 0))
+        yield np.pad(part, missing, mode="edge"), np.pad(real, missing, mode="edge"), len(part)
+
+
 @lru_cache(maxsize=8)
 def _tester(model: Any, num_layers: int) -> Callable[..., Any]:
     """(params, tokens, valid, basis, covered) -> distances in float32 and the inputs that they are of, compiled once per model, shape and rank."""
@@ -72,14 +80,9 @@ def _distances(
     basis[space.rows, : space.basis.shape[1]] = space.basis
     covered = np.zeros(width, np.float32)
     covered[space.rows] = 1
-    test, parts = _tester(model, number), []
-    for start in range(0, len(tokens), at_once):
-        part, real = tokens[start : start + at_once], valid[start : start + at_once]
-        missing = at_once - len(part)
-        part, real = np.pad(part, ((0, missing), (0, 0)), mode="edge"), np.pad(real, ((0, missing), (0, 0)), mode="edge")
-        # All of them are on their way before the first is looked at.
-        parts.append((test(observation.params, part, real, basis, covered), at_once - missing))
-    found = []
+    test, found = _tester(model, number), []
+    # All of them are on their way before the first is looked at.
+    parts = [(test(observation.params, part, real, basis, covered), count) for part, real, count in _batches(tokens, valid, at_once)]
     for (distances, inputs), count in parts:
         near = np.asarray(distances)[:count].astype(np.float64)
         close = near < row_space.CLOSE
@@ -92,13 +95,8 @@ def _distances(
 def _layer_inputs(observation: Observation, tokens: Tokens, valid: npt.NDArray[np.bool_], num_layers: int, at_once: int) -> npt.NDArray[Any]:
     """The input of attention layer `num_layers` (from 1), (n, T, width), in batches of one size so that one program serves all."""
     model: Any = text_parts(observation)[0]
-    read, found = _reader(model, num_layers), []
-    for start in range(0, len(tokens), at_once):
-        part, real = tokens[start : start + at_once], valid[start : start + at_once]
-        missing = at_once - len(part)
-        part, real = np.pad(part, ((0, missing), (0, 0)), mode="edge"), np.pad(real, ((0, missing), (0, 0)), mode="edge")
-        found.append(np.asarray(read(observation.params, part, real))[: at_once - missing])
-    return np.concatenate(found)
+    read = _reader(model, num_layers)
+    return np.concatenate([np.asarray(read(observation.params, part, real))[:count] for part, real, count in _batches(tokens, valid, at_once)])
 
 
 def _space(observation: Observation, layer: int, hidden: Hidden, max_rank: int, tolerance: float) -> row_space.RowSpace:

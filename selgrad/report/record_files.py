@@ -84,7 +84,7 @@ class RecordFiles:
         if len(self.small) < at_least:
             return
         names = list(self.small)
-        schema = self._schema()
+        schema = self._common_schema()
         for at in range(0, len(names), _FILES):
             part = names[at : at + _FILES]
             metadata = {**(schema.metadata or {}), _BLOCKS: json.dumps(part).encode()}
@@ -92,9 +92,9 @@ class RecordFiles:
             for name in part:
                 self.small[name].unlink()
 
-    def _schema(self) -> pa.Schema:
+    def _common_schema(self) -> pa.Schema:
         """Of all small files together."""
-        schemas = [_opened(file).schema_arrow for file in self.small.values()]
+        schemas = [_schema(file) for file in self.small.values()]
         return pa.unify_schemas([schema.remove_metadata() for schema in schemas], promote_options="permissive").with_metadata(schemas[0].metadata)
 
     def _write(self, names: list[str], schema: pa.Schema, path: Path) -> None:
@@ -102,7 +102,7 @@ class RecordFiles:
         with pq.ParquetWriter(path, schema) as writer:
             tables: list[pa.Table] = []
             for name in names:
-                tables.append(_opened(self.small[name]).read())
+                tables.append(_read(self.small[name]))
                 if sum(map(len, tables)) >= _ROWS or name == names[-1]:
                     whole = pa.concat_tables([*tables, schema.remove_metadata().empty_table()], promote_options="permissive")
                     writer.write_table(whole.select(schema.names).cast(schema))
@@ -113,28 +113,30 @@ _APART = ("cell_id", "attack_report")
 """Texts of which every cell has its own."""
 
 
-def _opened(file: Path, coded: list[str] | None = None) -> pq.ParquetFile:
+def _schema(file: Path) -> pa.Schema:
     try:
-        return pq.ParquetFile(file, read_dictionary=coded)
+        return pq.read_schema(file)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(file, error) from None
+
+
+def _read(file: Path, coded: list[str] | None = None) -> pa.Table:
+    try:
+        return pq.ParquetFile(file, read_dictionary=coded).read()
     except (pa.ArrowException, OSError) as error:
         raise _damaged(file, error) from None
 
 
 def _read_coded(file: Path) -> pa.Table:
     """With the few texts of a column, and which of them each row has."""
-    schema = _opened(file).schema_arrow
-    texts = [field.name for field in schema if pa.types.is_string(field.type) and field.name not in _APART]
-    try:
-        return _opened(file, texts).read()
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(file, error) from None
+    return _read(file, [field.name for field in _schema(file) if pa.types.is_string(field.type) and field.name not in _APART])
 
 
 def _blocks_of(file: Path) -> list[str]:
     try:
-        blocks: list[str] = json.loads((pq.read_schema(file).metadata or {})[_BLOCKS])
+        blocks: list[str] = json.loads((_schema(file).metadata or {})[_BLOCKS])
         return blocks
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+    except (KeyError, ValueError) as error:
         raise _damaged(file, error) from None
 
 

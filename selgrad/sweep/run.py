@@ -95,8 +95,7 @@ class Sweep(Grid):
 
     def missing(self, blocks: Iterable[BlockPlan]) -> list[BlockPlan]:
         """Those that have none yet, in their order."""
-        finished = self.folder.finished()
-        return [block for block in blocks if block.identity not in finished]
+        return [block for block in blocks if not self.is_done(block)]
 
     # Planning
 

@@ -5,6 +5,7 @@ The command line and `selgrad.run_sweep` both come here; everything else about a
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,7 +73,7 @@ def run_sweep(
     executor: Executor = Spec.of("engine", engine).build()
     with screen.status("loading data and models"):
         sweep = Sweep(checked, out)
-    with sweep.lock():
+    with contextlib.closing(executor), sweep.lock():
         tracker = make_tracker(wandb, sweep.out, checked.name, sweep.run_id, checked.to_dict(), checked.wandb.model_dump())
         tracker.open(list(dict.fromkeys(attack.short for attack in checked.attack)))
         with screen.status("planning") as status:
@@ -107,10 +108,7 @@ def run_sweep(
                     spent = duration(time.perf_counter() - started)
                     screen.print(f"{lines['done']:,.0f} of {plan.num_cells:,} cells after {spent}: {line}")
 
-            try:
-                executor.run(sweep, plan, costs, tracker.block, on_progress)
-            finally:
-                executor.close()
+            executor.run(sweep, plan, costs, tracker.block, on_progress)
         sweep.folder.compact()
         records = read_records(sweep.out)
         with screen.status("drawing the report"):

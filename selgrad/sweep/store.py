@@ -36,8 +36,8 @@ class RunFolder:
     def __init__(self, out: Path, identity: str, mirror: Mirror | None = None) -> None:
         self.out, self._identity, self._mirror = out, identity, mirror
         self.saved = self._adopt()
-        self._finished: set[str] = set()
-        self.finished()
+        # Looked up at once; what ends later has a file of its own.
+        self._finished = RecordFiles(out).blocks
 
     @property
     def run_id(self) -> str:
@@ -70,6 +70,7 @@ class RunFolder:
         """Reads again what was decided, by another process perhaps."""
         self.fetch("plan.json")
         self.saved = self._adopt()
+        self._finished = RecordFiles(self.out).blocks
 
     def _adopt(self) -> dict[str, Any]:
         file = self.out / "plan.json"
@@ -110,15 +111,10 @@ class RunFolder:
         """Whether a block is finished."""
         return block in self._finished or self.record_file(block).exists()
 
-    def finished(self) -> set[str]:
-        """Every block that is finished, looked up at once."""
-        self._finished = RecordFiles(self.out).blocks
-        return self._finished
-
     def compact(self, at_least: int = 64) -> None:
         """Puts the records of many blocks together; whoever holds the folder may do so while nobody writes there."""
         RecordFiles(self.out).compact(at_least, devices.write_atomically)
-        self.finished()
+        self._finished = RecordFiles(self.out).blocks
         self.publish()
 
     def model_folder(self, setting: int, seed: int) -> Path:

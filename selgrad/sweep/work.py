@@ -81,6 +81,17 @@ def plan(out: str) -> Plan:
     return made
 
 
+def attempt(what: Literal["plan", "compare"], out: str) -> Plan | Ended | None:
+    """`plan` or `compare`, or what there is to say where it failed: errors of one process are read in another."""
+    try:
+        if what == "plan":
+            return plan(out)
+        compare(out)
+    except SelgradError as error:
+        return Ended("failed", str(error))
+    return None
+
+
 def run_block(out: str, block: str) -> Ended:
     """Runs one block of a planned sweep, unless its records are there.
 

@@ -34,20 +34,13 @@ class Worker:
         """The process, once it is there."""
         return os.getpid()
 
-    def plan(self) -> Plan | Ended:
-        """Plans the sweep."""
-        try:
-            return work.plan(self._out)
-        except SelgradError as error:
-            return Ended("failed", str(error))
+    def attempt(self, what: Any) -> Plan | Ended | None:
+        """Plans the sweep, or compares its masks."""
+        return work.attempt(what, self._out)
 
     def run_block(self, block: str) -> Ended:
         """Runs one block."""
         return work.run_block(self._out, block)
-
-    def compare(self) -> None:
-        """Compares masks."""
-        work.compare(self._out)
 
 
 class RayActors:
@@ -92,7 +85,10 @@ class RayActors:
         for attempt in range(self._retries + 1):
             actor = self._start(sweep)
             try:
-                return self._ray.get(getattr(actor, what).remote())
+                found = self._ray.get(actor.attempt.remote(what))
+                if isinstance(found, Ended):
+                    raise SelgradError(found.message)
+                return found
             except self._ray.exceptions.RayTaskError:
                 raise
             except self._ray.exceptions.RayError as error:
@@ -108,8 +104,6 @@ class RayActors:
         on_event(f"on a Ray cluster with {self._workers} workers")
         made = self._alone(sweep, "plan")
         sweep.folder.reload()
-        if isinstance(made, Ended):
-            raise SelgradError(made.message)
         assert isinstance(made, Plan)
         return made
 

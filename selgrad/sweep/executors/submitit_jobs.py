@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from selgrad.errors import SelgradError, UsageError
 from selgrad.sweep import work
@@ -29,15 +29,12 @@ class Job:
     def __init__(self, place: Place) -> None:
         self._place = place
 
-    def __call__(self, what: str, blocks: Sequence[str] = ()) -> Any:
+    def __call__(self, what: Literal["plan", "compare", "blocks"], blocks: Sequence[str] = ()) -> Any:
         """Plans, compares, or runs blocks: how each ended."""
         self._place.enter()
         if what == "blocks":
             return {block: work.run_block(self._place.out, block) for block in blocks}
-        try:
-            return {"plan": work.plan, "compare": work.compare}[what](self._place.out)
-        except SelgradError as error:
-            return Ended("failed", str(error))
+        return work.attempt(what, self._place.out)
 
     def checkpoint(self, *arguments: Any) -> Any:
         """What submitit queues again when a job is preempted: the same, since a block goes on from its own checkpoint."""
