@@ -3,6 +3,8 @@
 Command: python benchmarks/parity/vision_torch.py   (PyTorch alone, CPython 3.11; ten seconds)
 The ResNet is built from PyTorch's layers with option-A shortcuts, the ViT from `torch.nn.TransformerEncoderLayer`. Weights, images and labels are drawn by
 NumPy from the name of the leaf, so nothing large is kept: of each leaf's gradient the file holds the norm and the inner products with two drawn directions.
+A ReLU's derivative jumps at zero, so that float32 can only be held to a gradient where no argument is within rounding of zero. Of 400 drawn pairs of
+images this one keeps both ResNets' 750,000 arguments farthest from it; the file says how far (`nearest_kink`).
 Leaves: tests/parity/vision_torch.json, read by tests/parity/test_vision.py.
 """
 
@@ -17,6 +19,7 @@ from torch.nn import functional
 
 OUT = Path(__file__).parents[2] / "tests" / "parity" / "vision_torch.json"
 BATCH, WIDTH, LAYERS, HEADS, PATCH = 2, 192, 6, 3, 4
+IMAGES = "images 214"
 
 
 def drawn(name, shape):
@@ -36,6 +39,14 @@ def weight(path, shape):
     return 0.1 * values
 
 
+nearest: list[float] = []
+
+
+def relu(x):
+    nearest.append(x.detach().abs().min().item())
+    return functional.relu(x)
+
+
 class Block(nn.Module):
     def __init__(self, before, channels, stride):
         super().__init__()
@@ -46,10 +57,10 @@ class Block(nn.Module):
         self.more = channels - before
 
     def forward(self, x):
-        y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
+        y = self.bn2(self.conv2(relu(self.bn1(self.conv1(x)))))
         if self.more:
             x = functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.more // 2, self.more // 2))
-        return functional.relu(x + y)
+        return relu(x + y)
 
 
 class ResNet20(nn.Module):
@@ -63,7 +74,7 @@ class ResNet20(nn.Module):
         self.linear = nn.Linear(64, 10)
 
     def forward(self, x):
-        x = functional.relu(self.bn1(self.conv1(x)))
+        x = relu(self.bn1(self.conv1(x)))
         for stage in range(3):
             for block in range(3):
                 x = getattr(self, f"layer{stage + 1}_{block}")(x)
@@ -118,8 +129,9 @@ def measure(model, train):
                 continue
             path, there, back = ours(name, tensor)
             tensor.copy_(torch.from_numpy(np.ascontiguousarray(back(weight(path, there(tensor.numpy()).shape)))))
-    images = torch.from_numpy(drawn("images", (BATCH, 32, 32, 3)).transpose(0, 3, 1, 2).copy())
+    images = torch.from_numpy(drawn(IMAGES, (BATCH, 32, 32, 3)).transpose(0, 3, 1, 2).copy())
     labels = torch.from_numpy(np.random.default_rng(0).dirichlet(np.ones(10), BATCH))
+    nearest.clear()
     logits = model(images)
     loss = functional.cross_entropy(logits, labels)
     loss.backward()
@@ -129,7 +141,7 @@ def measure(model, train):
         gradient = there(tensor.grad.numpy())
         products = [float((gradient * drawn(f"{path} {i}", gradient.shape)).sum()) for i in range(2)]
         leaves[path] = {"norm": float(np.linalg.norm(gradient)), "products": products}
-    return {"logits": logits.tolist(), "loss": loss.item(), "gradients": dict(sorted(leaves.items()))}
+    return {"logits": logits.tolist(), "loss": loss.item(), "nearest_kink": min(nearest, default=None), "gradients": dict(sorted(leaves.items()))}
 
 
 def main():

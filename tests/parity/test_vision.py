@@ -46,7 +46,7 @@ def test_logits_loss_and_every_gradient(x64, case, dtype):
     like = jax.eval_shape(model.init, jax.random.key(0))
     leaves = [jnp.asarray(weight(path, leaf.shape), dtype) for path, leaf in zip(trees.paths(like), jax.tree.leaves(like), strict=True)]
     sent, frozen = model.split(jax.tree.unflatten(jax.tree.structure(like), leaves))
-    images, labels = jnp.asarray(drawn("images", (2, 32, 32, 3)), dtype), jnp.asarray(np.random.default_rng(0).dirichlet(np.ones(10), 2), dtype)
+    images, labels = jnp.asarray(drawn("images 214", (2, 32, 32, 3)), dtype), jnp.asarray(np.random.default_rng(0).dirichlet(np.ones(10), 2), dtype)
 
     @jax.jit
     def of(sent):
@@ -57,6 +57,8 @@ def test_logits_loss_and_every_gradient(x64, case, dtype):
     with jax.default_matmul_precision("highest"):
         logits, loss, grads = of(sent)
     tolerance = TOLERANCES[dtype]
+    # Where a ReLU's argument is within float32's rounding of zero (a few 1e-6 here), one flip moves leaves by 1e-4 to 2e-3 and says nothing about the model.
+    assert want["nearest_kink"] is None or want["nearest_kink"] > 2e-5
     np.testing.assert_allclose(logits, want["logits"], rtol=0, atol=tolerance * np.abs(want["logits"]).max())
     assert float(loss) == pytest.approx(want["loss"], rel=tolerance)
     found = {path: np.asarray(leaf, np.float64) for path, leaf in zip(trees.paths(grads), jax.tree.leaves(grads), strict=True)}
