@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
+import numpy as np
 from jax import Array
 from jaxtyping import PyTree
 
@@ -61,11 +62,11 @@ class InputSpec:
 
     def normalise(self, pixels: Array) -> Array:
         """Pixels in [0, 1], shape (..., *shape), to what the model reads."""
-        return (pixels - jax.numpy.asarray(self.mean, pixels.dtype)) / jax.numpy.asarray(self.std, pixels.dtype)
+        return (pixels - np.asarray(self.mean, pixels.dtype)) / np.asarray(self.std, pixels.dtype)
 
     def pixels(self, inputs: Array) -> Array:
         """The inverse of `normalise`; nothing is clipped."""
-        return inputs * jax.numpy.asarray(self.std, inputs.dtype) + jax.numpy.asarray(self.mean, inputs.dtype)
+        return inputs * np.asarray(self.std, inputs.dtype) + np.asarray(self.mean, inputs.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

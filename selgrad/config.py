@@ -194,9 +194,11 @@ def _numbers(what: str, kind: type, remedy: str, value: Any) -> tuple[Any, ...]:
     repeated = sorted({v for v in values if list(values).count(v) > 1})
     if repeated:
         raise UsageError(f"{what}: {repeated[0]} is listed twice; name each value once")
-    if what == "ratio":
-        for v in values:
+    for v in values:
+        if what == "ratio":
             require_ratio(v)
+        elif not -(2**31) <= v < 2**31:
+            raise UsageError(f"{what}: {v} does not fit into 32 bits; {remedy}")
     return tuple(kind(v) for v in values)
 
 

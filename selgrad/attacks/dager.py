@@ -148,14 +148,13 @@ def _first_test(observation: Observation, layer: _Layer, threshold: float, max_c
     """Tests every token at every position against the first layer's row space; known tokens are taken as known."""
     spec = text_parts(observation)[1]
     length = spec.shape[0]
-    allowed = np.flatnonzero(np.asarray(possible_tokens(observation)))
+    allowed, known_ids, known = _words(observation)
     found = np.ones((length, len(allowed)))
     if layer.parts:
         for start in range(0, len(allowed), at_once):
             part = allowed[start : start + at_once]
             same = np.broadcast_to(part[:, None], (len(part), length)).astype(np.int32)
             found[:, start : start + len(part)] = layer.distances(same, np.ones(same.shape, bool), at_once).T
-    known_ids, known = (np.asarray(x) for x in known_tokens(observation))
     tokens, distances = [], []
     for position in range(length):
         passing = np.flatnonzero(found[position] < threshold)
@@ -342,6 +341,17 @@ def _improve(
     return chains, values
 
 
+@jax.jit
+def _every_word(observation: Observation) -> tuple[Array, ...]:
+    return possible_tokens(observation), *known_tokens(observation)
+
+
+def _words(observation: Observation) -> tuple[npt.NDArray[Any], ...]:
+    """Possible tokens; known ones (B, T) and where they are known."""
+    possible, ids, known = map(np.asarray, _every_word(observation))
+    return np.flatnonzero(possible), ids, known
+
+
 @partial(jax.jit, static_argnums=2)
 def _labels(key: Key, observation: Observation, hidden: Hidden) -> Array:
     """Compiled once for a model: done one operation after another, it would take most of the time of a short sentence."""
@@ -397,8 +407,7 @@ def dager(
             objective = float(np.mean([d.min() for d in candidates.distances if len(d)]))
         else:
             # Nothing can be tested: a sample of the prior, as every attack returns at ratio 1.
-            known_ids, known = (np.asarray(x) for x in known_tokens(observation))
-            allowed = np.flatnonzero(np.asarray(possible_tokens(observation)))
+            allowed, known_ids, known = _words(observation)
             drawn = np.asarray(jax.random.choice(key, jnp.asarray(allowed), (size, length)))
             tokens, objective = np.where(known, known_ids, drawn).astype(np.int32), 1.0
         if observation.labels is not None:

@@ -50,8 +50,7 @@ class Dataset:
         start, stop = index * batch_size, (index + 1) * batch_size
         if stop > len(self):
             raise UsageError(f"batch {index} of {batch_size} samples needs {stop} samples and the data set holds {len(self)}; raise count")
-        pixels = jnp.asarray(self.pixels[start:stop])
-        return Batch(self.spec.normalise(pixels), jnp.asarray(self.labels[start:stop]))
+        return Batch(jnp.asarray(self.spec.normalise(self.pixels[start:stop])), jnp.asarray(self.labels[start:stop]))
 
 
 def make(

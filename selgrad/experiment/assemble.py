@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from selgrad.experiment.setting import Setting
@@ -21,8 +20,8 @@ def _stack(parts: Sequence[Any]) -> Any:
 
 
 @jax.jit
-def _starts(seed: Any, samples: Any) -> Any:
-    return jax.vmap(lambda i: jax.random.fold_in(fold(jax.random.key(seed), "attack"), i))(samples)
+def _starts(seeds: Any, samples: Any) -> Any:
+    return jax.vmap(lambda seed, row: jax.vmap(lambda i: jax.random.fold_in(fold(jax.random.key(seed), "attack"), i))(row))(seeds, samples)
 
 
 def num_updates(lanes: Sequence[Sequence[Lane]]) -> int:
@@ -36,7 +35,7 @@ def shapes(setting: Setting, num_seeds: int, num_lanes: int, num_updates: int) -
     Returns:
       As `assemble`, with a `jax.ShapeDtypeStruct` in the place of each array.
     """
-    params = jax.eval_shape(setting.model.init, jax.random.key(0))
+    params = jax.eval_shape(lambda: setting.model.init(jax.random.key(0)))
     batch = setting.dataset.batch(setting.samples[0], setting.update.batch_size)
     noise = jax.eval_shape(setting.protection.noise, setting.shapes) if setting.protection.changes else None
     of_all = lambda tree, *axes: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), tree)
@@ -66,17 +65,16 @@ def assemble(setting: Setting, seeds: Sequence[int], lanes: Sequence[Sequence[La
         samples = list(dict.fromkeys(lane.sample for lane in row))
         index = np.asarray([lane.sample for lane in row])
         rows.append(
-            Lanes(
-                # One start per sample and seed, shared by all metrics and ratios: differences between them are not luck.
-                key=_starts(seed, jnp.asarray(setting.samples)[index]),
-                batch=jax.tree.map(lambda leaf, index=index: leaf[index], setting.batches),
-                update=np.asarray([samples.index(lane.sample) for lane in row], np.int32),
-                hidden=tuple(np.stack([setting.hidden(lane, t) for lane in row]) for t in rounds),
+            (
+                jax.tree.map(lambda leaf, index=index: leaf[index], setting.batches),
+                np.asarray([samples.index(lane.sample) for lane in row], np.int32),
+                tuple(np.stack([setting.hidden(lane, t) for lane in row]) for t in rounds),
             )
         )
         held = [*samples, *samples[-1:] * (num_updates - len(samples))]
         updates.append(tuple(_stack([setting.sent(seed, t, sample).grads for sample in held]) for t in rounds))
         noises.append(_stack([setting.noise(seed, sample) for sample in held]))
-    keys = jnp.stack([row.key for row in rows])
+    # One start per sample and seed, shared by all metrics and ratios: differences between them are not luck.
+    keys = _starts(np.asarray(seeds, np.int32), np.asarray([[setting.samples[lane.sample] for lane in row] for row in lanes], np.int32))
     weights = tuple(_stack([setting.weights(seed, t) for seed in seeds]) for t in rounds)
-    return Tables(weights, _stack(updates), _stack(noises)), Lanes(keys, *_stack([row[1:] for row in rows]))
+    return Tables(weights, _stack(updates), _stack(noises)), Lanes(keys, *_stack(rows))

@@ -167,7 +167,7 @@ class Block:
         state = jax.eval_shape(self._start, whole, seen, lanes.key)
         self._start = self._start.lower(whole, seen, lanes.key).compile()
         state = _placed(state, self._start.output_shardings)
-        self._advance = self._advance.lower(whole, seen, state, jnp.int32(1)).compile()
+        self._advance = self._advance.lower(whole, seen, state, np.int32(1)).compile()
         self._finish = self._finish.lower(whole, seen, state, lanes.batch).compile()
         self.compile_seconds = time.perf_counter() - started
         analyses = [phase.memory_analysis() for phase in (self._see, self._start, self._advance, self._finish)]
@@ -227,7 +227,7 @@ class Block:
 
     def advance(self, held: Held, state: Any, num_steps: int) -> Any:
         """The state after so many more steps; lanes that are done stay as they are. The state that is given is used up."""
-        return self._advance(held.params, held.seen, state, jnp.int32(num_steps))
+        return self._advance(held.params, held.seen, state, np.int32(num_steps))
 
     def finish(self, held: Held, state: Any) -> tuple[Outcome, Reports]:
         """Measures and reconstructions."""

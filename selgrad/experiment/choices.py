@@ -20,7 +20,7 @@ from selgrad import devices, topk, trees
 from selgrad.base import Batch, GradientContext, Grads, Key, Metric, Model, Params, Ranks, Scores, Selector, Update
 from selgrad.data import Dataset, TextDataset
 from selgrad.errors import UsageError
-from selgrad.experiment.types import Client, each_key, fold, widen
+from selgrad.experiment.types import Client, each_key, seed_key, widen
 from selgrad.registry import Spec
 
 
@@ -113,9 +113,7 @@ class Choices:
         setting, samples = self._setting, self._setting.page(page)
         client = setting.client(seed, round_index, page)
         score: Metric = metric.build()
-        key = fold(jax.random.key(seed), "metric")
-        key = fold(key, round_index) if round_index else key
-        keys = each_key(key, samples)
+        keys = each_key(seed_key(seed, "metric", *[round_index] * (round_index > 0)), samples)
 
         def every(params: Params, items: tuple[Batch, Grads, Key], public: Batch | None) -> Scores:
             def one(item: tuple[Batch, Grads, Key]) -> Scores:
@@ -144,7 +142,7 @@ class Choices:
             return 0.0
         setting = self._setting
         batch = setting.dataset.batch(setting.samples[0], setting.update.batch_size)
-        embedded = jax.eval_shape(lambda key, inputs: setting.model.embed(setting.model.init(key), inputs), jax.random.key(0), batch.inputs)
+        embedded = jax.eval_shape(lambda inputs: setting.model.embed(setting.model.init(jax.random.key(0)), inputs), batch.inputs)
         return score.standard_error(int(np.prod(embedded.shape)), setting.update.batch_size)
 
     def _choose(self, metric: Spec, selector: Spec, seed: int, round_index: int, page: int, counts: tuple[int, ...]) -> Chosen:

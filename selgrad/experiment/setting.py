@@ -21,7 +21,7 @@ from selgrad.config import RoundsConfig
 from selgrad.data import Dataset, TextDataset
 from selgrad.errors import UsageError
 from selgrad.experiment.choices import Choices, Chosen
-from selgrad.experiment.types import Client, Lane, each_key, fold
+from selgrad.experiment.types import Client, Lane, each_key, seed_key
 from selgrad.gradients import attacked
 from selgrad.modality import modality_of
 from selgrad.protections import Protected
@@ -79,7 +79,7 @@ class Setting:
             if not 0 <= sample < available:
                 raise UsageError(f"sample={sample} lies outside 0 .. {available - 1}")
         self.num_samples = len(self.samples)
-        self.shapes = jax.eval_shape(lambda key: self.model.split(self.model.init(key))[0], jax.random.key(0))
+        self.shapes = jax.eval_shape(lambda: self.model.split(self.model.init(jax.random.key(0)))[0])
         self.num_total = trees.size(self.shapes)
         self.always = [trees.matches(path, self.model.always_encrypted) for path in trees.paths(self.shapes)]
         self.num_always = sum(int(np.prod(leaf.shape)) for leaf, yes in zip(jax.tree.leaves(self.shapes), self.always, strict=True) if yes)
@@ -237,13 +237,13 @@ class Setting:
                 grads = self.client(seed, round_index - 1, page).grads
                 sent = jax.tree.map(lambda w, g, share=share: w - self._server_learning_rate * share * g.mean(axis=0), sent, grads)
             return self.model.merge(sent, frozen)
-        return weights.initial(self.model, self.specs[1], fold(jax.random.key(seed), "params"))
+        return weights.initial(self.model, self.specs[1], seed_key(seed, "params"))
 
     def _client(self, seed: int, round_index: int, page: int) -> Client:
         params, samples = self.weights(seed, round_index), self.page(page)
         first = page * self.page_size
         stacked = jax.tree.map(lambda leaf: jnp.asarray(leaf[first : first + len(samples)]), self.batches)
-        keys = each_key(fold(jax.random.key(seed), "protection", round_index), samples)
+        keys = each_key(seed_key(seed, "protection", round_index), samples)
 
         def every(params: Params, items: tuple[Batch, Key]) -> tuple[Sent, Grads | None]:
             def one(item: tuple[Batch, Key]) -> tuple[Sent, Grads | None]:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from jax import Array
@@ -160,6 +159,23 @@ def widen(leaf: Any) -> Any:
     return leaf.astype(np.float64) if leaf.dtype == np.float32 else leaf
 
 
+def seed_key(seed: int, *names: str | int) -> Key:
+    """The key of a seed for a named purpose, as `fold` gives it; at most four names."""
+    codes = np.zeros(4, np.uint32)
+    codes[: len(names)] = [name if isinstance(name, int) else zlib.crc32(name.encode()) for name in names]
+    return _seed_key(np.int32(seed), codes, np.int32(len(names)))
+
+
+@jax.jit
+def _seed_key(seed: Any, codes: Any, count: Any) -> Key:
+    return jax.lax.fori_loop(0, count, lambda i, key: jax.random.fold_in(key, codes[i]), jax.random.key(seed))
+
+
 def each_key(key: Key, samples: Sequence[int]) -> Key:
     """One key a sample, the same whichever others there are."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(samples))
+    return _each_key(key, np.asarray(samples, np.int32))
+
+
+@jax.jit
+def _each_key(key: Key, samples: Any) -> Key:
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(samples)

@@ -102,7 +102,7 @@ class Images:
 
     def keep_truth(self, file: Path, batch: Batch) -> None:
         """Pixels and labels as `<stem>.npz`."""
-        _write_npz(file.with_suffix(".npz"), pixels=_to_uint8(self.spec.pixels(batch.inputs)), labels=np.asarray(batch.labels))
+        _write_npz(file.with_suffix(".npz"), pixels=_to_uint8(self.spec.pixels(np.asarray(batch.inputs))), labels=np.asarray(batch.labels))
 
     def keep_gallery(self, file: Path, kept: Sequence[Kept]) -> None:
         """Pixels with their titles as `<stem>.npz`."""

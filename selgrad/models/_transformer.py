@@ -6,6 +6,7 @@ Vaswani et al., "Attention Is All You Need", NeurIPS 2017 (vaswani2017attention)
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
@@ -234,9 +235,14 @@ class Transformer:
         """Attention heads of each layer."""
         return self.config.num_heads
 
+    @functools.cached_property
+    def _draw(self) -> Any:
+        # Compiled once for all seeds; nothing but the draws is left of the forward pass.
+        return jax.jit(lambda key: self.network.init(key, jnp.zeros((1, *self.input_spec.shape, self.config.width)), None)["params"])
+
     def init(self, key: Key) -> Params:
         """Fresh float32 parameters, or the pretrained ones with fresh parts where the checkpoint has none."""
-        fresh: Params = self.network.init(key, jnp.zeros((1, *self.input_spec.shape, self.config.width)), None)["params"]
+        fresh: Params = self._draw(key)
         return fresh if self.stored is None else self.stored(self, fresh)
 
     def split(self, params: Params) -> tuple[Params, Params]:

@@ -71,10 +71,14 @@ class LinenNetwork:
             raise UsageError(f"the network has a layer named {taken[0]!r}, like its collection of that name; give the layer another name")
         return others
 
+    @functools.cached_property
+    def _draw(self) -> Any:
+        # Compiled once for all seeds; nothing but the draws is left of the forward pass.
+        return jax.jit(self._variables)
+
     def init(self, key: Key) -> tuple[Params, Params]:
         """Fresh variables, parameters apart."""
-        # Compiled, nothing but the draws is left of the forward pass.
-        variables = jax.jit(self._variables)(key) if self.collections else self.module.init(key, jnp.zeros((1, *self.shape)), **self._mode(False))
+        variables = self._draw(key)
         return variables.get("params", {}), {name: variables[name] for name in self.collections}
 
     def _mode(self, train: bool) -> dict[str, Any]:

@@ -45,11 +45,12 @@ def _is_drawn(folder: Path, name: str, digest: str) -> bool:
 
 def _save(figure: Any, folder: Path, name: str, digest: str = "") -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    # Laid out once: each file would do it again, which takes longer than to draw it.
+    # Laid out and measured once: each file would do both again, which takes longer than to draw it.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
+    box = figure.get_tightbbox().padded(matplotlib.rcParams["savefig.pad_inches"])
     for ending in ("png", "svg"):
-        figure.savefig(folder / f"{name}.{ending}", dpi=150, bbox_inches="tight", metadata={"Date": None} if ending == "svg" else None)
+        figure.savefig(folder / f"{name}.{ending}", dpi=150, bbox_inches=box, metadata={"Date": None} if ending == "svg" else None)
     if digest:
         (folder / f".{name}.sha256").write_text(digest)
 
@@ -169,6 +170,31 @@ def _tile(images: Any) -> Any:
     return np.concatenate(list(images), axis=1).squeeze()
 
 
+def _mosaic(truth: Any, rows: list[list[Any]], names: list[str], titles: list[str]) -> Figure:
+    """The truth above rows of pictures of its shape, as one picture in one pair of axes: axes of its own for each take ten times as long to draw."""
+    height, width = truth.shape[:2]
+    gap, above = -(-height // 16), -(-height // 4)
+    left = lambda j: j * (width + gap)
+    top = lambda i: i * (height + gap) + (above if i else 0)
+    canvas = np.full((top(len(rows)) + height, left(len(titles) - 1) + width, 3), 255, np.uint8)
+    for i, row in enumerate([[truth], *rows]):
+        for j, picture in enumerate(row):
+            if picture is not None:
+                canvas[top(i) : top(i) + height, left(j) : left(j) + width] = picture[..., None] if picture.ndim == 2 else picture
+    # One inch for the height of a picture.
+    figure = Figure(figsize=(canvas.shape[1] / height, canvas.shape[0] / height))
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set_axis_off()
+    axis.imshow(canvas, interpolation="nearest", aspect="auto")
+    middle = {"ha": "center", "va": "bottom", "fontsize": 8}
+    axis.text(left(0) + width / 2 - 0.5, -0.05 * height, "truth", **middle)
+    for j, title in enumerate(titles):
+        axis.text(left(j) + width / 2 - 0.5, top(1) - 0.05 * height, title, **middle)
+    for i, name in enumerate(names):
+        axis.text(-0.12 * height, top(i + 1) + height / 2, name.replace("(", "\n("), ha="right", va="center", fontsize=7)
+    return figure
+
+
 def galleries(out: Path, folder: Path) -> list[str]:
     """Per attack and kept sample: the truth above, below it reconstructions by metric (rows) and ratio (columns)."""
     table, pixels, truths = _load_gallery(out)
@@ -187,23 +213,9 @@ def galleries(out: Path, folder: Path) -> list[str]:
         digest = _digest(cells.drop(columns="image"), truth, *(pixels[int(i)] for i in cells["image"]))
         if _is_drawn(folder, stem, digest):
             continue
-        wide = max(1.0, truth.shape[1] / truth.shape[0])
-        figure = Figure(figsize=(1.05 * wide * len(ratios) + 1.6, 1.12 * (len(names) + 1) + 0.4), layout="constrained")
-        axes = figure.subplots(len(names) + 1, len(ratios), squeeze=False)
-        for axis in axes.flat:
-            axis.set_axis_off()
-        options = {"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": "nearest"}
-        axes[0, 0].imshow(truth, **options)
-        axes[0, 0].set_title("truth", fontsize=8)
-        for i, name in enumerate(names):
-            for j, ratio in enumerate(ratios):
-                found = cells[(cells["row"] == name) & (cells["ratio"] == ratio)]
-                if len(found):
-                    axes[i + 1, j].imshow(_tile(pixels[int(found["image"].iloc[0])]), **options)
-                if i == 0:
-                    axes[1, j].set_title(f"{100 * ratio:g} %", fontsize=8)
-            axes[i + 1, 0].text(-0.12, 0.5, name.replace("(", "\n("), transform=axes[i + 1, 0].transAxes, ha="right", va="center", fontsize=7)
-        figure.suptitle(f"{cells['title'].iloc[0]}: {attack}, sample {sample}", fontsize=9)
+        found = {(row.row, row.ratio): _tile(pixels[int(row.image)]) for row in cells.itertuples()}
+        figure = _mosaic(truth, [[found.get((name, ratio)) for ratio in ratios] for name in names], names, [f"{100 * ratio:g} %" for ratio in ratios])
+        figure.axes[0].set_title(f"{cells['title'].iloc[0]}: {attack}, sample {sample}", fontsize=9, pad=16)
         _save(figure, folder, stem, digest)
     return stems
 
