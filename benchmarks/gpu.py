@@ -45,29 +45,6 @@ SWEEP = {
 }  # fmt: skip
 
 
-def seconds(function, *arguments, repeats=5):
-    jax.block_until_ready(function(*arguments))
-    found = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
-        found.append(time.perf_counter() - started)
-    return statistics.median(found)
-
-
-def ceilings(tiny):
-    """Operations and bytes a second of one device."""
-    size = 512 if tiny else 8192
-    a = jnp.ones((size, size))
-    with jax.default_matmul_precision("highest"):
-        product = jax.jit(jnp.dot).lower(a, a).compile()
-    copied = jnp.ones((2**18 if tiny else 2**28,))
-    return {
-        "flops_per_second": 2 * size**3 / seconds(product, a, a),
-        "bytes_per_second": 2 * copied.nbytes / seconds(jax.jit(lambda x: x + 1), copied),
-    }
-
-
 def peak():
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use")
@@ -105,11 +82,11 @@ def masks(tiny):
     for name in ("magnitude", "product", "sensitivity"):
         score = METRICS[name]()
         run = jax.jit(lambda p, b, g, score=score: score(GradientContext(model=model, params=p, batch=b, update=update, grads=g, key=jax.random.key(0))))
-        found[f"{name}_seconds"] = seconds(run, params, batch, grads, repeats=3)
+        found[f"{name}_seconds"] = engine.seconds(run, params, batch, grads, repeats=3)
     host, count = jax.tree.map(lambda leaf: np.abs(np.asarray(leaf)), grads), trees.count(0.1, found["entries"])
-    found["mask_on_host_seconds"] = seconds(lambda: topk.top_on_host(host, [count]), repeats=3)
+    found["mask_on_host_seconds"] = engine.seconds(lambda: topk.top_on_host(host, [count]), repeats=3)
     on_device = jax.jit(lambda g: trees.top(trees.rank(jax.tree.map(jnp.abs, g)), count))
-    found["mask_on_device_seconds"] = seconds(on_device, grads, repeats=1 if tiny else 3)
+    found["mask_on_device_seconds"] = engine.seconds(on_device, grads, repeats=1 if tiny else 3)
     return found
 
 
@@ -140,7 +117,7 @@ def main():
     device = jax.local_devices()[0]
     result = {
         "hardware": {"device": device.device_kind, "platform": device.platform, "jax": jax.__version__, "python": sys.version.split()[0]},
-        "tiny": arguments.tiny, "ceilings": ceilings(arguments.tiny), "attacks": [], "left_out": [],
+        "tiny": arguments.tiny, "ceilings": engine.ceilings(512 if arguments.tiny else 8192, 2**18 if arguments.tiny else 2**28), "attacks": [], "left_out": [],
     }  # fmt: skip
 
     def keep():

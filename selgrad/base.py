@@ -9,10 +9,11 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
+import numpy.typing as npt
 from jax import Array
 from jaxtyping import PyTree
 
@@ -28,6 +29,8 @@ Ranks: TypeAlias = PyTree
 """One int32 per gradient entry, a permutation of 0 .. n-1 over the whole tree; rank 0 is encrypted first."""
 Mask: TypeAlias = PyTree
 """One bool per gradient entry; True means encrypted, everywhere."""
+Numbers = TypeVar("Numbers", Array, npt.NDArray[Any])
+"""An array of JAX or NumPy, the same one out as in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +63,11 @@ class InputSpec:
         """The largest value of each channel as the model reads it (pixel 1)."""
         return tuple((1.0 - m) / s for m, s in zip(self.mean, self.std, strict=True))
 
-    def normalise(self, pixels: Array) -> Array:
-        """Pixels in [0, 1], shape (..., *shape), to what the model reads."""
+    def normalise(self, pixels: Numbers) -> Numbers:
+        """Pixels in [0, 1], shape (..., *shape), to what the model reads; NumPy arrays stay NumPy's."""
         return (pixels - np.asarray(self.mean, pixels.dtype)) / np.asarray(self.std, pixels.dtype)
 
-    def pixels(self, inputs: Array) -> Array:
+    def pixels(self, inputs: Numbers) -> Numbers:
         """The inverse of `normalise`; nothing is clipped."""
         return inputs * np.asarray(self.std, inputs.dtype) + np.asarray(self.mean, inputs.dtype)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -132,6 +132,43 @@ def rank_first(ranks: Ranks, chosen: Iterable[bool]) -> Ranks:
 def top(ranks: Ranks, num_selected: Any) -> Mask:
     """The mask of exactly `num_selected` entries; the count may be traced."""
     return jax.tree.map(lambda leaf: leaf < num_selected, ranks)
+
+
+def by_leaf(function: Callable[..., Array], *leaves: Sequence[Any]) -> Float[Array, " leaves"]:
+    """A scalar of each leaf, or of leaves that correspond.
+
+    Biases and scales are half the leaves of a network and next to none of its entries: vectors of one length are done together, for the compiler's sake.
+    """
+    found: dict[int, Array] = {}
+    alike: dict[tuple[int, ...], list[int]] = {}
+    items = list(zip(*leaves, strict=True))
+    for i, item in enumerate(items):
+        if len(item[0].shape) > 1:
+            found[i] = function(*item)
+        else:
+            alike.setdefault(item[0].shape, []).append(i)
+    for places in alike.values():
+        values = jax.vmap(function)(*(jnp.stack(part) for part in zip(*(items[i] for i in places), strict=True)))
+        found.update({i: values[k] for k, i in enumerate(places)})
+    return jnp.stack([found[i] for i in range(len(items))])
+
+
+def mapped(function: Callable[..., Any], in_axes: Sequence[int | None], size: int) -> Callable[..., Any]:
+    """`jax.vmap` over axes of so many entries; an axis of one is taken off and put back, which compiles faster than one more axis everywhere.
+
+    Args:
+      function: of arguments without the axis.
+      in_axes: 0 for an argument that has it in front, None for one that has not.
+      size: of the axis.
+    """
+    if size > 1:
+        return jax.vmap(function, tuple(in_axes))
+
+    def one(*arguments: Any) -> Any:
+        first = [part if axis is None else jax.tree.map(lambda leaf: leaf[0], part) for part, axis in zip(arguments, in_axes, strict=True)]
+        return jax.tree.map(lambda leaf: leaf[None], function(*first))
+
+    return one
 
 
 def total(function: Callable[..., Array], *leaves: Array) -> Float[Array, ""]:

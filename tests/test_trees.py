@@ -88,6 +88,24 @@ def test_split_inverts_concatenate():
     assert trees.paths(tree) == ["a", "b/c"]
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_an_axis_of_one_gives_what_vmap_gives(size):
+    x, y = np.random.default_rng(0).standard_normal((2, size, 4)).astype(np.float32)
+    function = lambda a, b, c: {"sum": (a * b).sum() + c, "pair": jnp.stack([a, b])}
+    found = trees.mapped(function, (0, 0, None), size)(x, y, 2.0)
+    jax.tree.map(np.testing.assert_array_equal, found, jax.vmap(function, (0, 0, None))(x, y, 2.0))
+
+
+def test_scalars_of_leaves_keep_the_order_of_the_leaves_and_have_their_derivatives():
+    draw = np.random.default_rng(1)
+    a, b = ([jnp.asarray(draw.standard_normal(s), jnp.float32) for s in ((3,), (2, 5), (), (3,), (4, 2, 3), (7,), ())] for _ in range(2))
+    want = [np.vdot(x, y) for x, y in zip(a, b, strict=True)]
+    np.testing.assert_allclose(trees.by_leaf(trees.dot, a, b), want, rtol=1e-5)
+    weights = jnp.arange(1.0, 8.0)
+    slopes = jax.grad(lambda a: (weights * trees.by_leaf(trees.dot, a, b)).sum())(a)
+    jax.tree.map(lambda found, w, y: np.testing.assert_allclose(found, w * y, rtol=1e-5), slopes, list(weights), b)
+
+
 def test_a_mask_of_another_tree_is_refused_by_name():
     with pytest.raises(GradientError, match="another tree: leaf 'b'"):
         trees.require_same_tree({"a": jnp.zeros(3, bool), "b": jnp.zeros(2, bool)}, {"a": jnp.zeros(3)})

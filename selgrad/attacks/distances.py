@@ -73,18 +73,19 @@ def _evidence(target: Target) -> Float[Array, ""] | float:
     """The penalty of the mask in units of a squared gradient."""
     if isinstance(target.penalty, float):
         return target.penalty
-    return target.penalty * _sum(target.squares)
+    return target.penalty * target.squares.sum()
 
 
-def _inner_and_square(leaf: Array | Outer, target: Array, counted: Array) -> tuple[Array, Array]:
-    """<g', g> over counted entries, where g is 0 on the others, and the squared norm of g' over them."""
-    if isinstance(leaf, Outer):
-        return leaf.inner(target), leaf.square(counted)
-    return trees.dot(leaf, target), _square(leaf, counted)
+def _inner_and_squares(candidate: Any, target: Target) -> tuple[Float[Array, " leaves"], Float[Array, " leaves"]]:
+    """<g', g> over a leaf's counted entries, where g is 0 on the others, and the squared norm of g' over them; of each leaf."""
+    leaves, targets, counted = zip(*_pairs(candidate, target), strict=True)
+    inner = lambda leaf, t: leaf.inner(t) if isinstance(leaf, Outer) else trees.dot(leaf, t)
+    square = lambda leaf, c: leaf.square(c) if isinstance(leaf, Outer) else _square(leaf, c)
+    return trees.by_leaf(inner, leaves, targets), trees.by_leaf(square, leaves, counted)
 
 
-def _cosine(inner: Array, square: Array, target: Array, floor: Array | float) -> Float[Array, ""]:
-    """1 - cos from an inner product and two squared norms; 1 where the target's norm does not exceed the floor."""
+def _cosine(inner: Array, square: Array, target: Array, floor: Array | float) -> Float[Array, "*leaves"]:
+    """1 - cos from inner products and two squared norms each; 1 where the target's norm does not exceed the floor."""
     mine, theirs = trees.safe_sqrt(square), trees.safe_sqrt(target)
     known = (mine > 0) & (theirs > floor)
     # Divided one after the other: the square of a product of two small norms underflows in the derivative.
@@ -94,8 +95,8 @@ def _cosine(inner: Array, square: Array, target: Array, floor: Array | float) ->
 
 def cosine(candidate: Any, target: Target) -> Float[Array, ""]:
     """1 - cos of the angle between the counted entries, one angle over all leaves; 1 where either side is 0."""
-    inner, square = zip(*(_inner_and_square(*pair) for pair in _pairs(candidate, target)), strict=True)
-    return _cosine(_sum(inner), _sum(square), _sum(target.squares), 0.0) + target.penalty
+    inner, square = _inner_and_squares(candidate, target)
+    return _cosine(inner.sum(), square.sum(), target.squares.sum(), 0.0) + target.penalty
 
 
 def mean_leaf_cosine(candidate: Any, target: Target) -> Float[Array, ""]:
@@ -104,10 +105,9 @@ def mean_leaf_cosine(candidate: Any, target: Target) -> Float[Array, ""]:
     A leaf whose whole target lies below the rounding of the gradient counts as 0, hence as 1 - cos = 1: the gradient of an attention key's
     bias is 0 in exact arithmetic, and the direction of its rounding errors says nothing.
     """
-    floor = trees.safe_sqrt(_sum(target.squares))
+    floor = trees.safe_sqrt(target.squares.sum())
     floor = floor * jnp.finfo(floor.dtype).eps
-    each = [_cosine(*_inner_and_square(*pair), theirs, floor) for pair, theirs in zip(_pairs(candidate, target), target.squares, strict=True)]
-    return jnp.mean(jnp.stack(each)) + target.penalty
+    return jnp.mean(_cosine(*_inner_and_squares(candidate, target), target.squares, floor)) + target.penalty
 
 
 def l2_l1(candidate: Any, target: Target, alpha: float) -> Float[Array, ""]:
@@ -115,4 +115,8 @@ def l2_l1(candidate: Any, target: Target, alpha: float) -> Float[Array, ""]:
 
     The difference is taken entry by entry whatever the leaf: where the two are close, squares of each and their product would cancel.
     """
-    return _evidence(target) + _sum([_error(_written(leaf), t, c, alpha) for leaf, t, c in _pairs(candidate, target)])
+    pairs = [(_written(leaf), t, c) for leaf, t, c in _pairs(candidate, target)]
+    vectors, others = [pair for pair in pairs if pair[0].ndim < 2], [pair for pair in pairs if pair[0].ndim > 1]
+    if vectors:
+        others.append(tuple(jnp.concatenate([part.reshape(-1) for part in parts]) for parts in zip(*vectors, strict=True)))  # type: ignore[arg-type]
+    return _evidence(target) + _sum([_error(*pair, alpha) for pair in others])

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from selgrad import trees
 from selgrad.base import Batch, GradientContext, Grads, InputSpec, KeepsStatistics, Key, Model, Observation, Params, TextSpec
@@ -32,13 +33,14 @@ class Target(NamedTuple):
 
     grads: Grads
     counted: Grads
-    squares: tuple[Array, ...]
+    squares: Float[Array, " leaves"]
     penalty: Array | float = 0.0
 
     @classmethod
     def of(cls, grads: Grads, counted: Grads) -> Target:
         """With the squares of what is given."""
-        return cls(grads, counted, tuple(trees.dot(leaf, leaf) for leaf in jax.tree.leaves(grads)))
+        leaves = jax.tree.leaves(grads)
+        return cls(grads, counted, trees.by_leaf(trees.dot, leaves, leaves))
 
 
 def fill(observation: Observation, hidden: Hidden) -> Target:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
+from selgrad import trees
 from selgrad.attacks import outer
 from selgrad.attacks.completion import complete
 from selgrad.attacks.hidden import Hidden, Target, fill, mask_evidence
@@ -169,7 +171,8 @@ def gradient_matching(
     def value_of_inputs(observation: Observation, aims: list[Target], labels: Array | None, point: Array) -> Value:
         function = objective(observation, aims, labels)
         rest = point[math.prod(space(observation).shape) :]
-        return lambda inputs: function(jnp.concatenate([inputs.reshape(-1), rest]))
+        # A search asks for it in several places, and each traces and batches the whole update again unless it is a program of its own.
+        return jax.jit(lambda inputs: function(jnp.concatenate([inputs.reshape(-1), rest])))
 
     def init(key: Key, observation: Observation) -> State:
         inputs_key, labels_key, key = jax.random.split(key, 3)
@@ -249,9 +252,11 @@ def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
         if value < 1:
             raise UsageError(f"{name}={value} must be at least 1")
 
+    mapped = partial(trees.mapped, size=num_restarts)
+
     def start(key: Key, observation: Observation) -> State:
         with jax.default_matmul_precision("highest"):
-            return jax.vmap(kernel.init, (0, None))(jax.random.split(key, num_restarts), observation)
+            return mapped(kernel.init, (0, None))(jax.random.split(key, num_restarts), observation)
 
     def advance(observation: Observation, state: State, steps: Any) -> State:
         aims = kernel.aim(observation)
@@ -260,7 +265,7 @@ def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
             return (carry[0] < steps) & ~carry[1].inner.done.all()
 
         def body(carry: tuple[Array, State]) -> tuple[Array, State]:
-            return carry[0] + 1, jax.vmap(kernel.step, (None, None, 0))(observation, aims, carry[1])
+            return carry[0] + 1, mapped(kernel.step, (None, None, 0))(observation, aims, carry[1])
 
         with jax.default_matmul_precision("highest"):
             result: State = jax.lax.while_loop(unfinished, body, (jnp.zeros((), jnp.int32), state))[1]
@@ -268,7 +273,7 @@ def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
 
     def finish(observation: Observation, state: State) -> Reconstruction:
         with jax.default_matmul_precision("highest"):
-            every = jax.vmap(kernel.decode, (None, 0))(observation, state)
+            every = mapped(kernel.decode, (None, 0))(observation, state)
         best = jnp.argmin(every.objective)
         diverged = ~jnp.isfinite(every.objective[best])
         return Reconstruction(

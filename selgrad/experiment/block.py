@@ -10,6 +10,7 @@ import hashlib
 import math
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -132,12 +133,14 @@ class Block:
             """A phase over seeds and lanes: after the weights come `own` arguments of each lane and `shared` ones."""
             in_axes: tuple[int | None, ...] = (*[0] * own, *[None] * shared)
             inner = jax.vmap(phase, (None, *in_axes))
-            outer = jax.vmap(inner, ((0, None), *in_axes))
+            of_row = lambda params, *rest: inner((params, rest[-1]), *rest[:-1])
+            outer = trees.mapped(of_row, (0, *in_axes, None), num_seeds)
             specs = (everywhere, *[self._lanes_spec] * own, *[everywhere] * shared)
-            return jax.jit(devices.shard(outer, self.mesh, specs, self._lanes_spec), donate_argnums=donated)
+            whole = lambda params, *rest: outer(params[0], *rest, params[1])
+            return jax.jit(devices.shard(whole, self.mesh, specs, self._lanes_spec), donate_argnums=donated)
 
         of_row = jax.vmap(observer.see, (None, None, 0))
-        see = devices.shard(jax.vmap(of_row, (None, 0, 0)), self.mesh, (everywhere, everywhere, self._lanes_spec), self._lanes_spec)
+        see = devices.shard(trees.mapped(of_row, (None, 0, 0), num_seeds), self.mesh, (everywhere, everywhere, self._lanes_spec), self._lanes_spec)
         self._see: Any = jax.jit(see)
         self._start = block(start, 2)
         # A state is given up for the next: large ones, such as the pairs of L-BFGS, are never held twice.
@@ -155,20 +158,23 @@ class Block:
         """
         started = time.perf_counter()
         whole = (tables.weights, self._auxiliary)
-        seen = jax.eval_shape(self._see, self._auxiliary, tables, lanes)
-        self._see = self._see.lower(self._auxiliary, tables, lanes).compile()
-        seen = _placed(seen, self._see.output_shardings)
-        if self.attack.estimate:
-            without = lambda tree, axes: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[axes:], leaf.dtype), tree)
-            row, inputs = without(tables.weights[0], 1), without(lanes.batch.inputs, 2)
-            room = jax.eval_shape(self._setting.model.embed, row, inputs)
-            self._room = jax.ShapeDtypeStruct((*lanes.shape, *room.shape), room.dtype, sharding=self._sharding)
-            seen = seen._replace(estimate=self._room)
-        state = jax.eval_shape(self._start, whole, seen, lanes.key)
-        self._start = self._start.lower(whole, seen, lanes.key).compile()
-        state = _placed(state, self._start.output_shardings)
-        self._advance = self._advance.lower(whole, seen, state, np.int32(1)).compile()
-        self._finish = self._finish.lower(whole, seen, state, lanes.batch).compile()
+        placed = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._sharding), tree)
+        with ThreadPoolExecutor(2) as compiler:
+            # XLA compiles phases while Python traces the next; its own threads leave cores idle at times.
+            ahead = lambda phase, *arguments: compiler.submit(phase.lower(*arguments).compile)
+            seen = placed(jax.eval_shape(self._see, self._auxiliary, tables, lanes))
+            see = ahead(self._see, self._auxiliary, tables, lanes)
+            if self.attack.estimate:
+                without = lambda tree, axes: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[axes:], leaf.dtype), tree)
+                row, inputs = without(tables.weights[0], 1), without(lanes.batch.inputs, 2)
+                room = jax.eval_shape(self._setting.model.embed, row, inputs)
+                self._room = jax.ShapeDtypeStruct((*lanes.shape, *room.shape), room.dtype, sharding=self._sharding)
+                seen = seen._replace(estimate=self._room)
+            state = placed(jax.eval_shape(self._start, whole, seen, lanes.key))
+            start = ahead(self._start, whole, seen, lanes.key)
+            advance = ahead(self._advance, whole, seen, state, np.int32(1))
+            finish = ahead(self._finish, whole, seen, state, lanes.batch)
+            self._see, self._start, self._advance, self._finish = (phase.result() for phase in (see, start, advance, finish))
         self.compile_seconds = time.perf_counter() - started
         analyses = [phase.memory_analysis() for phase in (self._see, self._start, self._advance, self._finish)]
         self.memory_bytes = max((self.mesh.size * _bytes(analysis) for analysis in analyses if analysis is not None), default=0)
@@ -240,10 +246,6 @@ class Block:
     def restore(self, state: Any, arrays: Any, notes: Sequence[str]) -> Any:
         """Kept arrays where the fresh ones lie."""
         return jax.tree.map(lambda kept, fresh: jax.device_put(kept, fresh.sharding), arrays, state)
-
-
-def _placed(shapes: Any, shardings: Any) -> Any:
-    return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, shardings)
 
 
 def _bytes(analysis: Any) -> int:

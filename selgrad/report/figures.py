@@ -186,7 +186,7 @@ def _mosaic(truth: Any, rows: list[list[Any]], names: list[str], titles: list[st
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_axis_off()
     axis.imshow(canvas, interpolation="nearest", aspect="auto")
-    middle = {"ha": "center", "va": "bottom", "fontsize": 8}
+    middle: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 8}
     axis.text(left(0) + width / 2 - 0.5, -0.05 * height, "truth", **middle)
     for j, title in enumerate(titles):
         axis.text(left(j) + width / 2 - 0.5, top(1) - 0.05 * height, title, **middle)
