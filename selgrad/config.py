@@ -247,6 +247,7 @@ class SweepConfig(Section):
     )
     gallery: int = pydantic.Field(4, description="Samples whose reconstructions are kept.")
     block_size: int = pydantic.Field(0, description="Attacks (lanes times restarts) per compiled block; 0 chooses by memory.")
+    model_devices: int = pydantic.Field(1, description="Devices that share the weights and gradients of one model, for one too large for a device.")
     wandb: Annotated[WandbConfig, _plain(lambda given: WandbConfig.read(given, "wandb"))] = pydantic.Field(
         {}, validate_default=True, description="Where Weights & Biases files the run."
     )
@@ -256,6 +257,8 @@ class SweepConfig(Section):
         for key in ("gallery", "block_size"):
             if getattr(self, key) < 0:
                 raise UsageError(f"{key}={getattr(self, key)} must be 0 or more")
+        if self.model_devices < 1:
+            raise UsageError(f"model_devices={self.model_devices} must be 1 or more")
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -276,8 +279,8 @@ class SweepConfig(Section):
 
     @property
     def identity(self) -> str:
-        """A hash of everything that decides the results (not of names, tags and the size of blocks)."""
-        content = {k: v for k, v in self.to_dict().items() if k not in ("name", "wandb", "block_size")}
+        """A hash of everything that decides the results (not of names, tags, the size of blocks and devices)."""
+        content = {k: v for k, v in self.to_dict().items() if k not in ("name", "wandb", "block_size", "model_devices")}
         # What came later and is not used leaves the identity of a sweep as it was.
         if self.rounds.count == 1:
             del content["rounds"]

@@ -1,4 +1,4 @@
-"""Devices: how XLA is set up before JAX starts, one mesh axis over attacks, and how much memory a block may take.
+"""Devices: how XLA is set up before JAX starts, a mesh over attacks and over the parts of a model, and how much memory a block may take.
 
 On a CPU, one XLA device per core with attacks sharded over them runs faster than one device with a thread pool (benchmarks/attack_throughput.py).
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from selgrad.errors import SelgradError
+from selgrad.errors import SelgradError, UsageError
 
 CACHE_BYTES = 2 * 2**30
 """At most so much is kept of compiled programs; what was used least lately goes first."""
@@ -77,20 +77,55 @@ def _keep_compilations() -> None:
         os.environ[name.upper()] = str(value)
 
 
-def mesh(num_lanes: int) -> Any:
-    """A mesh with the one axis `lanes`, over as many devices as there are lanes at most."""
+def mesh(num_lanes: int, model_devices: int = 1) -> Any:
+    """A mesh with the axes `lanes`, over as many groups of devices as there are lanes at most, and `model`, over the devices of a group.
+
+    Args:
+      num_lanes: attacks side by side.
+      model_devices: that share the weights and gradients of one model.
+
+    Raises:
+      UsageError: if there are fewer devices.
+    """
     import jax
     import numpy as np
 
     devices = jax.local_devices()
-    return jax.sharding.Mesh(np.asarray(devices[: max(1, min(len(devices), num_lanes))]), ("lanes",))
+    groups = len(devices) // model_devices
+    if not groups:
+        raise UsageError(f"model_devices={model_devices} and this process has {len(devices)}; give no more than there are")
+    groups = max(1, min(groups, num_lanes))
+    return jax.sharding.Mesh(np.asarray(devices[: groups * model_devices]).reshape(groups, model_devices), ("lanes", "model"))
 
 
 def shard(function: Callable[..., Any], mesh: Any, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """`shard_map` without replication checks: each device runs its own lanes and none waits for another's loop."""
+    """`shard_map` over lanes without replication checks: each group of devices runs its own lanes and none waits for another's loop.
+
+    Within a group XLA divides the work as the arrays are divided (`over_model`).
+    """
     import jax
 
-    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    axes = {"lanes"} if mesh.shape.get("model", 1) > 1 else set(mesh.axis_names)
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=axes, check_vma=False)
+
+
+def over_model(mesh: Any, shape: tuple[int, ...], *leading: str | None) -> Any:
+    """Where an array of a model's size lies: matrices are cut by columns over the devices of a group, vectors are on each of them.
+
+    Sums over leaves fold rows (`trees.total`), which columns leave where they are.
+
+    Args:
+      mesh: as `mesh` gives it.
+      shape: of the array.
+      leading: what the first axes lie over; they are not cut further.
+    """
+    import jax
+
+    places: list[str | None] = [*leading, *[None] * (len(shape) - len(leading))]
+    parts = mesh.shape["model"]
+    if parts > 1 and len(shape) - len(leading) > 1 and shape[-1] % parts == 0:
+        places[-1] = "model"
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*places))
 
 
 @contextlib.contextmanager

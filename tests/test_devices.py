@@ -5,36 +5,82 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+from selgrad.errors import UsageError
+
 CODE = """
 import json, sys
-from selgrad import run_sweep
-records = run_sweep(json.loads(sys.argv[1]), sys.argv[2], quiet=True)
+from selgrad import devices
+from selgrad.config import parse
+from selgrad import read_records
+from selgrad.sweep import Sweep
+config = json.loads(sys.argv[1])
+sweep = Sweep(parse(config), sys.argv[2])
+plan = sweep.plan()
+for block in plan.blocks if sys.argv[3] == "run" else ():
+    sweep.run_block(block, None)
 import jax
-print(json.dumps([jax.local_device_count(), records[["cell_id", "ratio", "objective", "mse", "num_selected"]].to_dict("list")]))
+columns = ["cell_id", "ratio", "objective", "num_selected"]
+records = read_records(sys.argv[2])[columns].to_dict("list") if sys.argv[3] == "run" else {}
+print(json.dumps([jax.local_device_count(), plan.memory_bytes, records]))
 """
 CONFIG = {
     "dataset": {"name": "digits", "count": 3}, "model": {"name": "mlp", "width": 12, "activation": "sigmoid"}, "metric": ["random", "magnitude"],
     "ratio": [0, 0.1, 1], "attack": {"name": "idlg", "num_steps": 15, "memory": 20}, "encryption": None,
 }  # fmt: skip
+LENET = {**CONFIG, "model": {"name": "lenet", "activation": "sigmoid"}, "attack": {"name": "inverting_gradients", "num_steps": 20}}
+TEXT = {
+    "dataset": {"name": "sentences", "count": 8}, "model": {"name": "bert", "size": "tiny"}, "metric": "magnitude", "ratio": 0.1, "known_labels": True,
+    "attack": {"name": "tag", "num_steps": 2}, "encryption": None, "block_size": 8,
+}  # fmt: skip
 
 
-def test_one_device_and_eight_give_the_same_records(tmp_path):
-    found = {}
-    for count in (1, 8):
-        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count} --xla_cpu_multi_thread_eigen=false"}
-        done = subprocess.run([sys.executable, "-c", CODE, json.dumps(CONFIG), str(tmp_path / str(count))], capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-        devices, found[count] = json.loads(done.stdout.splitlines()[-1])
-        assert devices == count
-    assert found[1]["cell_id"] == found[8]["cell_id"] and found[1]["num_selected"] == found[8]["num_selected"]
-    # Lanes per device differ, so matrix products round differently; attacks that converged end at the same image.
-    # At ratio 1 nothing runs and the objective is 0.
-    converged = (np.asarray(found[1]["objective"]) < 1e-9) & (np.asarray(found[1]["ratio"]) < 1)
-    assert converged[np.asarray(found[1]["ratio"]) == 0].all()
-    np.testing.assert_allclose(np.asarray(found[8]["mse"])[converged], np.asarray(found[1]["mse"])[converged], atol=1e-4)
+def run(config, folder, count, what="run"):
+    """Bytes planned for and records, with so many devices; none where it is only planned."""
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count} --xla_cpu_multi_thread_eigen=false"}
+    done = subprocess.run([sys.executable, "-c", CODE, json.dumps(config), str(folder), what], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    devices, memory, records = json.loads(done.stdout.splitlines()[-1])
+    assert devices == count
+    return memory, records
+
+
+@pytest.mark.parametrize(("config", "counts"), [(CONFIG, (1, 2, 8)), (LENET, (1, 8))], ids=["mlp", "lenet"])
+def test_one_device_two_and_eight_give_the_same_records_to_the_last_bit(config, counts, tmp_path):
+    found = [run(config, tmp_path / str(count), count)[1] for count in counts]
+    assert all(records == found[0] for records in found)
+    objective, ratio = np.asarray(found[0]["objective"]), np.asarray(found[0]["ratio"])
+    assert (objective[ratio < 1] > 0).all()
+
+
+def test_a_model_over_several_devices_gives_the_records_of_one(tmp_path):
+    _, alone = run(TEXT, tmp_path / "1", 1)
+    apart, _ = run(TEXT, tmp_path / "apart", 8, "plan")
+    assert (np.asarray(alone["objective"]) > 0).all()
+    memory, shared = run({**TEXT, "model_devices": 4}, tmp_path / "4", 8)
+    assert shared["cell_id"] == alone["cell_id"] and shared["num_selected"] == alone["num_selected"]
+    np.testing.assert_allclose(shared["objective"], alone["objective"], rtol=1e-5)
+    # Eight devices with a lane each hold the weights eight times, and here two groups of four do.
+    assert memory < apart / 1.4
+
+
+def test_more_devices_for_a_model_than_there_are_say_so():
+    from selgrad import devices
+
+    with pytest.raises(UsageError, match="model_devices=1000 and this process has"):
+        devices.mesh(4, 1000)
+
+
+def test_matrices_are_cut_by_columns_where_these_divide_evenly():
+    from selgrad import devices
+
+    mesh = jax.sharding.AbstractMesh((2, 4), ("lanes", "model"))
+    place = lambda shape, *leading: tuple(devices.over_model(mesh, shape, *leading).spec)
+    assert place((7, 6, 16, 12), None, "lanes") == (None, "lanes", None, "model") and place((16, 12)) == (None, "model")
+    assert place((16, 5)) == (None, None) and place((8,)) == (None,) and place((7, 8), None) == (None, None)
 
 
 @pytest.mark.parametrize("given", ["", "--xla_force_host_platform_device_count=3"])

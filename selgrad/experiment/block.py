@@ -107,15 +107,17 @@ class Block:
       attack: what runs.
       auxiliary: what the attacker brings, a pytree of arrays.
       observer: what it holds of each lane.
-      num_seeds, num_lanes: sizes of the two axes; lanes are padded to the devices.
+      num_seeds, num_lanes: sizes of the two axes; lanes are padded to the groups of devices.
+      model_devices: of a group, which share the weights, the gradients and the masks of its lanes.
     """
 
-    def __init__(self, setting: Setting, attack: Attack, auxiliary: Any, observer: Observer, *, num_seeds: int, num_lanes: int) -> None:
+    def __init__(self, setting: Setting, attack: Attack, auxiliary: Any, observer: Observer, *, num_seeds: int, num_lanes: int, model_devices: int = 1) -> None:
         self.attack, self._auxiliary, self._setting, self._observer = attack, auxiliary, setting, observer
         self.num_steps = attack.num_steps
         self.num_seeds = num_seeds
-        self.mesh = devices.mesh(num_lanes)
-        self.num_lanes = -(-num_lanes // self.mesh.size) * self.mesh.size
+        self.mesh = devices.mesh(num_lanes, model_devices)
+        groups = self.mesh.shape["lanes"]
+        self.num_lanes = -(-num_lanes // groups) * groups
         modality = setting.modality
 
         def start(params: tuple[Weights, Any], seen: Seen, key: Array) -> Any:
@@ -137,11 +139,11 @@ class Block:
             outer = trees.mapped(of_row, (0, *in_axes, None), num_seeds)
             specs = (everywhere, *[self._lanes_spec] * own, *[everywhere] * shared)
             whole = lambda params, *rest: outer(params[0], *rest, params[1])
-            return jax.jit(devices.shard(whole, self.mesh, specs, self._lanes_spec), donate_argnums=donated)
+            return jax.jit(devices.shard(whole, self.mesh, specs, self._lanes_spec), donate_argnums=donated, out_shardings=self._sharding)
 
         of_row = jax.vmap(observer.see, (None, None, 0))
         see = devices.shard(trees.mapped(of_row, (None, 0, 0), num_seeds), self.mesh, (everywhere, everywhere, self._lanes_spec), self._lanes_spec)
-        self._see: Any = jax.jit(see)
+        self._see: Any = see
         self._start = block(start, 2)
         # A state is given up for the next: large ones, such as the pairs of L-BFGS, are never held twice.
         self._advance = block(advance, 2, 1, donated=(2,))
@@ -157,20 +159,21 @@ class Block:
           tables, lanes: arrays, or their shapes: nothing is run.
         """
         started = time.perf_counter()
-        whole = (tables.weights, self._auxiliary)
-        placed = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._sharding), tree)
+        tables, auxiliary = _shapes((tables, self._auxiliary), self._tables_at(tables))
+        lanes, whole = _shapes(lanes, self._sharding), (tables.weights, auxiliary)
         with ThreadPoolExecutor(2) as compiler:
             # XLA compiles phases while Python traces the next; its own threads leave cores idle at times.
             ahead = lambda phase, *arguments: compiler.submit(phase.lower(*arguments).compile)
-            seen = placed(jax.eval_shape(self._see, self._auxiliary, tables, lanes))
-            see = ahead(self._see, self._auxiliary, tables, lanes)
+            seen = jax.eval_shape(self._see, auxiliary, tables, lanes)
+            seen = _shapes(seen, self._seen_at(seen))
+            see = ahead(jax.jit(self._see, out_shardings=self._seen_at(seen)), auxiliary, tables, lanes)
             if self.attack.estimate:
                 without = lambda tree, axes: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[axes:], leaf.dtype), tree)
                 row, inputs = without(tables.weights[0], 1), without(lanes.batch.inputs, 2)
                 room = jax.eval_shape(self._setting.model.embed, row, inputs)
                 self._room = jax.ShapeDtypeStruct((*lanes.shape, *room.shape), room.dtype, sharding=self._sharding)
                 seen = seen._replace(estimate=self._room)
-            state = placed(jax.eval_shape(self._start, whole, seen, lanes.key))
+            state = _shapes(jax.eval_shape(self._start, whole, seen, lanes.key), self._sharding)
             start = ahead(self._start, whole, seen, lanes.key)
             advance = ahead(self._advance, whole, seen, state, np.int32(1))
             finish = ahead(self._finish, whole, seen, state, lanes.batch)
@@ -178,11 +181,23 @@ class Block:
         self.compile_seconds = time.perf_counter() - started
         analyses = [phase.memory_analysis() for phase in (self._see, self._start, self._advance, self._finish)]
         self.memory_bytes = max((self.mesh.size * _bytes(analysis) for analysis in analyses if analysis is not None), default=0)
-        self.shared_bytes = self.mesh.size * sum(leaf.dtype.itemsize * math.prod(leaf.shape) for leaf in jax.tree.leaves((tables, self._auxiliary)))
+        on_a_device = (leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves((tables, auxiliary)))
+        self.shared_bytes = self.mesh.size * sum(on_a_device)
 
     @property
     def _sharding(self) -> NamedSharding:
         return NamedSharding(self.mesh, self._lanes_spec)
+
+    def _tables_at(self, tables: Tables) -> tuple[Tables, Any]:
+        """Where tables and what the attacker brings lie: on every group of devices, cut within it."""
+        cut = lambda tree, *leading: jax.tree.map(lambda leaf: devices.over_model(self.mesh, leaf.shape, *leading), tree)
+        updates, noise = cut((tables.updates, tables.noise), None, None)
+        return Tables(cut(tables.weights, None), updates, noise), cut(self._auxiliary)
+
+    def _seen_at(self, seen: Seen) -> Seen:
+        """Where what is seen lies: each lane with its group, what is of a gradient's size cut within it."""
+        cut = lambda tree: jax.tree.map(lambda leaf: devices.over_model(self.mesh, leaf.shape, None, "lanes"), tree)
+        return jax.tree.map(lambda _: self._sharding, seen)._replace(sent=cut(seen.sent), noise=cut(seen.noise))
 
     def observe(self, tables: Tables, lanes: Lanes, remember: Remember | None = forget, on_event: OnEvent = lambda _: None) -> tuple[Held, Reports]:
         """What the attackers of a block hold, made once, with what an attack learns or fills in on the host; and what it says of that, by lane.
@@ -192,7 +207,7 @@ class Block:
           remember: keeps what is learned; None learns nothing, which is enough to time a step.
           on_event: called with a line before each mask.
         """
-        tables, auxiliary = jax.device_put((tables, self._auxiliary), NamedSharding(self.mesh, PartitionSpec()))
+        tables, auxiliary = jax.device_put((tables, self._auxiliary), self._tables_at(tables))
         lanes = jax.device_put(lanes, self._sharding)
         seen = self._see(auxiliary, tables, lanes)
         reports: Reports = {}
@@ -225,7 +240,8 @@ class Block:
             prepared, reports[i, j] = self.attack.prepare(self._observer.observation((of_row, self._auxiliary), jax.tree.map(jnp.asarray, one)), remember)
             rows.append(Seen.of(prepared))
         stack = lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]).reshape(self.num_seeds, self.num_lanes, *leaves[0].shape)
-        return jax.device_put(jax.tree.map(stack, *rows), self._sharding), reports
+        found: Seen = jax.tree.map(stack, *rows)
+        return jax.device_put(found, self._seen_at(found)), reports
 
     def start(self, held: Held) -> Any:
         """The state of every lane before its first step."""
@@ -246,6 +262,13 @@ class Block:
     def restore(self, state: Any, arrays: Any, notes: Sequence[str]) -> Any:
         """Kept arrays where the fresh ones lie."""
         return jax.tree.map(lambda kept, fresh: jax.device_put(kept, fresh.sharding), arrays, state)
+
+
+def _shapes(tree: Any, shardings: Any) -> Any:
+    """Arrays, or their shapes, as shapes that lie somewhere; one sharding is that of all leaves."""
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _, every=shardings: every, tree)
+    return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree, shardings)
 
 
 def _bytes(analysis: Any) -> int:

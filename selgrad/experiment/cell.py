@@ -46,7 +46,9 @@ def bind(attack: Spec, input_spec: InputSpec | TextSpec) -> tuple[Attack, Any]:
     return built.bind(model), params
 
 
-def make_engine(setting: Setting, attack: Spec, *, threat: Threat, num_seeds: int, num_lanes: int, chosen_by: tuple[Spec, Spec]) -> Engine:
+def make_engine(
+    setting: Setting, attack: Spec, *, threat: Threat, num_seeds: int, num_lanes: int, chosen_by: tuple[Spec, Spec], model_devices: int = 1
+) -> Engine:
     """A compiled block, or one on the host where the attack cannot be traced.
 
     Args:
@@ -55,11 +57,13 @@ def make_engine(setting: Setting, attack: Spec, *, threat: Threat, num_seeds: in
       threat: what the attacker is told.
       num_seeds, num_lanes: sizes of the two axes.
       chosen_by: metric and selector of the lanes; of one that stands for all, where the attack does not read masks as evidence.
+      model_devices: that share the weights and gradients of one model; attacks on the host have one.
     """
     built, auxiliary = bind(attack, setting.input_spec)
     observer = Observer(setting, threat, evidence_for(built, setting, *chosen_by))
-    kind: type[Block] | type[HostBlock] = Block if built.traceable else HostBlock
-    return kind(setting, built, auxiliary, observer, num_seeds=num_seeds, num_lanes=num_lanes)
+    if not built.traceable:
+        return HostBlock(setting, built, auxiliary, observer, num_seeds=num_seeds, num_lanes=num_lanes)
+    return Block(setting, built, auxiliary, observer, num_seeds=num_seeds, num_lanes=num_lanes, model_devices=model_devices)
 
 
 class LaneRuns(NamedTuple):

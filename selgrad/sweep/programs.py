@@ -49,7 +49,9 @@ class Programs:
         engine = self._held.pop(key, None)
         if engine is None:
             threat = Threat(self._config.known_labels, self._config.known_padding)
-            engine = make_engine(setting, plan.attack, threat=threat, num_seeds=num_seeds, num_lanes=width, chosen_by=chosen_by)
+            engine = make_engine(
+                setting, plan.attack, threat=threat, num_seeds=num_seeds, num_lanes=width, chosen_by=chosen_by, model_devices=self._config.model_devices
+            )  # fmt: skip
             engine.compile(*shapes(setting, num_seeds, engine.num_lanes, most_updates(self._config, setting.num_samples, engine.num_lanes)))
             self.compile_seconds.append(engine.compile_seconds)
         # The one that was used last stands last.
