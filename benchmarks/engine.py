@@ -36,7 +36,8 @@ from selgrad.attacks.hidden import Target
 from selgrad.attacks.outer import Outer
 from selgrad.base import Batch, InputSpec, TextSpec
 from selgrad.gradients import UPDATES, observe
-from selgrad.models import MODELS, _transformer, bert
+from selgrad.models import MODELS, _transformer
+from selgrad.models.bert import _Embeddings
 
 IMAGES, TEXT = InputSpec((32, 32, 3), 10), TextSpec((16,), 2, 2000, 0, 101, 102, (0, 101, 102))
 LONG = {"num_steps": 10**6}
@@ -93,6 +94,7 @@ def program(name, lanes):
         "compile_seconds": seconds,
         "passes": counted["bytes accessed"] / per_device / 4 / entries,
         "megabytes_per_step_and_lane": counted["bytes accessed"] / per_device / 1e6,
+        "argument_megabytes_per_lane": analysis.argument_size_in_bytes / per_device / 1e6,
         "temporary_megabytes_per_lane": analysis.temp_size_in_bytes / per_device / 1e6,
     }
     return (lambda steps: jax.block_until_ready(compiled(*data, state, jnp.int32(steps)))), told, counted
@@ -114,7 +116,7 @@ def seconds_per_step(run, steps, repeats):
 def scanned(self, params, embedded, valid=None):
     """The logits of BERT with its layers in one loop, over weights stacked by layer."""
     of, config = (lambda module, name, *x: module.apply({"params": params[name]}, *x)), self.config
-    x, _ = of(bert._Embeddings(config), "embeddings", embedded)
+    x, _ = of(_Embeddings(config), "embeddings", embedded)
     allowed = _transformer.allowed_positions(embedded, valid, causal=False)
     layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[f"layer_{i}"] for i in range(config.num_layers)))
     layer = _transformer.Layer(config, 0, pre_norm=False)
