@@ -419,7 +419,7 @@ SMALL = {"dataset": {"name": "digits", "count": 4}, "model": "lenet", "metric": 
 
 
 def test_a_block_that_does_not_fit_tells_which_one_does_and_nothing_is_computed_to_find_out(tmp_path, monkeypatch):
-    config = parse({**SMALL, "attack": {"name": "idlg", "num_steps": 1}})
+    config = parse({**SMALL, "attack": {"name": "idlg", "num_steps": 1}, "block_size": 32})
     whole = Sweep(config, tmp_path / "whole").plan()
     size = json.loads((tmp_path / "whole" / "plan.json").read_text())["block_sizes"]["0:idlg(num_steps=1)"]
     assert (size, whole.num_programs) == (32, 1)
