@@ -28,8 +28,8 @@ records = read_records(sys.argv[2])[columns].to_dict("list") if sys.argv[3] == "
 print(json.dumps([jax.local_device_count(), plan.memory_bytes, records]))
 """
 CONFIG = {
-    "dataset": {"name": "digits", "count": 3}, "model": {"name": "mlp", "width": 12, "activation": "sigmoid"}, "metric": ["random", "magnitude"],
-    "ratio": [0, 0.1, 1], "attack": {"name": "idlg", "num_steps": 15, "memory": 20}, "encryption": None,
+    "dataset": {"name": "digits", "count": 8}, "model": {"name": "mlp", "width": 12, "activation": "sigmoid"}, "metric": ["random", "magnitude"],
+    "ratio": [0, 0.1, 0.5, 1], "attack": {"name": "idlg", "num_steps": 15, "memory": 20}, "encryption": None,
 }  # fmt: skip
 LENET = {**CONFIG, "model": {"name": "lenet", "activation": "sigmoid"}, "attack": {"name": "inverting_gradients", "num_steps": 20}}
 TEXT = {
@@ -50,6 +50,7 @@ def run(config, folder, count, what="run"):
 
 @pytest.mark.parametrize(("config", "counts"), [(CONFIG, (1, 2, 8)), (LENET, (1, 8))], ids=["mlp", "lenet"])
 def test_one_device_two_and_eight_give_the_same_records_to_the_last_bit(config, counts, tmp_path):
+    # 64 lanes: every device works on eight at a time, however many devices there are, so its program is the same.
     found = [run(config, tmp_path / str(count), count)[1] for count in counts]
     assert all(records == found[0] for records in found)
     objective, ratio = np.asarray(found[0]["objective"]), np.asarray(found[0]["ratio"])
