@@ -166,7 +166,7 @@ def attacks(names, repeats):
         lanes_tried, steps = CASES[name][4:]
         for lanes in lanes_tried:
             kinds = ["as it is"]
-            if lanes == 8 or len(lanes_tried) == 1:
+            if lanes == 8:
                 kinds += VARIANTS.get(name, ("written_out",))
             programs = {}
             for kind in kinds:

@@ -73,7 +73,7 @@ def worker():
         Choices = Setting
     from selgrad.experiment import Setting
 
-    seconds, calls, stack = collections.defaultdict(float), collections.Counter(), []
+    seconds, stack = collections.defaultdict(float), []
 
     def timed(place, attribute, phase, wait=False):
         function = getattr(place, attribute, None)
@@ -90,7 +90,6 @@ def worker():
             finally:
                 spent = time.perf_counter() - started
                 seconds[phase] += spent - stack.pop()
-                calls[phase] += 1
                 if stack:
                     stack[-1] += spent
 

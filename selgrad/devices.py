@@ -105,7 +105,7 @@ def shard(function: Callable[..., Any], mesh: Any, in_specs: Any, out_specs: Any
     """
     import jax
 
-    axes = {"lanes"} if mesh.shape.get("model", 1) > 1 else set(mesh.axis_names)
+    axes = {"lanes"} if mesh.shape["model"] > 1 else set(mesh.axis_names)
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=axes, check_vma=False)
 
 

@@ -23,8 +23,12 @@ from selgrad.registry import Spec
 def fold(key: Key, *names: str | int) -> Key:
     """A key for a named purpose, the same in every process and for every size of sweep."""
     for name in names:
-        key = jax.random.fold_in(key, name if isinstance(name, int) else zlib.crc32(name.encode()))
+        key = jax.random.fold_in(key, _code(name))
     return key
+
+
+def _code(name: str | int) -> int:
+    return name if isinstance(name, int) else zlib.crc32(name.encode())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +166,7 @@ def widen(leaf: Any) -> Any:
 def seed_key(seed: int, *names: str | int) -> Key:
     """The key of a seed for a named purpose, as `fold` gives it; at most four names."""
     codes = np.zeros(4, np.uint32)
-    codes[: len(names)] = [name if isinstance(name, int) else zlib.crc32(name.encode()) for name in names]
+    codes[: len(names)] = [_code(name) for name in names]
     return _seed_key(np.int32(seed), codes, np.int32(len(names)))
 
 
