@@ -2,7 +2,7 @@
 
 Command: uv run python benchmarks/faults.py [--rounds N]   (a quarter of an hour on 2 cores; Linux; extras `ray` and `submitit`)
 Setting: 96 cells in 32 blocks (digits, an MLP, two attacks). A fault is injected each time that a few further record files are there, by SIGKILL, or by the removal of
-  a node from a Ray cluster of two; after the driver is killed the same command goes on. Then the records are compared with those of one process that nothing
+  a node from a Ray cluster of two, once of the node through which the driver had joined; after the driver is killed the same command goes on. Then the records are compared with those of one process that nothing
   disturbed: by cell, all columns to the last bit but times and the run's name.
 Expected: no cell lost, none twice, none different.
 Leaves: benchmarks/results/faults.json.
@@ -144,8 +144,9 @@ def main() -> None:
                     return next(line for line in nodes.stdout if line.startswith("cluster")).split()[1]
 
                 do("add")
-                run = Run(at, f"ray:address={do('add')},workers=2,retries=9")
-                injected = dict.fromkeys(("worker", "node", "driver"), 0)
+                do("add")
+                run = Run(at, f"ray:address={do('attach')},workers=2,retries=9")
+                injected = dict.fromkeys(("worker", "node", "the driver's node", "driver"), 0)
                 for step in range(2):
                     if run.until(2 + 9 * step):
                         found = run.children("ray::Worker")
@@ -154,7 +155,12 @@ def main() -> None:
                         do("remove")
                         do("add")
                         injected["node"] += 1
-                    if run.until(8 + 9 * step):
+                    if run.until(7 + 9 * step):
+                        do("detach")
+                        do("add")
+                        injected["the driver's node"] += 1
+                    if run.until(10 + 9 * step):
+                        do("attach")
                         run.process.kill()
                         run.process.communicate()
                         injected["driver"] += 1

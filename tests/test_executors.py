@@ -3,12 +3,14 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -22,6 +24,7 @@ from selgrad.errors import SelgradError, UsageError
 from selgrad.report.tables import read_records
 from selgrad.sweep import Sweep, work
 from selgrad.sweep.executors.protocol import Queue
+from selgrad.sweep.executors.ray_actors import RayActors
 from selgrad.sweep.remote import Mirror
 from selgrad.sweep.work import Ended
 
@@ -53,13 +56,17 @@ def plain(tmp_path_factory):
     return run_sweep(CONFIG, tmp_path_factory.mktemp("plain") / "out", quiet=True)
 
 
+@contextlib.contextmanager
 def driver(out, engine, tmp_path):
-    """The command line in a process of its own."""
+    """The command line in a process of its own, which does not outlive the block."""
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(CONFIG, sort_keys=False))
     command = [sys.executable, "-m", "selgrad", "sweep", str(config), "--out", str(out), "--engine", engine]
-    with open(tmp_path / "driver.log", "a") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log)
+    with open(tmp_path / "driver.log", "a") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def until(out, count, process):
@@ -212,11 +219,11 @@ def test_a_mirror_sends_what_changed_and_removes_what_went(tmp_path):
 def test_jobs_of_submitit_that_are_killed_go_on(plain, tmp_path):
     pytest.importorskip("submitit")
     out = tmp_path / "out"
-    process = driver(out, "submitit:cluster=local,workers=2", tmp_path)
-    until(out, 1, process)
-    jobs = [child for child in psutil.Process(process.pid).children(recursive=True) if "submitit" in " ".join(child.cmdline())]
-    os.kill(jobs[-1].pid, signal.SIGKILL)
-    assert process.wait(timeout=600) == 0, (tmp_path / "driver.log").read_text()
+    with driver(out, "submitit:cluster=local,workers=2", tmp_path) as process:
+        until(out, 1, process)
+        jobs = [child for child in psutil.Process(process.pid).children(recursive=True) if "submitit" in " ".join(child.cmdline())]
+        os.kill(jobs[-1].pid, signal.SIGKILL)
+        assert process.wait(timeout=600) == 0, (tmp_path / "driver.log").read_text()
     same(read_records(out), plain)
 
 
@@ -225,7 +232,7 @@ NODES = Path(__file__).parents[1] / "benchmarks" / "ray_nodes.py"
 
 @contextlib.contextmanager
 def ray_cluster():
-    """Nodes in a process of their own: a function that adds one or takes one away, and returns the address."""
+    """Nodes in a process of their own: a function that passes a line to it and returns the address."""
     with subprocess.Popen([sys.executable, NODES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
 
         def do(what):
@@ -237,24 +244,110 @@ def ray_cluster():
         process.stdin.close()
 
 
+class FakeRay:
+    """A cluster in this process, as the executor sees it: what is asked for happens when it is waited for, and the driver's node dies as a script says."""
+
+    class exceptions:
+        class RayError(Exception):
+            pass
+
+        class RayTaskError(RayError):
+            pass
+
+    def __init__(self, lifetimes):
+        self.lifetimes, self.waits, self.connections, self.node = iter(lifetimes), 0, 0, None
+
+    def is_initialized(self):
+        return False
+
+    def init(self, **_):
+        self.connections += 1
+        self.node, self.waits = f"node{self.connections:04d}", next(self.lifetimes)
+
+    def shutdown(self):
+        self.node = None
+
+    def nodes(self):
+        return [{"NodeID": self.node, "Alive": self.waits > 0, "Resources": {"CPU": 1}}]
+
+    def get_runtime_context(self):
+        return SimpleNamespace(get_node_id=lambda: self.node)
+
+    def remote(self, kind):
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *arguments: Handle(kind(*arguments))))
+
+    def wait(self, refs, timeout):
+        self.waits -= 1
+        return (refs[:1], refs[1:]) if self.waits > 0 else ([], refs)
+
+    def get(self, ref):
+        return ref()
+
+    def kill(self, _):
+        pass
+
+
+class Handle:
+    """Of an actor: each method's `remote` gives what is called when its result is asked for."""
+
+    def __init__(self, actor):
+        for name in ("ready", "attempt", "run_block"):
+            setattr(self, name, SimpleNamespace(remote=functools.partial(functools.partial, getattr(actor, name))))
+
+
+@pytest.fixture
+def fake_ray(monkeypatch):
+    def build(lifetimes, address="10.0.0.1:6379", retries=3):
+        fake = FakeRay(lifetimes)
+        monkeypatch.setitem(sys.modules, "ray", fake)
+        monkeypatch.setattr(sys.modules[RayActors.__module__], "_require_answer", lambda _: None)
+        monkeypatch.chdir(os.getcwd())
+        monkeypatch.setenv("SELGRAD_MEMORY_SHARE", "1")
+        return fake, RayActors(address, 2, 1.0, 0.0, retries)
+
+    return build
+
+
+def test_a_driver_whose_own_node_dies_goes_on_through_another(plain, tmp_path, fake_ray):
+    # The first node dies while the sweep is planned, the next two while blocks run.
+    fake, executor = fake_ray([1, 6, 9, 10**6])
+    sweep = Sweep(parse(CONFIG), tmp_path)
+    said = []
+    plan = executor.plan(sweep, said.append)
+    executor.run(sweep, plan, None, lambda *_: None, lambda _, line: said.append(line))
+    assert fake.connections == 4 and sum("going on through node" in line for line in said) == 2
+    same(read_records(tmp_path), plain)
+
+
+@pytest.mark.parametrize(("lifetimes", "address"), [([1] * 5, "10.0.0.1:6379"), ([1], None)])
+def test_a_driver_without_a_node_says_so_and_ends(tmp_path, fake_ray, lifetimes, address):
+    """After as many losses as a block may have; at once where the cluster was its own."""
+    fake, executor = fake_ray(lifetimes, address)
+    with pytest.raises(SelgradError, match=r"node node000\d, through which this process was in the Ray cluster, ended; the same command goes on"):
+        executor.plan(Sweep(parse(CONFIG), tmp_path), lambda _: None)
+    assert fake.connections == (4 if address else 1)
+
+
 @pytest.mark.once
 @pytest.mark.timeout(1200)
-def test_a_ray_cluster_that_loses_a_worker_a_node_and_its_driver(plain, tmp_path):
+def test_a_ray_cluster_that_loses_a_worker_a_node_that_of_the_driver_and_the_driver(plain, tmp_path):
     pytest.importorskip("ray")
     out = tmp_path / "out"
     with ray_cluster() as cluster:
         cluster("add")
-        engine = f"ray:address={cluster('add')},workers=2"
-        process = driver(out, engine, tmp_path)
-        until(out, 1, process)
-        os.kill(next(one.pid for one in psutil.process_iter() if one.name().startswith("ray::Worker")), signal.SIGKILL)
-        until(out, 3, process)
-        cluster("remove")
-        until(out, 5, process)
-        process.kill()
-        process.wait()
+        cluster("add")
+        engine = f"ray:address={cluster('attach')},workers=2"
+        with driver(out, engine, tmp_path) as process:
+            until(out, 1, process)
+            os.kill(next(one.pid for one in psutil.process_iter() if one.name().startswith("ray::Worker")), signal.SIGKILL)
+            until(out, 3, process)
+            cluster("remove")
+            until(out, 5, process)
+            cluster("add")
+            cluster("detach")
+            until(out, 7, process)
         assert not (out / "equivalence.parquet").exists(), "the driver ended before the sweep did"
         cluster("add")
-        again = driver(out, engine, tmp_path)
-        assert again.wait(timeout=600) == 0, (tmp_path / "driver.log").read_text()
+        with driver(out, engine, tmp_path) as again:
+            assert again.wait(timeout=600) == 0, (tmp_path / "driver.log").read_text()
     same(read_records(out), plain)

@@ -23,6 +23,14 @@ from selgrad.sweep.run import OnEvent, OnProgress, Sweep
 from selgrad.sweep.work import Ended, Place
 
 
+PATIENCE = 5.0
+"""Seconds without news after which the driver asks whether its own node is alive."""
+
+
+class NodeLostError(SelgradError):
+    """The node through which the driver is in the cluster ended."""
+
+
 class Worker:
     """What an actor is."""
 
@@ -60,16 +68,9 @@ class RayActors:
             raise UsageError("--engine ray needs Ray; install selgrad with the extra `ray`: uv sync --extra ray") from None
         # Nothing is sent anywhere.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        self._mine = not self._ray.is_initialized()
+        self._mine, self._address = not self._ray.is_initialized(), address
         if self._mine:
-            _require_answer(address)
-            try:
-                with warnings.catch_warnings():
-                    # That workers without a GPU see none is as it should be, and Ray says that it may change.
-                    warnings.simplefilter("ignore", FutureWarning)
-                    self._ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False if address is None else None)
-            except (ConnectionError, ValueError) as error:
-                raise SelgradError(f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}") from None
+            self._connect()
         alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         on_gpus = sum(int(node.get("GPU", 0) // gpus) for node in alive) if gpus else 0
         self._options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
@@ -77,31 +78,63 @@ class RayActors:
         # Those on one machine share its memory; each has a GPU's to itself.
         self._share = 1.0 if gpus else 1 / math.ceil(self._workers / max(1, len(alive)))
 
+    def _connect(self) -> None:
+        _require_answer(self._address)
+        mine = {"include_dashboard": False} if self._address is None else {}
+        try:
+            with warnings.catch_warnings():
+                # That workers without a GPU see none is as it should be, and Ray says that it may change.
+                warnings.simplefilter("ignore", FutureWarning)
+                self._ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR, **mine)
+        except (ConnectionError, ValueError) as error:
+            raise SelgradError(f"no Ray cluster answers at {self._address!r}: {str(error).splitlines()[0]}") from None
+
+    def _node(self) -> str:
+        return str(self._ray.get_runtime_context().get_node_id())
+
+    def _require_node(self) -> None:
+        """Raises NodeLostError once the node is dead through which this process is in the cluster.
+
+        Ray ends the job of such a process, but the process is not told: whatever it asks for is put off without end.
+        """
+        if not any(node["NodeID"] == self._node() and node["Alive"] for node in self._ray.nodes()):
+            raise NodeLostError(f"node {self._node()[:8]}, through which this process was in the Ray cluster, ended")
+
+    def _reconnect(self, error: NodeLostError, losses: int) -> None:
+        if not self._mine or self._address is None or losses > self._retries:
+            raise SelgradError(f"{error}; the same command goes on where this one ended") from None
+        self._ray.shutdown()
+        self._connect()
+
     def _start(self, sweep: Sweep) -> Any:
         return self._ray.remote(Worker).options(**self._options).remote(Place.here(sweep.place, self._share))
 
     def _alone(self, sweep: Sweep, what: str) -> Any:
         """Has one actor do something, and another where that one is lost."""
-        for attempt in range(self._retries + 1):
+        for attempt in range(1, self._retries + 2):
             actor = self._start(sweep)
             try:
-                found = self._ray.get(actor.attempt.remote(what))
+                ref = actor.attempt.remote(what)
+                while not self._ray.wait([ref], timeout=PATIENCE)[0]:
+                    self._require_node()
+                found = self._ray.get(ref)
+                self._ray.kill(actor)
                 if isinstance(found, Ended):
                     raise SelgradError(found.message)
                 return found
+            except NodeLostError as error:
+                self._reconnect(error, attempt)
             except self._ray.exceptions.RayTaskError:
                 raise
             except self._ray.exceptions.RayError as error:
-                if attempt == self._retries:
-                    raise SelgradError(f"the worker was lost {self._retries + 1} times, at last because {_reason(error)}") from None
-            finally:
-                self._ray.kill(actor)
+                if attempt > self._retries:
+                    raise SelgradError(f"the worker was lost {attempt} times, at last because {_reason(error)}") from None
         raise AssertionError
 
     def plan(self, sweep: Sweep, on_event: OnEvent) -> Plan:
         """Plans on an actor, unless all is planned and done."""
         sweep.publish_config()
-        on_event(f"on a Ray cluster with {self._workers} workers")
+        on_event(f"on a Ray cluster with {self._workers} workers, through node {self._node()[:8]}")
         made = self._alone(sweep, "plan")
         sweep.folder.reload()
         assert isinstance(made, Plan)
@@ -110,6 +143,20 @@ class RayActors:
     def run(self, sweep: Sweep, plan: Plan, costs: Costs | None, on_block: OnBlock, on_progress: OnProgress) -> None:
         """Runs every block that has no record file; an actor has one block at a time, so that the loss of one loses no more."""
         queue = Queue(sweep, plan.blocks, self._retries, on_block, on_progress)
+        losses = 0
+        while len(queue):
+            try:
+                self._run(sweep, queue)
+            except NodeLostError as error:
+                losses += 1
+                self._reconnect(error, losses)
+                on_progress(0.0, f"{error}; going on through node {self._node()[:8]}")
+        if not (sweep.out / "equivalence.parquet").exists():
+            self._alone(sweep, "compare")
+        sweep.folder.fetch()
+
+    def _run(self, sweep: Sweep, queue: Queue) -> None:
+        """Runs the blocks of a queue; raises NodeLostError, with every block that has not ended in the queue again."""
         actors: list[Any] = []
         pending: dict[Any, tuple[Any, BlockPlan | None]] = {}
         idle: list[Any] = []
@@ -130,7 +177,10 @@ class RayActors:
                     assert block is not None
                     last[actor] = sweep.program(block)
                     pending[actor.run_block.remote(block.identity)] = (actor, block)
-                for ref in self._ray.wait(list(pending), timeout=1.0)[0]:
+                ended = self._ray.wait(list(pending), timeout=PATIENCE)[0]
+                if not ended:
+                    self._require_node()
+                for ref in ended:
                     actor, block = pending.pop(ref)
                     try:
                         found = self._ray.get(ref)
@@ -146,12 +196,14 @@ class RayActors:
                     if block is not None:
                         queue.ended(block, found)
                     idle.append(actor)
+        except NodeLostError:
+            for _, block in pending.values():
+                if block is not None:
+                    queue.lost(block, "the node of this process ended")
+            raise
         finally:
             for actor in actors:
                 self._ray.kill(actor)
-        if not (sweep.out / "equivalence.parquet").exists():
-            self._alone(sweep, "compare")
-        sweep.folder.fetch()
 
     def close(self) -> None:
         """Leaves the cluster, unless whoever called was in it before."""
