@@ -28,28 +28,42 @@ devices.configure()
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from selgrad import trees
 from selgrad.attacks import ATTACKS
-from selgrad.attacks.distances import cosine
+from selgrad.attacks.distances import cosine, mean_leaf_cosine
 from selgrad.attacks.hidden import Target
+from selgrad.attacks.kernel import gradient_matching, iterate
+from selgrad.attacks.minimisers import first_order
 from selgrad.attacks.outer import Outer
+from selgrad.attacks.spaces import embeddings
 from selgrad.base import Batch, InputSpec, TextSpec
 from selgrad.gradients import UPDATES, observe
 from selgrad.models import MODELS, _transformer
 from selgrad.models.bert import _Embeddings
 
 IMAGES, TEXT = InputSpec((32, 32, 3), 10), TextSpec((16,), 2, 2000, 0, 101, 102, (0, 101, 102))
-LONG = {"num_steps": 10**6}
+LONG, LANES = {"num_steps": 10**6}, (1, 8, 16, 64, 256)
+
+
+def lamps_cosine():
+    """The optimisation of LAMP without its search: the mean cosine over leaves, by Adam."""
+    step = gradient_matching(distance=mean_leaf_cosine, minimiser=lambda _: first_order(optax.adam(0.01)), hidden="ignore", space=embeddings())
+    return iterate(step, num_steps=10**6, num_restarts=1)
+
+
 # model, attack, lanes, steps that are timed
 CASES = {
-    "lenet inverting_gradients": ("lenet", {}, "inverting_gradients", LONG, (1, 8, 32, 256), 200),
-    "lenet dlg": ("lenet", {}, "dlg", LONG, (1, 8, 32, 256), 5),
-    "mlp inverting_gradients": ("mlp", {}, "inverting_gradients", LONG, (1, 8, 32), 50),
-    "cnn inverting_gradients": ("cnn", {}, "inverting_gradients", LONG, (1, 8, 32), 10),
+    "lenet inverting_gradients": ("lenet", {}, "inverting_gradients", LONG, LANES, 200),
+    "lenet dlg": ("lenet", {}, "dlg", LONG, LANES, 5),
+    "mlp inverting_gradients": ("mlp", {}, "inverting_gradients", LONG, LANES, 50),
+    "cnn inverting_gradients": ("cnn", {}, "inverting_gradients", LONG, LANES, 10),
     "resnet inverting_gradients": ("resnet", {}, "inverting_gradients", LONG, (8,), 10),
-    "bert tiny tag": ("bert", {"size": "tiny"}, "tag", LONG, (1, 8, 32), 30),
-    "bert base tag": ("bert", {"size": "base"}, "tag", LONG, (2, 8), 2),
+    "bert tiny tag": ("bert", {"size": "tiny"}, "tag", LONG, LANES, 30),
+    "bert tiny lamp": ("bert", {"size": "tiny"}, lamps_cosine, {}, LANES, 30),
+    "bert base tag": ("bert", {"size": "base"}, "tag", LONG, (1, 2, 8), 2),
+    "bert base lamp": ("bert", {"size": "base"}, lamps_cosine, {}, (1, 2, 8), 2),
 }
 VARIANTS = {"bert tiny tag": ("recomputed", "scanned"), "bert base tag": ("recomputed", "scanned")}
 
@@ -68,7 +82,8 @@ def program(name, lanes):
     """A function of the number of steps, what its compilation says, and what XLA counts for a step of all lanes of a device."""
     model_name, options, attack_name, arguments, *_ = CASES[name]
     spec = TEXT if model_name == "bert" else IMAGES
-    model, update, attack = MODELS[model_name](spec, **options), UPDATES["gradient"](), ATTACKS[attack_name](**arguments)
+    build = ATTACKS[attack_name] if isinstance(attack_name, str) else attack_name
+    model, update, attack = MODELS[model_name](spec, **options), UPDATES["gradient"](), build(**arguments)
     params = jax.jit(model.init)(jax.random.key(0))
     batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[batch(spec, i) for i in range(lanes)])
     one_hot = lambda labels: jax.nn.one_hot(labels, spec.num_classes)
