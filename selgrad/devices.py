@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from selgrad.errors import SelgradError, UsageError
 
 CACHE_BYTES = 2 * 2**30
@@ -26,10 +28,23 @@ def configure() -> None:
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        flags += f" --xla_force_host_platform_device_count={cores} --xla_cpu_multi_thread_eigen=false"
+        flags += f" --xla_force_host_platform_device_count={num_cores()} --xla_cpu_multi_thread_eigen=false"
         os.environ["XLA_FLAGS"] = flags.strip()
     _keep_compilations()
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def one_blas_thread() -> contextlib.AbstractContextManager[Any]:
+    """Keeps NumPy's and SciPy's BLAS to one thread, for code that other threads or XLA run beside; who enters first decides until it leaves.
+
+    The threads of a BLAS wait by spinning, which takes the cores from XLA and from each other.
+    """
+    limits: contextlib.AbstractContextManager[Any] = threadpool_limits(limits=1, user_api="blas")
+    return limits
 
 
 def cache_folder() -> Path:

@@ -189,7 +189,7 @@ def test_a_folder_elsewhere_holds_what_one_here_would(plain, tmp_path, monkeypat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     next(place.glob("records/*.parquet")).unlink()
     ran = []
-    monkeypatch.setattr(Sweep, "_run_block", lambda self, *arguments, run=Sweep._run_block: ran.append(1) or run(self, *arguments))
+    monkeypatch.setattr(Sweep, "attack_block", lambda self, *arguments, run=Sweep.attack_block: ran.append(1) or run(self, *arguments))
     same(run_sweep(CONFIG, f"file://{place}", quiet=True), plain)
     assert len(ran) == 1
 

@@ -453,7 +453,7 @@ def test_compiled_programs_are_let_go_where_settings_are_many(tmp_path, monkeypa
 def test_a_block_that_runs_out_of_memory_is_halved_and_nothing_is_lost(tmp_path, monkeypatch):
     config = {**SMALL, "seeds": 2, "attack": [{"name": "idlg", "num_steps": 3}, {"name": "inverting_gradients", "num_steps": 3}], "block_size": 24}
     plain = run_sweep(config, tmp_path / "plain", quiet=True)
-    advance, run, running = Block.advance, Sweep.run_block, []
+    advance, run, running = Block.advance, Sweep.attack_block, []
 
     def small(self, *arguments):
         # Planning runs a step or two of each program; the memory runs out later.
@@ -465,7 +465,7 @@ def test_a_block_that_runs_out_of_memory_is_halved_and_nothing_is_lost(tmp_path,
         running.append(self)
         return run(self, *arguments)
 
-    monkeypatch.setattr(Sweep, "run_block", noticed)
+    monkeypatch.setattr(Sweep, "attack_block", noticed)
     monkeypatch.setattr(Block, "advance", small)
     halved = run_sweep(config, tmp_path / "halved", quiet=True)
     monkeypatch.setattr(Block, "advance", lambda *_: pytest.fail("all is done"))

@@ -1,18 +1,21 @@
 """Text through the spine: records, kept sentences, the report, host attacks that resume, and the attacker's language model."""
 
 import json
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 from selgrad import run_cell, run_sweep
 from selgrad.data import DATASETS
-from selgrad.errors import UsageError
+from selgrad.errors import SelgradError, UsageError
 from selgrad.experiment.host import HostBlock
 from selgrad.language_model import load, train
 from selgrad.report.figures import mark
+from selgrad.sweep.executors.local import _Run
 
 # One worker makes the fixtures of this file.
 pytestmark = pytest.mark.xdist_group("text_sweep")
@@ -37,6 +40,50 @@ def finished(tmp_path_factory):
 
 def test_weights_and_biases_mirror_text_too(finished):
     assert list((finished[0] / "wandb").glob("offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize(("threads", "beside"), [(3, True), (2, False)])
+def test_attacks_on_the_host_may_run_beside_the_devices(finished, tmp_path, monkeypatch, threads, beside):
+    """Records do not depend on who runs when; times do."""
+    with_device = {**CONFIG, "attack": [CONFIG["attack"], {"name": "tag", "num_steps": 3}], "block_size": 2}
+    monkeypatch.setattr(_Run, "whole", lambda self, num_threads, whole=_Run.whole, **_: whole(self, num_threads, beside))
+    records = run_sweep(with_device, tmp_path / "out", quiet=True, engine={"name": "local", "host_threads": threads})
+    assert set(records["attack"]) == {"dager", "tag"}
+    host = records[records["attack"] == "dager"]
+    columns = ["embedding", "metric", "ratio", "hidden", "rougeL", "token_accuracy", "exact_match", "objective", "attack_report"]
+    order = lambda table: table[columns].sort_values(columns[:4]).reset_index(drop=True)
+    pd.testing.assert_frame_equal(order(host), order(finished[1]), check_categorical=False)
+
+
+def test_what_fails_on_the_host_ends_the_sweep_and_loses_nothing_that_is_done(tmp_path, monkeypatch):
+    advance, calls = HostBlock.advance, []
+
+    def fails(self, *arguments):
+        # Planning runs two lanes of each of four programs.
+        calls.append(1)
+        if len(calls) > 12:
+            raise SelgradError("the disk is full")
+        return advance(self, *arguments)
+
+    monkeypatch.setattr(HostBlock, "advance", fails)
+    with pytest.raises(SelgradError, match="the disk is full"):
+        run_sweep({**CONFIG, "block_size": 1}, tmp_path / "out", quiet=True)
+    kept = len(list((tmp_path / "out").glob("records/*.parquet")))
+    monkeypatch.setattr(HostBlock, "advance", advance)
+    assert kept and len(run_sweep({**CONFIG, "block_size": 1}, tmp_path / "out", quiet=True)) == 24
+
+
+def test_an_interrupt_stops_the_threads(tmp_path, monkeypatch):
+    """Ctrl-C reaches the thread that drives the sweep."""
+
+    def interrupted(self, **_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Run, "_take", interrupted)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep({**CONFIG, "block_size": 1}, tmp_path / "out", quiet=True)
+    assert threading.active_count() <= before and len(list((tmp_path / "out").glob("records/*.parquet"))) < 12
 
 
 def test_records_hold_text_measures_and_the_exposure_of_the_embedding(finished):

@@ -6,7 +6,9 @@ Petrov, Dimitrov, Baader, Müller, Vechev, "DAGER: Exact Gradient Inversion for 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -26,6 +28,10 @@ from selgrad.base import Attack, Key, Observation, Reconstruction
 from selgrad.errors import UsageError
 
 Tokens = npt.NDArray[np.int32]
+
+
+KEPT_BYTES = 2**31
+"""What an attack keeps of one vocabulary's inputs, at most: BERT-base's at 16 tokens are 1.5 GB."""
 
 
 class _Candidates(NamedTuple):
@@ -54,49 +60,110 @@ def _batches(tokens: Tokens, valid: npt.NDArray[np.bool_], at_once: int) -> Iter
         yield np.pad(part, missing, mode="edge"), np.pad(real, missing, mode="edge"), len(part)
 
 
-@lru_cache(maxsize=8)
-def _tester(model: Any, num_layers: int) -> Callable[..., Any]:
-    """(params, tokens, valid, basis, covered) -> distances in float32 and the inputs that they are of, compiled once per model, shape and rank."""
-    read = _reader(model, num_layers)
+class _Inputs(NamedTuple):
+    """Inputs of a layer (n, T, width), their squared norms (n, T), and how many of the n are no padding."""
 
-    def test(params: Any, tokens: Any, valid: Any, basis: Any, covered: Any) -> Any:
-        inputs = read(params, tokens, valid)
-        with jax.default_matmul_precision("highest"):
-            inside = inputs @ basis
-        whole = jnp.maximum((inputs**2 * covered).sum(axis=-1), 1e-30)
-        return jnp.sqrt(jnp.maximum(whole - (inside**2).sum(axis=-1), 0) / whole), inputs
-
-    return jax.jit(test)
+    values: Array
+    squares: Array
+    num_real: int
 
 
-def _distances(
-    observation: Observation, space: row_space.RowSpace, tokens: Tokens, valid: npt.NDArray[np.bool_], number: int, at_once: int
-) -> npt.NDArray[np.float64]:
-    """`RowSpace.distances` of the inputs of an attention layer: of all in float32 on the device, and of those that lie close again in float64."""
-    model: Any = text_parts(observation)[0]
-    width = trees.at(observation.params, model.attention_kernels[0][0]).shape[0]
-    # Ranks of neighbouring size share a program.
-    basis = np.zeros((width, -(-space.basis.shape[1] // 16) * 16), np.float32)
-    basis[space.rows, : space.basis.shape[1]] = space.basis
-    covered = np.zeros(width, np.float32)
-    covered[space.rows] = 1
-    test, found = _tester(model, number), []
-    # All of them are on their way before the first is looked at.
-    parts = [(test(observation.params, part, real, basis, covered), count) for part, real, count in _batches(tokens, valid, at_once)]
-    for (distances, inputs), count in parts:
-        near = np.asarray(distances)[:count].astype(np.float64)
+@jax.jit
+def _squares(inputs: Array, covered: Any) -> Array:
+    return (inputs**2 * covered).sum(axis=-1)
+
+
+@jax.jit
+def _judge(inputs: Array, squares: Array, basis: Any) -> Array:
+    """How far inputs (n, T, width) lie from a row space, (n, T), in float32; compiled once per shape and rank."""
+    with jax.default_matmul_precision("highest"):
+        inside = inputs @ basis
+    whole = jnp.maximum(squares, 1e-30)
+    return jnp.sqrt(jnp.maximum(whole - (inside**2).sum(axis=-1), 0) / whole)
+
+
+def _distances(parts: Iterable[_Inputs], space: row_space.RowSpace) -> npt.NDArray[np.float64]:
+    """`RowSpace.distances` of batches of inputs: of all in float32 on the device, and of those that lie close again in float64.
+
+    Args:
+      parts: batches of one shape.
+      space: that they may lie in.
+    """
+    found: list[npt.NDArray[np.float64]] = []
+    judged: deque[tuple[Array, _Inputs]] = deque()
+
+    def look() -> None:
+        distances, part = judged.popleft()
+        near = np.asarray(distances)[: part.num_real].astype(np.float64)
         close = near < row_space.CLOSE
         if close.any():
-            near[close] = space.exactly(np.asarray(inputs)[:count][close])
+            near[close] = space.exactly(np.asarray(part.values)[: part.num_real][close])
         found.append(near)
+
+    for part in parts:
+        if not found and not judged:
+            width = part.values.shape[-1]
+            # Ranks of neighbouring size share a program.
+            basis = np.zeros((width, -(-space.basis.shape[1] // 16) * 16), np.float32)
+            basis[space.rows, : space.basis.shape[1]] = space.basis
+            covered = np.zeros(width, np.float32)
+            covered[space.rows] = 1
+        # What is read of memory is what it takes: norms that are known are not made again.
+        squares = part.squares if covered.all() else _squares(part.values, covered)
+        # The device has the next ones while the host looks at the first.
+        judged.append((_judge(part.values, squares, basis), part))
+        if len(judged) > 4:
+            look()
+    while judged:
+        look()
     return np.concatenate(found)
 
 
-def _layer_inputs(observation: Observation, tokens: Tokens, valid: npt.NDArray[np.bool_], num_layers: int, at_once: int) -> npt.NDArray[Any]:
-    """The input of attention layer `num_layers` (from 1), (n, T, width), in batches of one size so that one program serves all."""
+def _read(observation: Observation, tokens: Tokens, valid: npt.NDArray[np.bool_], num_layers: int, at_once: int) -> Iterator[_Inputs]:
+    """The input of attention layer `num_layers` (from 1) in batches of one size, so that one program serves all."""
     model: Any = text_parts(observation)[0]
     read = _reader(model, num_layers)
-    return np.concatenate([np.asarray(read(observation.params, part, real))[:count] for part, real, count in _batches(tokens, valid, at_once)])
+    for part, real, count in _batches(tokens, valid, at_once):
+        inputs = read(observation.params, part, real)
+        yield _Inputs(inputs, _squares(inputs, np.ones(inputs.shape[-1], np.float32)), count)
+
+
+class _Vocabulary:
+    """The first layer's inputs for every word at every position, kept for the weights that were used last: all cells of a seed test the same ones."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Any, tuple[Any, list[_Inputs]]] = {}
+        self._lock = threading.Lock()
+
+    def inputs(self, observation: Observation, allowed: npt.NDArray[Any], at_once: int) -> Iterable[_Inputs]:
+        """In batches of (at_once, T, width).
+
+        Args:
+          observation: of one round, whose weights are read.
+          allowed: (n,) the words.
+          at_once: words in a batch.
+        """
+        model: Any
+        model, spec = text_parts(observation)
+        leaves = jax.tree.leaves(observation.params)
+        words = np.broadcast_to(allowed[:, None], (len(allowed), spec.shape[0])).astype(np.int32)
+        make = lambda: _read(observation, words, np.ones(words.shape, bool), 1, at_once)
+        width = trees.at(observation.params, model.attention_kernels[0][0]).shape[0]
+        if (size := 4 * words.size * width) > KEPT_BYTES:
+            return make()
+        key = (model, allowed.tobytes(), at_once, *map(id, leaves))
+        with self._lock:
+            # The weights are held with what was made of them, so that no other array takes their place in memory.
+            _, parts = self._kept.pop(key, None) or (leaves, list(make()))
+            while len(self._kept) >= KEPT_BYTES // size:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = leaves, parts
+        return parts
+
+
+def _layer_inputs(observation: Observation, tokens: Tokens, valid: npt.NDArray[np.bool_], num_layers: int, at_once: int) -> npt.NDArray[Any]:
+    """The input of attention layer `num_layers` (from 1), (n, T, width)."""
+    return np.concatenate([np.asarray(part.values)[: part.num_real] for part in _read(observation, tokens, valid, num_layers, at_once)])
 
 
 def _space(observation: Observation, layer: int, hidden: Hidden, max_rank: int, tolerance: float) -> row_space.RowSpace:
@@ -126,9 +193,16 @@ class _Layer(NamedTuple):
 
     def distances(self, tokens: Tokens, valid: npt.NDArray[np.bool_], at_once: int) -> npt.NDArray[np.float64]:
         """How far each token's input (n, T) is from the row spaces, the geometric mean over rounds; 1 where nothing can be said."""
+        return self._over_rounds(tokens.shape, lambda seen: _read(seen, tokens, valid, self.number, at_once))
+
+    def distances_of_words(self, vocabulary: _Vocabulary, allowed: npt.NDArray[Any], length: int, at_once: int) -> npt.NDArray[np.float64]:
+        """The same of every word (n,) at every position, (n, length); of the first layer."""
+        return self._over_rounds((len(allowed), length), lambda seen: vocabulary.inputs(seen, allowed, at_once))
+
+    def _over_rounds(self, shape: tuple[int, ...], inputs: Callable[[Observation], Iterable[_Inputs]]) -> npt.NDArray[np.float64]:
         if not self.parts:
-            return np.ones(tokens.shape)
-        each = [_distances(seen, space, tokens, valid, self.number, at_once) for seen, space in self.parts]
+            return np.ones(shape)
+        each = [_distances(inputs(seen), space) for seen, space in self.parts]
         return each[0] if len(each) == 1 else np.exp(np.mean([np.log(np.maximum(part, 1e-12)) for part in each], axis=0))
 
 
@@ -144,17 +218,20 @@ def _layer(observation: Observation, number: int, hidden: Hidden, max_rank: int,
     )
 
 
-def _first_test(observation: Observation, layer: _Layer, threshold: float, max_candidates: int, at_once: int, real: npt.NDArray[np.bool_]) -> _Candidates:
+def _first_test(
+    observation: Observation,
+    layer: _Layer,
+    vocabulary: _Vocabulary,
+    threshold: float,
+    max_candidates: int,
+    at_once: int,
+    real: npt.NDArray[np.bool_],
+) -> _Candidates:
     """Tests every token at every position against the first layer's row space; known tokens are taken as known."""
     spec = text_parts(observation)[1]
     length = spec.shape[0]
     allowed, known_ids, known = _words(observation)
-    found = np.ones((length, len(allowed)))
-    if layer.parts:
-        for start in range(0, len(allowed), at_once):
-            part = allowed[start : start + at_once]
-            same = np.broadcast_to(part[:, None], (len(part), length)).astype(np.int32)
-            found[:, start : start + len(part)] = layer.distances(same, np.ones(same.shape, bool), at_once).T
+    found = layer.distances_of_words(vocabulary, allowed, length, at_once).T
     tokens, distances = [], []
     for position in range(length):
         passing = np.flatnonzero(found[position] < threshold)
@@ -388,6 +465,7 @@ def dager(
     """
     if num_attempts < 1:
         raise UsageError(f"num_attempts={num_attempts} must be at least 1")
+    vocabulary = _Vocabulary()
 
     def reconstruct(key: Key, observation: Observation) -> Reconstruction:
         model, spec = text_parts(observation)
@@ -398,7 +476,7 @@ def dager(
         layers = [_layer(observation, number, hidden, int(real.sum()), rank_tolerance) for number in range(1, 1 + min(2, len(model.attention_kernels)))]
         if layers[0].parts:
             second = layers[1] if len(layers) > 1 else _Layer(2, ())
-            candidates = _first_test(observation, layers[0], first_threshold, max_candidates, tokens_at_once, real)
+            candidates = _first_test(observation, layers[0], vocabulary, first_threshold, max_candidates, tokens_at_once, real)
             assemble = _grow if model.causal else partial(_assemble, num_attempts=num_attempts)
             rows = assemble(observation, second, candidates, lengths, second_threshold, beam, at_once)
             tokens: Any = np.full((size, length), spec.pad_id, np.int32)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from selgrad import devices
 from selgrad.base import Attack, Batch, Reconstruction, Remember, forget
 from selgrad.experiment.block import Observer
 from selgrad.experiment.engine import OnEvent, Reports
@@ -30,8 +32,22 @@ class HostState:
     reports: tuple[str, ...] = ()
 
 
+class HostHeld(NamedTuple):
+    """What a block on the host works on.
+
+    Attributes:
+      rows: tables of each seed, without their leading axis.
+      lanes: leading axes (seeds, lanes).
+      remember: keeps what an attack learns.
+    """
+
+    rows: tuple[Tables, ...]
+    lanes: Lanes
+    remember: Remember
+
+
 class HostBlock:
-    """One attack on one setting, run lane by lane.
+    """One attack on one setting, run lane by lane; threads may run blocks of it at once.
 
     Args:
       setting: data, model, update.
@@ -47,22 +63,20 @@ class HostBlock:
     def __init__(self, setting: Setting, attack: Attack, auxiliary: Any, observer: Observer, *, num_seeds: int, num_lanes: int) -> None:
         self.attack, self.num_seeds, self.num_lanes = attack, num_seeds, num_lanes
         self.num_steps = num_seeds * num_lanes
-        self._setting, self._auxiliary, self._observation = setting, auxiliary, jax.jit(observer)
-        self._remember: Remember = forget
+        self._setting, self._auxiliary, self._observer, self._see = setting, auxiliary, observer, jax.jit(observer.see)
 
     def compile(self, tables: Tables, lanes: Lanes) -> None:
         """Nothing to do before the first lane."""
 
-    def observe(
-        self, tables: Tables, lanes: Lanes, remember: Remember | None = forget, on_event: OnEvent = lambda _: None
-    ) -> tuple[tuple[Tables, Lanes], Reports]:
+    def observe(self, tables: Tables, lanes: Lanes, remember: Remember | None = forget, on_event: OnEvent = lambda _: None) -> tuple[HostHeld, Reports]:
         """Tables and lanes as they are; each attack says for itself what it uses."""
-        self._remember = forget if remember is None else remember
-        return (tables, lanes), {}
+        # Moved once: all lanes of a seed have the same weights, and attacks may keep what they make of them.
+        rows = (jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), tables) for i in range(self.num_seeds))
+        return HostHeld(tuple(rows), lanes, forget if remember is None else remember), {}
 
-    def start(self, held: tuple[Tables, Lanes]) -> HostState:
+    def start(self, held: HostHeld) -> HostState:
         """Room for what each lane will have found."""
-        _, lanes = held
+        lanes = held.lanes
         size, spec = len(lanes.batch.inputs[0, 0]), self._setting.input_spec
         return HostState(
             {
@@ -73,24 +87,23 @@ class HostBlock:
             }
         )
 
-    def advance(self, held: tuple[Tables, Lanes], state: HostState, num_steps: int) -> HostState:
+    def advance(self, held: HostHeld, state: HostState, num_steps: int) -> HostState:
         """Attacks the next lanes."""
-        tables, lanes = held
         arrays, reports = {name: np.array(value) for name, value in state.arrays.items()}, list(state.reports)
-        for done in range(int(arrays["done"]), min(int(arrays["done"]) + num_steps, self.num_steps)):
-            i, j = divmod(done, self.num_lanes)
-            of_row = jax.tree.map(lambda leaf, i=i: leaf[i], tables)
-            lane = lanes.at(i, j)
-            found = self.attack.reconstruct(lane.key, self._observation(self._auxiliary, of_row, lane), self._remember)
-            arrays["outputs"][i, j], arrays["labels"][i, j] = np.asarray(found.inputs), np.asarray(found.labels)
-            arrays["numbers"][i, j] = [float(getattr(found, name)) for name in NUMBERS]
-            reports.append(found.report or "")
-            arrays["done"] = np.asarray(done + 1)
+        with devices.one_blas_thread():
+            for done in range(int(arrays["done"]), min(int(arrays["done"]) + num_steps, self.num_steps)):
+                i, j = divmod(done, self.num_lanes)
+                of_row, lane = held.rows[i], held.lanes.at(i, j)
+                observation = self._observer.observation((of_row.weights, self._auxiliary), self._see(self._auxiliary, of_row, lane))
+                found = self.attack.reconstruct(lane.key, observation, held.remember)
+                arrays["outputs"][i, j], arrays["labels"][i, j] = np.asarray(found.inputs), np.asarray(found.labels)
+                arrays["numbers"][i, j] = [float(getattr(found, name)) for name in NUMBERS]
+                reports.append(found.report or "")
+                arrays["done"] = np.asarray(done + 1)
         return HostState(arrays, tuple(reports))
 
-    def finish(self, held: tuple[Tables, Lanes], state: HostState) -> tuple[Outcome, Reports]:
+    def finish(self, held: HostHeld, state: HostState) -> tuple[Outcome, Reports]:
         """What was found."""
-        _, lanes = held
 
         def one(batch: Batch, inputs: Array, labels: Array, numbers: Array) -> Outcome:
             objective, diverged, restart, evaluations = numbers
@@ -98,7 +111,7 @@ class HostBlock:
             return self._setting.modality.measure(batch, Reconstruction(inputs, labels, objective, diverged > 0, restart, *every, evaluations))
 
         arrays = state.arrays
-        outcome = jax.jit(jax.vmap(jax.vmap(one)))(lanes.batch, arrays["outputs"], arrays["labels"], arrays["numbers"].astype(np.float32))
+        outcome = jax.jit(jax.vmap(jax.vmap(one)))(held.lanes.batch, arrays["outputs"], arrays["labels"], arrays["numbers"].astype(np.float32))
         return outcome, {divmod(k, self.num_lanes): report for k, report in enumerate(state.reports)}
 
     def arrays(self, state: HostState) -> tuple[Any, Sequence[str]]:

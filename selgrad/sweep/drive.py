@@ -7,15 +7,46 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from selgrad import checkpoints
-from selgrad.experiment.engine import Engine
+from selgrad.base import Remember
+from selgrad.experiment.engine import Engine, OnEvent, Reports
+from selgrad.modality import Outcome
 
 CHECKPOINT_SECONDS = 60.0
 """A block that has run this long since its last checkpoint saves its attack state."""
+
+
+class Attacked(NamedTuple):
+    """What the attacks of a block found, on the host, and what they say of themselves; `seconds` of them, compilation and preparation apart."""
+
+    outcome: Outcome
+    reports: Reports
+    seconds: float
+
+
+def run_attacks(
+    engine: Engine, arrays: tuple[Any, Any], series: checkpoints.Series, remember: Remember, on_event: OnEvent, on_steps: Callable[[int], None],
+    on_saved: Callable[[], None],
+) -> Attacked:  # fmt: skip
+    """Runs the attacks of a block, whole.
+
+    Args:
+      engine: compiled.
+      arrays: of the block.
+      series: of its checkpoints.
+      remember: keeps what an attack learns.
+      on_event: called with a line before each mask that is prepared.
+      on_steps, on_saved: as `drive` calls them.
+    """
+    held, prepared = engine.observe(*arrays, remember, on_event)
+    begun = time.perf_counter()
+    outcome, reports = engine.finish(held, drive(engine, held, series, on_steps, on_saved))
+    outcome = jax.device_get(outcome)
+    return Attacked(outcome, {**prepared, **reports}, time.perf_counter() - begun)
 
 
 def drive(engine: Engine, held: Any, series: checkpoints.Series, on_steps: Callable[[int], None], on_saved: Callable[[], None] = lambda: None) -> Any:

@@ -84,6 +84,10 @@ class Grid:
         chosen_by = (first.metric, first.selector) if self._attacks[block.attack].evidence else None
         return self.settings[block.setting].compile_key, block.attack, block.lanes_per_block, chosen_by
 
+    def on_device(self, block: BlockPlan) -> bool:
+        """Whether a block is compiled for the devices, or runs on the host."""
+        return self._attacks[block.attack].traceable
+
     def _position(self, block: BlockPlan) -> tuple[int, int, int]:
         """Where a block's first lane stands among those of its seed."""
         first = block.lanes[0][0]

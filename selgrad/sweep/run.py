@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,7 +25,7 @@ from selgrad.experiment import decode_lane
 from selgrad.registry import Spec
 from selgrad.sweep import records as rows
 from selgrad.sweep.costs import Costs, measure_costs
-from selgrad.sweep.drive import drive
+from selgrad.sweep.drive import Attacked, run_attacks
 from selgrad.sweep.gallery import keep_gallery, keep_truth
 from selgrad.sweep.grid import Grid
 from selgrad.sweep.overlap import equivalence
@@ -61,6 +62,7 @@ class Sweep(Grid):
         self.place = str(self.out.absolute()) if mirror is None else mirror.url
         self.folder = RunFolder(self.out, config.identity, mirror)
         self._encryption_note: str | None = None
+        self._one_at_a_time = threading.RLock()
         self._named: dict[str, BlockPlan] = {}
 
     @classmethod
@@ -245,7 +247,7 @@ class Sweep(Grid):
         return list(refined(left, self.folder.refined))
 
     def run_block(self, part: BlockPlan, costs: Costs | None, on_progress: OnProgress = lambda *_: None) -> pd.DataFrame:
-        """Runs one block and writes its records, which it returns; it reads nothing that other blocks write, so any process may run it, and twice does no harm.
+        """Runs one block and writes its records. It reads nothing that other blocks write, so any process may run it, and twice does no harm.
 
         Args:
           part: of this sweep's plan.
@@ -255,31 +257,36 @@ class Sweep(Grid):
         Raises:
           OutOfMemoryError: if the device has not enough for the block; `halve` says what to run in its place.
         """
+        return self.record_block(part, self.attack_block(part, on_progress), costs)
+
+    def attack_block(self, part: BlockPlan, on_progress: OnProgress = lambda *_: None) -> Attacked:
+        """The first half of `run_block`, after which no device is needed. Threads may run blocks at once: what a sweep holds is read by one at a time."""
+        what = f"{part.attack.label} on {self.settings[part.setting].specs[1].label}"
+        say = lambda line: on_progress(0.0, f"{part.attack.label}: {line}")
         try:
-            return self._run_block(part, costs, on_progress)
+            with self._one_at_a_time:
+                engine = self._engine(part)
+                arrays = self._arrays(part, engine)
+            on_steps = lambda steps: on_progress(part.num_cells * steps / engine.num_steps, what)
+            series = checkpoints.Series(self.folder.checkpoint_folder(part.identity))
+            return run_attacks(engine, arrays, series, checkpoints.Kept(self.out / "decoders"), say, on_steps, self.folder.publish)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise OutOfMemoryError(str(error)) from None
 
-    def _run_block(self, part: BlockPlan, costs: Costs | None, on_progress: OnProgress) -> pd.DataFrame:
-        engine = self._engine(part)
-        say = lambda line: on_progress(0.0, f"{part.attack.label}: {line}")
-        held, prepared = engine.observe(*self._arrays(part, engine), checkpoints.Kept(self.out / "decoders"), say)
-        series = checkpoints.Series(self.folder.checkpoint_folder(part.identity))
-        what = f"{part.attack.label} on {self.settings[part.setting].specs[1].label}"
-        begun = time.perf_counter()
-        state = drive(engine, held, series, lambda steps: on_progress(part.num_cells * steps / engine.num_steps, what), self.folder.publish)
-        outcome, reports = engine.finish(held, state)
-        outcome, setting = jax.device_get(outcome), self.settings[part.setting]
-        found = {(i, j): decode_lane(setting, outcome, i, j, lane) for i, row in enumerate(part.lanes) for j, lane in enumerate(row)}
-        mine = None if costs is None else {(metric, selector, ratio): cost for (index, metric, selector, ratio), cost in costs.items() if index == part.setting}
-        origin = rows.Origin(self.config, setting, self._certifiers[part.setting], self._attacks[part.attack], mine, self.run_id)
-        records = rows.frame(origin, part, found, {**prepared, **reports}, (time.perf_counter() - begun) / part.num_cells)
-        keep_gallery(self.folder, self.config, setting, part, found)
+    def record_block(self, part: BlockPlan, attacked: Attacked, costs: Costs | None) -> pd.DataFrame:
+        """The second half: measures, masks and certificates of every cell as records, and what the gallery keeps, written to the folder."""
+        with self._one_at_a_time:
+            setting = self._use(part.setting)
+            found = {(i, j): decode_lane(setting, attacked.outcome, i, j, lane) for i, row in enumerate(part.lanes) for j, lane in enumerate(row)}
+            mine = None if costs is None else {key[1:]: cost for key, cost in costs.items() if key[0] == part.setting}
+            origin = rows.Origin(self.config, setting, self._certifiers[part.setting], self._attacks[part.attack], mine, self.run_id)
+            records = rows.frame(origin, part, found, attacked.reports, attacked.seconds / part.num_cells)
+            keep_gallery(self.folder, self.config, setting, part, found)
         table = pa.Table.from_pandas(records, preserve_index=False)
         devices.write_atomically(self.record_file(part), lambda path: pq.write_table(table, path))
-        series.remove()
+        checkpoints.Series(self.folder.checkpoint_folder(part.identity)).remove()
         self.folder.publish()
         return records
 

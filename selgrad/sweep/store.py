@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +35,7 @@ class RunFolder:
     """
 
     def __init__(self, out: Path, identity: str, mirror: Mirror | None = None) -> None:
-        self.out, self._identity, self._mirror = out, identity, mirror
+        self.out, self._identity, self._mirror, self._sending = out, identity, mirror, threading.Lock()
         self.saved = self._adopt()
         # Looked up at once; what ends later has a file of its own.
         self._finished = RecordFiles(out).blocks
@@ -59,7 +60,8 @@ class RunFolder:
     def publish(self) -> None:
         """Sends what was written to where the folder lies, if that is elsewhere."""
         if self._mirror is not None:
-            self._mirror.publish()
+            with self._sending:
+                self._mirror.publish()
 
     def fetch(self, name: str = "") -> None:
         """Brings a file, or all files of a folder, from where the folder lies, if that is elsewhere."""

@@ -1,6 +1,8 @@
 """Attacks on text: row spaces and their completion, DAGER under masks, LAMP's moves, labels, and what the word embeddings give away."""
 
+import dataclasses
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from selgrad import trees
 from selgrad.attacks import ATTACKS, row_space
-from selgrad.attacks.dager import _distances, _layer, _layer_inputs
+from selgrad.attacks.dager import _distances, _layer, _layer_inputs, _read, _Vocabulary
 from selgrad.attacks.distances import l2_l1, mean_leaf_cosine, squared_l2
 from selgrad.attacks.hidden import Target, fill
 from selgrad.attacks.labels import last_layer_counts
@@ -100,10 +102,34 @@ class TestDager:
         tokens = np.concatenate([np.asarray(p.batch.inputs), others])
         real = np.broadcast_to(np.asarray(seen.valid)[0], tokens.shape)
         expected = space.distances(_layer_inputs(seen, tokens, real, number, 16))
-        found = _distances(seen, space, tokens, real, number, 4)
+        found = _distances(_read(seen, tokens, real, number, 4), space)
         np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-6)
         # The last layer's gradient has the rank of the queries that the loss reads, and says less.
         assert ((found[0][real[0]] < 1e-2).all() or number == 2) and np.median(found[1:]) > 0.1
+
+    @pytest.mark.parametrize("every", [0, 4])
+    def test_inputs_of_all_words_are_kept_for_the_weights_that_they_are_of(self, text_problem, monkeypatch, every):
+        p = text_problem()
+        seen = hide(p, lambda path, leaf: (np.arange(leaf.shape[0]) % every == 0).reshape(-1, *[1] * (leaf.ndim - 1)) if every else False)
+        other = dataclasses.replace(
+            seen, sent=tuple(one._replace(params=jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), one.params)) for one in seen.sent)
+        )
+        layer, length, allowed = _layer(seen, 1, "ignore", 8, 1e-8), seen.valid.shape[1], np.arange(5, 40)
+        vocabulary, read = _Vocabulary(), []
+        module = sys.modules[_Vocabulary.__module__]
+        monkeypatch.setattr(module, "_read", lambda *arguments: read.append(1) or _read(*arguments))
+        expected = layer.distances(np.broadcast_to(allowed[:, None], (len(allowed), length)).astype(np.int32), np.ones((len(allowed), length), bool), 8)
+        read.clear()
+        for _ in range(2):
+            np.testing.assert_array_equal(layer.distances_of_words(vocabulary, allowed, length, 8), expected)
+        assert len(read) == 1
+        moved = layer._replace(parts=((other, layer.parts[0][1]),)).distances_of_words(vocabulary, allowed, length, 8)
+        assert len(read) == 2 and np.abs(moved - expected).max() > 1e-3
+        # Where there is no room they are made each time.
+        monkeypatch.setattr(module, "KEPT_BYTES", 10)
+        for _ in range(2):
+            np.testing.assert_array_equal(layer.distances_of_words(_Vocabulary(), allowed, length, 8), expected)
+        assert len(read) == 4
 
     def test_hiding_the_attention_stops_it(self, text_problem):
         p = text_problem()

@@ -1,19 +1,151 @@
-"""In this process, on its own devices: one block after the other, none of which is handed anywhere.
+"""In this process, on its own devices, which do not wait for the host: what a block found becomes records beside the next block.
 
-What every sweep did before there were others; a block's lanes are spread over the devices by `selgrad.experiment.block`.
+Attacks that run on the host, such as DAGER, have threads of their own. A block's lanes are spread over the devices by `selgrad.experiment.block`.
 """
 
 from __future__ import annotations
 
-from selgrad.errors import OutOfMemoryError
+import queue
+import threading
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import jax
+import pandas as pd
+
+from selgrad import devices
+from selgrad.errors import OutOfMemoryError, UsageError
 from selgrad.sweep.costs import Costs
 from selgrad.sweep.executors.protocol import Executor, OnBlock
-from selgrad.sweep.plan import Plan
+from selgrad.sweep.plan import BlockPlan, Plan
 from selgrad.sweep.run import OnEvent, OnProgress, Sweep
 
 
+class _StoppedError(Exception):
+    """Ends a thread whose sweep has ended."""
+
+
+class _Run:
+    """One run of a sweep: blocks that wait, and threads beside the one that drives it."""
+
+    def __init__(self, sweep: Sweep, plan: Plan, costs: Costs | None, on_block: OnBlock, on_progress: OnProgress) -> None:
+        self._sweep, self._costs, self._on_block, self._on_progress = sweep, costs, on_block, on_progress
+        self._ended: queue.SimpleQueue[tuple[BlockPlan, pd.DataFrame | BaseException]] = queue.SimpleQueue()
+        self._stopped, self._counting = threading.Event(), threading.Lock()
+        self._on_device: deque[BlockPlan] = deque()
+        self._on_host: deque[BlockPlan] = deque()
+        for part in plan.blocks:
+            if sweep.is_done(part):
+                on_progress(float(part.num_cells), "already done")
+            else:
+                (self._on_device if sweep.on_device(part) else self._on_host).append(part)
+
+    def whole(self, num_threads: int, beside: bool) -> None:
+        """Runs every block.
+
+        Args:
+          num_threads: for attacks on the host.
+          beside: whether these run while a device is busy, or after all blocks that need one.
+        """
+        num_threads = min(num_threads, len(self._on_host))
+        with devices.one_blas_thread(), ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(max(1, num_threads)) as hosts:
+            try:
+                threads = [hosts.submit(self._work, index) for index in range(num_threads)] if beside else []
+                self._drive(writer)
+                threads = threads or [hosts.submit(self._work, index) for index in range(num_threads)]
+                self._wait(threads)
+            finally:
+                self._stopped.set()
+
+    def _progress(self, cells: float, line: str) -> None:
+        """Told by threads."""
+        if self._stopped.is_set():
+            raise _StoppedError
+        with self._counting:
+            self._on_progress(cells, line)
+
+    def _drive(self, writer: ThreadPoolExecutor) -> None:
+        """Blocks that need a device, each recorded while the next one runs: no more than one waits for its records."""
+        writing: tuple[BlockPlan, Future[pd.DataFrame]] | None = None
+        while self._on_device:
+            part = self._on_device.popleft()
+            if writing is not None and writing[0].setting != part.setting:
+                # What was computed on a setting may be let go when the next one is used.
+                self._finish(writing)
+                writing = None
+            progressed = 0.0
+
+            def advance(cells: float, line: str) -> None:
+                nonlocal progressed
+                progressed += cells
+                self._progress(cells, line)
+
+            try:
+                attacked = self._sweep.attack_block(part, advance)
+            except OutOfMemoryError:
+                self._halve(part, -progressed)
+                continue
+            self._finish(writing)
+            writing = part, writer.submit(self._sweep.record_block, part, attacked, self._costs)
+            self._take()
+        self._finish(writing)
+
+    def _finish(self, writing: tuple[BlockPlan, Future[pd.DataFrame]] | None) -> None:
+        if writing is not None:
+            self._on_block(writing[0].attack.short, writing[1].result())
+
+    def _halve(self, part: BlockPlan, cells: float) -> None:
+        with self._counting:
+            self._on_device = deque(self._sweep.halve(part, self._on_device))
+            self._on_progress(cells, f"out of memory at {part.lanes_per_block} lanes; going on with half as many")
+
+    def _work(self, index: int) -> None:
+        """Blocks on the host, until none is left."""
+        each = jax.local_devices()
+        # What they compute on a device is spread over these; on a CPU each is a core.
+        with jax.default_device(each[index % len(each)]):
+            while not self._stopped.is_set():
+                try:
+                    part = self._on_host.popleft()
+                except IndexError:
+                    return
+                try:
+                    self._ended.put((part, self._sweep.run_block(part, self._costs, self._progress)))
+                except _StoppedError:
+                    return
+                except BaseException as error:
+                    # Raised again by the thread that drives the sweep.
+                    self._ended.put((part, error))
+                    return
+
+    def _wait(self, threads: Sequence[Future[None]]) -> None:
+        while not all(thread.done() for thread in threads):
+            self._take(timeout=0.5)
+        self._take()
+
+    def _take(self, timeout: float = 0.0) -> None:
+        """What threads have ended since the last call; waits for the first of it."""
+        while True:
+            try:
+                part, found = self._ended.get(timeout=timeout) if timeout else self._ended.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(found, BaseException):
+                raise found
+            self._on_block(part.attack.short, found)
+            timeout = 0.0
+
+
 class Local:
-    """Runs blocks here."""
+    """Runs blocks here.
+
+    Args:
+      host_threads: blocks of attacks on the host at once; None is one on a CPU, and beside an accelerator one a core, four at most.
+    """
+
+    def __init__(self, host_threads: int | None = None) -> None:
+        self._host_threads = host_threads
 
     def plan(self, sweep: Sweep, on_event: OnEvent) -> Plan:
         """Plans with this machine's memory."""
@@ -22,32 +154,27 @@ class Local:
     def run(self, sweep: Sweep, plan: Plan, costs: Costs | None, on_block: OnBlock, on_progress: OnProgress) -> None:
         """Runs every block that has no record file, and compares masks at the end."""
         sweep.keep_inputs()
-        waiting = list(plan.blocks)
-        while waiting:
-            part, *waiting = waiting
-            if sweep.is_done(part):
-                on_progress(float(part.num_cells), "already done")
-                continue
-            progressed = 0.0
-
-            def advance(cells: float, line: str) -> None:
-                nonlocal progressed
-                progressed += cells
-                on_progress(cells, line)
-
-            try:
-                records = sweep.run_block(part, costs, advance)
-            except OutOfMemoryError:
-                waiting = sweep.halve(part, waiting)
-                on_progress(-progressed, f"out of memory at {part.lanes_per_block} lanes; going on with half as many")
-                continue
-            on_block(part.attack.short, records)
+        on_cpu = jax.default_backend() == "cpu"
+        # Two threads on two cores ran no faster than one (benchmarks/sweep_phases.py): what they wait for is memory.
+        threads = self._host_threads or (1 if on_cpu else min(4, devices.num_cores()))
+        # Where the devices are the cores, attacks on the host would only take them from each other, and the seconds of both would say nothing.
+        _Run(sweep, plan, costs, on_block, on_progress).whole(threads, beside=not on_cpu)
         sweep.equivalence()
 
     def close(self) -> None:
         """Holds nothing."""
 
 
-def local() -> Executor:
-    """Runs blocks in this process, on all of its devices."""
-    return Local()
+def local(*, host_threads: int | None = None) -> Executor:
+    """Runs blocks in this process, on all of its devices.
+
+    Args:
+      host_threads: blocks at once of attacks that run on the host, such as DAGER; none is one on a CPU, and beside an
+        accelerator one for each core, four at most.
+
+    Raises:
+      UsageError: for fewer than one.
+    """
+    if host_threads is not None and host_threads < 1:
+        raise UsageError(f"host_threads={host_threads} must be at least 1")
+    return Local(host_threads)

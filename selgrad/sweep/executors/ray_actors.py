@@ -22,7 +22,6 @@ from selgrad.sweep.plan import BlockPlan, Plan
 from selgrad.sweep.run import OnEvent, OnProgress, Sweep
 from selgrad.sweep.work import Ended, Place
 
-
 PATIENCE = 5.0
 """Seconds without news after which the driver asks whether its own node is alive."""
 
