@@ -102,7 +102,10 @@ def worker():
     for name in ("observe", "start", "advance", "finish"):
         timed(Block, name, "running attacks", wait=True)
     # On a thread of their own, or on the one that drives the sweep in older commits; what records are made of them counts with these.
-    run = getattr(sys.modules.get("selgrad.sweep.executors.local"), "_Run", None)
+    try:
+        from selgrad.sweep.executors.local import _Run as run
+    except ImportError:
+        run = None
     timed(run, "_wait", "attacks on the host")
     for name in ("advance", "finish"):
         timed(HostBlock, name, "attacks on the host")

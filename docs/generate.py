@@ -1,8 +1,10 @@
-"""Writes the pages that follow from the code: the configuration's keys and the records' columns.
+"""Writes the pages that follow from the code and from what was measured: the configuration's keys, the records' columns, and the engine's performance.
 
 Run: uv run python docs/generate.py   (a test says when it is due)
 """
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,113 @@ def records() -> str:
     return "\n".join([head, "| column | type | |", "|---|---|---|", *rows]) + "\n"
 
 
-PAGES = {"configuration.md": configuration, "records.md": records}
+def _result(name: str) -> Any:
+    return json.loads((HERE.parent / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def _rows(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    head = list(head)
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows))
+
+
+def _number(value: float | None) -> str:
+    """Three significant digits, and no exponent."""
+    return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+RATES = """## Attacks
+
+Gradient-matching iterations a second, all lanes of a block together, on {cores} cores, an XLA device each (DLG's are outer steps of L-BFGS; `lamp` is the
+optimisation of LAMP without its search). The share is of what the machine could do at best by the operations and the bytes that XLA counts for a step: one
+core multiplies matrices at up to {sgemm:.0f} GFLOP/s and copies {copy:.1f} GB/s, measured in the same minutes as each case. It is above 100 % where
+gradients stay in the cache, from which the counted bytes then come (`benchmarks/engine.py`).
+"""
+FORMS = """
+A pass is one reading or writing of an array of the gradient's size, for each step and lane. `written out` has every dense gradient written out
+(`SELGRAD_FACTORS=0`), `recomputed` lets XLA compute residual streams again in each of their readers, and `scanned` has a transformer's layers in one loop.
+"""
+SCALING = """
+## Time and memory against parameters, lanes and cells
+
+![seconds and megabytes of a step by parameters and by lanes, and of reading a sweep by cells](figures/scaling.png)
+"""
+GROWTH = """
+A step of Inverting Gradients on an MLP of one image, and on LeNet; time grows faster than linearly where gradients leave the cache
+(`benchmarks/scaling.py`).
+
+## Reading many cells
+
+Seconds, and the largest of the processes in GB (`benchmarks/many_cells.py`; faked numbers in the records of a real plan).
+"""
+FAULTS = """
+## Faults
+
+Processes killed while a sweep of 96 cells runs, and its records against those of one that nothing disturbed: by cell, every column to the last bit but
+times (`benchmarks/faults.py`).
+"""
+SWEEPS = {"lenet": "LeNet on CIFAR-10, 192 cells, DLG and Inverting Gradients", "cola": "BERT tiny on CoLA, 192 cells, TAG and DAGER"}
+
+
+def _attacks(engine: Any) -> list[str]:
+    found = {(row["case"], row["variant"], row["lanes"]): row for row in engine["attacks"]}
+    plain = {(case, lanes): row for (case, variant, lanes), row in found.items() if variant == "as it is"}
+    cases, lanes = list(dict.fromkeys(case for case, _ in plain)), sorted({lanes for _, lanes in plain})
+    rate = lambda row: _number(row["iterations_per_second"]) if row else ""
+    best = {case: max((row for (one, _), row in plain.items() if one == case), key=lambda row: row["iterations_per_second"]) for case in cases}
+    bounds = {"flops": "products", "bytes": "memory"}
+    told = lambda row: (f"{row['share_of_roofline']:.0%}", bounds[row["bound_by"]], _number(row["compile_seconds"]))
+    forms = [
+        [case, form.replace("_", " "), n, rate(row), *(_number(row[key]) for key in ("passes", "temporary_megabytes_per_lane", "compile_seconds"))]
+        for (case, form, n), row in found.items()
+        if any((case, other, n) in found for other in ("written_out", "recomputed", "scanned"))
+    ]
+    sgemm, copy = (max(row["ceilings"][f"{name}_per_second"] for row in engine["attacks"]) / 1e9 for name in ("flops", "bytes"))
+    head = ["", *(f"{n} lane{'s' * (n > 1)}" for n in lanes), "share at the best", "bound by", "compiled in s"]
+    return [
+        RATES.format(cores=engine["hardware"]["cores"], sgemm=sgemm, copy=copy),
+        _rows(head, [[case, *(rate(plain.get((case, n))) for n in lanes), *told(best[case])] for case in cases]),
+        FORMS,
+        _rows(["", "form", "lanes", "iterations/s", "passes", "temporary MB a lane", "compiled in s"], forms),
+    ]
+
+
+def _phases(phases: Any) -> list[str]:
+    parts = ["\n## Sweeps, phase by phase\n\n`before` is an older commit, run in turns on the same machine (`benchmarks/sweep_phases.py`)."]
+    for name, title in SWEEPS.items():
+        runs = [phases["sweeps"][name][kind] for kind in ("before", "cold", "warm")]
+        every = dict.fromkeys(phase for run in runs for phase in run["phases"])
+        rows = [[phase, *(_number(run["phases"].get(phase, 0.0)) for run in runs)] for phase in every]
+        rows += [["**together**", *(f"**{run['seconds']:.1f}**" for run in runs)], ["compilations", *(run["compilations"] for run in runs)]]
+        parts += [f"\n{title}: seconds.\n", _rows(["", "before", "now", "now, programs on disk"], rows)]
+    return parts
+
+
+def performance() -> str:
+    """The page of measurements."""
+    scaling, cells, faults = _result("scaling"), _result("many_cells")["cells"], _result("faults")["rows"]
+    fits = {axis: scaling[axis]["exponents"] for axis in ("parameters", "lanes", "cells")}
+    over = lambda fit: " to ".join(f"{n:,}" for n in fit["fitted_over"])
+    parts = ("resume", "read", "report", "wandb", "report again", "together")
+    reading = [[f"{int(n):,}", *(_number(one[part]["seconds"]) for part in parts), f"{one['together']['peak_bytes'] / 1e9:.2f}"] for n, one in cells.items()]
+    counts = ("engine", "fault", "injected", "lost", "doubled", "different")
+    page = [
+        "# Performance\n\nWritten by `docs/generate.py` from `benchmarks/results/`. Rates beside PyTorch and breaching are in the README.\n",
+        *_attacks(_result("engine")),
+        *_phases(_result("sweep_phases")),
+        SCALING,
+        _rows(
+            ["", "fitted over", "exponent of seconds", "exponent of bytes"],
+            [[axis, over(fit), f"{fit['seconds']:.2f}", f"{fit['megabytes']:.2f}"] for axis, fit in fits.items()],
+        ),
+        GROWTH,
+        _rows(["cells", *parts, "GB"], reading),
+        FAULTS,
+        _rows(["engine", "fault", "injected", "cells lost", "doubled", "different"], [[row[key] for key in counts] for row in faults]),
+    ]
+    return "\n".join(page) + "\n"
+
+
+PAGES = {"configuration.md": configuration, "records.md": records, "performance.md": performance}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

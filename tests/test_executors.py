@@ -24,7 +24,7 @@ from selgrad.errors import SelgradError, UsageError
 from selgrad.report.tables import read_records
 from selgrad.sweep import Sweep, work
 from selgrad.sweep.executors.protocol import Queue
-from selgrad.sweep.executors.ray_actors import RayActors
+from selgrad.sweep.executors.ray_actors import RayActors, Worker
 from selgrad.sweep.remote import Mirror
 from selgrad.sweep.work import Ended
 
@@ -308,14 +308,18 @@ def fake_ray(monkeypatch):
     return build
 
 
-def test_a_driver_whose_own_node_dies_goes_on_through_another(plain, tmp_path, fake_ray):
+def test_a_driver_whose_own_node_dies_goes_on_through_another(plain, tmp_path, fake_ray, monkeypatch):
     # The first node dies while the sweep is planned, the next two while blocks run.
     fake, executor = fake_ray([1, 6, 9, 10**6])
+    started = []
+    monkeypatch.setattr(Worker, "__init__", lambda self, place, start=Worker.__init__: started.append(1) or start(self, place))
     sweep = Sweep(parse(CONFIG), tmp_path)
     said = []
     plan = executor.plan(sweep, said.append)
     executor.run(sweep, plan, None, lambda *_: None, lambda _, line: said.append(line))
     assert fake.connections == 4 and sum("going on through node" in line for line in said) == 2
+    # The planner runs blocks too, and one of those that ran blocks compares masks: one more for the plan that was lost, and two for each connection.
+    assert len(started) == 1 + 2 * 3
     same(read_records(tmp_path), plain)
 
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from selgrad.experiment.block import Block
 from selgrad.report.page import make_report
 from selgrad.report.tables import read_records
 from selgrad.sweep import Sweep
-from selgrad.sweep.executors.local import Local
+from selgrad.sweep.executors.local import Local, _Run
 from selgrad.sweep.overlap import overlap
 from selgrad.sweep.runner import run_sweep
 
@@ -448,6 +449,29 @@ def test_compiled_programs_are_let_go_where_settings_are_many(tmp_path, monkeypa
     Local().run(sweep, plan, None, lambda *_: None, lambda *_: None)
     records = read_records(tmp_path)
     assert len(sweep._programs) == 1 and len(records) == plan.num_cells == 16
+
+
+def test_what_attackers_prepare_is_made_beside_the_block_before_it(tmp_path, monkeypatch):
+    """As it is where the device is no CPU; of two blocks that do not fit on the device together the second waits."""
+    config = {
+        **SMALL,
+        "model": {"name": "mlp", "width": 12},
+        "attack": {"name": "idlg", "num_steps": 3, "hidden": "complete"},
+        "block_size": 8,
+        "encryption": "none",
+    }
+    plain = run_sweep(config, tmp_path / "plain", quiet=True)
+    monkeypatch.setattr(_Run, "whole", lambda self, num_threads, whole=_Run.whole, **_: whole(self, num_threads, beside=True))
+    prepare, where = Block._prepare, []
+    monkeypatch.setattr(Block, "_prepare", lambda self, *arguments: where.append(threading.current_thread()) or prepare(self, *arguments))
+    same(run_sweep(config, tmp_path / "beside", quiet=True), plain)
+    ahead = [thread is not threading.main_thread() for thread in where]
+    assert ahead == [False, *[True] * (len(where) - 1)] and len(where) == 4
+    where.clear()
+    budget = devices.memory_budget()
+    monkeypatch.setattr(devices, "memory_budget", lambda: 1000 if where else budget)
+    same(run_sweep(config, tmp_path / "full", quiet=True), plain)
+    assert set(where) == {threading.main_thread()}
 
 
 def test_a_block_that_runs_out_of_memory_is_halved_and_nothing_is_lost(tmp_path, monkeypatch):

@@ -213,7 +213,7 @@ class Setting:
     @property
     def leaves_out(self) -> bool:
         """Whether the protection leaves entries out."""
-        return jax.eval_shape(self.protection, self.shapes, jax.random.key(0)).unsent is not None
+        return jax.eval_shape(lambda update: self.protection(update, jax.random.key(0)), self.shapes).unsent is not None
 
     def clear_caches(self) -> None:
         """Drops weights, updates and masks, and the programs that compute them; they are made again when they are asked for."""

@@ -5,19 +5,28 @@ It knows an engine's protocol and nothing of sweeps.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 
 from selgrad import checkpoints
-from selgrad.base import Remember
-from selgrad.experiment.engine import Engine, OnEvent, Reports
+from selgrad.errors import OutOfMemoryError
+from selgrad.experiment.engine import Engine, Reports
 from selgrad.modality import Outcome
 
 CHECKPOINT_SECONDS = 60.0
 """A block that has run this long since its last checkpoint saves its attack state."""
+
+
+class Prepared(NamedTuple):
+    """A block before its first step: its program, what its attackers hold, and what they say of how they came by it."""
+
+    engine: Engine
+    held: Any
+    reports: Reports
 
 
 class Attacked(NamedTuple):
@@ -28,25 +37,24 @@ class Attacked(NamedTuple):
     seconds: float
 
 
-def run_attacks(
-    engine: Engine, arrays: tuple[Any, Any], series: checkpoints.Series, remember: Remember, on_event: OnEvent, on_steps: Callable[[int], None],
-    on_saved: Callable[[], None],
-) -> Attacked:  # fmt: skip
-    """Runs the attacks of a block, whole.
-
-    Args:
-      engine: compiled.
-      arrays: of the block.
-      series: of its checkpoints.
-      remember: keeps what an attack learns.
-      on_event: called with a line before each mask that is prepared.
-      on_steps, on_saved: as `drive` calls them.
-    """
-    held, prepared = engine.observe(*arrays, remember, on_event)
+def run_attacks(prepared: Prepared, series: checkpoints.Series, on_steps: Callable[[int], None], on_saved: Callable[[], None]) -> Attacked:
+    """Runs the attacks of a block that is prepared; arguments as `drive` has them."""
+    engine, held, reports = prepared
     begun = time.perf_counter()
-    outcome, reports = engine.finish(held, drive(engine, held, series, on_steps, on_saved))
+    outcome, said = engine.finish(held, drive(engine, held, series, on_steps, on_saved))
     outcome = jax.device_get(outcome)
-    return Attacked(outcome, {**prepared, **reports}, time.perf_counter() - begun)
+    return Attacked(outcome, {**reports, **said}, time.perf_counter() - begun)
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turns what JAX raises when a device has no memory left into an OutOfMemoryError."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemoryError(str(error)) from None
 
 
 def drive(engine: Engine, held: Any, series: checkpoints.Series, on_steps: Callable[[int], None], on_saved: Callable[[], None] = lambda: None) -> Any:

@@ -88,6 +88,10 @@ class Grid:
         """Whether a block is compiled for the devices, or runs on the host."""
         return self._attacks[block.attack].traceable
 
+    def prepares(self, block: BlockPlan) -> bool:
+        """Whether attackers work on the host before the first step of a block."""
+        return self._attacks[block.attack].prepare is not None
+
     def _position(self, block: BlockPlan) -> tuple[int, int, int]:
         """Where a block's first lane stands among those of its seed."""
         first = block.lanes[0][0]

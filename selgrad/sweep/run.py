@@ -20,12 +20,12 @@ import yaml
 
 from selgrad import checkpoints, devices, encryption
 from selgrad.config import SweepConfig, load, parse, read_yaml
-from selgrad.errors import OutOfMemoryError, SelgradError, UsageError
+from selgrad.errors import SelgradError, UsageError
 from selgrad.experiment import decode_lane
 from selgrad.registry import Spec
 from selgrad.sweep import records as rows
 from selgrad.sweep.costs import Costs, measure_costs
-from selgrad.sweep.drive import Attacked, run_attacks
+from selgrad.sweep.drive import Attacked, Prepared, memory_errors, run_attacks
 from selgrad.sweep.gallery import keep_gallery, keep_truth
 from selgrad.sweep.grid import Grid
 from selgrad.sweep.overlap import equivalence
@@ -257,26 +257,26 @@ class Sweep(Grid):
         Raises:
           OutOfMemoryError: if the device has not enough for the block; `halve` says what to run in its place.
         """
-        return self.record_block(part, self.attack_block(part, on_progress), costs)
+        return self.record_block(part, self.attack_block(part, self.prepare_block(part, on_progress), on_progress), costs)
 
-    def attack_block(self, part: BlockPlan, on_progress: OnProgress = lambda *_: None) -> Attacked:
-        """The first half of `run_block`, after which no device is needed. Threads may run blocks at once: what a sweep holds is read by one at a time."""
-        what = f"{part.attack.label} on {self.settings[part.setting].specs[1].label}"
-        say = lambda line: on_progress(0.0, f"{part.attack.label}: {line}")
-        try:
+    def prepare_block(self, part: BlockPlan, on_progress: OnProgress = lambda *_: None) -> Prepared:
+        """The first third of `run_block`: program, arrays, and what attackers learn or fill in on the host. Threads may call it, and the others, at once."""
+        with memory_errors():
             with self._one_at_a_time:
                 engine = self._engine(part)
                 arrays = self._arrays(part, engine)
-            on_steps = lambda steps: on_progress(part.num_cells * steps / engine.num_steps, what)
-            series = checkpoints.Series(self.folder.checkpoint_folder(part.identity))
-            return run_attacks(engine, arrays, series, checkpoints.Kept(self.out / "decoders"), say, on_steps, self.folder.publish)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise OutOfMemoryError(str(error)) from None
+            say = lambda line: on_progress(0.0, f"{part.attack.label}: {line}")
+            return Prepared(engine, *engine.observe(*arrays, checkpoints.Kept(self.out / "decoders"), say))
+
+    def attack_block(self, part: BlockPlan, prepared: Prepared, on_progress: OnProgress = lambda *_: None) -> Attacked:
+        """The second third, after which no device is needed."""
+        what = f"{part.attack.label} on {self.settings[part.setting].specs[1].label}"
+        on_steps = lambda steps: on_progress(part.num_cells * steps / prepared.engine.num_steps, what)
+        with memory_errors():
+            return run_attacks(prepared, checkpoints.Series(self.folder.checkpoint_folder(part.identity)), on_steps, self.folder.publish)
 
     def record_block(self, part: BlockPlan, attacked: Attacked, costs: Costs | None) -> pd.DataFrame:
-        """The second half: measures, masks and certificates of every cell as records, and what the gallery keeps, written to the folder."""
+        """The last third: measures, masks and certificates of every cell as records, and what the gallery keeps, written to the folder."""
         with self._one_at_a_time:
             setting = self._use(part.setting)
             found = {(i, j): decode_lane(setting, attacked.outcome, i, j, lane) for i, row in enumerate(part.lanes) for j, lane in enumerate(row)}

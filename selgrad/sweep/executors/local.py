@@ -17,6 +17,7 @@ import pandas as pd
 from selgrad import devices
 from selgrad.errors import OutOfMemoryError, UsageError
 from selgrad.sweep.costs import Costs
+from selgrad.sweep.drive import Prepared
 from selgrad.sweep.executors.protocol import Executor, OnBlock
 from selgrad.sweep.plan import BlockPlan, Plan
 from selgrad.sweep.run import OnEvent, OnProgress, Sweep
@@ -49,10 +50,10 @@ class _Run:
           beside: whether these run while a device is busy, or after all blocks that need one.
         """
         num_threads = min(num_threads, len(self._on_host))
-        with devices.one_blas_thread(), ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(max(1, num_threads)) as hosts:
+        with devices.one_blas_thread(), ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as helper, ThreadPoolExecutor(max(1, num_threads)) as hosts:
             try:
                 threads = [hosts.submit(self._work, index) for index in range(num_threads)] if beside else []
-                self._drive(writer)
+                self._drive(writer, helper if beside else None)
                 threads = threads or [hosts.submit(self._work, index) for index in range(num_threads)]
                 self._wait(threads)
             finally:
@@ -65,9 +66,10 @@ class _Run:
         with self._counting:
             self._on_progress(cells, line)
 
-    def _drive(self, writer: ThreadPoolExecutor) -> None:
-        """Blocks that need a device, each recorded while the next one runs: no more than one waits for its records."""
+    def _drive(self, writer: ThreadPoolExecutor, helper: ThreadPoolExecutor | None) -> None:
+        """Blocks that need a device: no more than one waits for its records, and no more than one is prepared ahead."""
         writing: tuple[BlockPlan, Future[pd.DataFrame]] | None = None
+        ahead: Future[Prepared] | None = None
         while self._on_device:
             part = self._on_device.popleft()
             if writing is not None and writing[0].setting != part.setting:
@@ -82,14 +84,29 @@ class _Run:
                 self._progress(cells, line)
 
             try:
-                attacked = self._sweep.attack_block(part, advance)
+                prepared = self._sweep.prepare_block(part, advance) if ahead is None else ahead.result()
+                ahead = None if helper is None else self._ahead(part, prepared, helper)
+                attacked = self._sweep.attack_block(part, prepared, advance)
             except OutOfMemoryError:
+                if ahead is not None:
+                    # Of another size than what will run now.
+                    ahead.exception()
+                    ahead = None
                 self._halve(part, -progressed)
                 continue
             self._finish(writing)
             writing = part, writer.submit(self._sweep.record_block, part, attacked, self._costs)
             self._take()
         self._finish(writing)
+
+    def _ahead(self, part: BlockPlan, prepared: Prepared, helper: ThreadPoolExecutor) -> Future[Prepared] | None:
+        """Begins to prepare the block after this one, if that is work for the host and both fit on the device."""
+        following = self._on_device[0] if self._on_device else None
+        if following is None or following.setting != part.setting or not self._sweep.prepares(following):
+            return None
+        if prepared.engine.memory_bytes > devices.memory_budget() // 2:
+            return None
+        return helper.submit(self._sweep.prepare_block, following, self._progress)
 
     def _finish(self, writing: tuple[BlockPlan, Future[pd.DataFrame]] | None) -> None:
         if writing is not None:
@@ -155,7 +172,7 @@ class Local:
         """Runs every block that has no record file, and compares masks at the end."""
         sweep.keep_inputs()
         on_cpu = jax.default_backend() == "cpu"
-        # Two threads on two cores ran no faster than one (benchmarks/sweep_phases.py): what they wait for is memory.
+        # On a CPU a second one would wait for the same memory.
         threads = self._host_threads or (1 if on_cpu else min(4, devices.num_cores()))
         # Where the devices are the cores, attacks on the host would only take them from each other, and the seconds of both would say nothing.
         _Run(sweep, plan, costs, on_block, on_progress).whole(threads, beside=not on_cpu)

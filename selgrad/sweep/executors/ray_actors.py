@@ -76,6 +76,8 @@ class RayActors:
         self._workers, self._retries = workers or on_gpus or len(alive), retries
         # Those on one machine share its memory; each has a GPU's to itself.
         self._share = 1.0 if gpus else 1 / math.ceil(self._workers / max(1, len(alive)))
+        # One that has planned has compiled, and one that has run blocks holds masks: whatever comes next has it first.
+        self._spare: Any = None
 
     def _connect(self) -> None:
         _require_answer(self._address)
@@ -103,9 +105,13 @@ class RayActors:
         if not self._mine or self._address is None or losses > self._retries:
             raise SelgradError(f"{error}; the same command goes on where this one ended") from None
         self._ray.shutdown()
+        self._spare = None
         self._connect()
 
     def _start(self, sweep: Sweep) -> Any:
+        if self._spare is not None:
+            actor, self._spare = self._spare, None
+            return actor
         return self._ray.remote(Worker).options(**self._options).remote(Place.here(sweep.place, self._share))
 
     def _alone(self, sweep: Sweep, what: str) -> Any:
@@ -117,7 +123,7 @@ class RayActors:
                 while not self._ray.wait([ref], timeout=PATIENCE)[0]:
                     self._require_node()
                 found = self._ray.get(ref)
-                self._ray.kill(actor)
+                self._spare = actor
                 if isinstance(found, Ended):
                     raise SelgradError(found.message)
                 return found
@@ -195,6 +201,7 @@ class RayActors:
                     if block is not None:
                         queue.ended(block, found)
                     idle.append(actor)
+            self._spare = idle[-1] if idle else None
         except NodeLostError:
             for _, block in pending.values():
                 if block is not None:
@@ -202,10 +209,14 @@ class RayActors:
             raise
         finally:
             for actor in actors:
-                self._ray.kill(actor)
+                if actor is not self._spare:
+                    self._ray.kill(actor)
 
     def close(self) -> None:
         """Leaves the cluster, unless whoever called was in it before."""
+        if self._spare is not None:
+            self._ray.kill(self._spare)
+            self._spare = None
         if self._mine:
             self._ray.shutdown()
 
