@@ -10,12 +10,14 @@ import pandas as pd
 import pytest
 
 from selgrad import run_cell, run_sweep
+from selgrad.config import parse
 from selgrad.data import DATASETS
 from selgrad.errors import SelgradError, UsageError
 from selgrad.experiment.host import HostBlock
 from selgrad.language_model import load, train
 from selgrad.report.figures import mark
-from selgrad.sweep.executors.local import _Run
+from selgrad.sweep import Sweep
+from selgrad.sweep.executors.local import Local, _Run
 
 # One worker makes the fixtures of this file.
 pytestmark = pytest.mark.xdist_group("text_sweep")
@@ -71,6 +73,42 @@ def test_what_fails_on_the_host_ends_the_sweep_and_loses_nothing_that_is_done(tm
     kept = len(list((tmp_path / "out").glob("records/*.parquet")))
     monkeypatch.setattr(HostBlock, "advance", advance)
     assert kept and len(run_sweep({**CONFIG, "block_size": 1}, tmp_path / "out", quiet=True)) == 24
+
+
+def test_what_is_recorded_is_told_of_though_the_sweep_ends_early(tmp_path, monkeypatch):
+    """Whoever goes on does not run it again, so nobody else would log it."""
+    config = parse({**CONFIG, "attack": [CONFIG["attack"], {"name": "tag", "num_steps": 3}], "block_size": 1})
+    run, left, told = Sweep.attack_block, [], []
+
+    def fails(self, *arguments):
+        if not left:
+            raise SelgradError("the disk is full")
+        left.pop()
+        return run(self, *arguments)
+
+    monkeypatch.setattr(Sweep, "attack_block", fails)
+    # Once while a device is busy, once while the host is.
+    for allowed in (4, 20):
+        left.extend(range(allowed))
+        sweep = Sweep(config, tmp_path)
+        with pytest.raises(SelgradError, match="the disk is full"):
+            Local().run(sweep, sweep.plan(), None, lambda name, _: told.append(name), lambda *_: None)
+        assert len(told) == len(list(tmp_path.glob("records/*.parquet"))) > 0
+    assert set(told) == {"tag", "dager"}
+
+
+def test_attacks_on_the_host_that_run_out_of_memory_are_halved(finished, tmp_path, monkeypatch):
+    advance, run, running = HostBlock.advance, Sweep.attack_block, []
+
+    def small(self, *arguments):
+        if running and self.num_lanes * self.num_seeds > 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+        return advance(self, *arguments)
+
+    monkeypatch.setattr(Sweep, "attack_block", lambda self, *arguments: running.append(self) or run(self, *arguments))
+    monkeypatch.setattr(HostBlock, "advance", small)
+    records = run_sweep({**CONFIG, "block_size": 4}, tmp_path / "out", quiet=True, engine={"name": "local", "host_threads": 2})
+    pd.testing.assert_series_equal(records["rougeL"].reset_index(drop=True), finished[1]["rougeL"].reset_index(drop=True))
 
 
 def test_an_interrupt_stops_the_threads(tmp_path, monkeypatch):

@@ -27,15 +27,28 @@ class _StoppedError(Exception):
     """Ends a thread whose sweep has ended."""
 
 
+class _Counted:
+    """The progress of one block, so that it can be taken back where the block runs again in two."""
+
+    def __init__(self, on_progress: OnProgress) -> None:
+        self.cells, self._on_progress = 0.0, on_progress
+
+    def __call__(self, cells: float, line: str) -> None:
+        self.cells += cells
+        self._on_progress(cells, line)
+
+
 class _Run:
     """One run of a sweep: blocks that wait, and threads beside the one that drives it."""
 
     def __init__(self, sweep: Sweep, plan: Plan, costs: Costs | None, on_block: OnBlock, on_progress: OnProgress) -> None:
         self._sweep, self._costs, self._on_block, self._on_progress = sweep, costs, on_block, on_progress
         self._ended: queue.SimpleQueue[tuple[BlockPlan, pd.DataFrame | BaseException]] = queue.SimpleQueue()
-        self._stopped, self._counting = threading.Event(), threading.Lock()
+        # The lock is of progress and of what waits.
+        self._stopped, self._lock = threading.Event(), threading.Lock()
         self._on_device: deque[BlockPlan] = deque()
         self._on_host: deque[BlockPlan] = deque()
+        self._writing: tuple[BlockPlan, Future[pd.DataFrame]] | None = None
         for part in plan.blocks:
             if sweep.is_done(part):
                 on_progress(float(part.num_cells), "already done")
@@ -50,54 +63,66 @@ class _Run:
           beside: whether these run while a device is busy, or after all blocks that need one.
         """
         num_threads = min(num_threads, len(self._on_host))
-        with devices.one_blas_thread(), ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as helper, ThreadPoolExecutor(max(1, num_threads)) as hosts:
-            try:
-                threads = [hosts.submit(self._work, index) for index in range(num_threads)] if beside else []
-                self._drive(writer, helper if beside else None)
-                threads = threads or [hosts.submit(self._work, index) for index in range(num_threads)]
-                self._wait(threads)
-            finally:
-                self._stopped.set()
+        try:
+            with devices.one_blas_thread(), ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as helper, ThreadPoolExecutor(max(1, num_threads)) as hosts:
+                try:
+                    threads = [hosts.submit(self._work, index) for index in range(num_threads)] if beside else []
+                    self._drive(writer, helper if beside else None)
+                    threads = threads or [hosts.submit(self._work, index) for index in range(num_threads)]
+                    self._wait(threads)
+                finally:
+                    self._stopped.set()
+        except BaseException:
+            self._tell_the_rest()
+            raise
 
     def _progress(self, cells: float, line: str) -> None:
         """Told by threads."""
         if self._stopped.is_set():
             raise _StoppedError
-        with self._counting:
+        with self._lock:
             self._on_progress(cells, line)
+
+    def _next(self, waiting: deque[BlockPlan]) -> BlockPlan | None:
+        with self._lock:
+            return waiting.popleft() if waiting else None
+
+    def _halve(self, part: BlockPlan, waiting: deque[BlockPlan], counted: _Counted) -> None:
+        with self._lock:
+            left = self._sweep.halve(part, waiting)
+            waiting.clear()
+            waiting.extend(left)
+            self._on_progress(-counted.cells, f"out of memory at {part.lanes_per_block} lanes; going on with half as many")
+
+    # Blocks on the devices
 
     def _drive(self, writer: ThreadPoolExecutor, helper: ThreadPoolExecutor | None) -> None:
         """Blocks that need a device: no more than one waits for its records, and no more than one is prepared ahead."""
-        writing: tuple[BlockPlan, Future[pd.DataFrame]] | None = None
+        prepared: Prepared | None = None
         ahead: Future[Prepared] | None = None
-        while self._on_device:
-            part = self._on_device.popleft()
-            if writing is not None and writing[0].setting != part.setting:
+        while (part := self._next(self._on_device)) is not None:
+            if self._writing is not None and self._writing[0].setting != part.setting:
                 # What was computed on a setting may be let go when the next one is used.
-                self._finish(writing)
-                writing = None
-            progressed = 0.0
-
-            def advance(cells: float, line: str) -> None:
-                nonlocal progressed
-                progressed += cells
-                self._progress(cells, line)
-
+                self._finish()
+            counted = _Counted(self._progress)
             try:
-                prepared = self._sweep.prepare_block(part, advance) if ahead is None else ahead.result()
+                prepared = self._sweep.prepare_block(part, counted) if ahead is None else ahead.result()
                 ahead = None if helper is None else self._ahead(part, prepared, helper)
-                attacked = self._sweep.attack_block(part, prepared, advance)
+                attacked = self._sweep.attack_block(part, prepared, counted)
             except OutOfMemoryError:
                 if ahead is not None:
                     # Of another size than what will run now.
                     ahead.exception()
                     ahead = None
-                self._halve(part, -progressed)
+                self._halve(part, self._on_device, counted)
                 continue
-            self._finish(writing)
-            writing = part, writer.submit(self._sweep.record_block, part, attacked, self._costs)
+            finally:
+                # What attackers held lies on the devices, where the next block needs the room.
+                prepared = None
+            self._finish()
+            self._writing = part, writer.submit(self._sweep.record_block, part, attacked, self._costs)
             self._take()
-        self._finish(writing)
+        self._finish()
 
     def _ahead(self, part: BlockPlan, prepared: Prepared, helper: ThreadPoolExecutor) -> Future[Prepared] | None:
         """Begins to prepare the block after this one, if that is work for the host and both fit on the device."""
@@ -108,27 +133,26 @@ class _Run:
             return None
         return helper.submit(self._sweep.prepare_block, following, self._progress)
 
-    def _finish(self, writing: tuple[BlockPlan, Future[pd.DataFrame]] | None) -> None:
-        if writing is not None:
-            self._on_block(writing[0].attack.short, writing[1].result())
+    def _finish(self) -> None:
+        """Waits for the records that are being written."""
+        if self._writing is not None:
+            (part, records), self._writing = self._writing, None
+            self._on_block(part.attack.short, records.result())
 
-    def _halve(self, part: BlockPlan, cells: float) -> None:
-        with self._counting:
-            self._on_device = deque(self._sweep.halve(part, self._on_device))
-            self._on_progress(cells, f"out of memory at {part.lanes_per_block} lanes; going on with half as many")
+    # Blocks on the host
 
     def _work(self, index: int) -> None:
         """Blocks on the host, until none is left."""
         each = jax.local_devices()
         # What they compute on a device is spread over these; on a CPU each is a core.
         with jax.default_device(each[index % len(each)]):
-            while not self._stopped.is_set():
+            while not self._stopped.is_set() and (part := self._next(self._on_host)) is not None:
+                counted = _Counted(self._progress)
                 try:
-                    part = self._on_host.popleft()
-                except IndexError:
-                    return
-                try:
-                    self._ended.put((part, self._sweep.run_block(part, self._costs, self._progress)))
+                    try:
+                        self._ended.put((part, self._sweep.run_block(part, self._costs, counted)))
+                    except OutOfMemoryError:
+                        self._halve(part, self._on_host, counted)
                 except _StoppedError:
                     return
                 except BaseException as error:
@@ -152,6 +176,15 @@ class _Run:
                 raise found
             self._on_block(part.attack.short, found)
             timeout = 0.0
+
+    def _tell_the_rest(self) -> None:
+        """Of blocks whose records are there when a sweep ends early: whoever goes on will not run them again."""
+        if self._writing is not None and self._writing[1].exception() is None:
+            self._finish()
+        while not self._ended.empty():
+            part, found = self._ended.get()
+            if not isinstance(found, BaseException):
+                self._on_block(part.attack.short, found)
 
 
 class Local:
