@@ -2,8 +2,8 @@
 
 Command: uv run python benchmarks/faults.py [--rounds N]   (a quarter of an hour on 2 cores; Linux; extras `ray` and `submitit`)
 Setting: 96 cells in 32 blocks (digits, an MLP, two attacks). A fault is injected each time that a few further record files are there, by SIGKILL, or by the removal of
-  a node from a Ray cluster of two, once of the node through which the driver had joined; after the driver is killed the same command goes on. Then the records are compared with those of one process that nothing
-  disturbed: by cell, all columns to the last bit but times and the run's name.
+  a node from a Ray cluster, by turns a worker's and the one through which the driver had joined; after the driver is killed the same command goes on. Then the
+  records are compared with those of one process that nothing disturbed: by cell, all columns to the last bit but times and the run's name.
 Expected: no cell lost, none twice, none different.
 Leaves: benchmarks/results/faults.json.
 """

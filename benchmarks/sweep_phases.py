@@ -115,7 +115,7 @@ def worker():
         timed(Choices, name, "masks")
     timed(sweep.Sweep, "costs", "encryption")
     timed(sweep.Sweep, "plan", "the rest of planning")
-    for name in ("_run_block", "attack_block", "record_block"):
+    for name in ("_run_block", "prepare_block", "attack_block", "record_block"):
         timed(sweep.Sweep, name, "the rest of running: records, gallery")
     timed(runner, "make_report", "report")
     config = json.loads(sys.stdin.read())

@@ -16,6 +16,11 @@ from selgrad.sweep.records import COLUMNS
 HERE = Path(__file__).parent
 
 
+def _rows(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    head = list(head)
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows))
+
+
 def _kind(name: str, annotation: Any) -> str:
     if name in REGISTRIES:
         return "names, an axis"
@@ -33,11 +38,9 @@ def _default(field: Any) -> str:
 
 
 def _table(section: type[Section]) -> str:
-    rows = [
-        f"| `{name}` | {_kind(name, field.annotation).replace('|', chr(92) + '|')} | {_default(field)} | {field.description} |"
-        for name, field in section.model_fields.items()
-    ]
-    return "\n".join(["| key | value | default | |", "|---|---|---|---|", *rows])
+    kind = lambda name, field: _kind(name, field.annotation).replace("|", chr(92) + "|")
+    rows = [(f"`{name}`", kind(name, field), _default(field), field.description) for name, field in section.model_fields.items()]
+    return _rows(("key", "value", "default", ""), rows)
 
 
 VARIABLES = {
@@ -63,28 +66,23 @@ def configuration() -> str:
     parts += ["\n## A federated run\n", _table(Content)]
     for title, section in (("clients", ClientsConfig), ("local", LocalConfig), ("encryption", KeysConfig), ("faults", FaultConfig)):
         parts += [f"\n### `{title}` of a federated run\n\n{(section.__doc__ or '').strip()}\n", _table(section)]
-    rows = [f"| `{name}` | {about} |" for name, about in VARIABLES.items()]
-    parts += ["\n## Environment variables\n\nNone of them changes what a sweep is, so a folder goes on under others.\n", "| variable | |", "|---|---|", *rows]
+    rows = [(f"`{name}`", about) for name, about in VARIABLES.items()]
+    parts += ["\n## Environment variables\n\nNone of them changes what a sweep is, so a folder goes on under others.\n", _rows(("variable", ""), rows)]
     return "\n".join(parts) + "\n"
 
 
 def records() -> str:
     """The page of columns."""
-    rows = [f"| `{name}` | {kind} | {about} |" for name, (kind, about) in COLUMNS.items()]
+    rows = [(f"`{name}`", kind, about) for name, (kind, about) in COLUMNS.items()]
     head = (
         '# Records\n\nWritten by `docs/generate.py` from `selgrad.sweep.records`. One row a cell; `pandas.read_parquet("DIR/records")` or '
         '`polars.read_parquet("DIR/records/*.parquet")`.\n'
     )
-    return "\n".join([head, "| column | type | |", "|---|---|---|", *rows]) + "\n"
+    return "\n".join([head, _rows(("column", "type", ""), rows)]) + "\n"
 
 
 def _result(name: str) -> Any:
     return json.loads((HERE.parent / "benchmarks" / "results" / f"{name}.json").read_text())
-
-
-def _rows(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    head = list(head)
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
 def _number(value: float | None) -> str:

@@ -61,11 +61,11 @@ def _batches(tokens: Tokens, valid: npt.NDArray[np.bool_], at_once: int) -> Iter
 
 
 class _Inputs(NamedTuple):
-    """Inputs of a layer (n, T, width), their squared norms (n, T), and how many of the n are no padding."""
+    """Inputs of a layer (n, T, width), how many of the n are no padding, and their squared norms (n, T) where these are known."""
 
     values: Array
-    squares: Array
     num_real: int
+    squares: Array | None = None
 
 
 @jax.jit
@@ -82,13 +82,24 @@ def _judge(inputs: Array, squares: Array, basis: Any) -> Array:
     return jnp.sqrt(jnp.maximum(whole - (inside**2).sum(axis=-1), 0) / whole)
 
 
-def _distances(parts: Iterable[_Inputs], space: row_space.RowSpace) -> npt.NDArray[np.float64]:
+def _width(observation: Observation) -> int:
+    model: Any = text_parts(observation)[0]
+    return int(trees.at(observation.params, model.attention_kernels[0][0]).shape[0])
+
+
+def _distances(parts: Iterable[_Inputs], space: row_space.RowSpace, width: int) -> npt.NDArray[np.float64]:
     """`RowSpace.distances` of batches of inputs: of all in float32 on the device, and of those that lie close again in float64.
 
     Args:
       parts: batches of one shape.
       space: that they may lie in.
+      width: of an input.
     """
+    # Ranks of neighbouring size share a program.
+    basis = np.zeros((width, -(-space.basis.shape[1] // 16) * 16), np.float32)
+    basis[space.rows, : space.basis.shape[1]] = space.basis
+    covered = np.zeros(width, np.float32)
+    covered[space.rows] = 1
     found: list[npt.NDArray[np.float64]] = []
     judged: deque[tuple[Array, _Inputs]] = deque()
 
@@ -101,15 +112,8 @@ def _distances(parts: Iterable[_Inputs], space: row_space.RowSpace) -> npt.NDArr
         found.append(near)
 
     for part in parts:
-        if not found and not judged:
-            width = part.values.shape[-1]
-            # Ranks of neighbouring size share a program.
-            basis = np.zeros((width, -(-space.basis.shape[1] // 16) * 16), np.float32)
-            basis[space.rows, : space.basis.shape[1]] = space.basis
-            covered = np.zeros(width, np.float32)
-            covered[space.rows] = 1
         # What is read of memory is what it takes: norms that are known are not made again.
-        squares = part.squares if covered.all() else _squares(part.values, covered)
+        squares = part.squares if part.squares is not None and covered.all() else _squares(part.values, covered)
         # The device has the next ones while the host looks at the first.
         judged.append((_judge(part.values, squares, basis), part))
         if len(judged) > 4:
@@ -124,8 +128,7 @@ def _read(observation: Observation, tokens: Tokens, valid: npt.NDArray[np.bool_]
     model: Any = text_parts(observation)[0]
     read = _reader(model, num_layers)
     for part, real, count in _batches(tokens, valid, at_once):
-        inputs = read(observation.params, part, real)
-        yield _Inputs(inputs, _squares(inputs, np.ones(inputs.shape[-1], np.float32)), count)
+        yield _Inputs(read(observation.params, part, real), count)
 
 
 class _Vocabulary:
@@ -143,18 +146,20 @@ class _Vocabulary:
           allowed: (n,) the words.
           at_once: words in a batch.
         """
-        model: Any
         model, spec = text_parts(observation)
         leaves = jax.tree.leaves(observation.params)
-        words = np.broadcast_to(allowed[:, None], (len(allowed), spec.shape[0])).astype(np.int32)
-        make = lambda: _read(observation, words, np.ones(words.shape, bool), 1, at_once)
-        width = trees.at(observation.params, model.attention_kernels[0][0]).shape[0]
-        if (size := 4 * words.size * width) > KEPT_BYTES:
-            return make()
+        width = _width(observation)
+
+        def read() -> Iterator[_Inputs]:
+            words = np.broadcast_to(allowed[:, None], (len(allowed), spec.shape[0])).astype(np.int32)
+            return _read(observation, words, np.ones(words.shape, bool), 1, at_once)
+
+        if (size := 4 * len(allowed) * spec.shape[0] * width) > KEPT_BYTES:
+            return read()
         key = (model, allowed.tobytes(), at_once, *map(id, leaves))
         with self._lock:
             # The weights are held with what was made of them, so that no other array takes their place in memory.
-            _, parts = self._kept.pop(key, None) or (leaves, list(make()))
+            _, parts = self._kept.pop(key, None) or (leaves, [part._replace(squares=_squares(part.values, np.ones(width, np.float32))) for part in read()])
             while len(self._kept) >= KEPT_BYTES // size:
                 del self._kept[next(iter(self._kept))]
             self._kept[key] = leaves, parts
@@ -202,7 +207,7 @@ class _Layer(NamedTuple):
     def _over_rounds(self, shape: tuple[int, ...], inputs: Callable[[Observation], Iterable[_Inputs]]) -> npt.NDArray[np.float64]:
         if not self.parts:
             return np.ones(shape)
-        each = [_distances(inputs(seen), space) for seen, space in self.parts]
+        each = [_distances(inputs(seen), space, _width(seen)) for seen, space in self.parts]
         return each[0] if len(each) == 1 else np.exp(np.mean([np.log(np.maximum(part, 1e-12)) for part in each], axis=0))
 
 

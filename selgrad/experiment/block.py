@@ -74,10 +74,6 @@ class Observer:
             noise=seen.noise,
         )
 
-    def __call__(self, auxiliary: Any, tables: Tables, lane: Lanes) -> Observation:
-        """The observation of one lane."""
-        return self.observation((tables.weights, auxiliary), self.see(auxiliary, tables, lane))
-
 
 def _shown(update: Grads, hidden: Array) -> Shown:
     """What is seen of an update of which packed entries are hidden."""

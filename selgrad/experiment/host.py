@@ -69,7 +69,7 @@ class HostBlock:
         """Nothing to do before the first lane."""
 
     def observe(self, tables: Tables, lanes: Lanes, remember: Remember | None = forget, on_event: OnEvent = lambda _: None) -> tuple[HostHeld, Reports]:
-        """Tables and lanes as they are; each attack says for itself what it uses."""
+        """Tables of each seed, on the device, and lanes as they are; each attack says for itself what it uses."""
         # Moved once: all lanes of a seed have the same weights, and attacks may keep what they make of them.
         rows = (jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), tables) for i in range(self.num_seeds))
         return HostHeld(tuple(rows), lanes, forget if remember is None else remember), {}

@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from selgrad import devices
 from selgrad.errors import SelgradError
 from selgrad.federation.flower import FlowerTransport, num_participants, quiet_flower
 from selgrad.federation.messages import STARTUP_SECONDS
@@ -51,7 +52,7 @@ def simulate(config: Any, serve: Callable[[FlowerTransport], Any]) -> Any:
         finally:
             idle.set()
 
-    workers = max(1, min(count, len(os.sched_getaffinity(0))))
+    workers = max(1, min(count, devices.num_cores()))
     with tempfile.TemporaryDirectory(prefix="sg-") as scratch, _environment(), _quiet():
         init = {
             "num_cpus": workers, "num_gpus": 0, "include_dashboard": False, "logging_level": "CRITICAL", "log_to_driver": False,

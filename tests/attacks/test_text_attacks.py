@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from selgrad import trees
 from selgrad.attacks import ATTACKS, row_space
-from selgrad.attacks.dager import _distances, _layer, _layer_inputs, _read, _Vocabulary
+from selgrad.attacks.dager import _distances, _layer, _layer_inputs, _read, _Vocabulary, _width
 from selgrad.attacks.distances import l2_l1, mean_leaf_cosine, squared_l2
 from selgrad.attacks.hidden import Target, fill
 from selgrad.attacks.labels import last_layer_counts
@@ -102,7 +102,7 @@ class TestDager:
         tokens = np.concatenate([np.asarray(p.batch.inputs), others])
         real = np.broadcast_to(np.asarray(seen.valid)[0], tokens.shape)
         expected = space.distances(_layer_inputs(seen, tokens, real, number, 16))
-        found = _distances(_read(seen, tokens, real, number, 4), space)
+        found = _distances(_read(seen, tokens, real, number, 4), space, _width(seen))
         np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-6)
         # The last layer's gradient has the rank of the queries that the loss reads, and says less.
         assert ((found[0][real[0]] < 1e-2).all() or number == 2) and np.median(found[1:]) > 0.1

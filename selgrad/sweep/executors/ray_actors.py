@@ -98,8 +98,9 @@ class RayActors:
 
         Ray ends the job of such a process, but the process is not told: whatever it asks for is put off without end.
         """
-        if not any(node["NodeID"] == self._node() and node["Alive"] for node in self._ray.nodes()):
-            raise NodeLostError(f"node {self._node()[:8]}, through which this process was in the Ray cluster, ended")
+        here = self._node()
+        if not any(node["NodeID"] == here and node["Alive"] for node in self._ray.nodes()):
+            raise NodeLostError(f"node {here[:8]}, through which this process was in the Ray cluster, ended")
 
     def _reconnect(self, error: NodeLostError, losses: int) -> None:
         if not self._mine or self._address is None or losses > self._retries:
