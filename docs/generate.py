@@ -49,6 +49,7 @@ VARIABLES = {
     "SELGRAD_FACTORS": "`0` writes every gradient out instead of reading a batch of one's dense layers as outer products: slower, and equal but for rounding.",
     "SELGRAD_LOCK": "`off` goes on where the file system of a sweep's folder cannot lock files; make sure that no other process uses the folder.",
     "SELGRAD_MEMORY_SHARE": "Of the memory that blocks may take, the part that this process may; executors set it where several workers share a machine.",
+    "SELGRAD_STRIDE": "Steps of an attack between two looks at whether all of its restarts are done: 8, and 1 on a CPU, where a look costs nothing.",
     "XLA_FLAGS": "XLA's own; where it does not say how many devices a CPU has, it has one a core.",
 }
 """What the environment may say."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
@@ -547,6 +548,14 @@ Remember: TypeAlias = Callable[[str, Callable[[], Any], Callable[[], Any]], Any]
 def forget(identity: str, make: Callable[[], Any], shapes: Callable[[], Any]) -> Any:
     """A `Remember` that keeps nothing."""
     return make()
+
+
+def stride() -> int:
+    """Steps of an attack between two looks at whether all of its restarts are done, at each of which the host waits for an accelerator: 1 on a CPU, else 8.
+
+    `SELGRAD_STRIDE` says otherwise. It is read when a program is traced.
+    """
+    return int(os.environ.get("SELGRAD_STRIDE") or (1 if jax.default_backend() == "cpu" else 8))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -143,17 +143,15 @@ def over_model(mesh: Any, shape: tuple[int, ...], *leading: str | None) -> Any:
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*places))
 
 
-@contextlib.contextmanager
-def double_precision() -> Iterator[None]:
-    """Float64 for what is traced inside; JAX's own context manager for it has another name in each of the supported versions."""
+def double_precision() -> contextlib.AbstractContextManager[Any]:
+    """Float64 for what this thread traces inside; what other threads trace meanwhile stays as it is."""
     import jax
+    import jax.experimental
 
-    before = jax.config.jax_enable_x64  # type: ignore[attr-defined]
-    jax.config.update("jax_enable_x64", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_x64", before)
+    # Its name in newer versions of JAX, and in older ones.
+    enable = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
+    within: contextlib.AbstractContextManager[Any] = enable(True)
+    return within
 
 
 def memory_budget() -> int:

@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selgrad import devices
 from selgrad.errors import UsageError
 
 CODE = """
@@ -69,15 +72,11 @@ def test_a_model_over_several_devices_gives_the_records_of_one(tmp_path):
 
 
 def test_more_devices_for_a_model_than_there_are_say_so():
-    from selgrad import devices
-
     with pytest.raises(UsageError, match="model_devices=1000 and this process has"):
         devices.mesh(4, 1000)
 
 
 def test_matrices_are_cut_by_columns_where_these_divide_evenly():
-    from selgrad import devices
-
     mesh = jax.sharding.AbstractMesh((2, 4), ("lanes", "model"))
     place = lambda shape, *leading: tuple(devices.over_model(mesh, shape, *leading).spec)
     assert place((7, 6, 16, 12), None, "lanes") == (None, "lanes", None, "model") and place((16, 12)) == (None, "model")
@@ -86,8 +85,6 @@ def test_matrices_are_cut_by_columns_where_these_divide_evenly():
 
 @pytest.mark.parametrize("given", ["", "--xla_force_host_platform_device_count=3"])
 def test_flags_of_the_user_win(monkeypatch, given):
-    from selgrad import devices
-
     monkeypatch.setenv("XLA_FLAGS", given)
     devices.configure()
     if given:
@@ -129,3 +126,10 @@ def test_what_one_process_has_compiled_the_next_one_reads(tmp_path):
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path):
     (tmp_path / "selgrad").write_text("a file where the folder should be")
     assert run_program(tmp_path)[0] is None
+
+
+def test_double_precision_is_of_the_thread_that_asks_for_it():
+    """Records are made beside the next block, and certificates of them in float64: what the block traces meanwhile must stay float32."""
+    with devices.double_precision(), ThreadPoolExecutor(1) as other:
+        mine, theirs = jnp.ones(3) * 1.0, other.submit(lambda: jax.jit(lambda x: x * 2)(np.ones(3))).result()
+    assert (mine.dtype, theirs.dtype, jnp.ones(3).dtype) == (jnp.float64, jnp.float32, jnp.float32)

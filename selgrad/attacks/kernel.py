@@ -23,7 +23,7 @@ from selgrad.attacks.labels import LabelRule
 from selgrad.attacks.learned import estimate
 from selgrad.attacks.minimisers import RUN_AWAY, Minimiser, Objective
 from selgrad.attacks.spaces import SpaceRule
-from selgrad.base import Attack, Grads, Key, Observation, Reconstruction, Remember
+from selgrad.base import Attack, Grads, Key, Observation, Reconstruction, Remember, stride
 from selgrad.errors import UsageError
 
 
@@ -259,13 +259,21 @@ def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
             return mapped(kernel.init, (0, None))(jax.random.split(key, num_restarts), observation)
 
     def advance(observation: Observation, state: State, steps: Any) -> State:
-        aims = kernel.aim(observation)
+        aims, between_looks = kernel.aim(observation), stride()
 
         def unfinished(carry: tuple[Array, State]) -> Array:
             return (carry[0] < steps) & ~carry[1].inner.done.all()
 
-        def body(carry: tuple[Array, State]) -> tuple[Array, State]:
+        def step(carry: tuple[Array, State]) -> tuple[Array, State]:
             return carry[0] + 1, mapped(kernel.step, (None, None, 0))(observation, aims, carry[1])
+
+        def body(carry: tuple[Array, State]) -> tuple[Array, State]:
+            if between_looks == 1:
+                return step(carry)
+            # What a step beyond the last one changes is dropped, so that no bit depends on the stride.
+            kept = lambda _, carry: jax.tree.map(partial(jnp.where, unfinished(carry)), step(carry), carry)
+            found: tuple[Array, State] = jax.lax.fori_loop(0, between_looks, kept, carry)
+            return found
 
         with jax.default_matmul_precision("highest"):
             result: State = jax.lax.while_loop(unfinished, body, (jnp.zeros((), jnp.int32), state))[1]

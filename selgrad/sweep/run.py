@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from selgrad import checkpoints, devices, encryption
+from selgrad.base import stride
 from selgrad.config import SweepConfig, load, parse, read_yaml
 from selgrad.errors import SelgradError, UsageError
 from selgrad.experiment import decode_lane
@@ -143,10 +144,11 @@ class Sweep(Grid):
                 missing = self.missing(parts)
                 if missing:
                     held, _ = engine.observe(*self._arrays(missing[0], engine), None)
-                    state = jax.block_until_ready(engine.advance(held, engine.start(held), 1))
+                    few = min(stride(), engine.num_steps)
+                    state = jax.block_until_ready(engine.advance(held, engine.start(held), few))
                     started = time.perf_counter()
-                    jax.block_until_ready(engine.advance(held, state, 1))
-                    seconds += (time.perf_counter() - started) * engine.num_steps * len(missing)
+                    jax.block_until_ready(engine.advance(held, state, few))
+                    seconds += (time.perf_counter() - started) / few * engine.num_steps * len(missing)
                 memory = max(memory, engine.memory_bytes)
                 blocks.extend(parts)
         self.folder.write_text("config.yaml", yaml.safe_dump(self.config.to_dict(), sort_keys=False))

@@ -12,7 +12,7 @@ from selgrad.attacks.distances import cosine, squared_l2
 from selgrad.attacks.hidden import fill
 from selgrad.attacks.kernel import gradient_matching, iterate
 from selgrad.attacks.labels import most_negative_columns
-from selgrad.attacks.minimisers import first_order
+from selgrad.attacks.minimisers import first_order, lbfgs
 from selgrad.attacks.spaces import pixels
 from selgrad.attacks.starts import draw
 from selgrad.base import InputSpec
@@ -139,6 +139,24 @@ def test_advancing_in_pieces_is_advancing_at_once(seen):
     state = attack.start(jax.random.key(0), observation)
     pieces = advance(observation, advance(observation, state, 2), 4)
     for a, b in zip(jax.tree.leaves(pieces), jax.tree.leaves(advance(observation, state, 6)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 20.0])
+def test_no_bit_depends_on_how_often_the_loop_looks_whether_it_is_done(seen, monkeypatch, tolerance):
+    """On accelerators it looks every few steps, also where these divide neither a piece nor the whole, and where all restarts are done between two looks."""
+    _, look = seen
+    observation = look(0.1)
+    method = lambda _: lbfgs(memory=10, tolerance=tolerance)
+    attack = iterate(gradient_matching(distance=squared_l2, minimiser=method, hidden="ignore", space=pixels("normal")), num_steps=13, num_restarts=2)
+    found = {}
+    for stride in ("1", "4"):
+        monkeypatch.setenv("SELGRAD_STRIDE", stride)
+        # A new function each time: a trace is kept for the one that it is of.
+        advance = jax.jit(lambda seen, state, steps: attack.advance(seen, state, steps))
+        found[stride] = advance(observation, advance(observation, attack.start(jax.random.key(0), observation), 6), 7)
+    assert found["4"].inner.done.all() == (tolerance > 0) and (found["4"].num_steps.max() < 13) == (tolerance > 0)
+    for a, b in zip(*map(jax.tree.leaves, found.values()), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
