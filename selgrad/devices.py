@@ -6,6 +6,7 @@ On a CPU, one XLA device per core with attacks sharded over them runs faster tha
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
 import platform
@@ -181,6 +182,19 @@ def memory_budget() -> int:
     except (OSError, KeyError, ValueError):
         pass
     return int(share * max(0, free))
+
+
+def forget_shapes() -> None:
+    """Drops what JAX keeps of every function and shape that it met, some hundred memory maps for each setting of a sweep; programs that we hold stay.
+
+    The memory goes back to the system where the C library can give it: many threads compile, and each leaves holes in an arena of its own.
+    """
+    import jax
+
+    jax.clear_caches()
+    with contextlib.suppress(OSError, AttributeError):
+        # Of glibc alone.
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def default_block_size() -> int:

@@ -133,3 +133,13 @@ def test_double_precision_is_of_the_thread_that_asks_for_it():
     with devices.double_precision(), ThreadPoolExecutor(1) as other:
         mine, theirs = jnp.ones(3) * 1.0, other.submit(lambda: jax.jit(lambda x: x * 2)(np.ones(3))).result()
     assert (mine.dtype, theirs.dtype, jnp.ones(3).dtype) == (jnp.float64, jnp.float32, jnp.float32)
+
+
+def test_what_jax_keeps_of_shapes_is_forgotten_and_programs_that_we_hold_are_not():
+    double = jax.jit(lambda x: 2 * x)
+    held = double.lower(jnp.ones(7)).compile()
+    double(jnp.ones(7))
+    assert double._cache_size() == 1
+    devices.forget_shapes()
+    assert double._cache_size() == 0
+    np.testing.assert_array_equal(held(jnp.ones(7)), 2 * np.ones(7))

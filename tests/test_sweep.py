@@ -440,12 +440,15 @@ def test_a_block_that_does_not_fit_tells_which_one_does_and_nothing_is_computed_
 
 
 def test_compiled_programs_are_let_go_where_settings_are_many(tmp_path, monkeypatch):
+    forgotten: list[int] = []
     monkeypatch.setattr("selgrad.sweep.grid.MANY_SETTINGS", 1)
+    monkeypatch.setattr(devices, "forget_shapes", lambda: forgotten.append(sweep._held))
     rates = [{"name": "fedavg", "batch_size": 1, "num_steps": 1, "local_batch_size": 1, "learning_rate": rate} for rate in (0.1, 0.2)]
     config = parse({**SMALL, "ratio": [0.1], "update": rates, "attack": [{"name": "idlg", "num_steps": 1}]})
     sweep = Sweep(config, tmp_path)
     plan = sweep.plan()
     assert plan.num_programs == 2 and len(sweep._programs) == 1
+    assert forgotten == [0], "each time that a setting is left"
     Local().run(sweep, plan, None, lambda *_: None, lambda *_: None)
     records = read_records(tmp_path)
     assert len(sweep._programs) == 1 and len(records) == plan.num_cells == 16

@@ -49,13 +49,16 @@ class Grid:
         self._attacks = {spec: spec.build() for spec in config.attack}
         # Settings that do not fit in memory together, or are many, are held one at a time.
         self._is_crowded = len(self.settings) > MANY_SETTINGS or sum(setting.num_bytes for setting in self.settings) > devices.memory_budget()
-        self._held = 0
+        self._held = self._left = 0
         self._programs = Programs(config, self._attacks, min(len(self.settings), MANY_SETTINGS))
 
     def _use(self, index: int) -> Setting:
         """A setting that is about to be read."""
         if self._is_crowded and index != self._held:
             self.settings[self._held].clear_caches()
+            self._left += 1
+            if self._left % MANY_SETTINGS == 0:
+                devices.forget_shapes()
         self._held = index
         return self.settings[index]
 
