@@ -50,7 +50,8 @@ def peak():
     return stats.get("peak_bytes_in_use")
 
 
-def attack(name, lanes, ceiling):
+def attack(name, lanes, ceiling, looks=""):
+    os.environ["SELGRAD_STRIDE"] = looks
     run, told, counted = engine.program(name, lanes)
     steps, started = 1, time.perf_counter()
     run(1)
@@ -63,7 +64,7 @@ def attack(name, lanes, ceiling):
     least = max(counted["flops"] / ceiling["flops_per_second"], counted["bytes accessed"] / ceiling["bytes_per_second"])
     rate = lanes * ITERATIONS.get(name, 1) / each
     return {
-        "case": name, "lanes": lanes, "iterations_per_second": rate, "share_of_roofline": least / each, "steps_timed": steps,
+        "case": name, "lanes": lanes, "steps_between_looks": looks or "by platform", "iterations_per_second": rate, "share_of_roofline": least / each, "steps_timed": steps,
         "bound_by": "bytes" if counted["bytes accessed"] / ceiling["bytes_per_second"] == least else "operations", "peak_bytes": peak(), **told,
     }  # fmt: skip
 
@@ -143,6 +144,10 @@ def main():
                     raise
                 result["left_out"].append(f"{name} from {lanes} lanes on: out of memory")
                 break
+            keep()
+        # What it costs that the host waits after every step.
+        if time.perf_counter() < ends:
+            result["attacks"].append(attack(name, 1, result["ceilings"], looks="1"))
             keep()
     keep()
 

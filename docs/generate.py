@@ -115,6 +115,12 @@ A step of Inverting Gradients on an MLP of one image, and on LeNet; time grows f
 
 Seconds, and the largest of the processes in GB (`benchmarks/many_cells.py`; faked numbers in the records of a real plan).
 """
+SETTINGS = """
+## Many settings
+
+One process plans and runs a sweep of {settings:,} settings, of which none compiles like another, in {seconds:,.0f} s. The growth is that
+of a line through all settings but the first eight, which are held together; the kernel gives a process 65,530 memory maps (`benchmarks/many_settings.py`).
+"""
 FAULTS = """
 ## Faults
 
@@ -158,8 +164,18 @@ def _phases(phases: Any) -> list[str]:
     return parts
 
 
+def _growth(settings: Any) -> str:
+    """What a process holds while it plans and runs many settings."""
+    rows = []
+    for phase in ("planned", "run"):
+        largest, slope = settings[phase]["largest"], settings[phase]["per_setting"]
+        rows.append([phase, _number(largest["bytes"] / 1e9), f"{largest['maps']:,}", _number(slope["bytes"] / 1e6), _number(slope["maps"])])
+    return _rows(["", "GB at most", "maps at most", "MB more with each", "maps more"], rows)
+
+
 def performance() -> str:
     """The page of measurements."""
+    settings = _result("many_settings")
     scaling, cells, faults = _result("scaling"), _result("many_cells")["cells"], _result("faults")["rows"]
     fits = {axis: scaling[axis]["exponents"] for axis in ("parameters", "lanes", "cells")}
     over = lambda fit: " to ".join(f"{n:,}" for n in fit["fitted_over"])
@@ -177,6 +193,8 @@ def performance() -> str:
         ),
         GROWTH,
         _rows(["cells", *parts, "GB"], reading),
+        SETTINGS.format(**settings),
+        _growth(settings),
         FAULTS,
         _rows(["engine", "fault", "injected", "cells lost", "doubled", "different"], [[row[key] for key in counts] for row in faults]),
     ]
