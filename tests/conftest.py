@@ -58,6 +58,7 @@ sys.modules[_typechecker.__name__] = _typechecker
 jaxtyping.install_import_hook(_CHECKED, "selgrad_typechecker.check")
 
 import jax
+import pandas as pd
 import pytest
 
 # No program is compiled twice by one worker. JAX writes entries in place: a process that reads one while another writes it, or after one was killed, gets half
@@ -206,3 +207,14 @@ def double():
         return GradientContext(model=context.model, params=params, batch=batch, update=context.update, grads=grads, key=context.key)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def same():
+    """Asserts that two tables of records are equal to the last bit, times and the run's name apart."""
+    times = ["score_seconds", "mask_seconds", "encrypt_seconds", "add_seconds", "decrypt_seconds", "attack_seconds", "run_id"]
+
+    def check(a, b):
+        pd.testing.assert_frame_equal(a.drop(columns=times), b.drop(columns=times), check_exact=True)
+
+    return check

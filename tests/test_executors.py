@@ -13,7 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import psutil
 import pytest
 import yaml
@@ -42,12 +41,6 @@ CONFIG = {
     "block_size": 3,
     "gallery": 1,
 }
-TIMES = ["score_seconds", "mask_seconds", "encrypt_seconds", "add_seconds", "decrypt_seconds", "attack_seconds", "run_id"]
-
-
-def same(a: pd.DataFrame, b: pd.DataFrame) -> None:
-    """Equal to the last bit, times and the run's name apart."""
-    pd.testing.assert_frame_equal(a.drop(columns=TIMES), b.drop(columns=TIMES), check_exact=True)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +81,7 @@ def planned(tmp_path, **changes):
 # Blocks and their queue
 
 
-def test_a_block_runs_by_its_folder_and_its_name_alone(plain, tmp_path):
+def test_a_block_runs_by_its_folder_and_its_name_alone(plain, tmp_path, same):
     sweep, plan = planned(tmp_path)
     sweep.keep_inputs()
     decided = (tmp_path / "plan.json").stat().st_mtime_ns
@@ -179,7 +172,7 @@ def test_a_file_system_without_locks_is_not_a_folder_in_use(tmp_path, monkeypatc
 # Folders elsewhere
 
 
-def test_a_folder_elsewhere_holds_what_one_here_would(plain, tmp_path, monkeypatch):
+def test_a_folder_elsewhere_holds_what_one_here_would(plain, tmp_path, monkeypatch, same):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     place = tmp_path / "elsewhere"
     same(run_sweep(CONFIG, f"file://{place}", quiet=True), plain)
@@ -216,7 +209,7 @@ def test_a_mirror_sends_what_changed_and_removes_what_went(tmp_path):
 
 
 @pytest.mark.once
-def test_jobs_of_submitit_that_are_killed_go_on(plain, tmp_path):
+def test_jobs_of_submitit_that_are_killed_go_on(plain, tmp_path, same):
     pytest.importorskip("submitit")
     out = tmp_path / "out"
     with driver(out, "submitit:cluster=local,workers=2", tmp_path) as process:
@@ -308,7 +301,7 @@ def fake_ray(monkeypatch):
     return build
 
 
-def test_a_driver_whose_own_node_dies_goes_on_through_another(plain, tmp_path, fake_ray, monkeypatch):
+def test_a_driver_whose_own_node_dies_goes_on_through_another(plain, tmp_path, fake_ray, monkeypatch, same):
     # The first node dies while the sweep is planned, the next two while blocks run.
     fake, executor = fake_ray([1, 6, 9, 10**6])
     started = []
@@ -334,7 +327,7 @@ def test_a_driver_without_a_node_says_so_and_ends(tmp_path, fake_ray, lifetimes,
 
 @pytest.mark.once
 @pytest.mark.timeout(1200)
-def test_a_ray_cluster_that_loses_a_worker_a_node_that_of_the_driver_and_the_driver(plain, tmp_path):
+def test_a_ray_cluster_that_loses_a_worker_a_node_that_of_the_driver_and_the_driver(plain, tmp_path, same):
     pytest.importorskip("ray")
     out = tmp_path / "out"
     with ray_cluster() as cluster:

@@ -45,12 +45,6 @@ CONFIG = {
     "block_size": 4,
     "gallery": 2,
 }
-TIMES = ["score_seconds", "mask_seconds", "encrypt_seconds", "add_seconds", "decrypt_seconds", "attack_seconds", "run_id"]
-
-
-def same(a: pd.DataFrame, b: pd.DataFrame) -> None:
-    """Equal to the last bit, times and the run's name apart."""
-    pd.testing.assert_frame_equal(a.drop(columns=TIMES), b.drop(columns=TIMES), check_exact=True)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +143,7 @@ def command(out: Path, config: Path) -> list[str]:
 
 
 @pytest.mark.once
-def test_kill_at_any_moment_and_resume(finished, tmp_path):
+def test_kill_at_any_moment_and_resume(finished, tmp_path, same):
     """SIGKILL after each new record file, again and again; the same command finishes, and no block is run twice."""
     _, records = finished
     config, out = tmp_path / "config.yaml", tmp_path / "out"
@@ -192,7 +186,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path):
     assert "run the same command to go on" in error and "Traceback" not in error
 
 
-def test_a_long_attack_goes_on_from_its_checkpoint(finished, tmp_path, monkeypatch):
+def test_a_long_attack_goes_on_from_its_checkpoint(finished, tmp_path, monkeypatch, same):
     """Every step saved: the interrupted block starts where it was, and ends with the same bits."""
     from selgrad.sweep import drive as module
 
@@ -249,7 +243,7 @@ def test_another_version_does_not_go_on_with_a_sweep(finished, tmp_path):
         run_sweep(CONFIG, tmp_path, quiet=True)
 
 
-def test_a_sweep_that_is_done_compiles_nothing(finished, monkeypatch):
+def test_a_sweep_that_is_done_compiles_nothing(finished, monkeypatch, same):
     from selgrad.experiment.block import Block
 
     out, records = finished
@@ -266,7 +260,7 @@ def test_two_processes_do_not_share_a_folder(finished):
 
 
 @pytest.mark.once
-def test_a_full_disk_is_one_line_and_loses_nothing(finished, tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line_and_loses_nothing(finished, tmp_path, monkeypatch, same):
     from selgrad import devices
 
     _, records = finished
@@ -454,7 +448,7 @@ def test_compiled_programs_are_let_go_where_settings_are_many(tmp_path, monkeypa
     assert len(sweep._programs) == 1 and len(records) == plan.num_cells == 16
 
 
-def test_what_attackers_prepare_is_made_beside_the_block_before_it(tmp_path, monkeypatch):
+def test_what_attackers_prepare_is_made_beside_the_block_before_it(tmp_path, monkeypatch, same):
     """As it is where the device is no CPU; of two blocks that do not fit on the device together the second waits."""
     config = {
         **SMALL,
