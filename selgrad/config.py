@@ -363,3 +363,22 @@ def load(path: str | Path) -> SweepConfig:
 def settings(config: SweepConfig) -> Iterator[tuple[Spec, Spec, Spec, Spec]]:
     """Every data set, model, update and protection."""
     return itertools.product(config.dataset, config.model, config.update, config.protection)
+
+
+def portable(config: SweepConfig) -> str:
+    """A configuration as YAML, from which another process builds the same.
+
+    Raises:
+      UsageError: if it holds objects of this process, which no other can make.
+    """
+    text = yaml.safe_dump(config.to_dict(), sort_keys=False)
+    try:
+        same = parse(read_yaml(text, "config.yaml")).identity == config.identity
+    except UsageError:
+        same = False
+    if not same:
+        raise UsageError(
+            "this sweep holds objects of this session, which other processes cannot make; name them by their place, such as my_package.models:build, "
+            "or run it with engine local"
+        )
+    return text

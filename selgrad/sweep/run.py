@@ -20,8 +20,8 @@ import yaml
 
 from selgrad import checkpoints, devices, encryption
 from selgrad.base import stride
-from selgrad.config import SweepConfig, load, parse, read_yaml
-from selgrad.errors import SelgradError, UsageError
+from selgrad.config import SweepConfig, load, portable
+from selgrad.errors import SelgradError
 from selgrad.experiment import decode_lane
 from selgrad.registry import Spec
 from selgrad.sweep import records as rows
@@ -162,17 +162,7 @@ class Sweep(Grid):
         Raises:
           UsageError: if it holds objects of this process, which no other can make.
         """
-        text = yaml.safe_dump(self.config.to_dict(), sort_keys=False)
-        try:
-            same = parse(read_yaml(text, "config.yaml")).identity == self.config.identity
-        except UsageError:
-            same = False
-        if not same:
-            raise UsageError(
-                "this sweep holds objects of this session, which other processes cannot make; name them by their place, such as my_package.models:build, "
-                "or run it with engine local"
-            )
-        self.folder.write_text("config.yaml", text)
+        self.folder.write_text("config.yaml", portable(self.config))
         self.folder.save()
         self.folder.publish()
 
