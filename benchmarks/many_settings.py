@@ -1,6 +1,6 @@
 """Whether a sweep of many settings stays flat: resident memory and memory maps of the process as one setting after the other is compiled and run.
 
-Command: uv run python benchmarks/many_settings.py [--settings N]   (a quarter of an hour on 2 cores for 300; Linux)
+Command: uv run python benchmarks/many_settings.py [--settings N]   (half an hour on 2 cores for 300; Linux)
 Setting: digits, as many MLPs as there are settings, each of another width so that none compiles like another, one metric, two ratios, Inverting Gradients with 5
   steps. Measured each time that a setting is planned, and each time that a block of it has run; an empty cache of compiled programs.
 Expected: from the eighth setting on nothing grows with the settings; a process may have 65,530 maps by the kernel's default.
