@@ -18,6 +18,8 @@ import numpy.typing as npt
 from jax import Array
 from jaxtyping import PyTree
 
+from selgrad.errors import UsageError
+
 Key: TypeAlias = Array
 """A typed PRNG key, `jax.random.key(seed)`, shape ()."""
 Params: TypeAlias = PyTree
@@ -554,8 +556,16 @@ def stride() -> int:
     """Steps of an attack between two looks at whether all of its restarts are done, at each of which the host waits for an accelerator: 1 on a CPU, else 8.
 
     `SELGRAD_STRIDE` says otherwise. It is read when a program is traced.
+
+    Raises:
+      UsageError: if it is no whole number from 1 on.
     """
-    return int(os.environ.get("SELGRAD_STRIDE") or (1 if jax.default_backend() == "cpu" else 8))
+    asked = os.environ.get("SELGRAD_STRIDE")
+    if not asked:
+        return 1 if jax.default_backend() == "cpu" else 8
+    if not asked.isdecimal() or int(asked) < 1:
+        raise UsageError(f"SELGRAD_STRIDE={asked!r} must be a whole number from 1 on")
+    return int(asked)
 
 
 @dataclasses.dataclass(frozen=True)
