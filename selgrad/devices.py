@@ -149,8 +149,8 @@ def double_precision() -> contextlib.AbstractContextManager[Any]:
     import jax
     import jax.experimental
 
-    # Its name in newer versions of JAX, and in older ones.
-    enable = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
+    # Its name in newer versions of JAX, whose object refuses to be read as true or false, and in older ones.
+    enable = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
     within: contextlib.AbstractContextManager[Any] = enable(True)
     return within
 
