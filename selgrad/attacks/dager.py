@@ -22,7 +22,7 @@ from selgrad import trees
 from selgrad.attacks import row_space
 from selgrad.attacks.hidden import Hidden, fill
 from selgrad.attacks.kernel import on_host
-from selgrad.attacks.labels import last_layer_counts
+from selgrad.attacks.labels import plausible
 from selgrad.attacks.spaces import known_tokens, possible_tokens, text_parts
 from selgrad.base import Attack, Key, Observation, Reconstruction
 from selgrad.errors import UsageError
@@ -437,7 +437,7 @@ def _words(observation: Observation) -> tuple[npt.NDArray[Any], ...]:
 @partial(jax.jit, static_argnums=2)
 def _labels(key: Key, observation: Observation, hidden: Hidden) -> Array:
     """Compiled once for a model: done one operation after another, it would take most of the time of a short sentence."""
-    return last_layer_counts(key, observation, fill(observation, hidden))
+    return plausible()(key, observation, fill(observation, hidden)).labels[0]
 
 
 def dager(

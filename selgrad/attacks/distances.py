@@ -1,7 +1,8 @@
 """Distances between a dummy update and the observed one, over the entries that count.
 
-Squared L2: Zhu et al. 2019 (zhu2019dlg), equation 3. Cosine: Geiping et al. 2020 (geiping2020inverting), equation 4. A leaf of the dummy update may be an
-`Outer`; each distance takes as few passes over it as its terms allow.
+Squared L2: Zhu et al. 2019 (zhu2019dlg), equation 3. Cosine: Geiping et al. 2020 (geiping2020inverting), equation 4. All are relative to the norm of what is
+visible, so that neither the scale of a loss nor hidden large entries leave an attack with an objective below what its float type or its tolerance can see.
+A leaf of the dummy update may be an `Outer`; each distance takes as few passes over it as its terms allow.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from selgrad.attacks.hidden import Target
 from selgrad.attacks.outer import Outer, is_outer
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _error(leaf: Array, target: Array, counted: Array, alpha: float) -> Array:
-    """The sum over counted entries of e^2 + alpha |e|, e = leaf - target, in one pass."""
+@partial(jax.custom_jvp, nondiff_argnums=(4,))
+def _error(leaf: Array, target: Array, counted: Array, inverse: Array, alpha: float) -> Array:
+    """The sum over counted entries of e^2 + alpha |e|, e = inverse (leaf - target), in one pass."""
 
     def of(g: Array, t: Array, c: Array) -> Array:
-        error = jnp.where(c, g - t, 0)
+        error = jnp.where(c, inverse * (g - t), 0)
         return error * error + alpha * jnp.abs(error) if alpha else error * error
 
     return trees.total(of, leaf, target, counted)
@@ -32,22 +33,39 @@ def _error(leaf: Array, target: Array, counted: Array, alpha: float) -> Array:
 
 @_error.defjvp
 def _(alpha: float, values: Any, tangents: Any) -> tuple[Array, Array]:
-    leaf, target, counted = values
-    error = jnp.where(counted, leaf - target, 0)
+    leaf, target, counted, inverse = values
+    error = jnp.where(counted, inverse * (leaf - target), 0)
     slope = 2 * error + alpha * jnp.sign(error) if alpha else 2 * error
-    return _error(leaf, target, counted, alpha), (slope * (tangents[0] - tangents[1])).sum()
+    return _error(leaf, target, counted, inverse, alpha), (slope * inverse * (tangents[0] - tangents[1])).sum()
 
 
 @jax.custom_jvp
-def _square(leaf: Array, counted: Array) -> Array:
-    """The sum over counted entries of their squares, in one pass."""
-    return trees.total(lambda g, c: jnp.where(c, g * g, 0), leaf, counted)
+def _square(leaf: Array, counted: Array, inverse: Array) -> Array:
+    """The sum over counted entries of the squares of inverse * leaf, in one pass."""
+
+    def of(g: Array, c: Array) -> Array:
+        value = jnp.where(c, inverse * g, 0)
+        return value * value
+
+    return trees.total(of, leaf, counted)
 
 
 @_square.defjvp
 def _(values: Any, tangents: Any) -> tuple[Array, Array]:
-    leaf, counted = values
-    return _square(leaf, counted), (2 * jnp.where(counted, leaf, 0) * tangents[0]).sum()
+    leaf, counted, inverse = values
+    return _square(leaf, counted, inverse), (2 * jnp.where(counted, inverse * leaf, 0) * inverse * tangents[0]).sum()
+
+
+@jax.custom_jvp
+def _inner(leaf: Array, target: Array, inverse: Array) -> Array:
+    """<inverse * leaf, target>, in one pass."""
+    return trees.total(lambda g, t: inverse * g * t, leaf, target)
+
+
+@_inner.defjvp
+def _(values: Any, tangents: Any) -> tuple[Array, Array]:
+    leaf, target, inverse = values
+    return _inner(leaf, target, inverse), (inverse * target * tangents[0]).sum()
 
 
 def _pairs(candidate: Any, target: Target) -> list[tuple[Any, Array, Array]]:
@@ -65,28 +83,23 @@ def _written(leaf: Array | Outer) -> Array:
 
 
 def squared_l2(candidate: Any, target: Target) -> Float[Array, ""]:
-    """The sum over counted entries of (g'_i - g_i)^2."""
+    """The sum over counted entries of (g'_i - g_i)^2, over |g|^2: 1 for a dummy whose update is 0."""
     return l2_l1(candidate, target, 0.0)
 
 
-def _evidence(target: Target) -> Float[Array, ""] | float:
-    """The penalty of the mask in units of a squared gradient."""
-    if isinstance(target.penalty, float):
-        return target.penalty
-    return target.penalty * target.squares.sum()
-
-
 def _inner_and_squares(candidate: Any, target: Target) -> tuple[Float[Array, " leaves"], Float[Array, " leaves"]]:
-    """<g', g> over a leaf's counted entries, where g is 0 on the others, and the squared norm of g' over them; of each leaf."""
+    """<g', g> / |g| over a leaf's counted entries, where g is 0 on the others, and the squared norm of g' / |g| over them; of each leaf."""
+    inverse = target.inverse
     leaves, targets, counted = zip(*_pairs(candidate, target), strict=True)
-    inner = lambda leaf, t: leaf.inner(t) if isinstance(leaf, Outer) else trees.dot(leaf, t)
-    square = lambda leaf, c: leaf.square(c) if isinstance(leaf, Outer) else _square(leaf, c)
+    leaves = tuple(leaf._replace(right=inverse * leaf.right) if isinstance(leaf, Outer) else leaf for leaf in leaves)
+    inner = lambda leaf, t: leaf.inner(t) if isinstance(leaf, Outer) else _inner(leaf, t, inverse)
+    square = lambda leaf, c: leaf.square(c) if isinstance(leaf, Outer) else _square(leaf, c, inverse)
     return trees.by_leaf(inner, leaves, targets), trees.by_leaf(square, leaves, counted)
 
 
 def _cosine(inner: Array, square: Array, target: Array, floor: Array | float) -> Float[Array, "*leaves"]:
-    """1 - cos from inner products and two squared norms each; 1 where the target's norm does not exceed the floor."""
-    mine, theirs = trees.safe_sqrt(square), trees.safe_sqrt(target)
+    """1 - cos from inner products, squared norms of dummies' updates and norms of targets; 1 where the latter does not exceed the floor."""
+    mine, theirs = trees.safe_sqrt(square), target
     known = (mine > 0) & (theirs > floor)
     # Divided one after the other: the square of a product of two small norms underflows in the derivative.
     similarity = inner / jnp.where(known, mine, 1) / jnp.where(known, theirs, 1)
@@ -96,7 +109,7 @@ def _cosine(inner: Array, square: Array, target: Array, floor: Array | float) ->
 def cosine(candidate: Any, target: Target) -> Float[Array, ""]:
     """1 - cos of the angle between the counted entries, one angle over all leaves; 1 where either side is 0."""
     inner, square = _inner_and_squares(candidate, target)
-    return _cosine(inner.sum(), square.sum(), target.squares.sum(), 0.0) + target.penalty
+    return _cosine(inner.sum(), square.sum(), 1 / target.inverse, 0.0) + target.penalty
 
 
 def mean_leaf_cosine(candidate: Any, target: Target) -> Float[Array, ""]:
@@ -105,18 +118,18 @@ def mean_leaf_cosine(candidate: Any, target: Target) -> Float[Array, ""]:
     A leaf whose whole target lies below the rounding of the gradient counts as 0, hence as 1 - cos = 1: the gradient of an attention key's
     bias is 0 in exact arithmetic, and the direction of its rounding errors says nothing.
     """
-    floor = trees.safe_sqrt(target.squares.sum())
-    floor = floor * jnp.finfo(floor.dtype).eps
-    return jnp.mean(_cosine(*_inner_and_squares(candidate, target), target.squares, floor)) + target.penalty
+    floor = jnp.finfo(target.norms.dtype).eps / target.inverse
+    return jnp.mean(_cosine(*_inner_and_squares(candidate, target), target.norms, floor)) + target.penalty
 
 
 def l2_l1(candidate: Any, target: Target, alpha: float) -> Float[Array, ""]:
-    """The sum over counted entries of (g'_i - g_i)^2 + alpha |g'_i - g_i|: TAG's reading (deng2021tag), with one weight for all layers.
+    """The sum over counted entries of e_i^2 + alpha |e_i|, e = (g' - g) / |g|: TAG's reading (deng2021tag), with one weight for all layers.
 
-    The difference is taken entry by entry whatever the leaf: where the two are close, squares of each and their product would cancel.
+    In units of the norm of what is visible, the published balance of the two terms is that of a gradient of norm 1, whatever is hidden and however the loss is
+    scaled. The difference is taken entry by entry whatever the leaf: where the two are close, squares of each and their product would cancel.
     """
     pairs = [(_written(leaf), t, c) for leaf, t, c in _pairs(candidate, target)]
     vectors, others = [pair for pair in pairs if pair[0].ndim < 2], [pair for pair in pairs if pair[0].ndim > 1]
     if vectors:
         others.append(tuple(jnp.concatenate([part.reshape(-1) for part in parts]) for parts in zip(*vectors, strict=True)))  # type: ignore[arg-type]
-    return _evidence(target) + _sum([_error(*pair, alpha) for pair in others])
+    return target.penalty + _sum([_error(*pair, target.inverse, alpha) for pair in others])

@@ -10,7 +10,7 @@ import optax
 from selgrad.attacks.distances import squared_l2
 from selgrad.attacks.hidden import Hidden
 from selgrad.attacks.kernel import gradient_matching, iterate
-from selgrad.attacks.labels import last_layer_counts
+from selgrad.attacks.labels import plausible
 from selgrad.attacks.minimisers import first_order
 from selgrad.attacks.spaces import embeddings
 from selgrad.attacks.starts import TextStart
@@ -32,6 +32,6 @@ def dlg_text(*, num_steps: int = 2500, num_restarts: int = 1, hidden: Hidden = "
         minimiser=lambda _: first_order(optax.adam(learning_rate)),
         hidden=hidden,
         space=embeddings(start),
-        label_rule=last_layer_counts,
+        label_rule=plausible(),
     )
     return iterate(kernel, num_steps=num_steps, num_restarts=num_restarts)

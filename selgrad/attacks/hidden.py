@@ -27,20 +27,27 @@ class Target(NamedTuple):
     Attributes:
       grads: values, 0 where they do not count.
       counted: which of them count, a tree of bool, or of 1 and 0 where a distance multiplies by it.
-      squares: of the norm of each leaf of `grads`, in flattening order; known once, so that no step of an attack takes them again.
-      penalty: of the mask as evidence, relative to the squared norm of `grads`; each distance adds it in its own unit.
+      norms: of each leaf of `grads`, in flattening order; known once, so that no step of an attack takes them again.
+      inverse: 1 over the norm of all of `grads`, by which distances measure, so that nothing depends on the scale of the loss or on how much of the gradient
+        is hidden; 1 where that norm is 0.
+      penalty: of the mask as evidence, relative to the squared norm of `grads` as every distance is.
     """
 
     grads: Grads
     counted: Grads
-    squares: Float[Array, " leaves"]
+    norms: Float[Array, " leaves"]
+    inverse: Float[Array, ""]
     penalty: Array | float = 0.0
 
     @classmethod
     def of(cls, grads: Grads, counted: Grads) -> Target:
-        """With the squares of what is given."""
+        """With the norms of what is given, taken relative to its largest entry: squares of entries below 1e-19 are 0 in float32."""
         leaves = jax.tree.leaves(grads)
-        return cls(grads, counted, trees.by_leaf(trees.dot, leaves, leaves))
+        largest = jnp.stack([jnp.abs(leaf).max() for leaf in leaves]).max()
+        unit = jnp.where(largest > 0, largest, 1)
+        norms = unit * trees.safe_sqrt(trees.by_leaf(lambda leaf: trees.total(lambda g: (g / unit) ** 2, leaf), leaves))
+        whole = unit * jnp.linalg.norm(norms / unit)
+        return cls(grads, counted, norms, jnp.where(largest > 0, 1 / jnp.where(largest > 0, whole, 1), 1))
 
 
 def fill(observation: Observation, hidden: Hidden) -> Target:
@@ -129,7 +136,7 @@ class _Embedded:
         return self.model.statistics_update(params, embedded) if isinstance(self.model, KeepsStatistics) else {}
 
 
-def mask_evidence(key: Key, observation: Observation, candidate: Grads, inputs: Array, probabilities: Array) -> Array:
+def mask_evidence(key: Key, observation: Observation, candidate: Grads, inputs: Array, probabilities: Array, inverse: Array) -> Array:
     """-log p(mask | dummy), relaxed: the sum over hidden entries of relu(1 - s_i / tau)^2, weighted so that magnitude gives relu(tau - |g_i|)^2.
 
     The client hid the entries of the largest scores, so every hidden score is at least tau, the largest visible one. s is the client's own metric, at
@@ -140,6 +147,7 @@ def mask_evidence(key: Key, observation: Observation, candidate: Grads, inputs: 
       observation: with `evidence`, the client's metric.
       candidate: the dummy's update.
       inputs, probabilities: the dummy, embedded, and its soft labels.
+      inverse: 1 over the norm of what is visible.
 
     Returns:
       () float, relative to the squared norm of what is visible.
@@ -176,11 +184,10 @@ def mask_evidence(key: Key, observation: Observation, candidate: Grads, inputs: 
         tau = jax.lax.stop_gradient(top)
         usable = jnp.isfinite(tau) & (tau > 0)
         hinge = jax.nn.relu(1 - s / jnp.where(usable, tau, 1)) ** 2
-        return jnp.where(usable, jnp.where(m, hinge, 0).sum(), 0) * jnp.abs(v).max() ** 2
+        return jnp.where(usable, jnp.where(m, hinge, 0).sum(), 0) * (inverse * jnp.abs(v).max()) ** 2
 
     biggest = jnp.stack([jnp.abs(leaf).max() for leaf in jax.tree.leaves(observation.visible)]).max()
     values = observation.visible if evidence.per_leaf else jax.tree.map(lambda _: biggest, observation.visible)
     terms = jax.tree.map(penalty, scores, observation.mask, values, tops)
-    whole = trees.dot(observation.visible, observation.visible)
     total: Array = jnp.stack(jax.tree.leaves(terms)).sum()
-    return jnp.where(whole > 0, total / jnp.where(whole > 0, whole, 1), 0)
+    return total

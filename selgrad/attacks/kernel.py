@@ -19,7 +19,7 @@ from selgrad import trees
 from selgrad.attacks import outer
 from selgrad.attacks.completion import complete
 from selgrad.attacks.hidden import Hidden, Target, fill, mask_evidence
-from selgrad.attacks.labels import LabelRule
+from selgrad.attacks.labels import LabelRule, Plausible
 from selgrad.attacks.learned import estimate
 from selgrad.attacks.minimisers import RUN_AWAY, Minimiser, Objective
 from selgrad.attacks.spaces import SpaceRule
@@ -96,6 +96,7 @@ def gradient_matching(
     space: SpaceRule,
     prior: Callable[[Observation, Array], Array] | None = None,
     label_rule: LabelRule | None = None,
+    trial_evaluations: int = 100,
     evaluations_per_step: int = 1,
     search: Search | None = None,
 ) -> Kernel:
@@ -109,6 +110,7 @@ def gradient_matching(
       space: what is optimised, from the observation: pixels or embeddings.
       prior: penalty on the dummy inputs.
       label_rule: labels before the optimisation; None optimises label logits jointly. Labels that the threat model gives are used as given.
+      trial_evaluations: minimiser steps that each plausible label gets where the rule is not certain; the one of the smallest objective is taken.
       evaluations_per_step: minimiser steps in one step of the attack.
       search: discrete moves, before the first step and after each; it needs a first-order minimiser.
 
@@ -157,7 +159,7 @@ def gradient_matching(
             candidate = updated(seen, inputs, probabilities)
             if hidden == "bounded":
                 # The same draws at every step and for every restart: a metric's probes must not be noise in the objective.
-                target = target._replace(penalty=mask_evidence(jax.random.key(0), seen, candidate, inputs, probabilities))
+                target = target._replace(penalty=mask_evidence(jax.random.key(0), seen, candidate, inputs, probabilities, target.inverse))
             return distance(candidate, target)
 
         def value(point: Array) -> Array:
@@ -174,15 +176,32 @@ def gradient_matching(
         # A search asks for it in several places, and each traces and batches the whole update again unless it is a program of its own.
         return jax.jit(lambda inputs: function(jnp.concatenate([inputs.reshape(-1), rest])))
 
+    def settled(observation: Observation, plausible: Plausible, inputs: Array) -> tuple[Array, Array]:
+        """The labels whose objective is smallest after a few steps from the same start, and the evaluations spent on finding out."""
+        num_candidates = len(plausible.labels)
+        if num_candidates == 1:
+            return plausible.labels[0], jnp.zeros((), jnp.int32)
+        method, aims = minimiser(observation), aim(observation)
+        # Lanes that are certain ask for no step, and a block in which all are takes none.
+        steps = jnp.where(plausible.certain | ~_anything_visible(observation), 0, trial_evaluations)
+
+        def value(labels: Array) -> Array:
+            function = objective(observation, aims, labels)
+            found = jax.lax.fori_loop(0, steps, lambda _, state: method.step(function, state), method.init(inputs.reshape(-1)))
+            return jnp.where(steps > 0, found.value, 0)
+
+        best = jnp.argmin(jax.lax.map(value, plausible.labels))
+        return plausible.labels[best], num_candidates * steps.astype(jnp.int32)
+
     def init(key: Key, observation: Observation) -> State:
         inputs_key, labels_key, key = jax.random.split(key, 3)
         labels_shape = label_sizes(observation)
         inputs = space(observation).draw(inputs_key)
         if hidden == "learned" and observation.estimate is not None:
             inputs = observation.estimate
-        labels = observation.labels
+        labels, tried = observation.labels, jnp.zeros((), jnp.int32)
         if labels is None and label_rule is not None:
-            labels = label_rule(labels_key, observation, fill(observation, hidden))
+            labels, tried = settled(observation, label_rule(labels_key, observation, fill(observation, hidden)), inputs)
         if labels is None:
             point = ravel_pytree((inputs, jax.random.normal(labels_key, labels_shape)))[0]
         else:
@@ -193,7 +212,7 @@ def gradient_matching(
         inner = minimiser(observation).init(point)
         # Where nothing is visible there is nothing to optimise for: the attack is done and returns its prior sample.
         inner = inner._replace(done=~_anything_visible(observation))
-        spent = jnp.full((), 0 if search is None or hidden == "learned" else search.evaluations_per_start, jnp.int32)
+        spent = tried + (0 if search is None or hidden == "learned" else search.evaluations_per_start)
         return State(inner, point, labels, spent, jnp.zeros((), jnp.int32), jax.random.key_data(key))
 
     def step(observation: Observation, aims: list[Target], state: State) -> State:

@@ -1,113 +1,178 @@
-"""Label recovery from the gradient of the last dense layer, with whatever of it is visible.
+"""Label recovery from the gradient of the last dense layer, with whatever of it is visible; where that does not settle a label, the attack tries several.
 
-With one-hot cross-entropy, d loss / d kernel[:, c] = h (p_c - y_c): for non-negative features h, only the true class has a negative sum.
-Zhao et al., "iDLG", arXiv 2001.02676 (zhao2020idlg), equations 4 to 6.
+With one-hot cross-entropy, d loss / d kernel[:, c] = h (p_c - y_c) and d loss / d bias[c] = p_c - y_c: Zhao et al., "iDLG", arXiv 2001.02676 (zhao2020idlg),
+equations 4 to 6. Batches by counts after Wainakh et al. 2022 (wainakh2022llg).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from selgrad import trees
+from selgrad.attacks.distances import cosine
 from selgrad.attacks.hidden import Hidden, Target
-from selgrad.base import Grads, Key, Observation, loss_gradient
+from selgrad.base import Grads, InputSpec, Key, Observation, loss_gradient
+from selgrad.errors import UsageError
 
-LabelRule = Callable[[Key, Observation, Target], Array]
+
+class Plausible(NamedTuple):
+    """Labels that a batch may have.
+
+    Attributes:
+      labels: one row a candidate, the most plausible first.
+      certain: whether the first is the only one that what is visible allows; where it is not, an attack tries all and its objective decides.
+    """
+
+    labels: Int[Array, "k b"]
+    certain: Bool[Array, ""]
 
 
-def _last_kernel(tree: Grads, observation: Observation) -> Array:
-    """The last dense layer's kernel of a tree like the update; where a model has no such layer, one row of zeros: nothing visible."""
-    model = observation.model
-    if not model.head:
-        return jnp.zeros((1, model.input_spec.num_classes), jax.tree.leaves(tree)[0].dtype)
-    kernel: Array = trees.at(tree, model.head)["kernel"]
-    return kernel
+LabelRule = Callable[[Key, Observation, Target], Plausible]
+_DUMMIES = 4
+
+
+def _head(tree: Grads, observation: Observation) -> tuple[Array, Array]:
+    """The last dense layer's kernel (features, classes) and bias (classes,) of a tree like the update; zeros where it is not sent: nothing visible."""
+    name, classes = observation.model.head, observation.model.input_spec.num_classes
+    dtype = jax.tree.leaves(tree)[0].dtype
+    sent = set(trees.paths(tree))
+    part = lambda leaf, shape: trees.at(tree, f"{name}/{leaf}") if name and f"{name}/{leaf}" in sent else jnp.zeros(shape, dtype)
+    return part("kernel", (1, classes)), part("bias", (classes,))
 
 
 def most_negative_columns(key: Key, observation: Observation, target: Target) -> Int[Array, " b"]:
-    """The batch_size classes with the smallest column sums of the last layer's gradient, smallest first.
+    """The batch_size classes with the smallest column sums of the last layer's gradient, smallest first: the published rule of attacks on images.
 
     Exact at batch 1 for non-negative features; for a batch it assumes distinct labels (Yin et al. 2021, yin2021gradinversion). Classes
     whose column is hidden whole sum to 0 and are ordered at random, so that nothing visible gives a guess and not class 0.
     """
-    sums = _last_kernel(target.grads, observation).sum(axis=0)
+    sums = _head(target.grads, observation)[0].sum(axis=0)
     order = jnp.lexsort((jax.random.uniform(key, sums.shape), sums))
     classes: Array = order[jnp.arange(observation.update.batch_size) % sums.size].astype(jnp.int32)
     return classes
 
 
-def columns_or_trial(key: Key, observation: Observation, target: Target) -> Int[Array, " b"]:
-    """`most_negative_columns` where columns of the last layer are visible; among classes whose column is hidden whole, by trial.
+def published(key: Key, observation: Observation, target: Target) -> Plausible:
+    """`most_negative_columns`, taken for certain."""
+    return Plausible(most_negative_columns(key, observation, target)[None], jnp.ones((), bool))
 
-    A visible negative column names its class, and a visible positive one rules it out. For the rest, random dummies are labelled with each class, and the
-    class comes first whose updates point most nearly as what is visible of the observed one, over all layers: hidden layers' gradients depend on the
-    class through the last layer's weights. For attackers that know the mask.
+
+def _dummies(key: Key, observation: Observation, count: int) -> Float[Array, "n b ..."]:
+    """Embedded inputs of `count` batches that have nothing to do with the client's: noise, or random tokens."""
+    spec, size = observation.model.input_spec, observation.update.batch_size
+    if isinstance(spec, InputSpec):
+        return jax.random.normal(key, (count, size, *spec.shape))
+    tokens = jax.random.randint(key, (count, size, *spec.shape), 0, spec.vocabulary_size)
+    return jax.vmap(lambda batch: observation.model.embed(observation.params, batch))(tokens)
+
+
+def plausible(most: int = 10) -> LabelRule:
+    """The labels that the visible part of the last layer allows, at most so many candidates.
+
+    One input: the class of a negative bias gradient is the label, and one of a positive bias gradient is not. All columns of the kernel's gradient are
+    multiples of the features, and only the label's has the other sign: the label's column has negative products with all others, over the entries that are
+    visible in both, whatever the signs of the features, and two columns with a positive product are neither's. Where several classes are left they come in the
+    order in which random dummies, labelled with each, have updates that point most nearly as what is visible, over all layers.
+
+    A batch: `counts`; the other candidates are what the counts allow if they are off by about half an input.
+
+    Args:
+      most: candidates.
+
+    Returns:
+      A rule; it raises UsageError where every position of an input has a label.
     """
-    model, params, size = observation.model, observation.params, observation.update.batch_size
+
+    def rule(key: Key, observation: Observation, target: Target) -> Plausible:
+        if observation.model.input_spec.label_shape:
+            raise UsageError("this attack looks for one label an input, and here every position has one; give the labels away (known_labels)")
+        return _of_one(key, observation, target, most) if observation.update.batch_size == 1 else _of_batch(key, observation, target, most)
+
+    return rule
+
+
+def _of_one(key: Key, observation: Observation, target: Target, most: int) -> Plausible:
+    model, params = observation.model, observation.params
     num_classes = model.input_spec.num_classes
-    inputs_key, ties_key = jax.random.split(key)
-    dummies = jax.random.normal(inputs_key, (4, size, *model.input_spec.shape))
+    dummies_key, ties_key = jax.random.split(key)
+    (kernel, bias), (_, bias_seen) = _head(target.grads, observation), _head(target.counted, observation)
+    kernel = kernel * target.inverse
+    products = (kernel.T @ kernel) * (1 - jnp.eye(num_classes))
+    negative, positive = (products < 0).sum(axis=0), (products > 0).sum(axis=0)
+    named = ((bias_seen > 0) & (bias < 0)) | ((negative >= 2) & (positive == 0))
+    excluded = ~named & (((bias_seen > 0) & (bias >= 0)) | (positive > 0))
+    # Contradictions come of several local steps and of noise: nothing is ruled out then.
+    contradictory = (named.sum() > 1) | excluded.all()
+    named, excluded = named & ~contradictory, excluded & ~contradictory
+    certain = named.any() | ((~excluded).sum() == 1)
+    dummies = _dummies(dummies_key, observation, _DUMMIES)
 
     def agreement(label: Array) -> Array:
-        soft = jnp.broadcast_to(jax.nn.one_hot(label, num_classes), (size, num_classes))
+        soft = jax.nn.one_hot(label, num_classes)[None]
+        return jax.lax.map(lambda dummy: -cosine(observation.update(model, params, dummy, soft, observation.valid), target), dummies).mean()
 
-        def one(dummy: Array) -> Array:
-            update = observation.update(model, params, dummy, soft, observation.valid)
-            counted = jax.tree.map(lambda leaf, c: jnp.where(c, leaf, 0), update, target.counted)
-            return trees.dot(counted, target.grads) / jnp.sqrt(jnp.maximum(trees.dot(counted, counted), 1e-30))
-
-        return jax.lax.map(one, dummies).mean()
-
-    head, counted = _last_kernel(target.grads, observation), _last_kernel(target.counted, observation)
-    sums, hidden = head.sum(axis=0), ~counted.any(axis=0)
-    trial = jax.lax.map(agreement, jnp.arange(num_classes))
-    # In this order: visible and negative, hidden, visible and not negative.
-    group = jnp.where(hidden, 1, jnp.where(sums < 0, 0, 2))
-    order = jnp.lexsort((jax.random.uniform(ties_key, sums.shape), jnp.where(hidden, -trial, sums), group))
-    classes: Array = order[jnp.arange(size) % num_classes].astype(jnp.int32)
-    return classes
+    # Nothing is tried where nothing is left open.
+    tried = lambda label, found: found.at[label].set(agreement(label))
+    agreements = jax.lax.fori_loop(0, jnp.where(certain, 0, num_classes), tried, jnp.zeros_like(bias))
+    group = jnp.where(named, 0, jnp.where(excluded, 2, 1))
+    order = jnp.lexsort((jax.random.uniform(ties_key, bias.shape), -agreements, group))
+    # Classes that are ruled out are never tried: the first takes their place.
+    ruled_out = excluded[order[:most]]
+    return Plausible(jnp.where(ruled_out, order[0], order[:most]).astype(jnp.int32)[:, None], certain)
 
 
-def rule_for(hidden: Hidden) -> LabelRule:
-    """The label rule of an image attack at a rung of the ladder: the published one where hidden entries are taken for something."""
-    return most_negative_columns if hidden in ("zero", "average") else columns_or_trial
+def counts(key: Key, observation: Observation, target: Target) -> tuple[Float[Array, " c"], Bool[Array, ""]]:
+    """How often each class occurs in the batch, from the last layer's gradient, for features of either sign; and whether all of what tells it is visible.
 
-
-def last_layer_counts(key: Key, observation: Observation, target: Target) -> Int[Array, " b"]:
-    """How often each class occurs in the batch, from the last layer's gradient, for features of either sign.
-
-    The gradient of the bias is mean(p_c) - n_c / B. Without a visible bias, the kernel's columns are mean(h (p_c - y_c)), and a dummy's
-    features h' stand for h: col_c . h' / |h'|^2. With p from the same dummy, n_c follows up to how much p differs between inputs; after Wainakh
-    et al. 2022 (wainakh2022llg). Exact at batch 1 where the bias is visible. Classes are returned in falling order of what is left of n_c.
+    The gradient of the bias is mean(p_c) - n_c / B. Without a visible bias, the kernel's columns are mean(h (p_c - y_c)), and dummies' features h' stand for
+    h: col_c . h' / |h'|^2. With p from the same dummies, n_c follows up to how much p differs between inputs.
     """
     model, params, size = observation.model, observation.params, observation.update.batch_size
     num_classes = model.input_spec.num_classes
-    if not model.head or not any(path.startswith(f"{model.head}/") for path in trees.paths(target.grads)):
-        # Adapters alone are sent: nothing tells the labels.
-        return jax.random.randint(key, (size,), 0, num_classes, jnp.int32)
-    tokens = jax.random.randint(key, (8, *model.input_spec.shape), 0, getattr(model.input_spec, "vocabulary_size", 2))
-    dummy = model.embed(params, tokens)
-    chosen = jax.nn.one_hot(jnp.zeros(8, jnp.int32), num_classes)
-    probabilities = jax.nn.softmax(model.logits(params, dummy)).mean(axis=0)
-    head = trees.at(target.grads, model.head)
-    counted = trees.at(target.counted, model.head)
-    # One class's column of a dummy's own gradient is its feature vector up to a factor.
-    own = trees.at(loss_gradient(model, params, lambda _: dummy, chosen), model.head)["kernel"][:, 0]
-    features = own / jnp.where(jnp.abs(probabilities[0] - 1) > 1e-6, probabilities[0] - 1, -1)
-    features = jnp.where(counted["kernel"], features[:, None], 0)
-    slopes = (head["kernel"] * features).sum(axis=0) / jnp.maximum((features**2).sum(axis=0), 1e-12)
-    if "bias" in head:
-        slopes = jnp.where(counted["bias"].all(), head["bias"], slopes)
-    counts = size * (probabilities - slopes)
-    counts = counts + 1e-6 * jax.random.uniform(jax.random.fold_in(key, 1), counts.shape)
+    embedded = _dummies(key, observation, 8)[:, 0]
+    probabilities = jax.nn.softmax(model.logits(params, embedded)).mean(axis=0)
+    chosen = jax.nn.one_hot(jnp.zeros(len(embedded), jnp.int32), num_classes)
+    # One class's column of dummies' own gradient is their features up to a factor, and its bias is that factor: 1 unless the loss is scaled.
+    own = loss_gradient(model, params, lambda _: embedded, chosen)
+    factor = jnp.where(jnp.abs(probabilities[0] - 1) > 1e-6, probabilities[0] - 1, -1)
+    own_kernel, own_bias = (part[..., 0] / factor for part in _head(own, observation))
+    (kernel, bias), (kernel_seen, bias_seen) = _head(target.grads, observation), _head(target.counted, observation)
+    features = jnp.where(kernel_seen > 0, (own_kernel / jnp.maximum(jnp.linalg.norm(own_kernel), 1e-30))[:, None], 0)
+    scale = jnp.maximum(jnp.linalg.norm(own_kernel), 1e-30)
+    known = (features**2).sum(axis=0)
+    slopes = (kernel / scale * features).sum(axis=0) / jnp.where(known > 0, known, 1)
+    by_bias = bias / jnp.where(own_bias > 0, own_bias, 1)
+    whole = (bias_seen > 0).all()
+    found = size * (probabilities - jnp.where(whole, by_bias, slopes))
+    return found, whole
 
-    def take(left: Array, _: Array) -> tuple[Array, Array]:
+
+def _take(count: Float[Array, " c"], size: int) -> Int[Array, " b"]:
+    """The labels of so many inputs, in falling order of what is left of each count."""
+
+    def one(left: Array, _: Array) -> tuple[Array, Array]:
         best = jnp.argmax(left)
         return left.at[best].add(-1.0), best.astype(jnp.int32)
 
-    _, labels = jax.lax.scan(take, counts, jnp.arange(size))
+    labels: Array = jax.lax.scan(one, count, jnp.arange(size))[1]
     return labels
+
+
+def _of_batch(key: Key, observation: Observation, target: Target, most: int) -> Plausible:
+    size = observation.update.batch_size
+    dummies_key, noise_key = jax.random.split(key)
+    found, whole = counts(dummies_key, observation, target)
+    found = found + 1e-6 * jax.random.uniform(noise_key, found.shape)
+    off = 0.5 * jax.random.normal(noise_key, (most, *found.shape)).at[0].set(0)
+    near = jnp.abs(found - jnp.round(found)).max() < 0.25
+    return Plausible(jax.vmap(lambda count: _take(count, size))(found + off), whole & near)
+
+
+def rule_for(hidden: Hidden) -> LabelRule:
+    """The label rule of an attack on images at a rung of the ladder: the published one where hidden entries are taken for something."""
+    return published if hidden in ("zero", "average") else plausible()

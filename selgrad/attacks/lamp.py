@@ -16,7 +16,7 @@ from selgrad import trees
 from selgrad.attacks.distances import l2_l1, mean_leaf_cosine
 from selgrad.attacks.hidden import Hidden
 from selgrad.attacks.kernel import gradient_matching, iterate
-from selgrad.attacks.labels import last_layer_counts
+from selgrad.attacks.labels import plausible
 from selgrad.attacks.minimisers import first_order
 from selgrad.attacks.moves import permutations
 from selgrad.attacks.spaces import embeddings, text_parts
@@ -91,7 +91,7 @@ def lamp(
             minimiser=lambda _: first_order(optax.adam(schedule)),
             hidden=hidden,
             space=embeddings(),
-            label_rule=last_layer_counts,
+            label_rule=plausible(),
             evaluations_per_step=steps_per_phase,
             search=permutations(
                 num_starts=num_starts,

@@ -21,7 +21,7 @@ from jax import Array
 
 from selgrad import trees
 from selgrad.attacks.hidden import Hidden, fill
-from selgrad.attacks.labels import columns_or_trial, last_layer_counts
+from selgrad.attacks.labels import plausible
 from selgrad.attacks.spaces import embeddings, pixels
 from selgrad.base import Attack, Batch, InputSpec, Key, Model, Observation, Params, Reconstruction, Remember, Update, forget
 from selgrad.errors import UsageError
@@ -253,8 +253,8 @@ def learned(*, hidden: Hidden = "learned", num_features: int = 1024, width: int 
         images = isinstance(observation.model.input_spec, InputSpec)
         space = (pixels("normal") if images else embeddings())(observation)
         inputs = space.read(space.fix(observation.estimate))
-        rule = columns_or_trial if images else last_layer_counts
-        labels = observation.labels if observation.labels is not None else rule(key, observation, fill(observation, "ignore"))
+        # No objective decides here, so the most plausible labels are taken.
+        labels = observation.labels if observation.labels is not None else plausible()(key, observation, fill(observation, "ignore")).labels[0]
         return Reconstruction.single(inputs, labels, jnp.zeros(()))
 
     return Attack(

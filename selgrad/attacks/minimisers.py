@@ -87,7 +87,8 @@ def lbfgs(*, memory: int = 100, max_step: float = 0.1, tolerance: float = 1e-14)
       memory: curvature pairs kept.
       max_step: root mean square by which a trial may move the variables. Without a bound a long first quasi-Newton step can decrease the
         objective into the region where every sigmoid is saturated, from where no gradient leads back.
-      tolerance: a lane is done when its objective falls below this, or its trial length underflows along the steepest descent.
+      tolerance: a lane is done when its objective, of which distances give a share of what is visible, falls below this, or its trial length underflows along
+        the steepest descent.
 
     Raises:
       UsageError: if `memory` or `max_step` is not positive.
@@ -98,8 +99,11 @@ def lbfgs(*, memory: int = 100, max_step: float = 0.1, tolerance: float = 1e-14)
         raise UsageError(f"max_step={max_step} must be positive")
 
     def gentle(slope: Array) -> Array:
-        # As torch's L-BFGS along the steepest descent: a step is at most 1 and moves at most by 1 in L1 norm.
-        return jnp.minimum(1.0, 1.0 / jnp.maximum(jnp.abs(slope).sum(), 1e-30)).astype(slope.dtype)
+        # Along the steepest descent a step moves by 1 in L1 norm: torch's bound, whatever the unit of the objective.
+        return -slope / jnp.maximum(jnp.abs(slope).sum(), jnp.finfo(slope.dtype).tiny)
+
+    def longest(direction: Array) -> Array:
+        return jnp.minimum(1.0, max_step / jnp.maximum(jnp.sqrt(jnp.mean(direction**2)), 1e-30))
 
     def init(point: Array) -> LBFGSState:
         # The first trial is the start itself: any finite value is below inf, and no pair comes of a step of length 0.
@@ -130,7 +134,8 @@ def lbfgs(*, memory: int = 100, max_step: float = 0.1, tolerance: float = 1e-14)
         # The oldest row (or the first empty one) is replaced; where nothing is stored it is written back unchanged, in place.
         s, y = trial - state.point, slope - state.slope
         curvature = jnp.vdot(s, y)
-        stored = accepted & (curvature > 1e-10 * jnp.vdot(y, y)) & (curvature > 0)
+        # A product below its own rounding says nothing of curvature.
+        stored = accepted & (curvature > jnp.finfo(s.dtype).eps * jnp.linalg.norm(s) * jnp.linalg.norm(y))
         row = jnp.argmin(state.order)
         steps = state.steps.at[row].set(jnp.where(stored, s, state.steps[row]))
         differences = state.differences.at[row].set(jnp.where(stored, y, state.differences[row]))
@@ -159,17 +164,18 @@ def lbfgs(*, memory: int = 100, max_step: float = 0.1, tolerance: float = 1e-14)
         parabola = -descent * state.length / (2 * (value - state.value - state.length * descent))
         shrink = jnp.where(finite, jnp.clip(jnp.nan_to_num(parabola, nan=0.1), 0.1, 0.5), 0.1)
         shorter = state.length * shrink
-        whole = jnp.minimum(1.0, max_step / jnp.maximum(jnp.sqrt(jnp.mean(direction**2)), 1e-30))
-        stuck = ~accepted & (shorter < 1e-7 * whole)
+        stuck = ~accepted & (shorter < 1e-7 * longest(state.direction))
         fresh = accepted | stuck
-        steepest = fresh & (stuck | ~downhill)
+        # Without a pair nothing says how far the slope reaches.
+        steepest = fresh & (stuck | ~downhill | (moved.order < 0).all())
         # Stuck right after a restart along the steepest descent: the float type holds no better point.
         hopeless = stuck & (state.order < 0).all()
         # A start that is not finite leaves value at inf and cannot be mended by shorter steps.
         hopeless = hopeless | ~jnp.isfinite(moved.value)
+        chosen = jnp.where(steepest, gentle(moved.slope), direction)
         return moved._replace(
-            direction=jnp.where(fresh, jnp.where(steepest, -moved.slope, direction), state.direction),
-            length=jnp.where(fresh, jnp.where(steepest, gentle(moved.slope), whole), shorter),
+            direction=jnp.where(fresh, chosen, state.direction),
+            length=jnp.where(fresh, longest(chosen), shorter),
             order=jnp.where(steepest, -1, moved.order),
             done=state.done | hopeless | (moved.value < tolerance),
         )

@@ -41,7 +41,8 @@ def test_rungs(seen):
     observation = look(0.4)
     assert float(squared_l2(p.grads, fill(observation, "ignore"))) == 0, "the truth matches what is visible"
     hidden = trees.dot(p.grads, p.grads) - trees.dot(observation.visible, observation.visible)
-    np.testing.assert_allclose(squared_l2(p.grads, fill(observation, "zero")), hidden, rtol=1e-4)
+    shown = trees.dot(observation.visible, observation.visible)
+    np.testing.assert_allclose(squared_l2(p.grads, fill(observation, "zero")), hidden / shown, rtol=1e-4)
     assert float(cosine(p.grads, fill(observation, "ignore"))) < 1e-6 < float(cosine(p.grads, fill(observation, "zero")))
     average = fill(observation, "average")
     for leaf, visible, mask in zip(*map(jax.tree.leaves, (average.grads, observation.visible, observation.mask)), strict=True):
@@ -188,3 +189,48 @@ def test_clients_that_look_alike_are_attacked_alike(problem, spec, text_problem,
     assert first.report == second.report
     for a, b in zip(jax.tree.leaves(first._replace(report=None)), jax.tree.leaves(second._replace(report=None)), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def scaled(p, factor):
+    """The same client of a model whose loss is so many times as large."""
+    whole = type(p.model)
+    kind = type("Scaled", (whole,), {"loss": lambda self, *arguments: factor * whole.loss(self, *arguments)})
+    model = object.__new__(kind)
+    model.__dict__.update(p.model.__dict__)
+    return model, jax.jit(lambda batch: p.update.client(model, p.params, batch, p.context.labels))(p.batch)
+
+
+@pytest.mark.parametrize(("name", "ratio"), [("dlg", 0.0), ("idlg", 0.6), ("inverting_gradients", 0.6), ("rank_one", 0.0), ("tag", 0.6)])
+def test_nothing_depends_on_the_scale_of_the_loss(problem, text_problem, spec, name, ratio):
+    """Whatever is hidden: an objective in absolute units would be done before it began, or never. Powers of two change no digit of a gradient.
+
+    What is left is the order in which XLA multiplies.
+    """
+    p = on_text(text_problem, name) if name in ON_TEXT else problem(spec, model="mlp" if name == "rank_one" else "lenet")
+    attack = brief(name, 1 if name in ("dlg", "idlg") else 5)
+    found = []
+    for factor in (1.0, 2.0**-27, 2.0**27):
+        model, grads = scaled(p, factor)
+        np.testing.assert_allclose(trees.concatenate(grads), factor * trees.concatenate(p.grads), rtol=1e-4, atol=factor * 1e-7)
+        mask = trees.top(trees.rank(jax.tree.map(jnp.abs, grads)), trees.count(ratio, trees.size(grads)))
+        observation = observe(model, p.update, p.params, grads, mask, valid=p.batch.valid)
+        run = attack.reconstruct
+        found.append((jax.jit(run) if attack.traceable else run)(jax.random.key(0), observation))
+    assert name == "rank_one" or (found[0].objective > 0 and found[0].num_evaluations > 2)
+    for other in found[1:]:
+        np.testing.assert_array_equal(other.labels, found[0].labels)
+        np.testing.assert_allclose(other.objective, found[0].objective, rtol=1e-3, atol=1e-7)
+        np.testing.assert_allclose(other.inputs, found[0].inputs, atol=2e-3)
+
+
+@pytest.mark.parametrize("factor", [2.0**-27, 2.0**27])
+def test_minimisers_are_free_of_scale(factor):
+    """The path of L-BFGS is that of its problem, in whatever unit the objective is."""
+    objective = lambda x: jnp.sum((jnp.arange(1, 7) * (x - 1)) ** 2) + 0.3 * jnp.sum(jnp.sin(3 * x))
+    method = lbfgs(memory=5, tolerance=0.0)
+
+    def run(scale):
+        body = lambda _, state: method.step(lambda x: scale * objective(x), state)
+        return jax.jit(lambda x: jax.lax.fori_loop(0, 25, body, method.init(x)))(jnp.linspace(-1, 1, 6)).point
+
+    np.testing.assert_array_equal(run(jnp.float32(factor)), run(jnp.float32(1)))

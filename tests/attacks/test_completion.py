@@ -15,7 +15,7 @@ from selgrad import trees
 from selgrad.attacks import ATTACKS
 from selgrad.attacks.completion import complete, low_rank, sum_to_zero
 from selgrad.attacks.hidden import fill, mask_evidence
-from selgrad.attacks.labels import columns_or_trial, most_negative_columns
+from selgrad.attacks.labels import plausible, published
 from selgrad.base import Batch, Evidence, GradientContext, InputSpec
 from selgrad.errors import UsageError
 from selgrad.gradients import UPDATES, observe
@@ -149,20 +149,24 @@ def test_rank_one_says_that_it_needs_a_dense_first_layer():
 
 
 def test_labels_are_found_where_the_last_layer_is_hidden_whole():
-    right = {columns_or_trial: 0, most_negative_columns: 0}
+    right = {published: 0, plausible(): 0}
     for k in range(10):
         context, seen = client(key=k)
         mask = {**seen.mask, "fc_2": jax.tree.map(jnp.ones_like, seen.mask["fc_2"])}
         seen = observe(context.model, context.update, context.params, context.grads, mask)
         for rule in right:
-            right[rule] += int(rule(jax.random.key(k), seen, fill(seen, "ignore"))[0]) == int(context.batch.labels[0])
-    assert right[columns_or_trial] >= 8 > 5 > right[most_negative_columns]
+            found = rule(jax.random.key(k), seen, fill(seen, "ignore"))
+            right[rule] += int(found.labels[0, 0]) == int(context.batch.labels[0])
+        assert not found.certain and sorted(found.labels[:, 0].tolist()) == list(range(10)), "every class is left to be tried"
+    by_columns, by_trial = right.values()
+    assert by_trial >= 8 > 5 > by_columns
 
 
 def test_labels_are_the_published_ones_where_columns_are_visible():
     for k in range(3):
         context, seen = client(key=k)
-        assert columns_or_trial(jax.random.key(0), seen, fill(seen, "ignore"))[0] == context.batch.labels[0]
+        found = plausible()(jax.random.key(0), seen, fill(seen, "ignore"))
+        assert found.certain and found.labels[0, 0] == context.batch.labels[0]
 
 
 class TestEvidence:
@@ -178,7 +182,7 @@ class TestEvidence:
     def penalty(context, seen, x):
         labels = context.labels
         candidate = context.update(context.model, context.params, x, labels)
-        return mask_evidence(context.key, seen, candidate, x, labels)
+        return mask_evidence(context.key, seen, candidate, x, labels, fill(seen, "ignore").inverse)
 
     def test_for_magnitude_it_is_the_hinge_on_the_largest_visible_entry(self):
         context, seen = client(ratio=0.2)

@@ -124,7 +124,8 @@ def test_the_option_turns_factors_off_and_the_attack_finds_the_same(monkeypatch)
     np.testing.assert_allclose(with_factors.inputs, plain.inputs, atol=1e-3)
 
 
-def test_a_target_says_its_own_squares():
+def test_a_target_says_its_own_norms():
     grads = {"a": jnp.arange(4.0), "b": jnp.ones((2, 3))}
     target = Target.of(grads, jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), grads))
-    np.testing.assert_allclose(target.squares, [14, 6])
+    np.testing.assert_allclose(target.norms, np.sqrt([14, 6]), rtol=1e-6)
+    np.testing.assert_allclose(target.inverse, 20**-0.5, rtol=1e-6)

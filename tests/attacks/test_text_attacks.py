@@ -16,7 +16,7 @@ from selgrad.attacks import ATTACKS, row_space
 from selgrad.attacks.dager import _distances, _layer, _layer_inputs, _read, _Vocabulary, _width
 from selgrad.attacks.distances import l2_l1, mean_leaf_cosine, squared_l2
 from selgrad.attacks.hidden import Target, fill
-from selgrad.attacks.labels import last_layer_counts
+from selgrad.attacks.labels import plausible
 from selgrad.attacks.moves import first_alike, log_perplexities, once, random_move
 from selgrad.attacks.spaces import embeddings, known_tokens, nearest_tokens, possible_tokens
 from selgrad.base import TextSpec
@@ -262,34 +262,34 @@ class TestSpace:
 def test_labels_of_single_sentences_are_read_off_the_bias_and_guessed_without(text_problem):
     p = text_problem()
     client = jax.jit(lambda batch: p.update.client(p.model, p.params, batch, jax.nn.one_hot(batch.labels, 3)))
-    counts = jax.jit(lambda key, observation: last_layer_counts(key, observation, fill(observation, "ignore")))
+    rule = jax.jit(lambda key, observation: plausible()(key, observation, fill(observation, "ignore")))
 
     def read(label, chosen):
         batch = type(p.batch)(p.batch.inputs, jnp.asarray([label], jnp.int32), p.batch.valid)
         grads = client(batch)
         q = type("P", (), {"model": p.model, "update": p.update, "params": p.params, "grads": grads, "batch": batch})
         observation = hide(q, chosen)
-        return [int(counts(jax.random.key(k), observation)[0]) for k in range(6)]
+        return [(int(found.labels[0, 0]), bool(found.certain)) for found in (rule(jax.random.key(k), observation) for k in range(6))]
 
     for label in range(3):
-        assert set(read(label, lambda path, leaf: False)) == {label}
-        assert set(read(label, lambda path, leaf: path == "classifier/kernel")) == {label}
-    assert len(set(read(0, lambda path, leaf: path.startswith("classifier")))) > 1
+        assert set(read(label, lambda path, leaf: False)) == {(label, True)}
+        assert set(read(label, lambda path, leaf: path == "classifier/kernel")) == {(label, True)}
+        assert set(read(label, lambda path, leaf: path == "classifier/bias")) == {(label, True)}, "columns alone tell it, whatever the signs of the features"
+    assert not any(certain for _, certain in read(0, lambda path, leaf: path.startswith("classifier")))
 
 
 def test_label_counts_of_a_batch(text_problem):
     # Exact where the model says about the same of every input, as an untrained one does.
     p = text_problem(batch_size=6, initializer_range=0.02)
     observation = hide(p, lambda path, leaf: False)
-    counts = jax.jit(lambda key, observation: last_layer_counts(key, observation, fill(observation, "ignore")))
-    assert sorted(counts(jax.random.key(0), observation).tolist()) == [0, 0, 1, 1, 2, 2]
+    found = jax.jit(lambda key, observation: plausible()(key, observation, fill(observation, "ignore")))(jax.random.key(0), observation)
+    assert found.certain and sorted(found.labels[0].tolist()) == [0, 0, 1, 1, 2, 2]
 
 
 def test_l2_l1_is_the_sum_of_both_and_a_leaf_below_rounding_counts_as_nothing():
-    target = Target.of({"a": jnp.asarray([1.0, 2.0]), "b": jnp.asarray([1e-12])}, {"a": jnp.asarray([True, False]), "b": jnp.asarray([True])})
-    candidate = {"a": jnp.asarray([3.0, 50.0]), "b": jnp.asarray([-1e-12])}
+    target = Target.of({"a": jnp.asarray([4.0, 0.0]), "b": jnp.asarray([1e-12])}, {"a": jnp.asarray([True, False]), "b": jnp.asarray([True])})
+    candidate = {"a": jnp.asarray([12.0, 50.0]), "b": jnp.asarray([-1e-12])}
     np.testing.assert_allclose(l2_l1(candidate, target, 0.5), 4 + 0.5 * 2, rtol=1e-6)
-    alive = Target.of({"a": target.grads["a"] * jnp.asarray([1.0, 0.0]), "b": target.grads["b"]}, target.counted)
-    value, slope = jax.value_and_grad(mean_leaf_cosine)(candidate, alive)
+    value, slope = jax.value_and_grad(mean_leaf_cosine)(candidate, target)
     np.testing.assert_allclose(value, 0.5, atol=1e-6)
     assert np.isfinite(slope["b"]).all() and slope["b"] == 0

@@ -74,8 +74,11 @@ def test_matching_objectives_and_their_derivatives(reference, x64, name, dtype):
     observed = from_torch(gradients, dtype)
     target = Target.of(observed, jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), observed))
 
+    # Ours is relative to the observed gradient's norm, the published one is in its units.
+    unit = 1 / target.inverse**2 if name == "l2" else 1
+
     def objective(x, logits):
-        return DISTANCES[name](jax.grad(model.loss)(params, x, jax.nn.softmax(logits)), target)
+        return unit * DISTANCES[name](jax.grad(model.loss)(params, x, jax.nn.softmax(logits)), target)
 
     dummy = image(values["dummy_image_nchw"], dtype), jnp.asarray(values["dummy_label_logits"], dtype)
     with jax.default_matmul_precision("highest"):
