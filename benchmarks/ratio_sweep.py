@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from selgrad import run_sweep
-from selgrad.report.tables import stopping_ratios
+from selgrad.report.verdicts import stopping_ratios
 
 HERE = Path(__file__).parent
 

@@ -17,7 +17,7 @@ import yaml
 
 from selgrad import run_sweep
 from selgrad.report import figures
-from selgrad.report.tables import stopping_ratios
+from selgrad.report.verdicts import stopping_ratios
 
 HERE = Path(__file__).parent
 

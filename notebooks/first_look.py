@@ -22,7 +22,8 @@ from selgrad import devices
 devices.configure()
 
 from selgrad import read_records, run_sweep
-from selgrad.report.tables import curves, stopping_ratios
+from selgrad.report.tables import curves
+from selgrad.report.verdicts import stopping_ratios
 
 out = tempfile.mkdtemp()
 config = {

@@ -472,6 +472,7 @@ class Reconstruction(NamedTuple):
       all_inputs, all_objectives, all_labels: the same for every restart, leading axis (num_restarts,).
       num_evaluations: () int32, evaluations of the objective's gradient spent per restart, the largest over restarts.
       report: what an attack on the host says of itself, as JSON: which leaves it could use and why not the others.
+      moved: () bool, whether `inputs` are anything but the start, or a draw from what was known before.
     """
 
     inputs: Array
@@ -484,13 +485,16 @@ class Reconstruction(NamedTuple):
     all_objectives: Array
     num_evaluations: Array
     report: str | None = None
+    moved: Array | bool = True
 
     @classmethod
-    def single(cls, inputs: Array, labels: Array, objective: Array, num_evaluations: int = 0, report: str | None = None) -> Reconstruction:
+    def single(
+        cls, inputs: Array, labels: Array, objective: Array, num_evaluations: int = 0, report: str | None = None, moved: Array | bool = True
+    ) -> Reconstruction:
         """Of an attack without restarts, which cannot diverge."""
         return cls(
             inputs=inputs, labels=labels, objective=objective, diverged=jax.numpy.zeros((), bool), restart=jax.numpy.int32(0), all_inputs=inputs[None],
-            all_labels=labels[None], all_objectives=objective[None], num_evaluations=jax.numpy.int32(num_evaluations), report=report,
+            all_labels=labels[None], all_objectives=objective[None], num_evaluations=jax.numpy.int32(num_evaluations), report=report, moved=moved,
         )  # fmt: skip
 
 
@@ -586,6 +590,8 @@ class Attack:
       estimate: whether `prepare` leaves an `Observation.estimate`.
       language_model: name of the language model that it brings, such as a folder; None where it brings none, or has it already.
       bind: language model -> the attack that uses it; its parameters are `Observation.auxiliary`.
+      objective: (observation, embedded inputs (B, ...), labels (B, *label_shape)) -> the attack's own objective there, in the unit of
+        `Reconstruction.objective`; None for an attack that has none. Whoever knows the truth sees by it whether an attack has found all that it looks for.
     """
 
     start: Callable[[Key, Observation], Any]
@@ -600,6 +606,7 @@ class Attack:
     estimate: bool = False
     language_model: str | None = None
     bind: Callable[[LanguageModel], Attack] | None = None
+    objective: Callable[[Observation, Array, Array], Array] | None = None
 
     def reconstruct(self, key: Key, observation: Observation, remember: Remember = forget) -> Reconstruction:
         """Runs the whole attack; jit and vmap go around this, where there is nothing to `prepare`."""

@@ -1,14 +1,15 @@
 """Clients and what they choose, in pages where they do not fit in memory together; and what a block of them takes."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from selgrad import devices, topk, trees
 from selgrad.config import RoundsConfig, parse
-from selgrad.errors import UsageError
+from selgrad.errors import GradientError, UsageError
 from selgrad.experiment import Lane, Setting, Threat, make_engine, num_updates, shapes
-from selgrad.registry import make_spec
+from selgrad.registry import Spec, make_spec
 from selgrad.sweep.plan import lanes_of_seed, most_updates
 
 DATA, MODEL, UPDATE = make_spec("dataset", "digits", {"count": 5}), make_spec("model", "mlp", {"width": 8}), make_spec("update", "gradient")
@@ -105,3 +106,32 @@ def test_trees_are_packed_in_their_order():
     lane = Lane(0, 2, make_spec("metric", "magnitude"), make_spec("selector", "global_top"), 0.25)
     mask, ranks = setting.mask(lane), trees.rank(jax.tree.map(np.abs, setting.sent(0, 0, 2).grads))
     jax.tree.map(lambda m, r: np.testing.assert_array_equal(m, np.asarray(r) < setting.num_selected(0.25)), mask, ranks)
+
+
+def images(height=8, width=8, classes=3):
+    return np.random.default_rng(0).random((3, height, width, 1)).astype(np.float32), np.arange(3) % classes
+
+
+class TestInputThatTellsNothingIsRefused:
+    def test_one_class(self):
+        with pytest.raises(UsageError, match="one class"):
+            Setting(Spec.of("dataset", images(classes=1)), MODEL, UPDATE)
+
+    @pytest.mark.parametrize("shape", [(2, 8), (8, 1)])
+    def test_images_of_too_few_pixels(self, shape):
+        with pytest.raises(UsageError, match=f"{shape[0]} x {shape[1]} pixels"):
+            Setting(Spec.of("dataset", images(*shape)), MODEL, UPDATE)
+
+    def test_an_update_of_zeros(self):
+        constant = lambda key: {"w": jnp.ones(3)}, lambda params, x: jnp.zeros((len(x), 3)) + 0 * params["w"]
+        setting = Setting(Spec.of("dataset", images()), Spec.of("model", constant), UPDATE)
+        with pytest.raises(GradientError, match="sample 0 .* is 0 in every entry"):
+            setting.client(0)
+
+    def test_a_sentence_without_a_word(self, tmp_path):
+        file = tmp_path / "texts.txt"
+        file.write_text("two words\n...\nмои слова\n")
+        given = make_spec("dataset", "text_file", {"path": str(file)}), make_spec("model", "bert", {"size": "tiny"}), UPDATE
+        with pytest.raises(UsageError, match="sentence 1 of the data set, .* holds no word"):
+            Setting(*given)
+        assert Setting(*given, samples=[0, 2]).num_samples == 2

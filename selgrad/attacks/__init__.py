@@ -9,6 +9,7 @@ from typing import Any
 from selgrad.attacks.dager import dager
 from selgrad.attacks.dlg import dlg
 from selgrad.attacks.dlg_text import dlg_text
+from selgrad.attacks.gauss_newton import gauss_newton
 from selgrad.attacks.idlg import idlg
 from selgrad.attacks.inverting_gradients import inverting_gradients
 from selgrad.attacks.lamp import lamp
@@ -22,6 +23,7 @@ ATTACKS = {
     "dlg": dlg,
     "idlg": idlg,
     "inverting_gradients": inverting_gradients,
+    "gauss_newton": gauss_newton,
     "dlg_text": dlg_text,
     "tag": tag,
     "lamp": lamp,

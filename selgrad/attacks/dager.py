@@ -501,6 +501,7 @@ def dager(
         else:
             labels = _labels(key, observation, hidden)
         report = {"used": [leaf for layer in layers for leaf in layer.leaves], "unused": [leaf for layer in layers for leaf in layer.unused]}
-        return Reconstruction.single(jnp.asarray(tokens), jnp.asarray(labels, jnp.int32), jnp.float32(objective), report=json.dumps(report))
+        found, moved = jnp.asarray(tokens), bool(report["used"])
+        return Reconstruction.single(found, jnp.asarray(labels, jnp.int32), jnp.float32(objective), report=json.dumps(report), moved=moved)
 
     return on_host(reconstruct, rung=hidden)

@@ -133,3 +133,23 @@ def l2_l1(candidate: Any, target: Target, alpha: float) -> Float[Array, ""]:
     if vectors:
         others.append(tuple(jnp.concatenate([part.reshape(-1) for part in parts]) for parts in zip(*vectors, strict=True)))  # type: ignore[arg-type]
     return target.penalty + _sum([_error(*pair, target.inverse, alpha) for pair in others])
+
+
+def leaf_weights(target: Target) -> Float[Array, " leaves"]:
+    """1 over each leaf's norm; 0 for a leaf whose whole target lies below the rounding of the gradient."""
+    known = target.norms > jnp.finfo(target.norms.dtype).eps / target.inverse
+    return jnp.where(known, 1 / jnp.where(known, target.norms, 1), 0)
+
+
+def leaf_l2(candidate: Any, target: Target) -> Float[Array, ""]:
+    """The sum over leaves of the counted entries' |g' - g|^2 / |g|^2: every leaf counts alike, however small its gradient."""
+    pairs = [(_written(leaf), t, c) for leaf, t, c in _pairs(candidate, target)]
+    return target.penalty + _sum([_error(*pair, weight, 0.0) for pair, weight in zip(pairs, leaf_weights(target), strict=True)])
+
+
+def leaf_residuals(candidate: Any, target: Target) -> Float[Array, " n"]:
+    """The entries whose squares `leaf_l2` adds up, in flattening order, 0 where they do not count."""
+    parts = [
+        jnp.where(c, weight * (_written(leaf) - t), 0).reshape(-1) for (leaf, t, c), weight in zip(_pairs(candidate, target), leaf_weights(target), strict=True)
+    ]
+    return jnp.concatenate(parts)

@@ -18,10 +18,11 @@ from jax.flatten_util import ravel_pytree
 from selgrad import trees
 from selgrad.attacks import outer
 from selgrad.attacks.completion import complete
+from selgrad.attacks.distances import leaf_residuals, leaf_weights
 from selgrad.attacks.hidden import Hidden, Target, fill, mask_evidence
 from selgrad.attacks.labels import LabelRule, Plausible
 from selgrad.attacks.learned import estimate
-from selgrad.attacks.minimisers import RUN_AWAY, Minimiser, Objective
+from selgrad.attacks.minimisers import RUN_AWAY, Minimiser
 from selgrad.attacks.spaces import SpaceRule
 from selgrad.base import Attack, Grads, Key, Observation, Reconstruction, Remember, stride
 from selgrad.errors import UsageError
@@ -45,13 +46,14 @@ class Candidate(NamedTuple):
     labels: Array
     objective: Array
     start: Array
+    moved: Array
 
 
 class Kernel(NamedTuple):
     """One restart: `init(key, observation)`, `step(observation, aims, state)`, `decode(observation, state) -> Candidate`; `prepare` comes once before all.
 
     `aim(observation)` is what each round's dummy update is compared with, once for all steps. `rung`, `evidence` and `estimate` are what `Attack` says of
-    itself.
+    itself, and so is `objective`.
     """
 
     init: Callable[[Key, Observation], State]
@@ -62,10 +64,29 @@ class Kernel(NamedTuple):
     rung: str = ""
     evidence: bool = False
     estimate: bool = False
+    objective: Callable[[Observation, Array, Array], Array] | None = None
 
 
 def _anything_visible(observation: Observation) -> Array:
     return ~jnp.stack([m.all() for m in jax.tree.leaves([one.mask for one in observation.sent])]).all()
+
+
+class Mismatch(NamedTuple):
+    """What a minimiser is given: the objective, and the residuals behind it for one that wants them.
+
+    Attributes:
+      value: point -> the objective.
+      residuals: point -> what is left of every visible entry of every round, in units of its leaf's norm, 0 where nothing is visible.
+      noise: the standard deviation of what a protection added to each of these.
+    """
+
+    value: Callable[[Array], Array]
+    residuals: Callable[[Array], Array]
+    noise: Array | float
+
+    def __call__(self, point: Array) -> Array:
+        """The objective."""
+        return self.value(point)
 
 
 Prepare = Callable[[Observation, Remember], tuple[Observation, str]]
@@ -97,6 +118,7 @@ def gradient_matching(
     prior: Callable[[Observation, Array], Array] | None = None,
     label_rule: LabelRule | None = None,
     trial_evaluations: int = 100,
+    trial_minimiser: Callable[[Observation], Minimiser] | None = None,
     evaluations_per_step: int = 1,
     search: Search | None = None,
 ) -> Kernel:
@@ -111,6 +133,7 @@ def gradient_matching(
       prior: penalty on the dummy inputs.
       label_rule: labels before the optimisation; None optimises label logits jointly. Labels that the threat model gives are used as given.
       trial_evaluations: minimiser steps that each plausible label gets where the rule is not certain; the one of the smallest objective is taken.
+      trial_minimiser: that takes them; the attack's own unless its steps are long.
       evaluations_per_step: minimiser steps in one step of the attack.
       search: discrete moves, before the first step and after each; it needs a first-order minimiser.
 
@@ -152,7 +175,7 @@ def gradient_matching(
 
         return [of_round(seen) for seen in observation.rounds]
 
-    def objective(observation: Observation, aims: list[Target], labels: Array | None) -> Objective:
+    def objective(observation: Observation, aims: list[Target], labels: Array | None) -> Mismatch:
         rounds = list(zip(observation.rounds, aims, strict=True))
 
         def mismatch(seen: Observation, target: Target, inputs: Array, probabilities: Array) -> Array:
@@ -168,7 +191,20 @@ def gradient_matching(
             total = matched[0] if len(matched) == 1 else jnp.stack(matched).mean()
             return total + (0.0 if prior is None else prior(observation, inputs))
 
-        return value
+        def residuals(point: Array) -> Array:
+            inputs, probabilities = unravel(observation, labels, point)
+            update = lambda seen: seen.update(seen.model, seen.params, inputs, probabilities, seen.valid)
+            return jnp.concatenate([leaf_residuals(update(seen), target) for seen, target in rounds])
+
+        return Mismatch(value, residuals, noise(observation, aims))
+
+    def noise(observation: Observation, aims: list[Target]) -> Array | float:
+        if observation.noise is None:
+            return 0.0
+        added = jax.tree.leaves(observation.noise)
+        of = lambda leaf, std, weight: jnp.full(leaf.size, weight * std)
+        parts = [list(map(of, jax.tree.leaves(target.grads), added, leaf_weights(target))) for target in aims]
+        return jnp.concatenate([part for every in parts for part in every])
 
     def value_of_inputs(observation: Observation, aims: list[Target], labels: Array | None, point: Array) -> Value:
         function = objective(observation, aims, labels)
@@ -181,7 +217,7 @@ def gradient_matching(
         num_candidates = len(plausible.labels)
         if num_candidates == 1:
             return plausible.labels[0], jnp.zeros((), jnp.int32)
-        method, aims = minimiser(observation), aim(observation)
+        method, aims = (trial_minimiser or minimiser)(observation), aim(observation)
         # Lanes that are certain ask for no step, and a block in which all are takes none.
         steps = jnp.where(plausible.certain | ~_anything_visible(observation), 0, trial_evaluations)
 
@@ -198,7 +234,7 @@ def gradient_matching(
         labels_shape = label_sizes(observation)
         inputs = space(observation).draw(inputs_key)
         if hidden == "learned" and observation.estimate is not None:
-            inputs = observation.estimate
+            inputs = space(observation).place(observation.estimate)
         labels, tried = observation.labels, jnp.zeros((), jnp.int32)
         if labels is None and label_rule is not None:
             labels, tried = settled(observation, label_rule(labels_key, observation, fill(observation, hidden)), inputs)
@@ -222,7 +258,7 @@ def gradient_matching(
             inner = body(0, state.inner)
         else:
             inner = jax.lax.fori_loop(0, evaluations_per_step, body, state.inner)
-        each = evaluations_per_step
+        each = evaluations_per_step * method.evaluations(state.inner.point.size)
         if search is not None:
             inner = refined(observation, aims, state, inner)
             each += search.evaluations_per_step
@@ -251,11 +287,17 @@ def gradient_matching(
         finite = jnp.isfinite(inner.value) & (jnp.abs(inner.point) < RUN_AWAY).all()
         value = jnp.where(visible, jnp.where(finite, inner.value, jnp.inf), 0)
         labels = jnp.argmax(probabilities, axis=-1).astype(jnp.int32) if state.labels is None else state.labels
-        read = space(observation).read
-        return Candidate(read(inputs), labels, value, read(unravel(observation, state.labels, state.start)[0]))
+        read, size = space(observation).read, inputs.size
+        away = jnp.abs(inner.point - state.start)[:size].max()
+        moved = visible & (away > 1e-3 * jnp.sqrt(jnp.mean(state.start[:size] ** 2)))
+        return Candidate(read(inputs), labels, value, read(unravel(observation, state.labels, state.start)[0]), moved)
+
+    def elsewhere(observation: Observation, inputs: Array, labels: Array) -> Array:
+        function = objective(observation, aim(observation), labels)
+        return minimiser(observation).value(function, space(observation).place(inputs).reshape(-1))
 
     prepare: Prepare | None = complete if hidden == "complete" else estimate if hidden == "learned" else None
-    return Kernel(init, aim, step, decode, prepare, rung=hidden, evidence=hidden == "bounded", estimate=hidden == "learned")
+    return Kernel(init, aim, step, decode, prepare, rung=hidden, evidence=hidden == "bounded", estimate=hidden == "learned", objective=elsewhere)
 
 
 def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
@@ -313,10 +355,17 @@ def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
             all_labels=every.labels,
             all_objectives=every.objective,
             num_evaluations=state.num_evaluations.max(),
+            moved=every.moved[best] & ~diverged,
         )
 
+    def objective(observation: Observation, inputs: Array, labels: Array) -> Array:
+        assert kernel.objective is not None
+        with jax.default_matmul_precision("highest"):
+            return kernel.objective(observation, inputs, labels)
+
     return Attack(
-        start, advance, finish, num_steps, num_restarts, prepare=kernel.prepare, rung=kernel.rung, evidence=kernel.evidence, estimate=kernel.estimate
+        start, advance, finish, num_steps, num_restarts, prepare=kernel.prepare, rung=kernel.rung, evidence=kernel.evidence, estimate=kernel.estimate,
+        objective=None if kernel.objective is None else objective,
     )  # fmt: skip
 
 

@@ -255,7 +255,7 @@ def learned(*, hidden: Hidden = "learned", num_features: int = 1024, width: int 
         inputs = space.read(space.fix(observation.estimate))
         # No objective decides here, so the most plausible labels are taken.
         labels = observation.labels if observation.labels is not None else plausible()(key, observation, fill(observation, "ignore")).labels[0]
-        return Reconstruction.single(inputs, labels, jnp.zeros(()))
+        return Reconstruction.single(inputs, labels, jnp.zeros(()), moved=~jnp.stack([m.all() for m in jax.tree.leaves(observation.mask)]).all())
 
     return Attack(
         start=lambda key, _: key, advance=lambda _, key, __: key, finish=jax.jit(finish), num_steps=1, num_restarts=1, traceable=False,

@@ -22,13 +22,17 @@ RUN_AWAY = 1e4
 
 
 class Minimiser(NamedTuple):
-    """`init(point) -> state`, which evaluates nothing, and `step(objective, state) -> state`, which evaluates once.
+    """`init(point) -> state`, which evaluates nothing, and `step(objective, state) -> state`.
 
-    A state has `point`, the objective's `value` there (inf before the first step) and `done`.
+    A state has `point`, the objective's `value` there (inf before the first step) and `done`. `evaluations` says of a number of coordinates how often a step
+    evaluates the objective's gradient, or what costs as much. `value` is what it minimises, in the unit of a state's value: the objective, unless it adds to
+    it.
     """
 
     init: Callable[[PyTree], Any]
-    step: Callable[[Objective, Any], Any]
+    step: Callable[[Any, Any], Any]
+    evaluations: Callable[[int], int] = lambda size: 1
+    value: Callable[[Any, PyTree], Array] = lambda objective, point: objective(point)
 
 
 class LBFGSState(NamedTuple):

@@ -1,12 +1,91 @@
 """What an attacker believes of images before it has seen a gradient.
 
-A prior is a penalty on the dummy input, added to the gradient distance.
+Total variation is a penalty on the dummy input, added to the gradient distance. A Gaussian is a change of variables as well: images are what it makes of white
+noise, in which every direction is as likely as any other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
 from jaxtyping import Array, Float
+
+from selgrad.base import Batch, InputSpec
+
+
+class Gaussian(NamedTuple):
+    """N(mean, L L') of one image, in the units that the model reads; L is symmetric.
+
+    Attributes:
+      mean: (*shape,).
+      root: (..., *shape) -> L of each.
+      inverse: of `root`.
+    """
+
+    mean: Float[Array, "h w c"]
+    root: Callable[[Array], Array]
+    inverse: Callable[[Array], Array]
+
+
+def of_public(public: Batch, spec: InputSpec, shrinkage: float = 0.1) -> Gaussian:
+    """Mean and covariance of public images, the covariance shrunk towards the mean variance.
+
+    Args:
+      public: batches, (count, B, *shape).
+      spec: of the images.
+      shrinkage: weight of the mean variance, in (0, 1]: what the images do not span has to have some.
+    """
+    images = public.inputs.reshape(-1, int(np.prod(spec.shape)))
+    mean = images.mean(axis=0)
+    values, basis = jnp.linalg.svd((images - mean) / jnp.sqrt(len(images)), full_matrices=False)[1:]
+    rest = shrinkage * (values**2).sum() / images.shape[1]
+    rest = jnp.maximum(rest, 1e-8)
+    deviations = jnp.sqrt((1 - shrinkage) * values**2 + rest)
+
+    def scaled(spread: Array, other: Array) -> Callable[[Array], Array]:
+        def apply(x: Array) -> Array:
+            flat = x.reshape(-1, images.shape[1])
+            return (other * flat + (flat @ basis.T * (spread - other)) @ basis).reshape(x.shape)
+
+        return apply
+
+    outside = jnp.sqrt(rest)
+    return Gaussian(mean.reshape(spec.shape), scaled(deviations, outside), scaled(1 / deviations, 1 / outside))
+
+
+def _cosines(size: int) -> npt.NDArray[np.float64]:
+    """The orthonormal cosine transform of so many points, (frequencies, points)."""
+    k, n = np.arange(size)[:, None], np.arange(size)[None, :]
+    found: npt.NDArray[np.float64] = np.sqrt(np.where(k, 2.0, 1.0) / size) * np.cos(np.pi * (n + 0.5) * k / size)
+    return found
+
+
+def of_nature(spec: InputSpec, deviation: float = 0.25) -> Gaussian:
+    """Grey on average, and power that falls with the square of the frequency, as in photographs (Field 1987, field1987relations).
+
+    Args:
+      spec: of the images.
+      deviation: of a pixel in [0, 1].
+    """
+    height, width, _ = spec.shape
+    rows, columns = _cosines(height), _cosines(width)
+    frequency = np.hypot(np.arange(height)[:, None] / height, np.arange(width)[None, :] / width) * max(height, width)
+    power = 1 / (1 + frequency**2)
+    spread = deviation * np.sqrt(power / power.mean())
+    unit = np.asarray(spec.std, np.float64)
+
+    def scaled(by: npt.NDArray[np.float64], unit: npt.NDArray[np.float64]) -> Callable[[Array], Array]:
+        def apply(x: Array) -> Array:
+            found = jnp.einsum("ah,...hwc,bw->...abc", rows.astype(x.dtype), x, columns.astype(x.dtype)) * by[..., None].astype(x.dtype)
+            return jnp.einsum("ah,...abc,bw->...hwc", rows.astype(x.dtype), found, columns.astype(x.dtype)) / unit.astype(x.dtype)
+
+        return apply
+
+    return Gaussian(jnp.broadcast_to((0.5 - jnp.asarray(spec.mean)) / jnp.asarray(spec.std), spec.shape), scaled(spread, unit), scaled(1 / spread, 1 / unit))
 
 
 def total_variation(images: Float[Array, "b h w c"]) -> Float[Array, ""]:

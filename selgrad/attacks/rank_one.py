@@ -147,7 +147,7 @@ def rank_one(*, hidden: Hidden = "complete", num_draws: int = 20_000) -> Attack:
             images = _scaled(found, rows, len(matrix), spec).reshape(size, *spec.shape)
             report = {"used": [f"{path} ({said}; {how})"], "unused": []}
         inputs = jnp.asarray(images, jnp.float32)
-        return Reconstruction.single(inputs, labels_of(observation, inputs), jnp.float32(objective), report=json.dumps(report))
+        return Reconstruction.single(inputs, labels_of(observation, inputs), jnp.float32(objective), report=json.dumps(report), moved=bool(report["used"]))
 
     return on_host(reconstruct, rung=hidden)
 

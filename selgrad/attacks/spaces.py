@@ -14,6 +14,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from selgrad import trees
+from selgrad.attacks.priors import of_nature, of_public
 from selgrad.attacks.starts import Start, TextStart, draw
 from selgrad.base import InputSpec, Key, Observation, TextModel, TextSpec
 from selgrad.errors import UsageError
@@ -25,14 +26,16 @@ class Space(NamedTuple):
     Attributes:
       shape: of the dummy inputs, (B, ...).
       draw: key -> a start.
-      fix: dummy inputs -> the same with what is known put in.
-      read: dummy inputs -> what a `Reconstruction` holds.
+      fix: dummy inputs -> embedded inputs: the same with what is known put in, or what a prior makes of them.
+      read: embedded inputs -> what a `Reconstruction` holds.
+      place: embedded inputs -> dummy inputs of which `fix` makes them.
     """
 
     shape: tuple[int, ...]
     draw: Callable[[Key], Array]
     fix: Callable[[Array], Array]
     read: Callable[[Array], Array]
+    place: Callable[[Array], Array] = lambda x: x
 
 
 SpaceRule = Callable[[Observation], Space]
@@ -56,6 +59,27 @@ def pixels(start: Start) -> SpaceRule:
     def make(observation: Observation) -> Space:
         spec, size = image_spec(observation), observation.update.batch_size
         return Space((size, *spec.shape), lambda key: draw(start, key, size, spec), lambda x: x, lambda x: x)
+
+    return make
+
+
+def whitened(shrinkage: float = 0.1) -> SpaceRule:
+    """Images as what a Gaussian prior makes of white noise: that of public images where the attacker has any, else one of photographs.
+
+    Starts are near the prior's mean: noise of a tenth of the prior's deviation, without which the inputs of a batch would stay alike.
+    """
+
+    def make(observation: Observation) -> Space:
+        spec, size = image_spec(observation), observation.update.batch_size
+        prior = of_nature(spec) if observation.public is None else of_public(observation.public, spec, shrinkage)
+        shape = (size, *spec.shape)
+        return Space(
+            shape=shape,
+            draw=lambda key: 0.1 * jax.random.normal(key, shape),
+            fix=lambda z: prior.mean + prior.root(z),
+            read=lambda x: x,
+            place=lambda x: prior.inverse(x - prior.mean),
+        )
 
     return make
 

@@ -43,7 +43,7 @@ def progress(total: float = 100) -> Iterator[Callable[..., None]]:
 
 def print_summary(records: Any, out: Path) -> None:
     """Where a sweep's records and report lie and what stops each attack, as one JSON document."""
-    from selgrad.report.tables import stopping_ratios
+    from selgrad.report.verdicts import stopping_ratios
 
     stops = json.loads(stopping_ratios(records).to_json(orient="records"))
     click.echo(json.dumps({"out": str(out), "cells": len(records), "report": str(out / "report.html"), "stopping_ratios": stops}))

@@ -1,12 +1,14 @@
 """Text measures: ROUGE-1, ROUGE-2 and ROUGE-L between decoded sentences, as F1 in [0, 1].
 
-Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004 (lin2004rouge), with the tokenization of the package rouge-score: lower case,
-everything but letters a-z and digits separates words, no stemming.
+Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004 (lin2004rouge): lower case, no stemming. On English the words are those of the package
+rouge-score, which knows the letters a to z and digits alone; a letter of any other script counts here as well, and where a script has no spaces each
+character is a word.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -16,11 +18,23 @@ import numpy.typing as npt
 
 from selgrad.measures import Measure
 
-_SEPARATOR = re.compile(r"[^a-z0-9]+")
+# Written without spaces: Thai and Lao, Tibetan, Burmese, Khmer, kana, Han and its extensions.
+_ALONE = "\u0e00-\u0eff\u0f00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_CHARACTER = re.compile(f"([{_ALONE}])")
 
 
-def _words(text: str) -> list[str]:
-    return [word for word in _SEPARATOR.sub(" ", text.lower()).split(" ") if word]
+def words(text: str) -> list[str]:
+    """Runs of letters, marks and digits; of scripts without spaces single characters, marks with what they stand on.
+
+    >>> words("It's 5 o'clock"), words("Привет, мир!"), words("我喜欢猫")
+    (['it', 's', '5', 'o', 'clock'], ['привет', 'мир'], ['我', '喜', '欢', '猫'])
+    """
+    composed = unicodedata.normalize("NFKC", text).lower()
+    kept = "".join(letter if unicodedata.category(letter)[0] in "LMN" else " " for letter in composed)
+    apart = _CHARACTER.sub(lambda found: found[0] if unicodedata.category(found[0])[0] == "M" else f" {found[0]}", kept)
+    parts = apart.split()
+    # What follows a character that stands alone begins another word.
+    return [part for word in parts for part in re.findall(f"[{_ALONE}]+|[^{_ALONE}]+", word)]
 
 
 def _f1(overlap: int, truth: int, found: int) -> float:
@@ -28,8 +42,8 @@ def _f1(overlap: int, truth: int, found: int) -> float:
     return 2 * precision * recall / (precision + recall) if overlap else 0.0
 
 
-def _ngrams(words: list[str], size: int) -> Counter[tuple[str, ...]]:
-    return Counter(tuple(words[i : i + size]) for i in range(len(words) - size + 1))
+def _ngrams(sequence: list[str], size: int) -> Counter[tuple[str, ...]]:
+    return Counter(tuple(sequence[i : i + size]) for i in range(len(sequence) - size + 1))
 
 
 def _longest_common(a: list[str], b: list[str]) -> int:
@@ -50,7 +64,7 @@ def rouge(truth: str, found: str) -> dict[str, float]:
     >>> {name: round(value, 3) for name, value in rouge("the cat sat down", "the cat sat up").items()}
     {'rouge1': 0.75, 'rouge2': 0.667, 'rougeL': 0.75}
     """
-    a, b = _words(truth), _words(found)
+    a, b = words(truth), words(found)
     result = {}
     for size in (1, 2):
         mine, theirs = _ngrams(a, size), _ngrams(b, size)

@@ -20,7 +20,7 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
 from selgrad import devices, trees
-from selgrad.base import Attack, Batch, Evidence, Grads, Model, Observation, Remember, Round, forget
+from selgrad.base import Attack, Batch, Evidence, Grads, Model, Observation, Reconstruction, Remember, Round, forget
 from selgrad.experiment.engine import OnEvent, Reports, Weights
 from selgrad.experiment.setting import Setting
 from selgrad.experiment.threat import Threat
@@ -81,6 +81,22 @@ def _shown(update: Grads, hidden: Array) -> Shown:
     return Shown(trees.hide(update, mask), mask)
 
 
+def judged(setting: Setting, attack: Attack, observation: Observation, batch: Batch, found: Reconstruction) -> dict[str, Array]:
+    """Whether an attack has found all that it looks for, which only whoever knows the truth can say.
+
+    Returns:
+      `objective_at_truth`, the attack's own objective beside the truth (`Modality.near`), NaN where it has none; and `converged`, whether what it returned
+      matches at least as well, so that another result is another explanation of what is visible and no weakness of the search. An attack in closed form has
+      converged where it had anything to read.
+    """
+    if attack.objective is None:
+        return {"objective_at_truth": jnp.full((), jnp.nan), "converged": jnp.asarray(found.moved, bool)}
+    model = observation.model
+    embedded = setting.modality.near(model.embed(observation.params, batch.inputs))
+    beside = attack.objective(observation, embedded, model.targets(batch))
+    return {"objective_at_truth": beside, "converged": found.objective <= beside}
+
+
 class Held(NamedTuple):
     """What a block works on, on the devices.
 
@@ -123,7 +139,10 @@ class Block:
             return attack.advance(observer.observation(params, seen), state, num_steps)
 
         def finish(params: tuple[Weights, Any], seen: Seen, state: Any, batch: Batch) -> Outcome:
-            return modality.measure(batch, attack.finish(observer.observation(params, seen), state))
+            observation = observer.observation(params, seen)
+            found = attack.finish(observation, state)
+            outcome = modality.measure(batch, found, setting.guess)
+            return outcome._replace(measures={**outcome.measures, **judged(setting, attack, observation, batch, found)})
 
         everywhere, self._lanes_spec = PartitionSpec(), PartitionSpec(None, "lanes")
 

@@ -106,9 +106,13 @@ class HostBlock:
         """What was found."""
 
         def one(batch: Batch, inputs: Array, labels: Array, numbers: Array) -> Outcome:
-            objective, diverged, restart, evaluations = numbers
+            objective, diverged, restart, evaluations, moved = numbers
             every = (inputs[None], labels[None], objective[None])
-            return self._setting.modality.measure(batch, Reconstruction(inputs, labels, objective, diverged > 0, restart, *every, evaluations))
+            found = Reconstruction(inputs, labels, objective, diverged > 0, restart, *every, evaluations, moved=moved > 0)
+            outcome = self._setting.modality.measure(batch, found, self._setting.guess)
+            # Nothing here optimises.
+            closed = {"objective_at_truth": jnp.full((), jnp.nan), "converged": jnp.asarray(found.moved)}
+            return outcome._replace(measures={**outcome.measures, **closed})
 
         arrays = state.arrays
         outcome = jax.jit(jax.vmap(jax.vmap(one)))(held.lanes.batch, arrays["outputs"], arrays["labels"], arrays["numbers"].astype(np.float32))

@@ -19,7 +19,7 @@ from selgrad import devices, topk, trees, weights
 from selgrad.base import Batch, Grads, InputSpec, Key, Mask, Model, Params, Protection, Ranks, Sent, TextSpec, Update
 from selgrad.config import RoundsConfig
 from selgrad.data import Dataset, TextDataset
-from selgrad.errors import UsageError
+from selgrad.errors import GradientError, UsageError
 from selgrad.experiment.choices import Choices, Chosen
 from selgrad.experiment.types import Client, Lane, each_key, seed_key
 from selgrad.gradients import attacked
@@ -71,6 +71,8 @@ class Setting:
                     f"statistics='known': {self.protection_spec.label} clips what is sent as a whole, and an attacker what it knows; do without one"
                 )
             self.update = Protected(self.update, self.protection.foreseen)
+        if self.input_spec.num_classes < 2:
+            raise UsageError(f"{dataset.label} has one class, of which a network is certain: every gradient is 0; give data of two classes at least")
         available = len(self.dataset) // self.update.batch_size
         if not available:
             raise UsageError(f"batch_size={self.update.batch_size} is larger than the {len(self.dataset)} samples of {dataset.label}; raise count")
@@ -79,6 +81,8 @@ class Setting:
             if not 0 <= sample < available:
                 raise UsageError(f"sample={sample} lies outside 0 .. {available - 1}")
         self.num_samples = len(self.samples)
+        size = self.update.batch_size
+        self.modality.require_telling(self.dataset, [row for sample in self.samples for row in range(sample * size, (sample + 1) * size)])
         self.shapes = jax.eval_shape(lambda: self.model.split(self.model.init(jax.random.key(0)))[0])
         self.num_total = trees.size(self.shapes)
         self.always = [trees.matches(path, self.model.always_encrypted) for path in trees.paths(self.shapes)]
@@ -130,6 +134,11 @@ class Setting:
         """Every sample's batch, NumPy with a leading axis (samples,)."""
         batches = [self.dataset.batch(i, self.update.batch_size) for i in self.samples]
         return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *batches)
+
+    @functools.cached_property
+    def guess(self) -> Any:
+        """What somebody would say of the data who has seen no update."""
+        return self.modality.guess(self.public, self.dataset)
 
     def client(self, seed: int, round_index: int = 0, page: int = 0) -> Client:
         """The updates of a page's samples in a round, as they are sent, with the weights that they started from."""
@@ -256,6 +265,12 @@ class Setting:
 
         sent, noise = self.compiled(("update", len(samples)), every, params, (stacked, keys))(params, (stacked, keys))
         trees.require_finite(sent.grads, f"the client update of {self.specs[1].label} (seed {seed})")
+        moved = np.any([np.asarray(leaf).reshape(len(samples), -1).any(axis=1) for leaf in jax.tree.leaves(sent.grads)], axis=0)
+        if not moved.all():
+            raise GradientError(
+                f"the update of sample {samples[int(moved.argmin())]} of {self.specs[0].label} is 0 in every entry (seed {seed}): it tells nothing, "
+                "whatever is encrypted; take other weights, or leave the sample out"
+            )
         return Client(params, stacked, sent.grads, sent.unsent, noise)
 
     def compiled(self, name: Any, function: Any, *arguments: Any) -> Any:

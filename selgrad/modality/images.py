@@ -22,8 +22,9 @@ from selgrad.devices import write_atomically
 from selgrad.errors import UsageError
 from selgrad.evaluation import MEASURES, align
 from selgrad.evaluation.certificates import gaussian_prior
+from selgrad.evaluation.image import mse
 from selgrad.measures import Measure
-from selgrad.modality.protocol import NUMBERS, Kept, LaneResult, Outcome
+from selgrad.modality.protocol import NUMBERS, Kept, LaneResult, Outcome, rounding
 
 _MINE = [measure for measure in MEASURES.values() if measure.reads in ("images", "labels")]
 
@@ -60,18 +61,40 @@ class Images:
         return True
 
     def require_fitting(self, dataset: Dataset | TextDataset, model: Model) -> None:
-        """Every picture of the shape is understood."""
+        """Every picture of the shape is understood, if it is one.
 
-    def measure(self, batch: Batch, found: Reconstruction) -> Outcome:
+        Raises:
+          UsageError: if it has fewer than three pixels a side, on which no structure can be measured.
+        """
+        if min(self.spec.shape[:2]) < 3:
+            raise UsageError(f"images of {self.spec.shape[0]} x {self.spec.shape[1]} pixels are too small to be measured; give at least 3 x 3")
+
+    def require_telling(self, dataset: Dataset | TextDataset, rows: Sequence[int]) -> None:
+        """Every picture can be measured."""
+
+    def guess(self, public: Batch | None, dataset: Dataset | TextDataset) -> Any:
+        """The mean of public images, or grey; in the units that the model reads."""
+        if public is not None:
+            return np.asarray(public.inputs).reshape(-1, *self.spec.shape).mean(axis=0)
+        return self.spec.normalise(np.full(self.spec.shape, 0.5, np.float32))
+
+    def near(self, embedded: Array) -> Array:
+        """By one part in a million of the range of a pixel."""
+        return embedded + rounding(embedded) / jnp.asarray(self.spec.std, embedded.dtype)
+
+    def measure(self, batch: Batch, found: Reconstruction, guess: Any) -> Outcome:
         """Aligns reconstructed images with the truth and measures them."""
         aligned = align(self.spec, batch, found)
         measures: dict[str, Array] = {name: getattr(found, name) for name in NUMBERS}
         for one in _MINE:
             assert one.of is not None
             measures[one.name] = jnp.where(found.diverged, jnp.nan, one.of(self.spec, batch, aligned))
+        pixels = lambda inputs: jnp.clip(self.spec.pixels(inputs), 0, 1)
+        error = lambda inputs: mse(pixels(batch.inputs), pixels(inputs)).mean()
+        measures["better_than_prior"] = ~found.diverged & (error(aligned.inputs) < error(jnp.broadcast_to(jnp.asarray(guess), batch.inputs.shape)))
         return Outcome(measures, jnp.clip(self.spec.pixels(aligned.inputs), 0, 1), aligned.labels)
 
-    def finish(self, dataset: Dataset | TextDataset, model: Model, batch: Batch, found: LaneResult) -> LaneResult:
+    def finish(self, dataset: Dataset | TextDataset, model: Model, batch: Batch, found: LaneResult, guess: Any) -> LaneResult:
         """As it is: pixels need no decoding."""
         return found
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 import numpy.typing as npt
 from jax import Array
@@ -56,8 +57,13 @@ class Kept(NamedTuple):
     found: LaneResult
 
 
-NUMBERS = ("objective", "diverged", "restart", "num_evaluations")
+NUMBERS = ("objective", "diverged", "restart", "num_evaluations", "moved")
 """What every attack says of itself, in the order of the records."""
+
+
+def rounding(like: Array) -> Array:
+    """Noise between -2^-20 and 2^-20, the same at every call: eight units in the last place of 1 in float32."""
+    return jax.random.uniform(jax.random.key(0), like.shape, like.dtype, -(2.0**-20), 2.0**-20)
 
 
 @runtime_checkable
@@ -97,12 +103,28 @@ class Modality(Protocol):
         """
         ...
 
-    def measure(self, batch: Batch, found: Reconstruction) -> Outcome:
+    def require_telling(self, dataset: Dataset | TextDataset, rows: Sequence[int]) -> None:
+        """Refuses samples of which nothing can be measured.
+
+        Raises:
+          UsageError: naming the first.
+        """
+        ...
+
+    def measure(self, batch: Batch, found: Reconstruction, guess: Any) -> Outcome:
         """On the device, inside a compiled block: aligns and measures what it can; a diverged reconstruction has NaN in every measure."""
         ...
 
-    def finish(self, dataset: Dataset | TextDataset, model: Model, batch: Batch, found: LaneResult) -> LaneResult:
+    def finish(self, dataset: Dataset | TextDataset, model: Model, batch: Batch, found: LaneResult, guess: Any) -> LaneResult:
         """On the host: decodes, and measures what only decoded data can say."""
+        ...
+
+    def guess(self, public: Batch | None, dataset: Dataset | TextDataset) -> Any:
+        """What somebody says of the data who has seen no gradient, which `better_than_prior` compares with."""
+        ...
+
+    def near(self, embedded: Array) -> Array:
+        """Embedded inputs moved by what float32 makes of a few operations on them: a search whose objective is lower has found all that it looks for."""
         ...
 
     def shown(self, batch: Batch, found: LaneResult) -> tuple[Any, Any]:

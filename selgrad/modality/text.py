@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jax import Array
 
 from selgrad.base import Batch, Model, Params, Reconstruction, TextModel, TextSpec
 from selgrad.data import Dataset, TextDataset
@@ -22,11 +23,13 @@ from selgrad.data import tokenizer as tokenizers
 from selgrad.devices import write_atomically
 from selgrad.errors import DataError, UsageError
 from selgrad.evaluation import MEASURES, align_texts
+from selgrad.evaluation.text import words
 from selgrad.measures import Measure
-from selgrad.modality.protocol import NUMBERS, Kept, LaneResult, Outcome
+from selgrad.modality.protocol import NUMBERS, Kept, LaneResult, Outcome, rounding
 
 _SENTENCES = [measure for measure in MEASURES.values() if measure.reads == "sentences"]
 _PADDING = 128
+_GUESSES = 20
 _TOKENS = [measure for measure in MEASURES.values() if measure.reads == "tokens"]
 
 
@@ -85,11 +88,35 @@ class Text:
         if any(theirs.encode(text) != dataset.tokenizer.encode(text) for text in texts):
             raise UsageError(f"the data set's tokenizer is not that of the checkpoint {pretrained!r}, which would read other words; {remedy}")
 
-    def measure(self, batch: Batch, found: Reconstruction) -> Outcome:
+    def require_telling(self, dataset: Dataset | TextDataset, rows: Sequence[int]) -> None:
+        """Refuses sentences without a word, of which nothing could be measured.
+
+        Raises:
+          UsageError: naming the first.
+        """
+        assert isinstance(dataset, TextDataset)
+        for row in rows:
+            text = dataset.decode(dataset.tokens[row])
+            if not words(text):
+                raise UsageError(f"sentence {row} of the data set, {text!r}, holds no word, so nothing of it can be measured; leave it out")
+
+    def guess(self, public: Batch | None, dataset: Dataset | TextDataset) -> Any:
+        """Some public sentences, none where there are no public data."""
+        if public is None:
+            return ()
+        assert isinstance(dataset, TextDataset)
+        tokens = np.asarray(public.inputs).reshape(-1, *self.spec.shape)
+        return tuple(dataset.decode(sequence) for sequence in tokens[:_GUESSES])
+
+    def near(self, embedded: Array) -> Array:
+        """By one part in a million of the embeddings' root mean square."""
+        return embedded + rounding(embedded) * jnp.sqrt(jnp.mean(embedded**2))
+
+    def measure(self, batch: Batch, found: Reconstruction, guess: Any) -> Outcome:
         """What the attack says of itself; sentences are measured where they are decoded."""
         return Outcome({name: getattr(found, name) for name in NUMBERS}, found.inputs, found.labels)
 
-    def finish(self, dataset: Dataset | TextDataset, model: Model, batch: Batch, found: LaneResult) -> LaneResult:
+    def finish(self, dataset: Dataset | TextDataset, model: Model, batch: Batch, found: LaneResult, guess: Any) -> LaneResult:
         """Decodes, aligns and measures."""
         assert isinstance(dataset, TextDataset)
         truths, texts = ([dataset.decode(sequence) for sequence in tokens] for tokens in (batch.inputs, found.outputs))
@@ -100,10 +127,14 @@ class Text:
         for one in _SENTENCES:
             assert one.of is not None
             measures[one.name] = float(np.mean([one.of(t, f) for t, f in zip(truths, texts, strict=True)]))
+        judge = self.judge
+        assert judge.of is not None
+        guessed = [float(np.mean([judge.of(t, g) for g in guess])) if guess else 0.0 for t in truths]
+        measures["better_than_prior"] = float(not found.measures["diverged"] and measures[judge.name] > np.mean(guessed))
         wanted = np.asarray(model.targets(jax.tree.map(jnp.asarray, batch)))
         measures["label_correct"] = float((labels == wanted)[wanted >= 0].mean())
         if found.measures["diverged"]:
-            measures = dict.fromkeys(measures, float("nan"))
+            measures = {**dict.fromkeys(measures, float("nan")), "better_than_prior": 0.0}
         return LaneResult({**found.measures, **measures}, outputs, labels, tuple(truths), tuple(texts))
 
     def shown(self, batch: Batch, found: LaneResult) -> tuple[Any, Any]:

@@ -14,7 +14,8 @@ import jinja2
 import pandas as pd
 
 from selgrad.report import figures
-from selgrad.report.tables import attack_label, mask_overlaps, metric_label, protections, read_records, same_masks, stopping_ratios, verdict_grid, with_labels
+from selgrad.report.tables import attack_label, mask_overlaps, metric_label, protections, read_records, same_masks, with_labels
+from selgrad.report.verdicts import stopping_ratios, verdict_grid
 
 _PAGE = jinja2.Template(
     """<!doctype html>

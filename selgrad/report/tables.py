@@ -1,4 +1,4 @@
-"""Tables of a report, from record files alone: curves with confidence bands, and the smallest ratio that stops each attack.
+"""Tables of a report, from record files alone: curves with confidence bands, and what protections and masks leave.
 
 Nothing here imports JAX, so a report can be made on any machine that has the records.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from selgrad.errors import SelgradError
 from selgrad.measures import Measure
 from selgrad.report.record_files import RecordFiles
 
-_SETTING = ["dataset_label", "model_label", "update_label", "protection_label"]
+SETTING = ["dataset_label", "model_label", "update_label", "protection_label"]
+"""Columns of what an experiment is made of besides attacks and masks."""
 _FEWEST_SAMPLES = 4
 
 
@@ -39,7 +40,7 @@ def read_records(out: str | Path) -> pd.DataFrame:
     # Written before there were any.
     for name, plain in {"protection": "none", "protection_label": "none", "protection_arguments": "{}"}.items():
         table[name] = table[name].fillna(plain) if name in table else plain
-    order = [*_SETTING, "attack_label", "selector_label", "metric_label", "ratio", "sample", "seed"]
+    order = [*SETTING, "attack_label", "selector_label", "metric_label", "ratio", "sample", "seed"]
     # By places in the order of each column's values: texts are compared once each and not once a row.
     places = np.lexsort([pd.factorize(table[name], sort=True)[0] for name in reversed(order)])
     # Column by column, so that no second table is ever held.
@@ -113,7 +114,7 @@ def attack_label(records: pd.DataFrame) -> pd.Series:
     shorts = (kinds["attack"] + ", hidden: " + kinds["hidden"]).tolist()
     full = dict(zip(kinds["attack_label"], shorts, strict=True))
     names = {label: label if list(full.values()).count(short) > 1 else short for label, short in full.items()}
-    columns = {**{column: records[column] for column in _SETTING if column in records}, "dataset_label": dataset_label(records)}
+    columns = {**{column: records[column] for column in SETTING if column in records}, "dataset_label": dataset_label(records)}
     varying = [column for column, values in columns.items() if values.nunique() > 1]
     table = pd.DataFrame({**{column: columns[column] for column in varying}, "attack_label": records["attack_label"]})
     prefix = lambda parts: " / ".join(parts) + ": " if parts else ""
@@ -182,58 +183,6 @@ def curves(records: pd.DataFrame, measure: str, *, num_resamples: int = 1000) ->
         mean = float(cells[measure].mean())
         rows.append({"panel": panel, "curve": curve, "ratio": ratio, "mean": mean, "low": low, "high": high, "num_cells": len(cells)})
     return pd.DataFrame(rows, columns=["panel", "curve", "ratio", "mean", "low", "high", "num_cells"])
-
-
-def stopping_ratios(records: pd.DataFrame) -> pd.DataFrame:
-    """Per attack and metric the smallest measured ratio from which on no cell succeeded.
-
-    Returns:
-      Columns `panel`, `curve`, `ratio` (NaN where the attack still succeeds at the largest ratio), `verdict`, `success_at_0` (share without
-      encryption, NaN if not measured), `num_cells` at that ratio, `upper` (of the 95 % Wilson interval of the success rate there), and
-      `ciphertext_bytes` per client.
-    """
-    rows = []
-    table = with_labels(records)[["panel", "curve", "ratio", "success", "ciphertext_bytes"]]
-    for (panel, curve), cells in table.groupby(["panel", "curve"], sort=True):
-        by_ratio = cells.groupby("ratio").agg(success=("success", "sum"), cells=("success", "size"), size=("ciphertext_bytes", "mean"))
-        stopped = by_ratio["success"].to_numpy()[::-1].cumsum()[::-1] == 0
-        at_zero = by_ratio.loc[0.0, "success"] / by_ratio.loc[0.0, "cells"] if 0.0 in by_ratio.index else math.nan
-        row = {"panel": panel, "curve": curve, "success_at_0": at_zero, "ratio": math.nan, "num_cells": 0, "upper": math.nan, "ciphertext_bytes": math.nan}
-        if not stopped.any():
-            row["verdict"] = f"still succeeds at {by_ratio.index[-1]:g}"
-        else:
-            position = int(stopped.argmax())
-            at = by_ratio.iloc[position]
-            row |= {
-                "ratio": by_ratio.index[position],
-                "num_cells": int(at["cells"]),
-                "upper": wilson(0, int(at["cells"]))[1],
-                "ciphertext_bytes": float(at["size"]) if pd.notna(at["size"]) else math.nan,
-                "verdict": f"stopped at {by_ratio.index[position]:g}",
-            }
-            if position == 0:
-                # Without a cell at ratio 0 nobody knows whether the attack ever worked.
-                row["verdict"] = "never succeeds" if by_ratio.index[0] == 0 else f"no success from {by_ratio.index[0]:g} on"
-        rows.append(row)
-    return pd.DataFrame(rows, columns=["panel", "curve", "verdict", "ratio", "success_at_0", "num_cells", "upper", "ciphertext_bytes"])
-
-
-def verdict_grid(stops: pd.DataFrame, same: Mapping[str, Sequence[str]] | None = None) -> tuple[list[str], list[list[str]]]:
-    """The stopping ratios as a grid: header, then one row per curve with one column per panel; the other way round where panels are many and curves few.
-
-    Args:
-      stops: as `stopping_ratios` gives it.
-      same: as `same_masks` gives it; a metric whose masks are another's says so.
-    """
-    panels: Sequence[str] = list(dict.fromkeys(stops["panel"]))
-    body = []
-    for curve, rows in stops.groupby("curve", sort=True):
-        found = dict(zip(rows["panel"], rows["verdict"], strict=True))
-        others = (same or {}).get(str(curve).split(" / ")[0], [])
-        body.append([f"{curve} (same masks as {', '.join(others)})" if others else str(curve), *(found.get(panel, "") for panel in panels)])
-    if len(panels) > max(8, len(body)):
-        return ["attack", *(row[0] for row in body)], [[panel, *(row[1 + i] for row in body)] for i, panel in enumerate(panels)]
-    return ["metric", *panels], body
 
 
 def protections(records: pd.DataFrame) -> pd.DataFrame:

@@ -41,6 +41,10 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "objective": ("float", "The attack's own objective at what it returns; inf where it diverged."),
     "<measure>": ("float", "One column for each measure of the data, such as mse, psnr (dB), ssim, rouge1, rouge2, rougeL, label_correct."),
     "certificate_<field>": ("float", "With `certificates`: what the mask leaves identifiable, for any attacker; see docs/theory.md."),
+    "objective_at_truth": ("float", "The attack's own objective beside the truth, which is moved by float32's rounding; NaN for an attack without one."),
+    "moved": ("bool", "Whether the attack returned anything but its start."),
+    "converged": ("bool", "Whether it matches what is visible as well as the truth does, so that a failure is not the search's."),
+    "better_than_prior": ("bool", "Whether it is nearer to the truth than the mean of public data, or than grey."),
     "success": ("bool", "Whether the success rule holds."),
     "success_rule": ("text", "The rule, such as `mse < 0.001`."),
     "diverged": ("bool", "Whether every restart left the finite numbers; measures are NaN then."),
@@ -131,7 +135,7 @@ def row(origin: Origin, spec: Spec, lane: Lane, found: LaneResult, report: str, 
     cost = None if origin.costs is None else origin.costs[lane.metric.label, lane.selector.label, lane.ratio]
     dataset, model, update = setting.specs
     specs = dict(zip(_KINDS, (dataset, model, update, lane.metric, lane.selector, spec, setting.protection_spec), strict=True))
-    said = ("diverged", "restart", "num_evaluations")
+    said = ("diverged", "moved", "converged", "better_than_prior", "restart", "num_evaluations")
     return {
         "cell_id": cell_id(config, setting, spec, lane),
         "sweep": config.name,
@@ -150,7 +154,7 @@ def row(origin: Origin, spec: Spec, lane: Lane, found: LaneResult, report: str, 
         **certificate_columns(config, origin.certifier, setting, lane),
         "success": rule(found.measures),
         "success_rule": str(rule),
-        "diverged": bool(found.measures["diverged"]),
+        **{k: bool(found.measures[k]) for k in said[:4]},
         "restart": int(found.measures["restart"]),
         "num_evaluations": int(found.measures["num_evaluations"]),
         "num_total": setting.num_total,

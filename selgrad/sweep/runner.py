@@ -19,7 +19,8 @@ from rich.table import Table
 from selgrad.config import SweepConfig, parse
 from selgrad.registry import Spec
 from selgrad.report.page import make_report
-from selgrad.report.tables import read_records, same_masks, stopping_ratios, verdict_grid
+from selgrad.report.tables import read_records, same_masks
+from selgrad.report.verdicts import stopping_ratios, verdict_grid
 
 
 def duration(seconds: float) -> str:

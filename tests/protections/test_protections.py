@@ -14,7 +14,8 @@ from selgrad.experiment import Certifier, Setting, run_cell
 from selgrad.protections import PROTECTIONS
 from selgrad.registry import make_spec
 from selgrad.report.page import make_report
-from selgrad.report.tables import protections, read_records, stopping_ratios
+from selgrad.report.tables import protections, read_records
+from selgrad.report.verdicts import stopping_ratios
 from selgrad.sweep import Sweep
 from selgrad.sweep.executors.local import Local
 

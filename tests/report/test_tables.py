@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -11,17 +12,8 @@ import scipy.stats
 from selgrad.devices import write_atomically
 from selgrad.errors import SelgradError
 from selgrad.report.record_files import RecordFiles
-from selgrad.report.tables import (
-    attack_label,
-    curves,
-    mask_overlaps,
-    protecting_ratios,
-    ranking_changes,
-    same_masks,
-    stopping_ratios,
-    verdict_grid,
-    wilson,
-)
+from selgrad.report.tables import attack_label, curves, mask_overlaps, protecting_ratios, ranking_changes, same_masks, wilson
+from selgrad.report.verdicts import stopping_ratios, verdict_grid, with_outcomes
 
 
 def records(successes: dict[float, list[bool]], **columns) -> pd.DataFrame:
@@ -29,7 +21,8 @@ def records(successes: dict[float, list[bool]], **columns) -> pd.DataFrame:
         {
             "dataset_label": "digits", "model_label": "lenet", "update_label": "gradient", "selector_label": "global_top", "metric_label": "magnitude",
             "attack": "dlg", "attack_label": "dlg", "hidden": "ignore", "ratio": ratio, "success": success, "psnr": 30.0 if success else 5.0,
-            "ciphertext_bytes": 1000.0 * ratio, "dataset_arguments": "{}", "sample": sample, **columns,
+            "ciphertext_bytes": 1000.0 * ratio, "dataset_arguments": "{}", "sample": sample, "seed": 0, "moved": True, "converged": True, "better_than_prior": True,
+            **columns,
         }
         for ratio, found in successes.items() for sample, success in enumerate(found)
     ]  # fmt: skip
@@ -39,11 +32,11 @@ def records(successes: dict[float, list[bool]], **columns) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("successes", "ratio", "verdict"),
     [
-        ({0.0: [True, True], 0.1: [True, False], 0.5: [False, False], 1.0: [False, False]}, 0.5, "stopped at 0.5"),
-        ({0.0: [True], 0.1: [False], 0.5: [True], 1.0: [False]}, 1.0, "stopped at 1"),  # a gap does not count as stopped
-        ({0.0: [False, False], 0.5: [False, False]}, 0.0, "never succeeds"),
+        ({0.0: [True, True], 0.1: [True, False], 0.5: [False, False], 1.0: [False, False]}, 0.5, "stopped at 0.5 (0 of 2, < 66%)"),
+        ({0.0: [True], 0.1: [False], 0.5: [True], 1.0: [False]}, 1.0, "stopped at 1 (0 of 1, < 79%)"),  # a gap does not count as stopped
+        ({0.0: [True] * 8, 0.1: [False] * 8}, 0.1, "stopped at ≤ 0.1 (0 of 8, < 32%)"),
         ({0.0: [True], 0.5: [True]}, np.nan, "still succeeds at 0.5"),
-        ({0.1: [False], 0.5: [False]}, 0.1, "no success from 0.1 on"),
+        ({0.1: [False], 0.5: [False]}, 0.1, "no success from 0.1 on (0 of 1, < 79%); not tried with nothing encrypted"),
     ],
 )
 def test_the_smallest_ratio_from_which_on_nothing_succeeds(successes, ratio, verdict):
@@ -53,6 +46,36 @@ def test_the_smallest_ratio_from_which_on_nothing_succeeds(successes, ratio, ver
     np.testing.assert_equal(row.success_at_0, np.mean(successes[0.0]) if 0.0 in successes else np.nan)
     if not np.isnan(ratio):
         assert row.upper == pytest.approx(wilson(0, len(successes[ratio]))[1])
+
+
+class TestNoDefenceIsCreditedWithAnAttacksWeakness:
+    half: ClassVar = {0.0: [True, True], 0.5: [False, False]}
+
+    @pytest.mark.parametrize("broken", ["moved", "converged", "better_than_prior"])
+    def test_an_attack_that_fails_with_nothing_encrypted_stops_nowhere(self, broken):
+        (row,) = stopping_ratios(records({0.0: [False, False], 0.5: [False, False]}, **{broken: False})).itertuples()
+        assert row.verdict == "attack fails with nothing encrypted" and np.isnan(row.ratio)
+
+    def test_a_sample_on_which_it_fails_does_not_count(self):
+        table = records({0.0: [True, False], 0.5: [False, False]}).assign(better_than_prior=lambda t: t["sample"] == 0)
+        assert with_outcomes(table)["outcome"].tolist() == ["read", "attack failed", "protected", "attack failed"]
+        (row,) = stopping_ratios(table).itertuples()
+        assert row.num_cells == 1 and row.verdict == "stopped at ≤ 0.5 (0 of 1, < 79%)"
+
+    def test_a_search_that_ended_too_early_leaves_it_open(self):
+        table = records(self.half).assign(converged=lambda t: (t["ratio"] == 0) | (t["sample"] == 0))
+        (row,) = stopping_ratios(table).itertuples()
+        assert row.verdict == "no success from 0.5 on (0 of 2, < 66%); 1 unresolved" and row.unresolved == 1
+        (hidden,) = stopping_ratios(table.assign(num_visible=lambda t: np.where(t["ratio"] == 0, 100, 0))).itertuples()
+        assert hidden.verdict.startswith("stopped"), "where nothing is visible there is nothing to search for"
+
+    def test_records_that_do_not_say_so_are_not_trusted(self):
+        (row,) = stopping_ratios(records(self.half).drop(columns=["moved", "converged", "better_than_prior"])).itertuples()
+        assert row.verdict == "no success from 0.5 on (0 of 2, < 66%); 2 unresolved"
+
+    def test_with_nothing_encrypted_one_metrics_cells_speak_for_all(self):
+        table = pd.concat([records(self.half), records({0.5: [False, False]}, metric_label="random")])
+        assert with_outcomes(table)["outcome"].tolist() == ["read"] * 2 + ["protected"] * 4
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 8), (3, 8), (8, 8), (1, 200)])

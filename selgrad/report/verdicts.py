@@ -1,0 +1,113 @@
+"""Verdicts: what each cell says of a defence, and the smallest ratio that stops each attack, with what that is worth.
+
+From record files alone; nothing here imports JAX.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from selgrad.report.tables import SETTING, wilson, with_labels
+
+OUTCOMES = ("read", "attack failed", "unresolved", "protected")
+"""What a cell can say of a defence, from bad to good for it; the middle two say nothing."""
+_JUDGED = ("moved", "converged", "better_than_prior")
+
+
+def with_outcomes(records: pd.DataFrame) -> pd.DataFrame:
+    """The records with the column `outcome`: what a cell says of the defence.
+
+    `read`: the attack succeeded. `attack failed`: it did not, nor did it work on the same sample with nothing encrypted, where it has to move, converge and
+    beat a guess to count; a defence is never credited with that. `unresolved`: it worked there, and here it ended before it matched what is visible as well
+    as the truth does, so a better search may succeed. `protected`: what it found explains all that is visible as well as the truth, and is not the truth; or
+    nothing is visible. Records of versions that did not say whether attacks converged are unresolved at best.
+    """
+    if "outcome" in records:
+        return records
+    known = all(name in records for name in _JUDGED)
+    table = records if known else records.assign(**dict.fromkeys(_JUDGED, False))
+    success = table["success"].astype(bool)
+    sound = success | table[list(_JUDGED)].astype(bool).all(axis=1)
+    cell = [name for name in (*SETTING, "dataset_arguments", "attack_label", "selector_label", "metric_label", "sample", "seed") if name in table]
+    # With nothing encrypted all metrics and selectors are one.
+    cell = [name for name in cell if name not in ("selector_label", "metric_label")]
+    plain = table["ratio"] == 0
+    works = sound[plain].groupby([table.loc[plain, name] for name in cell], sort=False).any().rename("works").reset_index()
+    found = table[cell].merge(works, how="left", on=cell)["works"].to_numpy()
+    # Where nobody tried, nobody knows; it is not held against the attack.
+    failed = np.asarray([value is False or value == False for value in found]) if known else np.zeros(len(table), bool)  # noqa: E712
+    hidden = table["num_visible"] == 0 if "num_visible" in table else table["ratio"] == 1
+    outcome = np.where(failed, "attack failed", np.where(table["converged"].astype(bool) | hidden, "protected", "unresolved"))
+    return records.assign(outcome=np.where(success, "read", outcome))
+
+
+def stopping_ratios(records: pd.DataFrame) -> pd.DataFrame:
+    """Per attack and metric the smallest measured ratio from which on no cell succeeded, and what that is worth.
+
+    "Stopped" is said where every cell from there on is protected (`with_outcomes`), together with how many there are and the upper end of the 95 % interval of
+    the success rate, and with "≤" where no smaller ratio was tried. A search that ended too early stops nothing, and neither does one that fails with
+    nothing encrypted.
+
+    Returns:
+      Columns `panel`, `curve`, `ratio` (NaN where the attack still succeeds at the largest ratio, or fails with nothing encrypted), `verdict`,
+      `success_at_0` (share without encryption, NaN if not measured), `num_cells` at that ratio, `unresolved` of these, `upper` (of the 95 % Wilson interval
+      of the success rate there), and `ciphertext_bytes` per client.
+    """
+    rows = []
+    table = with_outcomes(with_labels(records))[["panel", "curve", "ratio", "outcome", "ciphertext_bytes"]]
+    for (panel, curve), cells in table.groupby(["panel", "curve"], sort=True):
+        counts = pd.crosstab(cells["ratio"], cells["outcome"]).reindex(columns=list(OUTCOMES), fill_value=0)
+        sizes = cells.astype({"ciphertext_bytes": float}).groupby("ratio")["ciphertext_bytes"].mean()
+        ratios = counts.index.to_numpy(float)
+        tried = counts.sum(axis=1) - counts["attack failed"]
+        at_zero = counts.loc[0.0, "read"] / counts.loc[0.0].sum() if 0.0 in counts.index else math.nan
+        row = {"panel": panel, "curve": curve, "verdict": "", "ratio": math.nan, "success_at_0": at_zero, "num_cells": 0, "unresolved": 0, "upper": math.nan}
+        row["ciphertext_bytes"] = math.nan
+        ended = counts["read"].to_numpy()[::-1].cumsum()[::-1] == 0
+        if tried.sum() == 0:
+            row["verdict"] = "attack fails with nothing encrypted"
+        elif not ended.any():
+            row["verdict"] = f"still succeeds at {ratios[-1]:g}"
+        else:
+            position = int(ended.argmax())
+            ratio, size, n = ratios[position], sizes.iloc[position], int(tried.iloc[position])
+            open_cells = int(counts["unresolved"].iloc[position])
+            row |= {"ratio": ratio, "num_cells": n, "unresolved": open_cells, "upper": wilson(0, n)[1], "ciphertext_bytes": float(size)}
+            row["verdict"] = _verdict(ratios, position, n, int(counts["unresolved"].iloc[position:].sum()))
+        rows.append(row)
+    columns = ["panel", "curve", "verdict", "ratio", "success_at_0", "num_cells", "unresolved", "upper", "ciphertext_bytes"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _verdict(ratios: npt.NDArray[np.float64], position: int, num_cells: int, unresolved: int) -> str:
+    """What no success from a ratio on amounts to."""
+    ratio, bound = ratios[position], f"0 of {num_cells}, < {wilson(0, num_cells)[1]:.0%}"
+    if ratios[0] > 0:
+        return f"no success from {ratio:g} on ({bound}); not tried with nothing encrypted"
+    if unresolved:
+        return f"no success from {ratio:g} on ({bound}); {unresolved} unresolved"
+    first = "≤ " if position == 1 else ""
+    return f"stopped at {first}{ratio:g} ({bound})"
+
+
+def verdict_grid(stops: pd.DataFrame, same: Mapping[str, Sequence[str]] | None = None) -> tuple[list[str], list[list[str]]]:
+    """The stopping ratios as a grid: header, then one row per curve with one column per panel; the other way round where panels are many and curves few.
+
+    Args:
+      stops: as `stopping_ratios` gives it.
+      same: as `same_masks` gives it; a metric whose masks are another's says so.
+    """
+    panels: Sequence[str] = list(dict.fromkeys(stops["panel"]))
+    body = []
+    for curve, rows in stops.groupby("curve", sort=True):
+        found = dict(zip(rows["panel"], rows["verdict"], strict=True))
+        others = (same or {}).get(str(curve).split(" / ")[0], [])
+        body.append([f"{curve} (same masks as {', '.join(others)})" if others else str(curve), *(found.get(panel, "") for panel in panels)])
+    if len(panels) > max(8, len(body)):
+        return ["attack", *(row[0] for row in body)], [[panel, *(row[1 + i] for row in body)] for i, panel in enumerate(panels)]
+    return ["metric", *panels], body
