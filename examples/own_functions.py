@@ -21,5 +21,6 @@ def apply(params, x):
 
 
 if __name__ == "__main__":
-    cell = selgrad.run_cell(dataset={"name": "digits", "count": 1}, model=(init, apply), ratio=0.1, attack={"name": "inverting_gradients", "num_steps": 500})
+    attack = {"name": "inverting_gradients", "num_steps": 500, "total_variation_weight": 1e-4}
+    cell = selgrad.run_cell(dataset={"name": "digits", "count": 1}, model=(init, apply), ratio=0.1, attack=attack)
     print(f"10% encrypted: PSNR {cell.psnr:.1f} dB, label right: {bool(cell.label_correct)}")

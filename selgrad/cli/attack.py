@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,9 @@ def _print(result: Any, given: dict[str, str]) -> None:
         leaves = json.loads(result.report)
         click.echo(f"leaves     used {', '.join(leaves['used']) or 'none'}; not used {', '.join(leaves['unused']) or 'none'}")
     click.echo(f"objective  {result.objective:.3g} after {result.num_evaluations:.0f} gradient evaluations in {result.seconds:.1f} s")
+    if not math.isnan(result.objective_at_truth):
+        ended = "found all that it looks for" if result.converged else "the search ended too early: its failure would say nothing of the defence"
+        click.echo(f"converged  {'yes' if result.converged else 'no'}: the objective is {result.objective_at_truth:.3g} at the truth, so {ended}")
     told = measures.held(result.measures, lambda one: one.reads not in ("labels", "verdicts"))
     click.echo(f"quality    {', '.join(one.quality(result.measures[one.name]) for one in told)}")
     if isinstance(result.truth, tuple):

@@ -16,31 +16,27 @@ from selgrad.report.tables import SETTING, wilson, with_labels
 
 OUTCOMES = ("read", "attack failed", "unresolved", "protected")
 """What a cell can say of a defence, from bad to good for it; the middle two say nothing."""
-_JUDGED = ("moved", "converged", "better_than_prior")
 
 
 def with_outcomes(records: pd.DataFrame) -> pd.DataFrame:
     """The records with the column `outcome`: what a cell says of the defence.
 
-    `read`: the attack succeeded. `attack failed`: it did not, nor did it work on the same sample with nothing encrypted, where it has to move, converge and
-    beat a guess to count; a defence is never credited with that. `unresolved`: it worked there, and here it ended before it matched what is visible as well
-    as the truth does, so a better search may succeed. `protected`: what it found explains all that is visible as well as the truth, and is not the truth; or
-    nothing is visible. Records of versions that did not say whether attacks converged are unresolved at best.
+    `read`: the attack succeeded. `attack failed`: it did not, and neither did it on the same sample with nothing encrypted; a defence is never credited with
+    that. `unresolved`: it did there, and here it ended before it matched what is visible as well as the truth does, so a better search may succeed.
+    `protected`: what it found explains all that is visible as well as the truth, and is not the truth; or nothing is visible. Records of versions that did
+    not say whether attacks converged are unresolved at best.
     """
     if "outcome" in records:
         return records
-    known = all(name in records for name in _JUDGED)
-    table = records if known else records.assign(**dict.fromkeys(_JUDGED, False))
+    table = records if "converged" in records else records.assign(converged=False)
     success = table["success"].astype(bool)
-    sound = success | table[list(_JUDGED)].astype(bool).all(axis=1)
-    cell = [name for name in (*SETTING, "dataset_arguments", "attack_label", "selector_label", "metric_label", "sample", "seed") if name in table]
     # With nothing encrypted all metrics and selectors are one.
-    cell = [name for name in cell if name not in ("selector_label", "metric_label")]
+    cell = [name for name in (*SETTING, "dataset_arguments", "attack_label", "sample", "seed") if name in table]
     plain = table["ratio"] == 0
-    works = sound[plain].groupby([table.loc[plain, name] for name in cell], sort=False).any().rename("works").reset_index()
+    works = success[plain].groupby([table.loc[plain, name] for name in cell], sort=False).any().rename("works").reset_index()
     found = table[cell].merge(works, how="left", on=cell)["works"].to_numpy()
     # Where nobody tried, nobody knows; it is not held against the attack.
-    failed = np.asarray([value is False or value == False for value in found]) if known else np.zeros(len(table), bool)  # noqa: E712
+    failed = ~np.where(pd.isna(found), True, found).astype(bool)
     hidden = table["num_visible"] == 0 if "num_visible" in table else table["ratio"] == 1
     outcome = np.where(failed, "attack failed", np.where(table["converged"].astype(bool) | hidden, "protected", "unresolved"))
     return records.assign(outcome=np.where(success, "read", outcome))

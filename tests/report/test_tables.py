@@ -21,7 +21,7 @@ def records(successes: dict[float, list[bool]], **columns) -> pd.DataFrame:
         {
             "dataset_label": "digits", "model_label": "lenet", "update_label": "gradient", "selector_label": "global_top", "metric_label": "magnitude",
             "attack": "dlg", "attack_label": "dlg", "hidden": "ignore", "ratio": ratio, "success": success, "psnr": 30.0 if success else 5.0,
-            "ciphertext_bytes": 1000.0 * ratio, "dataset_arguments": "{}", "sample": sample, "seed": 0, "moved": True, "converged": True, "better_than_prior": True,
+            "ciphertext_bytes": 1000.0 * ratio, "dataset_arguments": "{}", "sample": sample, "seed": 0, "converged": True,
             **columns,
         }
         for ratio, found in successes.items() for sample, success in enumerate(found)
@@ -51,13 +51,13 @@ def test_the_smallest_ratio_from_which_on_nothing_succeeds(successes, ratio, ver
 class TestNoDefenceIsCreditedWithAnAttacksWeakness:
     half: ClassVar = {0.0: [True, True], 0.5: [False, False]}
 
-    @pytest.mark.parametrize("broken", ["moved", "converged", "better_than_prior"])
-    def test_an_attack_that_fails_with_nothing_encrypted_stops_nowhere(self, broken):
-        (row,) = stopping_ratios(records({0.0: [False, False], 0.5: [False, False]}, **{broken: False})).itertuples()
+    def test_an_attack_that_fails_with_nothing_encrypted_stops_nowhere(self):
+        """However well it has converged: what it looks for is not what counts as a success."""
+        (row,) = stopping_ratios(records({0.0: [False, False], 0.5: [False, False]})).itertuples()
         assert row.verdict == "attack fails with nothing encrypted" and np.isnan(row.ratio)
 
     def test_a_sample_on_which_it_fails_does_not_count(self):
-        table = records({0.0: [True, False], 0.5: [False, False]}).assign(better_than_prior=lambda t: t["sample"] == 0)
+        table = records({0.0: [True, False], 0.5: [False, False]})
         assert with_outcomes(table)["outcome"].tolist() == ["read", "attack failed", "protected", "attack failed"]
         (row,) = stopping_ratios(table).itertuples()
         assert row.num_cells == 1 and row.verdict == "stopped at ≤ 0.5 (0 of 1, < 79%)"
@@ -70,7 +70,7 @@ class TestNoDefenceIsCreditedWithAnAttacksWeakness:
         assert hidden.verdict.startswith("stopped"), "where nothing is visible there is nothing to search for"
 
     def test_records_that_do_not_say_so_are_not_trusted(self):
-        (row,) = stopping_ratios(records(self.half).drop(columns=["moved", "converged", "better_than_prior"])).itertuples()
+        (row,) = stopping_ratios(records(self.half).drop(columns="converged")).itertuples()
         assert row.verdict == "no success from 0.5 on (0 of 2, < 66%); 2 unresolved"
 
     def test_with_nothing_encrypted_one_metrics_cells_speak_for_all(self):
