@@ -148,7 +148,7 @@ class SuccessConfig(Section):
             return self
         from selgrad import measures
 
-        known = [name for name, one in measures.every().items() if one.of is not None and one.reads != "labels"]
+        known = [name for name, one in measures.every().items() if one.reads not in ("labels", "verdicts")]
         if self.measure not in known:
             raise UsageError(f"success: measure={self.measure!r}; {did_you_mean(self.measure, known)}")
         if self.threshold is None:

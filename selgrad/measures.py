@@ -13,7 +13,11 @@ from typing import Any, Literal, TypeAlias
 
 from selgrad.errors import UsageError, did_you_mean
 
-Reads: TypeAlias = Literal["images", "sentences", "tokens", "labels", "verdicts"]
+Reads: TypeAlias = Literal["images", "sentences", "tokens", "labels", "others", "verdicts"]
+
+
+LEVELS = ("nothing", "attribute", "recognisable", "exact")
+"""What an attack got of an input, each more than the one before: its class, or half of its words; enough to tell it from a thousand others; all of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Measure:
       of: the function that computes it; None where the engine does. What it takes follows from `reads`.
       reads: "images": (spec, batch, aligned reconstruction) -> scalar, traced inside a compiled block; "labels": the same; "sentences": (truth, found) -> float
         of two decoded sentences, on the host; "tokens": (truth, found, content) -> float of (B, T) token ids and which of them are neither padding
-        nor special.
+        nor special; "others": the engine compares with other inputs of the data set, and there is no function.
       unit: such as "dB"; "" for a number without one.
       lower_is_better: for the attacker; an error, not a quality.
       threshold: what an attack must pass to succeed where a user names none; None for measures that nobody is judged by unasked.

@@ -72,7 +72,7 @@ def make(
       count: samples to keep, None for all.
       offset: samples to leave out first.
       normalisation: "none" keeps [0, 1], as DLG does; "channel" subtracts the mean and divides by the standard deviation of each channel over
-        the samples kept; "imagenet" and "cifar10" take the constants that published weights were trained with.
+        all samples, which everybody knows, and not those of the few that are kept, which nobody is told; "imagenet" and "cifar10" take the constants that published weights were trained with.
       source: what to call the data in errors.
     """
     if pixels.ndim != 4 or len(pixels) != len(labels):
@@ -83,18 +83,28 @@ def make(
     stop = available if count is None else offset + count
     if offset < 0 or (count is not None and count < 1) or stop > available or offset >= available:
         raise UsageError(f"{source}: offset={offset}, count={count} asks for samples {offset} .. {stop - 1}; there are {available}")
-    pixels, labels = pixels[offset:stop], labels[offset:stop]
+    whole, pixels, labels = pixels, pixels[offset:stop], labels[offset:stop]
     scaled = pixels.astype(np.float32) / np.float32(255 if pixels.dtype == np.uint8 else 1)
     channels = scaled.shape[-1]
     mean, std = (0.0,) * channels, (1.0,) * channels
     if normalisation == "channel":
-        mean = tuple(float(x) for x in scaled.mean((0, 1, 2), dtype=np.float64))
-        std = tuple(float(x) for x in np.maximum(scaled.std((0, 1, 2), dtype=np.float64), 1e-3))
+        moments = [_moments(whole[..., channel]) for channel in range(channels)]
+        mean, std = tuple(one for one, _ in moments), tuple(max(other, 1e-3) for _, other in moments)
     elif normalisation in _KNOWN:
         mean, std = _KNOWN[normalisation]
         if channels != len(mean):
             raise UsageError(f"{source}: normalisation={normalisation!r} is of {len(mean)} channels and these pictures have {channels}; take 'channel'")
     return Dataset(scaled, labels.astype(np.int32), InputSpec(scaled.shape[1:], num_classes, mean, std))
+
+
+def _moments(values: npt.NDArray[np.generic]) -> tuple[float, float]:
+    """Mean and standard deviation of pixels in [0, 1]."""
+    if values.dtype != np.uint8:
+        return float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+    # Of bytes there are few: no copy of all pixels as floats is made.
+    levels, counts = np.arange(256) / 255, np.bincount(values.reshape(-1), minlength=256)
+    mean = float((levels * counts).sum() / counts.sum())
+    return mean, float(np.sqrt((counts * (levels - mean) ** 2).sum() / counts.sum()))
 
 
 def existing_file(folder: Path, *names: str) -> Path:

@@ -130,7 +130,7 @@ class Block:
         self.mesh = devices.mesh(num_lanes, model_devices)
         groups = self.mesh.shape["lanes"]
         self.num_lanes = -(-num_lanes // groups) * groups
-        modality = setting.modality
+        modality, guess = setting.modality, setting.modality.guess(setting.public, setting.dataset)
 
         def start(params: tuple[Weights, Any], seen: Seen, key: Array) -> Any:
             return attack.start(key, observer.observation(params, seen))
@@ -141,7 +141,7 @@ class Block:
         def finish(params: tuple[Weights, Any], seen: Seen, state: Any, batch: Batch) -> Outcome:
             observation = observer.observation(params, seen)
             found = attack.finish(observation, state)
-            outcome = modality.measure(batch, found, setting.guess)
+            outcome = modality.measure(batch, found, guess)
             return outcome._replace(measures={**outcome.measures, **judged(setting, attack, observation, batch, found)})
 
         everywhere, self._lanes_spec = PartitionSpec(), PartitionSpec(None, "lanes")

@@ -104,12 +104,13 @@ class HostBlock:
 
     def finish(self, held: HostHeld, state: HostState) -> tuple[Outcome, Reports]:
         """What was found."""
+        guess = self._setting.modality.guess(self._setting.public, self._setting.dataset)
 
         def one(batch: Batch, inputs: Array, labels: Array, numbers: Array) -> Outcome:
             objective, diverged, restart, evaluations, moved = numbers
             every = (inputs[None], labels[None], objective[None])
             found = Reconstruction(inputs, labels, objective, diverged > 0, restart, *every, evaluations, moved=moved > 0)
-            outcome = self._setting.modality.measure(batch, found, self._setting.guess)
+            outcome = self._setting.modality.measure(batch, found, guess)
             # Nothing here optimises.
             closed = {"objective_at_truth": jnp.full((), jnp.nan), "converged": jnp.asarray(found.moved)}
             return outcome._replace(measures={**outcome.measures, **closed})

@@ -25,7 +25,8 @@ def decode_lane(setting: Setting, outcome: Outcome, row: int, column: int, lane:
     numbers = {name: float(value[row, column]) for name, value in outcome.measures.items()}
     found = LaneResult(numbers, np.asarray(outcome.outputs[row, column]), np.asarray(outcome.labels[row, column]))
     batch = jax.tree.map(lambda leaf: leaf[lane.sample], setting.batches)
-    return setting.modality.finish(setting.dataset, setting.model, batch, found, setting.guess)
+    guess = setting.modality.guess(setting.public, setting.dataset)
+    return setting.modality.finish(setting.dataset, setting.model, batch, found, guess, setting.others)
 
 
 @dataclasses.dataclass(frozen=True)

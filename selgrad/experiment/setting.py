@@ -136,9 +136,12 @@ class Setting:
         return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *batches)
 
     @functools.cached_property
-    def guess(self) -> Any:
-        """What somebody would say of the data who has seen no update."""
-        return self.modality.guess(self.public, self.dataset)
+    def others(self) -> Any:
+        """Other inputs of the same data set, from which a reconstruction has to tell the truth."""
+        spec, everything = self.specs[0], self.dataset
+        if spec.get("count") is not None or spec.get("offset"):
+            everything = spec.changed(count=None, offset=0).build()
+        return self.modality.others(everything, self.dataset)
 
     def client(self, seed: int, round_index: int = 0, page: int = 0) -> Client:
         """The updates of a page's samples in a round, as they are sent, with the weights that they started from."""

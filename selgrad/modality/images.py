@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from selgrad.base import Batch, InputSpec, Model, Params, Reconstruction
 from selgrad.data import Dataset, TextDataset
 from selgrad.devices import write_atomically
 from selgrad.errors import UsageError
-from selgrad.evaluation import MEASURES, align
+from selgrad.evaluation import MEASURES, align, identified_images
 from selgrad.evaluation.certificates import gaussian_prior
 from selgrad.evaluation.image import mse
 from selgrad.measures import Measure
-from selgrad.modality.protocol import NUMBERS, Kept, LaneResult, Outcome, rounding
+from selgrad.modality.protocol import NUMBERS, Kept, LaneResult, Outcome, drawn, rounding
 
 _MINE = [measure for measure in MEASURES.values() if measure.reads in ("images", "labels")]
 
@@ -94,9 +94,28 @@ class Images:
         measures["better_than_prior"] = ~found.diverged & (error(aligned.inputs) < error(jnp.broadcast_to(jnp.asarray(guess), batch.inputs.shape)))
         return Outcome(measures, jnp.clip(self.spec.pixels(aligned.inputs), 0, 1), aligned.labels)
 
-    def finish(self, dataset: Dataset | TextDataset, model: Model, batch: Batch, found: LaneResult, guess: Any) -> LaneResult:
-        """As it is: pixels need no decoding."""
-        return found
+    def finish(self, dataset: Dataset | TextDataset, model: Model, batch: Batch, found: LaneResult, guess: Any, others: Any) -> LaneResult:
+        """Compares with the others; pixels need no decoding."""
+        if found.measures["diverged"]:
+            return found._replace(measures={**found.measures, "identified": float("nan")})
+        truths = self.spec.pixels(np.asarray(batch.inputs))
+        return found._replace(measures={**found.measures, "identified": identified_images(truths, found.outputs, others)})
+
+    def others(self, everything: Dataset | TextDataset, own: Dataset | TextDataset) -> Any:
+        """Pixels (N, *shape) in [0, 1]."""
+        assert isinstance(everything, Dataset)
+        assert isinstance(own, Dataset)
+        mine = {image.tobytes() for image in own.pixels}
+        rows = [row for row in drawn(len(everything)) if everything.pixels[row].tobytes() not in mine]
+        return everything.pixels[rows]
+
+    def level(self, measures: Mapping[str, float], told_labels: bool) -> str:
+        """Exact is a root mean squared error of less than half a grey level."""
+        if measures["mse"] < (0.5 / 255) ** 2:
+            return "exact"
+        if measures["identified"] > 0:
+            return "recognisable"
+        return "attribute" if measures["label_correct"] == 1 and not told_labels else "nothing"
 
     def shown(self, batch: Batch, found: LaneResult) -> tuple[Any, Any]:
         """Pixels in [0, 1], (B, *shape)."""

@@ -61,6 +61,15 @@ NUMBERS = ("objective", "diverged", "restart", "num_evaluations", "moved")
 """What every attack says of itself, in the order of the records."""
 
 
+NUM_OTHERS = 1000
+
+
+def drawn(count: int) -> npt.NDArray[np.int64]:
+    """At most so many rows as a comparison takes, of `count`, the same in every process."""
+    rows: npt.NDArray[np.int64] = np.sort(np.random.default_rng(0).permutation(count)[:NUM_OTHERS])
+    return rows
+
+
 def rounding(like: Array) -> Array:
     """Noise between -2^-20 and 2^-20, the same at every call: eight units in the last place of 1 in float32."""
     return jax.random.uniform(jax.random.key(0), like.shape, like.dtype, -(2.0**-20), 2.0**-20)
@@ -115,8 +124,16 @@ class Modality(Protocol):
         """On the device, inside a compiled block: aligns and measures what it can; a diverged reconstruction has NaN in every measure."""
         ...
 
-    def finish(self, dataset: Dataset | TextDataset, model: Model, batch: Batch, found: LaneResult, guess: Any) -> LaneResult:
-        """On the host: decodes, and measures what only decoded data can say."""
+    def finish(self, dataset: Dataset | TextDataset, model: Model, batch: Batch, found: LaneResult, guess: Any, others: Any) -> LaneResult:
+        """On the host: decodes, and measures what only decoded data, or other inputs of the data set, can say."""
+        ...
+
+    def others(self, everything: Dataset | TextDataset, own: Dataset | TextDataset) -> Any:
+        """At most a thousand inputs of a data set that are none of one's own, drawn once for all."""
+        ...
+
+    def level(self, measures: Mapping[str, float], told_labels: bool) -> str:
+        """Which of `selgrad.measures.LEVELS` an attack reached; labels that it was told are nothing it found."""
         ...
 
     def guess(self, public: Batch | None, dataset: Dataset | TextDataset) -> Any:

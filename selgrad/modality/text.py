@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ from selgrad.data import Dataset, TextDataset
 from selgrad.data import tokenizer as tokenizers
 from selgrad.devices import write_atomically
 from selgrad.errors import DataError, UsageError
-from selgrad.evaluation import MEASURES, align_texts
+from selgrad.evaluation import MEASURES, align_texts, identified_sentences
 from selgrad.evaluation.text import words
 from selgrad.measures import Measure
-from selgrad.modality.protocol import NUMBERS, Kept, LaneResult, Outcome, rounding
+from selgrad.modality.protocol import NUMBERS, Kept, LaneResult, Outcome, drawn, rounding
 
 _SENTENCES = [measure for measure in MEASURES.values() if measure.reads == "sentences"]
 _PADDING = 128
@@ -116,7 +116,24 @@ class Text:
         """What the attack says of itself; sentences are measured where they are decoded."""
         return Outcome({name: getattr(found, name) for name in NUMBERS}, found.inputs, found.labels)
 
-    def finish(self, dataset: Dataset | TextDataset, model: Model, batch: Batch, found: LaneResult, guess: Any) -> LaneResult:
+    def others(self, everything: Dataset | TextDataset, own: Dataset | TextDataset) -> Any:
+        """Sentences."""
+        assert isinstance(everything, TextDataset)
+        assert isinstance(own, TextDataset)
+        mine = {own.decode(tokens) for tokens in own.tokens}
+        texts = dict.fromkeys(everything.decode(everything.tokens[row]) for row in drawn(len(everything)))
+        return tuple(text for text in texts if text not in mine)
+
+    def level(self, measures: Mapping[str, float], told_labels: bool) -> str:
+        """Exact is a sentence without an error; its class, or half of its words, are attributes."""
+        if measures["exact_match"] > 0:
+            return "exact"
+        if measures["identified"] > 0:
+            return "recognisable"
+        told = measures["label_correct"] == 1 and not told_labels
+        return "attribute" if told or measures["rouge1"] >= 0.5 else "nothing"
+
+    def finish(self, dataset: Dataset | TextDataset, model: Model, batch: Batch, found: LaneResult, guess: Any, others: Any) -> LaneResult:
         """Decodes, aligns and measures."""
         assert isinstance(dataset, TextDataset)
         truths, texts = ([dataset.decode(sequence) for sequence in tokens] for tokens in (batch.inputs, found.outputs))
@@ -127,6 +144,7 @@ class Text:
         for one in _SENTENCES:
             assert one.of is not None
             measures[one.name] = float(np.mean([one.of(t, f) for t, f in zip(truths, texts, strict=True)]))
+        measures["identified"] = identified_sentences(truths, texts, others)
         judge = self.judge
         assert judge.of is not None
         guessed = [float(np.mean([judge.of(t, g) for g in guess])) if guess else 0.0 for t in truths]

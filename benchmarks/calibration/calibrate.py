@@ -1,0 +1,175 @@
+"""What each attack reaches with nothing encrypted, with its defaults, on the setting of which a number is published.
+
+Command: uv run python benchmarks/calibration/calibrate.py [--rows NAME ...] [--data DIR]
+  DIR holds the folders cifar10 and fashion-mnist; without it SELGRAD_DATA.
+Time: about an hour and a half on 2 cores for all rows; each row is a sweep in runs/calibration that goes on where it was interrupted.
+Expected: every row at or above its published number; benchmarks/calibration/README.md says of those that are not what was tried.
+Leaves: benchmarks/results/calibration.json, one entry a row.
+"""
+
+import argparse
+import json
+import os
+import platform
+from collections import Counter
+from pathlib import Path
+
+from selgrad import devices
+
+devices.configure()
+
+import jax
+import numpy as np
+
+from selgrad.attacks.hidden import fill
+from selgrad.attacks.labels import plausible
+from selgrad.config import parse
+from selgrad.experiment import Setting
+from selgrad.gradients import observe
+from selgrad.registry import make_spec
+from selgrad.report.statistics import two_way_interval
+from selgrad.report.tables import read_records
+from selgrad.sweep import run_sweep
+
+RESULTS = Path(__file__).parents[1] / "results" / "calibration.json"
+SEEDS = [0, 1, 2]
+
+
+def lenet(**arguments):
+    return {"name": "lenet", "activation": "sigmoid", **arguments}
+
+
+def cifar(data, count, **arguments):
+    return {"name": "cifar10", "path": f"{data}/cifar10", "count": count, "offset": 100, **arguments}
+
+
+def fashion(data, count, offset=100):
+    return {"name": "fashion_mnist", "path": f"{data}/fashion-mnist", "count": count, "offset": offset}
+
+
+def images(data):
+    """Row -> what is published, where, and the sweep; labels are given away where the source gives them."""
+    published_ig = "Geiping et al. 2020, table 1 (LeNet, CIFAR-10)"
+    return {
+        "inverting_gradients": (
+            18.0, published_ig, "psnr",
+            {"dataset": cifar(data, 16, normalisation="channel"), "model": lenet(), "attack": "inverting_gradients", "known_labels": True},
+        ),
+        "idlg (L-BFGS)": (
+            46.3, published_ig, "psnr", {"dataset": cifar(data, 16), "model": lenet(), "attack": {"name": "idlg", "start": ["normal", "grey"]}, "known_labels": True},
+        ),
+        "dlg": (
+            0.775, "the original loop: 16 of 30 images at MSE < 1e-3", "success",
+            {"dataset": cifar(data, 16), "model": lenet(num_classes=100), "attack": "dlg", "success": {"measure": "mse", "threshold": 1e-3}},
+        ),
+        "gauss_newton": (
+            None, "the certificate: posterior MSE of what is visible", "psnr",
+            {"dataset": fashion(data, 8), "model": lenet(), "attack": {"name": "gauss_newton", "num_steps": 60}, "public": fashion(data, 500, 1000), "seeds": [0]},
+        ),
+        "rank_one (relu, batches)": (
+            25, "Dimitrov et al. 2024: exact up to a batch of about 25", "success",
+            {
+                "dataset": cifar(data, 48), "model": {"name": "mlp", "width": 512}, "update": [{"name": "gradient", "batch_size": b} for b in (2, 4, 8, 12, 16)],
+                "attack": "rank_one", "success": {"measure": "mse", "threshold": 1e-5}, "seeds": [0],
+            },
+        ),
+        "dager (bert tiny)": (
+            0.99, "Petrov et al. 2024: ROUGE above 0.99", "rouge1",
+            {"dataset": {"name": "sentences", "count": 16}, "model": {"name": "bert", "size": "tiny"}, "attack": "dager"},
+        ),
+        "dager (gpt2 tiny, FedAvg)": (
+            0.99, "Petrov et al. 2024: ROUGE above 0.99", "rouge1",
+            {"dataset": {"name": "sentences", "count": 16}, "model": {"name": "gpt2", "size": "tiny"}, "update": {"name": "fedavg", "num_steps": 5, "batch_size": 1}, "attack": "dager"},
+        ),
+        "tag (bert tiny)": (
+            None, "published on BERT-base alone: 0.79 ROUGE-1 on CoLA", "rouge1",
+            {"dataset": {"name": "sentences", "count": 16}, "model": {"name": "bert", "size": "tiny"}, "attack": {"name": "tag", "start": "vocabulary", "learning_rate": 0.01}},
+        ),
+    }  # fmt: skip
+
+
+def measured(name, row, out):
+    published, source, measure, config = row
+    whole = parse({"name": name, "metric": "magnitude", "ratio": [0], "seeds": SEEDS, "encryption": "none", "gallery": 0, **config})
+    run_sweep(whole, out=out / name.split(" (")[0].replace("/", "_") / whole.identity)
+    records = read_records(out / name.split(" (")[0].replace("/", "_") / whole.identity)
+    found = []
+    for (attack, update), cells in records.groupby(["attack_label", "update_label"], sort=False):
+        low, high = two_way_interval(cells, measure)
+        found.append(
+            {
+                "row": name, "attack": attack, "model": cells["model_label"].iloc[0], "dataset": cells["dataset_label"].iloc[0], "update": update, "measure": measure,
+                "published": published, "source": source, "mean": float(cells[measure].mean()), "low": low, "high": high, "samples": int(cells["sample"].nunique()),
+                "seeds": int(cells["seed"].nunique()), "evaluations": int(cells["num_evaluations"].max()), "converged": float(cells["converged"].mean()),
+                "moved": float(cells["moved"].mean()), "better_than_prior": float(cells["better_than_prior"].mean()),
+            }
+        )  # fmt: skip
+    return found
+
+
+def labels(data, num_batches=20):
+    """The share of a batch's labels that are read off an untrained network, repeats included."""
+    cases = [(model, size, update) for model in ("mlp", "lenet", "cnn") for size in (1, 8, 16) for update in ("gradient",)] + [("lenet", 8, "fedavg")]
+    rule, found = plausible(), []
+    for model, size, update in cases:
+        arguments = {"batch_size": size} | ({"num_steps": 5} if update == "fedavg" else {})
+        shares, certain, repeats = [], [], 0
+        for seed in SEEDS:
+            setting = Setting(
+                make_spec("dataset", "cifar10", {k: v for k, v in cifar(data, num_batches * size).items() if k != "name"}),
+                make_spec("model", model),
+                make_spec("update", update, arguments),
+            )
+            client = setting.client(seed)
+            nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape[1:], bool), client.grads)
+
+            @jax.jit
+            def read(key, grads, params, setting=setting, nothing=nothing):
+                seen = observe(setting.model, setting.update, params, grads, nothing)
+                return rule(key, seen, fill(seen, "ignore"))
+
+            for batch in range(num_batches):
+                guess = read(jax.random.key(batch), jax.tree.map(lambda leaf, batch=batch: leaf[batch], client.grads), client.params)
+                truth = Counter(np.asarray(client.batches.labels[batch]).tolist())
+                repeats += size - len(truth)
+                shares.append(sum((Counter(np.asarray(guess.labels[0]).tolist()) & truth).values()) / size)
+                certain.append(bool(guess.certain))
+        found.append(
+            {
+                "row": "labels", "attack": "the first guess", "model": model, "dataset": "cifar10", "update": f"{update}, batch {size}", "measure": "label_correct", "published": 1.0,
+                "source": "Wainakh et al. 2022 and later: about 100 % untrained", "mean": float(np.mean(shares)), "low": None, "high": None, "samples": num_batches,
+                "seeds": len(SEEDS), "certain": float(np.mean(certain)), "repeats": repeats,
+            }
+        )  # fmt: skip
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="*", help="names; all of them by default")
+    parser.add_argument("--data", default=os.environ.get("SELGRAD_DATA"), help="folder of the data sets")
+    parser.add_argument("--out", default="runs/calibration", type=Path)
+    given = parser.parse_args()
+    if not given.data:
+        parser.error("name the folder of the data sets with --data")
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
+    rows = images(given.data)
+    for name in given.rows or [*rows, "labels"]:
+        found = labels(given.data) if name == "labels" else measured(name, rows[name], given.out)
+        kept["rows"] = [row for row in kept["rows"] if row["row"] != name] + found
+        kept["hardware"] = {"cores": os.cpu_count(), "machine": platform.machine(), "device": jax.devices()[0].device_kind, "jax": jax.__version__}
+        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+        for row in found:
+            print(
+                name,
+                row["attack"],
+                row["update"],
+                f"{row['measure']} {row['mean']:.3g} ({row['low']}, {row['high']})",
+                "published",
+                row["published"],
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

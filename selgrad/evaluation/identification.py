@@ -1,0 +1,69 @@
+"""Identification: is the true input told from a thousand others of its data set by what an attack returned?
+
+No threshold on an error says when a person recognises a picture, nor when a sentence is read. Whether the truth is nearer to the reconstruction than every one
+of N others is a question such as an attacker asks, and by chance the answer is yes once in N + 1 times.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from selgrad.evaluation.text import rouge, words
+from selgrad.measures import Measure
+
+
+def identified_images(truths: npt.NDArray[np.float32], found: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> float:
+    """The share of images that are nearest to their own reconstruction, in squared error or in correlation, which knows neither brightness nor contrast.
+
+    Args:
+      truths, found: (B, H, W, C) pixels in [0, 1], aligned.
+      others: (N, H, W, C) of the same data set.
+    """
+    flat = lambda images: np.asarray(images, np.float32).reshape(len(images), -1)
+
+    def standard(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        centred = rows - rows.mean(axis=1, keepdims=True)
+        standard: npt.NDArray[np.float32] = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+        return standard
+
+    truth, image, rest = flat(truths), np.nan_to_num(flat(found)), flat(others)
+    # |a - b|^2 without what all candidates share.
+    nearer = lambda rows, one: 2 * rows @ one - (rows**2).sum(axis=1)
+    right = 0
+    for own, one in zip(truth, image, strict=True):
+        by_error = nearer(own[None], one)[0] > nearer(rest, one).max()
+        alike = standard(one[None])[0]
+        by_correlation = standard(own[None])[0] @ alike > (standard(rest) @ alike).max()
+        right += bool(by_error or by_correlation)
+    return right / len(truth)
+
+
+def identified_sentences(truths: Sequence[str], found: Sequence[str], others: Sequence[str]) -> float:
+    """The share of sentences that have more words in common with their own reconstruction than every other, or as many and a longer common subsequence."""
+    counted = [(Counter(words(other)), other) for other in others]
+    right = 0
+    for truth, text in zip(truths, found, strict=True):
+        mine, own = Counter(words(text)), Counter(words(truth))
+        shared = lambda other, mine=mine: 2 * sum((mine & other).values()) / max(1, sum(mine.values()) + sum(other.values()))
+        score = shared(own)
+        rivals = [other for count, other in counted if shared(count) >= score]
+        as_good = all(shared(Counter(words(other))) == score and rouge(other, text)["rougeL"] < rouge(truth, text)["rougeL"] for other in rivals)
+        right += bool(score > 0 and as_good)
+    return right / len(truths)
+
+
+MEASURES = (
+    Measure(
+        "identified",
+        "share identified",
+        "Share of inputs told from 1,000 others of their data set by the reconstruction.",
+        None,
+        "others",
+        curve=True,
+        summary=True,
+    ),
+)
