@@ -403,7 +403,7 @@ class Round(NamedTuple):
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["sent", "labels", "valid", "auxiliary", "public", "estimate", "noise"],
+    data_fields=["sent", "labels", "valid", "auxiliary", "public", "estimate", "noise", "completed"],
     meta_fields=["model", "update", "evidence"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -420,6 +420,7 @@ class Observation:
       evidence: the client's metric, where the attacker reads the mask as evidence.
       estimate: (B, ...) embedded inputs that a learned decoder read off the visible entries, where the attacker has one.
       noise: the standard deviation of what a public protection added to each leaf's entries, scalars in the tree of the update; None where nothing was.
+      completed: for each round which of the visible entries nobody sent in the clear: the attacker completed them. None where it completed nothing.
     """
 
     model: Model
@@ -432,6 +433,7 @@ class Observation:
     evidence: Evidence | None = None
     estimate: Array | None = None
     noise: Grads | None = None
+    completed: tuple[Mask, ...] | None = None
 
     @property
     def params(self) -> Params:
@@ -451,7 +453,8 @@ class Observation:
     @property
     def rounds(self) -> list[Observation]:
         """One observation a round, each without the others."""
-        return [dataclasses.replace(self, sent=(one,)) for one in self.sent]
+        filled: list[tuple[Mask, ...] | None] = [None] * len(self.sent) if self.completed is None else [(mask,) for mask in self.completed]
+        return [dataclasses.replace(self, sent=(one,), completed=mask) for one, mask in zip(self.sent, filled, strict=True)]
 
     def with_first(self, *, visible: Grads, mask: Mask | None = None) -> Observation:
         """The same with other visible entries, and another mask where one is given, in the first round."""
@@ -590,6 +593,7 @@ class Attack:
       estimate: whether `prepare` leaves an `Observation.estimate`.
       language_model: name of the language model that it brings, such as a folder; None where it brings none, or has it already.
       bind: language model -> the attack that uses it; its parameters are `Observation.auxiliary`.
+      completes: whether `prepare` leaves an `Observation.completed`.
       objective: (observation, embedded inputs (B, ...), labels (B, *label_shape)) -> the attack's own objective there, in the unit of
         `Reconstruction.objective`; None for an attack that has none. Whoever knows the truth sees by it whether an attack has found all that it looks for.
     """
@@ -607,6 +611,7 @@ class Attack:
     language_model: str | None = None
     bind: Callable[[LanguageModel], Attack] | None = None
     objective: Callable[[Observation, Array, Array], Array] | None = None
+    completes: bool = False
 
     def reconstruct(self, key: Key, observation: Observation, remember: Remember = forget) -> Reconstruction:
         """Runs the whole attack; jit and vmap go around this, where there is nothing to `prepare`."""

@@ -235,7 +235,8 @@ def complete(observation: Observation, remember: Remember = forget) -> tuple[Obs
     """
     if len(observation.sent) > 1:
         completed = [complete(seen, remember) for seen in observation.rounds]
-        return dataclasses.replace(observation, sent=tuple(seen.sent[0] for seen, _ in completed)), completed[0][1]
+        rounds, newly = tuple(seen.sent[0] for seen, _ in completed), tuple(each for seen, _ in completed for each in seen.completed or ())
+        return dataclasses.replace(observation, sent=rounds, completed=newly), completed[0][1]
     filled = dict(zip(trees.paths(observation.visible), map(np.asarray, jax.tree.leaves(observation.visible)), strict=True))
     masks = dict(zip(trees.paths(observation.mask), map(np.asarray, jax.tree.leaves(observation.mask)), strict=True))
     rank = tokens_at_most(observation)
@@ -275,4 +276,6 @@ def complete(observation: Observation, remember: Remember = forget) -> tuple[Obs
     names = trees.paths(observation.visible)
     visible = jax.tree.unflatten(treedef, [np.where(masks[n], 0, filled[n]).astype(filled[n].dtype) for n in names])
     mask = jax.tree.unflatten(treedef, [masks[n] for n in names])
-    return observation.with_first(visible=visible, mask=mask), json.dumps({"used": used, "unused": unused})
+    new = jax.tree.map(lambda before, after: np.asarray(before) & ~after, observation.mask, mask)
+    told = dataclasses.replace(observation.with_first(visible=visible, mask=mask), completed=(new,))
+    return told, json.dumps({"used": used, "unused": unused})

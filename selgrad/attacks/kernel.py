@@ -29,8 +29,12 @@ from selgrad.errors import UsageError
 
 
 class State(NamedTuple):
-    """One restart: the minimiser's state, the start, the fixed labels (None if optimised), evaluations spent, steps done and a key's data."""
+    """One restart: the minimiser's state, the start, the fixed labels (None if optimised), evaluations spent, steps done and a key's data.
 
+    `informed` is 1 where the restart uses what its rung adds, and 0 where it ignores hidden entries and no more.
+    """
+
+    informed: Array
     inner: Any
     start: Array
     labels: Array | None
@@ -50,21 +54,25 @@ class Candidate(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """One restart: `init(key, observation)`, `step(observation, aims, state)`, `decode(observation, state) -> Candidate`; `prepare` comes once before all.
+    """One restart: `init(key, informed, observation)`, `step(observation, aims, state)`, `decode(observation, aims, state) -> Candidate`.
+
+    `prepare` comes before. `doubled` says that each start is searched from twice, with what the rung adds and without: what is better by all that the rung
+    knows is kept, so a rung that knows more is never worse by it.
 
     `aim(observation)` is what each round's dummy update is compared with, once for all steps. `rung`, `evidence` and `estimate` are what `Attack` says of
     itself, and so is `objective`.
     """
 
-    init: Callable[[Key, Observation], State]
+    init: Callable[[Key, Array, Observation], State]
     aim: Callable[[Observation], list[Target]]
     step: Callable[[Observation, list[Target], State], State]
-    decode: Callable[[Observation, State], Candidate]
+    decode: Callable[[Observation, list[Target], State], Candidate]
     prepare: Callable[[Observation, Remember], tuple[Observation, str]] | None = None
     rung: str = ""
     evidence: bool = False
     estimate: bool = False
     objective: Callable[[Observation, Array, Array], Array] | None = None
+    doubled: bool = False
 
 
 def _anything_visible(observation: Observation) -> Array:
@@ -146,6 +154,8 @@ def gradient_matching(
     if evaluations_per_step < 1:
         raise UsageError(f"evaluations_per_step={evaluations_per_step} must be at least 1")
 
+    doubled = hidden in ("bounded", "complete", "learned")
+
     def label_sizes(observation: Observation) -> tuple[int, ...]:
         spec = observation.model.input_spec
         return (observation.update.batch_size, *spec.label_shape, spec.num_classes)
@@ -175,14 +185,15 @@ def gradient_matching(
 
         return [of_round(seen) for seen in observation.rounds]
 
-    def objective(observation: Observation, aims: list[Target], labels: Array | None) -> Mismatch:
-        rounds = list(zip(observation.rounds, aims, strict=True))
+    def objective(observation: Observation, aims: list[Target], labels: Array | None, informed: Array | float = 1.0) -> Mismatch:
+        rounds = [(seen, told(seen, target, informed)) for seen, target in zip(observation.rounds, aims, strict=True)]
 
         def mismatch(seen: Observation, target: Target, inputs: Array, probabilities: Array) -> Array:
             candidate = updated(seen, inputs, probabilities)
             if hidden == "bounded":
                 # The same draws at every step and for every restart: a metric's probes must not be noise in the objective.
-                target = target._replace(penalty=mask_evidence(jax.random.key(0), seen, candidate, inputs, probabilities, target.inverse))
+                evidence = mask_evidence(jax.random.key(0), seen, candidate, inputs, probabilities, target.inverse)
+                target = target._replace(penalty=informed * evidence)
             return distance(candidate, target)
 
         def value(point: Array) -> Array:
@@ -197,6 +208,15 @@ def gradient_matching(
             return jnp.concatenate([leaf_residuals(update(seen), target) for seen, target in rounds])
 
         return Mismatch(value, residuals, noise(observation, aims))
+
+    def told(seen: Observation, target: Target, informed: Array | float) -> Target:
+        """The target of a restart: without what was completed, where it is not informed."""
+        if seen.completed is None or isinstance(informed, float):
+            return target
+        without = lambda c, filled: jnp.where(filled & (informed == 0), jnp.zeros_like(c), c)
+        counted = jax.tree.map(without, target.counted, seen.completed[0])
+        # What does not count is 0 on either side of an inner product.
+        return target._replace(counted=counted, grads=jax.tree.map(lambda g, c: jnp.where(c, g, 0).astype(g.dtype), target.grads, counted))
 
     def noise(observation: Observation, aims: list[Target]) -> Array | float:
         if observation.noise is None:
@@ -229,12 +249,12 @@ def gradient_matching(
         best = jnp.argmin(jax.lax.map(value, plausible.labels))
         return plausible.labels[best], num_candidates * steps.astype(jnp.int32)
 
-    def init(key: Key, observation: Observation) -> State:
+    def init(key: Key, informed: Array, observation: Observation) -> State:
         inputs_key, labels_key, key = jax.random.split(key, 3)
         labels_shape = label_sizes(observation)
         inputs = space(observation).draw(inputs_key)
         if hidden == "learned" and observation.estimate is not None:
-            inputs = space(observation).place(observation.estimate)
+            inputs = jnp.where(informed > 0, space(observation).place(observation.estimate), inputs)
         labels, tried = observation.labels, jnp.zeros((), jnp.int32)
         if labels is None and label_rule is not None:
             labels, tried = settled(observation, label_rule(labels_key, observation, fill(observation, hidden)), inputs)
@@ -242,17 +262,18 @@ def gradient_matching(
             point = ravel_pytree((inputs, jax.random.normal(labels_key, labels_shape)))[0]
         else:
             point = inputs.reshape(-1)
-        if search is not None and hidden != "learned":
-            inputs = search.start(inputs_key, observation, value_of_inputs(observation, aim(observation), labels, point))
+        if search is not None:
+            searched = search.start(inputs_key, observation, value_of_inputs(observation, aim(observation), labels, point))
+            inputs = jnp.where(informed > 0, inputs, searched) if hidden == "learned" else searched
             point = jnp.concatenate([inputs.reshape(-1), point[inputs.size :]])
         inner = minimiser(observation).init(point)
         # Where nothing is visible there is nothing to optimise for: the attack is done and returns its prior sample.
         inner = inner._replace(done=~_anything_visible(observation))
-        spent = tried + (0 if search is None or hidden == "learned" else search.evaluations_per_start)
-        return State(inner, point, labels, spent, jnp.zeros((), jnp.int32), jax.random.key_data(key))
+        spent = tried + (0 if search is None else search.evaluations_per_start)
+        return State(informed, inner, point, labels, spent, jnp.zeros((), jnp.int32), jax.random.key_data(key))
 
     def step(observation: Observation, aims: list[Target], state: State) -> State:
-        function, method = objective(observation, aims, state.labels), minimiser(observation)
+        function, method = objective(observation, aims, state.labels, state.informed), minimiser(observation)
         body = lambda _, inner: method.step(function, inner)
         if evaluations_per_step == 1:
             inner = body(0, state.inner)
@@ -281,11 +302,16 @@ def gradient_matching(
             done=inner.done | ~jnp.isfinite(found),
         )
 
-    def decode(observation: Observation, state: State) -> Candidate:
+    def decode(observation: Observation, aims: list[Target], state: State) -> Candidate:
         visible, inner = _anything_visible(observation), state.inner
         inputs, probabilities = unravel(observation, state.labels, jnp.where(visible, inner.point, state.start))
         finite = jnp.isfinite(inner.value) & (jnp.abs(inner.point) < RUN_AWAY).all()
-        value = jnp.where(visible, jnp.where(finite, inner.value, jnp.inf), 0)
+        found = inner.value
+        if doubled and hidden != "learned":
+            # Of those that ignored it, by all that the rung knows.
+            whole = minimiser(observation).value(objective(observation, aims, state.labels), inner.point)
+            found = jnp.where(state.informed > 0, found, jnp.where(jnp.isfinite(whole), whole, jnp.inf))
+        value = jnp.where(visible, jnp.where(finite, found, jnp.inf), 0)
         labels = jnp.argmax(probabilities, axis=-1).astype(jnp.int32) if state.labels is None else state.labels
         read, size = space(observation).read, inputs.size
         away = jnp.abs(inner.point - state.start)[:size].max()
@@ -297,7 +323,9 @@ def gradient_matching(
         return minimiser(observation).value(function, space(observation).place(inputs).reshape(-1))
 
     prepare: Prepare | None = complete if hidden == "complete" else estimate if hidden == "learned" else None
-    return Kernel(init, aim, step, decode, prepare, rung=hidden, evidence=hidden == "bounded", estimate=hidden == "learned", objective=elsewhere)
+    return Kernel(
+        init, aim, step, decode, prepare, rung=hidden, evidence=hidden == "bounded", estimate=hidden == "learned", objective=elsewhere, doubled=doubled
+    )
 
 
 def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
@@ -313,11 +341,14 @@ def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
         if value < 1:
             raise UsageError(f"{name}={value} must be at least 1")
 
-    mapped = partial(trees.mapped, size=num_restarts)
+    copies = 2 if kernel.doubled else 1
+    mapped = partial(trees.mapped, size=copies * num_restarts)
 
     def start(key: Key, observation: Observation) -> State:
+        # Both copies of a restart have one start, and the informed ones come first.
+        keys, informed = jnp.tile(jax.random.split(key, num_restarts), copies), jnp.repeat(1.0 - jnp.arange(copies), num_restarts)
         with jax.default_matmul_precision("highest"):
-            return mapped(kernel.init, (0, None))(jax.random.split(key, num_restarts), observation)
+            return mapped(kernel.init, (0, 0, None))(keys, informed, observation)
 
     def advance(observation: Observation, state: State, steps: Any) -> State:
         aims, between_looks = kernel.aim(observation), stride()
@@ -342,7 +373,14 @@ def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
 
     def finish(observation: Observation, state: State) -> Reconstruction:
         with jax.default_matmul_precision("highest"):
-            every = mapped(kernel.decode, (None, 0))(observation, state)
+            every = mapped(kernel.decode, (None, None, 0))(observation, kernel.aim(observation), state)
+        spent = state.num_evaluations
+        if copies > 1:
+            # Of each start the better of the two searches, by all that the rung knows.
+            first, second = (jax.tree.map(lambda leaf, part=part: leaf[part], every) for part in (slice(num_restarts), slice(num_restarts, None)))
+            better = second.objective < first.objective
+            every = jax.tree.map(lambda a, b: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), b, a), first, second)
+            spent = spent.reshape(copies, num_restarts).sum(axis=0)
         best = jnp.argmin(every.objective)
         diverged = ~jnp.isfinite(every.objective[best])
         return Reconstruction(
@@ -354,7 +392,7 @@ def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
             all_inputs=every.inputs,
             all_labels=every.labels,
             all_objectives=every.objective,
-            num_evaluations=state.num_evaluations.max(),
+            num_evaluations=spent.max(),
             moved=every.moved[best] & ~diverged,
         )
 
@@ -365,7 +403,7 @@ def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
 
     return Attack(
         start, advance, finish, num_steps, num_restarts, prepare=kernel.prepare, rung=kernel.rung, evidence=kernel.evidence, estimate=kernel.estimate,
-        objective=None if kernel.objective is None else objective,
+        objective=None if kernel.objective is None else objective, completes=kernel.rung == "complete",
     )  # fmt: skip
 
 

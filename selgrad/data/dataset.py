@@ -72,7 +72,8 @@ def make(
       count: samples to keep, None for all.
       offset: samples to leave out first.
       normalisation: "none" keeps [0, 1], as DLG does; "channel" subtracts the mean and divides by the standard deviation of each channel over
-        all samples, which everybody knows, and not those of the few that are kept, which nobody is told; "imagenet" and "cifar10" take the constants that published weights were trained with.
+        all samples, which everybody knows, and not those of the few that are kept, which nobody is told; "imagenet" and "cifar10" take the constants that
+        published weights were trained with.
       source: what to call the data in errors.
     """
     if pixels.ndim != 4 or len(pixels) != len(labels):

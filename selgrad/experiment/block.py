@@ -20,8 +20,9 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
 from selgrad import devices, trees
-from selgrad.base import Attack, Batch, Evidence, Grads, Model, Observation, Reconstruction, Remember, Round, forget
+from selgrad.base import Attack, Batch, Evidence, Grads, Model, Observation, Remember, Round, forget
 from selgrad.experiment.engine import OnEvent, Reports, Weights
+from selgrad.experiment.results import judged
 from selgrad.experiment.setting import Setting
 from selgrad.experiment.threat import Threat
 from selgrad.experiment.types import Lanes, Seen, Shown, Tables
@@ -72,6 +73,7 @@ class Observer:
             evidence=self._evidence,
             estimate=seen.estimate,
             noise=seen.noise,
+            completed=seen.completed,
         )
 
 
@@ -79,22 +81,6 @@ def _shown(update: Grads, hidden: Array) -> Shown:
     """What is seen of an update of which packed entries are hidden."""
     mask = trees.split(jnp.unpackbits(hidden, count=trees.size(update)).astype(bool), update)
     return Shown(trees.hide(update, mask), mask)
-
-
-def judged(setting: Setting, attack: Attack, observation: Observation, batch: Batch, found: Reconstruction) -> dict[str, Array]:
-    """Whether an attack has found all that it looks for, which only whoever knows the truth can say.
-
-    Returns:
-      `objective_at_truth`, the attack's own objective beside the truth (`Modality.near`), NaN where it has none; and `converged`, whether what it returned
-      matches at least as well, so that another result is another explanation of what is visible and no weakness of the search. An attack in closed form has
-      converged where it had anything to read.
-    """
-    if attack.objective is None:
-        return {"objective_at_truth": jnp.full((), jnp.nan), "converged": jnp.asarray(found.moved, bool)}
-    model = observation.model
-    embedded = setting.modality.near(model.embed(observation.params, batch.inputs))
-    beside = attack.objective(observation, embedded, model.targets(batch))
-    return {"objective_at_truth": beside, "converged": found.objective <= beside}
 
 
 class Held(NamedTuple):
@@ -156,7 +142,13 @@ class Block:
             whole = lambda params, *rest: outer(params[0], *rest, params[1])
             return jax.jit(devices.shard(whole, self.mesh, specs, self._lanes_spec), donate_argnums=donated, out_shardings=self._sharding)
 
-        of_row = jax.vmap(observer.see, (None, None, 0))
+        def see_lane(auxiliary: Any, tables: Tables, lane: Lanes) -> Seen:
+            seen = observer.see(auxiliary, tables, lane)
+            # Nothing is completed before `prepare`.
+            nothing = tuple(jax.tree.map(jnp.zeros_like, one.mask) for one in seen.sent)
+            return seen._replace(completed=nothing) if attack.completes else seen
+
+        of_row = jax.vmap(see_lane, (None, None, 0))
         see = devices.shard(trees.mapped(of_row, (None, 0, 0), num_seeds), self.mesh, (everywhere, everywhere, self._lanes_spec), self._lanes_spec)
         self._see: Any = see
         self._start = block(start, 2)

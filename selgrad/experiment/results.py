@@ -1,6 +1,6 @@
 """From a block's outcome to what one lane found, and whether that is a success.
 
-The success rule is a measure with a direction of its own and a threshold.
+The success rule is a measure with a direction of its own and a threshold. Whether a search has ended is judged beside it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ import dataclasses
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from selgrad import measures
+from selgrad.base import Attack, Batch, Observation, Reconstruction
 from selgrad.config import SuccessConfig
 from selgrad.errors import UsageError
 from selgrad.experiment.setting import Setting
@@ -27,6 +30,22 @@ def decode_lane(setting: Setting, outcome: Outcome, row: int, column: int, lane:
     batch = jax.tree.map(lambda leaf: leaf[lane.sample], setting.batches)
     guess = setting.modality.guess(setting.public, setting.dataset)
     return setting.modality.finish(setting.dataset, setting.model, batch, found, guess, setting.others)
+
+
+def judged(setting: Setting, attack: Attack, observation: Observation, batch: Batch, found: Reconstruction) -> dict[str, Array]:
+    """Whether an attack has found all that it looks for, which only whoever knows the truth can say.
+
+    Returns:
+      `objective_at_truth`, the attack's own objective beside the truth (`Modality.near`), NaN where it has none; and `converged`, whether what it returned
+      matches at least as well, so that another result is another explanation of what is visible and no weakness of the search. An attack in closed form has
+      converged where it had anything to read.
+    """
+    if attack.objective is None:
+        return {"objective_at_truth": jnp.full((), jnp.nan), "converged": jnp.asarray(found.moved, bool)}
+    model = observation.model
+    embedded = setting.modality.near(model.embed(observation.params, batch.inputs))
+    beside = attack.objective(observation, embedded, model.targets(batch))
+    return {"objective_at_truth": beside, "converged": found.objective <= beside}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,6 +68,7 @@ class Seen(NamedTuple):
       labels, valid: where the threat model gives them away.
       estimate: a decoder's, where the attack has one.
       noise: of a protection.
+      completed: one entry a round, where the attack fills in entries.
     """
 
     sent: tuple[Shown, ...]
@@ -75,12 +76,13 @@ class Seen(NamedTuple):
     valid: Array | None = None
     estimate: Array | None = None
     noise: Grads | None = None
+    completed: tuple[Mask, ...] | None = None
 
     @classmethod
     def of(cls, observation: Observation) -> Seen:
         """Of an observation."""
         shown = tuple(Shown(one.visible, one.mask) for one in observation.sent)
-        return cls(shown, observation.labels, observation.valid, observation.estimate, observation.noise)
+        return cls(shown, observation.labels, observation.valid, observation.estimate, observation.noise, observation.completed)
 
 
 class Tables(NamedTuple):

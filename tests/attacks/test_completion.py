@@ -225,3 +225,27 @@ class TestEvidence:
         context, seen = client(ratio=0.2)
         with pytest.raises(UsageError, match="evidence"):
             self.penalty(context, seen, context.batch.inputs)
+
+
+@pytest.mark.parametrize("rung", ["bounded", "complete"])
+def test_a_rung_that_knows_more_is_never_worse(rung):
+    """By all that it knows, from the same starts, whatever is hidden; a harder landscape alone would make it worse."""
+    for k, ratio in ((0, 0.1), (1, 0.5), (2, 0.8)):
+        _, seen = client(key=k, ratio=ratio)
+        seen = dataclasses.replace(seen, evidence=Evidence(METRICS["magnitude"]()))
+        plain, more = (ATTACKS["idlg"](hidden=hidden, num_steps=4, start="grey") for hidden in ("ignore", rung))
+        told = seen if more.prepare is None else more.prepare(seen, lambda identity, make, shapes: make())[0]
+        ignored = jax.jit(plain.reconstruct)(jax.random.key(k), seen)
+        found = jax.jit(dataclasses.replace(more, prepare=None).reconstruct)(jax.random.key(k), told)
+        by_rung = jax.jit(more.objective)(told, ignored.inputs, ignored.labels)
+        # Below 1e-12 a share of the squared gradient is float32's rounding.
+        assert float(found.objective) <= float(by_rung) * (1 + 1e-3) + 1e-12, (k, ratio)
+        assert found.all_inputs.shape[0] == 1 and int(found.restart) == 0
+
+
+def test_what_was_completed_is_told_apart():
+    _, seen = client(ratio=0.3)
+    told, _ = ATTACKS["idlg"](hidden="complete").prepare(seen, lambda identity, make, shapes: make())
+    for before, after, filled in zip(*map(jax.tree.leaves, (seen.mask, told.mask, told.completed[0])), strict=True):
+        np.testing.assert_array_equal(filled, np.asarray(before) & ~np.asarray(after))
+    assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(told.completed))
