@@ -1,9 +1,11 @@
-"""Intervals of means over samples and weight draws.
+"""Intervals of means over samples and weight draws, and tests between metrics on the same ones.
 
 Two cells of one sample share the sample and two of one seed share the weights, so neither are independent; nothing here imports JAX.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import numpy.typing as npt
@@ -38,3 +40,46 @@ def two_way_interval(cells: pd.DataFrame, column: str, *, num_resamples: int = 2
     total, number = (np.einsum("ns,sk,nk->n", rows, part, columns) for part in (sums, counts))
     low, high = np.quantile(total[number > 0] / number[number > 0], [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def upper_bound(successes: int, trials: int, level: float = 0.95) -> float:
+    """The upper end of the exact one-sided interval of a share (Clopper and Pearson 1934, clopper1934use); 1 where nothing was tried.
+
+    >>> round(upper_bound(0, 59), 3), round(upper_bound(0, 73), 3)
+    (0.05, 0.04)
+    """
+    from scipy.stats import beta
+
+    return 1.0 if successes >= trials else float(beta.ppf(level, successes + 1, trials - successes))
+
+
+def paired(records: pd.DataFrame, by: str = "curve", column: str = "success") -> pd.DataFrame:
+    """Every pair of metrics, say, compared on the cells that they have in common: McNemar's exact test (mcnemar1947note), corrected for the number of pairs.
+
+    A pair of cells that agree says nothing of which metric is better, so what is tested is whether those that differ go one way more often than a coin.
+
+    Args:
+      records: cells of one attack and ratio, with `sample` and `seed`.
+      by: the column of what is compared.
+      column: of bool.
+
+    Returns:
+      Columns `first`, `second`, `only_first` and `only_second` (cells where it holds for one alone), `num_pairs`, `p` and `p_corrected` (Holm 1979,
+      holm1979simple).
+    """
+    from scipy.stats import binomtest
+
+    grid = records.astype({column: bool}).pivot_table(index=["sample", "seed"], columns=by, values=column, aggfunc="any")
+    rows = []
+    for first, second in itertools.combinations(grid.columns, 2):
+        both = grid[[first, second]].dropna().astype(bool)
+        one, other = int((both[first] & ~both[second]).sum()), int((~both[first] & both[second]).sum())
+        p = float(binomtest(one, one + other).pvalue) if one + other else 1.0
+        rows.append({"first": first, "second": second, "only_first": one, "only_second": other, "num_pairs": len(both), "p": p})
+    table = pd.DataFrame(rows, columns=["first", "second", "only_first", "only_second", "num_pairs", "p"])
+    # Holm: the smallest p counts for all pairs, the next for one pair less, and none falls below one before it.
+    order = np.argsort(table["p"].to_numpy(float), kind="stable")
+    stepped = np.minimum(1.0, np.maximum.accumulate(table["p"].to_numpy(float)[order] * (len(table) - np.arange(len(table)))))
+    corrected = np.empty(len(table))
+    corrected[order] = stepped
+    return table.assign(p_corrected=corrected)
