@@ -134,6 +134,10 @@ def find(kernels: Sequence[tuple[str, npt.NDArray[Any], npt.NDArray[np.bool_]]],
         if mask.all():
             unused.append(f"{path} (hidden whole)")
             continue
+        if not grads[~mask].any():
+            # Such as of an adapter's first factor, while the second is still 0: it spans nothing, whatever was read.
+            unused.append(f"{path} (0 in every visible entry)")
+            continue
         values = np.asarray(grads, np.float64)
         if hidden == "average":
             values = np.where(mask, values[~mask].mean(), values)

@@ -55,6 +55,16 @@ class TestRowSpace:
         a, b = (row_space.complete(np.where(visible, matrix, junk), visible, 8) for junk in (0.0, 1e6))
         np.testing.assert_array_equal(a, b)
 
+    @pytest.mark.parametrize("hidden", ["zero", "ignore"])
+    def test_a_gradient_of_zeros_says_nothing_and_says_so(self, hidden):
+        """An adapter's first factor in the first round: whatever was read, nothing spans anything."""
+        _, matrix = self.low_rank()
+        nothing, mask = np.zeros(matrix.shape), np.zeros(matrix.shape, bool)
+        space = row_space.find([("lora_a", nothing, mask), ("w", matrix, mask)], hidden=hidden, max_rank=8, rank_tolerance=1e-8)
+        assert space.leaves == ("w",) and space.unused == ("lora_a (0 in every visible entry)",)
+        alone = row_space.find([("lora_a", nothing, mask)], hidden=hidden, max_rank=8, rank_tolerance=1e-8)
+        assert not alone.leaves and not alone.basis.size
+
     def test_a_full_space_says_nothing_and_says_so(self):
         matrix = np.random.default_rng(0).normal(size=(10, 50))
         space = row_space.find([("w", matrix, np.zeros(matrix.shape, bool))], hidden="ignore", max_rank=64, rank_tolerance=1e-8)
