@@ -68,7 +68,8 @@ def test_a_model_over_several_devices_gives_the_records_of_one(tmp_path):
     assert shared["cell_id"] == alone["cell_id"] and shared["num_selected"] == alone["num_selected"]
     np.testing.assert_allclose(shared["objective"], alone["objective"], rtol=1e-5)
     # Eight devices with a lane each hold the weights eight times, and here two groups of four do.
-    assert memory < apart / 1.4
+    # A distance relative to what is visible holds one more array of the gradient's size (2.9 of 14.6 MB on each device here) than one in absolute units.
+    assert memory < apart / 1.2
 
 
 def test_more_devices_for_a_model_than_there_are_say_so():

@@ -8,7 +8,6 @@ A leaf of the dummy update may be an `Outer`; each distance takes as few passes 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -20,52 +19,35 @@ from selgrad.attacks.hidden import Target
 from selgrad.attacks.outer import Outer, is_outer
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(4,))
-def _error(leaf: Array, target: Array, counted: Array, inverse: Array, alpha: float) -> Array:
-    """The sum over counted entries of e^2 + alpha |e|, e = inverse (leaf - target), in one pass."""
+@jax.custom_jvp
+def _error(leaf: Array, target: Array, counted: Array, slope: Array | None) -> Array:
+    """The sum over counted entries of e^2 + slope |e|, e = leaf - target, in one pass; of e^2 alone where there is no slope."""
 
     def of(g: Array, t: Array, c: Array) -> Array:
-        error = jnp.where(c, inverse * (g - t), 0)
-        return error * error + alpha * jnp.abs(error) if alpha else error * error
+        error = jnp.where(c, g - t, 0)
+        return error * error if slope is None else error * error + slope * jnp.abs(error)
 
     return trees.total(of, leaf, target, counted)
 
 
 @_error.defjvp
-def _(alpha: float, values: Any, tangents: Any) -> tuple[Array, Array]:
-    leaf, target, counted, inverse = values
-    error = jnp.where(counted, inverse * (leaf - target), 0)
-    slope = 2 * error + alpha * jnp.sign(error) if alpha else 2 * error
-    return _error(leaf, target, counted, inverse, alpha), (slope * inverse * (tangents[0] - tangents[1])).sum()
+def _(values: Any, tangents: Any) -> tuple[Array, Array]:
+    leaf, target, counted, slope = values
+    error = jnp.where(counted, leaf - target, 0)
+    derivative = 2 * error if slope is None else 2 * error + slope * jnp.sign(error)
+    return _error(*values), (derivative * (tangents[0] - tangents[1])).sum()
 
 
 @jax.custom_jvp
-def _square(leaf: Array, counted: Array, inverse: Array) -> Array:
-    """The sum over counted entries of the squares of inverse * leaf, in one pass."""
-
-    def of(g: Array, c: Array) -> Array:
-        value = jnp.where(c, inverse * g, 0)
-        return value * value
-
-    return trees.total(of, leaf, counted)
+def _square(leaf: Array, counted: Array) -> Array:
+    """The sum over counted entries of their squares, in one pass."""
+    return trees.total(lambda g, c: jnp.where(c, g * g, 0), leaf, counted)
 
 
 @_square.defjvp
 def _(values: Any, tangents: Any) -> tuple[Array, Array]:
-    leaf, counted, inverse = values
-    return _square(leaf, counted, inverse), (2 * jnp.where(counted, inverse * leaf, 0) * inverse * tangents[0]).sum()
-
-
-@jax.custom_jvp
-def _inner(leaf: Array, target: Array, inverse: Array) -> Array:
-    """<inverse * leaf, target>, in one pass."""
-    return trees.total(lambda g, t: inverse * g * t, leaf, target)
-
-
-@_inner.defjvp
-def _(values: Any, tangents: Any) -> tuple[Array, Array]:
-    leaf, target, inverse = values
-    return _inner(leaf, target, inverse), (inverse * target * tangents[0]).sum()
+    leaf, counted = values
+    return _square(leaf, counted), (2 * jnp.where(counted, leaf, 0) * tangents[0]).sum()
 
 
 def _pairs(candidate: Any, target: Target) -> list[tuple[Any, Array, Array]]:
@@ -88,12 +70,10 @@ def squared_l2(candidate: Any, target: Target) -> Float[Array, ""]:
 
 
 def _inner_and_squares(candidate: Any, target: Target) -> tuple[Float[Array, " leaves"], Float[Array, " leaves"]]:
-    """<g', g> / |g| over a leaf's counted entries, where g is 0 on the others, and the squared norm of g' / |g| over them; of each leaf."""
-    inverse = target.inverse
+    """<g', g> over a leaf's counted entries, where g is 0 on the others, and the squared norm of g' over them; of each leaf."""
     leaves, targets, counted = zip(*_pairs(candidate, target), strict=True)
-    leaves = tuple(leaf._replace(right=inverse * leaf.right) if isinstance(leaf, Outer) else leaf for leaf in leaves)
-    inner = lambda leaf, t: leaf.inner(t) if isinstance(leaf, Outer) else _inner(leaf, t, inverse)
-    square = lambda leaf, c: leaf.square(c) if isinstance(leaf, Outer) else _square(leaf, c, inverse)
+    inner = lambda leaf, t: leaf.inner(t) if isinstance(leaf, Outer) else trees.dot(leaf, t)
+    square = lambda leaf, c: leaf.square(c) if isinstance(leaf, Outer) else _square(leaf, c)
     return trees.by_leaf(inner, leaves, targets), trees.by_leaf(square, leaves, counted)
 
 
@@ -132,7 +112,8 @@ def l2_l1(candidate: Any, target: Target, alpha: float) -> Float[Array, ""]:
     vectors, others = [pair for pair in pairs if pair[0].ndim < 2], [pair for pair in pairs if pair[0].ndim > 1]
     if vectors:
         others.append(tuple(jnp.concatenate([part.reshape(-1) for part in parts]) for parts in zip(*vectors, strict=True)))  # type: ignore[arg-type]
-    return target.penalty + _sum([_error(*pair, target.inverse, alpha) for pair in others])
+    slope = alpha / target.inverse if alpha else None
+    return target.penalty + target.inverse * _sum([_error(*pair, slope) for pair in others]) * target.inverse
 
 
 def leaf_weights(target: Target) -> Float[Array, " leaves"]:
@@ -144,7 +125,7 @@ def leaf_weights(target: Target) -> Float[Array, " leaves"]:
 def leaf_l2(candidate: Any, target: Target) -> Float[Array, ""]:
     """The sum over leaves of the counted entries' |g' - g|^2 / |g|^2: every leaf counts alike, however small its gradient."""
     pairs = [(_written(leaf), t, c) for leaf, t, c in _pairs(candidate, target)]
-    return target.penalty + _sum([_error(*pair, weight, 0.0) for pair, weight in zip(pairs, leaf_weights(target), strict=True)])
+    return target.penalty + _sum([weight * _error(*pair, None) * weight for pair, weight in zip(pairs, leaf_weights(target), strict=True)])
 
 
 def leaf_residuals(candidate: Any, target: Target) -> Float[Array, " n"]:

@@ -101,11 +101,13 @@ def _of_one(key: Key, observation: Observation, target: Target, most: int) -> Pl
     num_classes = model.input_spec.num_classes
     dummies_key, ties_key = jax.random.split(key)
     (kernel, bias), (_, bias_seen) = _head(target.grads, observation), _head(target.counted, observation)
-    kernel = kernel * target.inverse
+    # By its own column's largest entry: probabilities of other classes may be 1e-30.
+    kernel = kernel / jnp.maximum(jnp.abs(kernel).max(axis=0), jnp.finfo(kernel.dtype).tiny)
     products = (kernel.T @ kernel) * (1 - jnp.eye(num_classes))
     negative, positive = (products < 0).sum(axis=0), (products > 0).sum(axis=0)
     named = ((bias_seen > 0) & (bias < 0)) | ((negative >= 2) & (positive == 0))
-    excluded = ~named & (((bias_seen > 0) & (bias >= 0)) | (positive > 0))
+    # The label of a network that is certain has 0 in float32, where all others are still positive.
+    excluded = ~named & (((bias_seen > 0) & (bias > 0)) | (positive > 0))
     # Contradictions come of several local steps and of noise: nothing is ruled out then.
     contradictory = (named.sum() > 1) | excluded.all()
     named, excluded = named & ~contradictory, excluded & ~contradictory

@@ -6,6 +6,7 @@ of N others is a question such as an attacker asks, and by chance the answer is 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -22,7 +23,12 @@ def identified_images(truths: npt.NDArray[np.float32], found: npt.NDArray[np.flo
     Args:
       truths, found: (B, H, W, C) pixels in [0, 1], aligned.
       others: (N, H, W, C) of the same data set.
+
+    Returns:
+      In [0, 1]; NaN where there are no others.
     """
+    if not len(others):
+        return math.nan
     flat = lambda images: np.asarray(images, np.float32).reshape(len(images), -1)
 
     def standard(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -43,7 +49,12 @@ def identified_images(truths: npt.NDArray[np.float32], found: npt.NDArray[np.flo
 
 
 def identified_sentences(truths: Sequence[str], found: Sequence[str], others: Sequence[str]) -> float:
-    """The share of sentences that have more words in common with their own reconstruction than every other, or as many and a longer common subsequence."""
+    """The share of sentences that have more words in common with their own reconstruction than every other, or as many and a longer subsequence.
+
+    NaN where there are no others.
+    """
+    if not others:
+        return math.nan
     counted = [(Counter(words(other)), other) for other in others]
     right = 0
     for truth, text in zip(truths, found, strict=True):

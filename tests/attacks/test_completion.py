@@ -249,3 +249,16 @@ def test_what_was_completed_is_told_apart():
     for before, after, filled in zip(*map(jax.tree.leaves, (seen.mask, told.mask, told.completed[0])), strict=True):
         np.testing.assert_array_equal(filled, np.asarray(before) & ~np.asarray(after))
     assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(told.completed))
+
+
+def test_the_label_of_a_network_that_is_certain_is_what_no_gradient_speaks_against():
+    """p_y - 1 is 0 in float32 while the other probabilities are not, down to 1e-30."""
+    context, seen = client()
+    label = int(context.batch.labels[0])
+    chances = np.logspace(-30, -8, 10).astype(np.float32)
+    chances[label] = 0
+    features = np.random.default_rng(0).random(64).astype(np.float32)
+    head = {"kernel": jnp.asarray(features[:, None] * chances), "bias": jnp.asarray(chances)}
+    told = seen.with_first(visible={**jax.tree.map(lambda leaf: 1e-9 * leaf, seen.visible), "fc_2": head})
+    found = plausible()(jax.random.key(0), told, fill(told, "ignore"))
+    assert found.certain and found.labels[0, 0] == label

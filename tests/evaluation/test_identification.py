@@ -36,3 +36,7 @@ def test_sentences():
     assert identified_sentences(["a dog ran home"], ["a dog ran home"], others[2:]) == 1, "the order decides among the same words"
     assert identified_sentences(["the dog sat"], [""], others) == 0 == identified_sentences(["the dog sat"], ["unrelated"], others)
     assert identified_sentences(["one two", "a b"], ["one two", "c d"], others) == 0.5
+
+
+def test_without_others_nothing_is_said():
+    assert np.isnan(identified_images(OWN, OWN, OTHERS[:0])) and np.isnan(identified_sentences(["a"], ["a"], ()))
