@@ -2,8 +2,8 @@
 
 Command: uv run python benchmarks/calibration/calibrate.py [--rows NAME ...] [--data DIR]
   DIR holds the folders cifar10 and fashion-mnist; without it SELGRAD_DATA.
-Time: about an hour and a half on 2 cores for all rows; each row is a sweep in runs/calibration that goes on where it was interrupted.
-Expected: every row at or above its published number; benchmarks/calibration/README.md says of those that are not what was tried.
+Time: about an hour and a half on 2 cores for all rows; each row is a sweep in selgrad-runs/calibration that goes on where it was interrupted.
+Expected: every row at or above its published number.
 Leaves: benchmarks/results/calibration.json, one entry a row.
 """
 
@@ -21,6 +21,7 @@ devices.configure()
 import jax
 import numpy as np
 
+from selgrad import run_sweep
 from selgrad.attacks.hidden import fill
 from selgrad.attacks.labels import plausible
 from selgrad.config import parse
@@ -28,8 +29,6 @@ from selgrad.experiment import Setting
 from selgrad.gradients import observe
 from selgrad.registry import make_spec
 from selgrad.report.statistics import two_way_interval
-from selgrad.report.tables import read_records
-from selgrad.sweep import run_sweep
 
 RESULTS = Path(__file__).parents[1] / "results" / "calibration.json"
 SEEDS = [0, 1, 2]
@@ -91,8 +90,7 @@ def images(data):
 def measured(name, row, out):
     published, source, measure, config = row
     whole = parse({"name": name, "metric": "magnitude", "ratio": [0], "seeds": SEEDS, "encryption": "none", "gallery": 0, **config})
-    run_sweep(whole, out=out / name.split(" (")[0].replace("/", "_") / whole.identity)
-    records = read_records(out / name.split(" (")[0].replace("/", "_") / whole.identity)
+    records = run_sweep(whole, out / name.split(" (")[0] / whole.identity)
     found = []
     for (attack, update), cells in records.groupby(["attack_label", "update_label"], sort=False):
         low, high = two_way_interval(cells, measure)
@@ -148,7 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="*", help="names; all of them by default")
     parser.add_argument("--data", default=os.environ.get("SELGRAD_DATA"), help="folder of the data sets")
-    parser.add_argument("--out", default="runs/calibration", type=Path)
+    parser.add_argument("--out", default="selgrad-runs/calibration", type=Path)
     given = parser.parse_args()
     if not given.data:
         parser.error("name the folder of the data sets with --data")
@@ -160,15 +158,8 @@ def main() -> None:
         kept["hardware"] = {"cores": os.cpu_count(), "machine": platform.machine(), "device": jax.devices()[0].device_kind, "jax": jax.__version__}
         RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
         for row in found:
-            print(
-                name,
-                row["attack"],
-                row["update"],
-                f"{row['measure']} {row['mean']:.3g} ({row['low']}, {row['high']})",
-                "published",
-                row["published"],
-                flush=True,
-            )
+            interval = f"{row['mean']:.3g} ({row['low']}, {row['high']})"
+            print(f"{name}: {row['attack']}, {row['update']}: {row['measure']} {interval}, published {row['published']}", flush=True)
 
 
 if __name__ == "__main__":

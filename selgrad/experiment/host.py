@@ -18,6 +18,7 @@ from selgrad import devices
 from selgrad.base import Attack, Batch, Reconstruction, Remember, forget
 from selgrad.experiment.block import Observer
 from selgrad.experiment.engine import OnEvent, Reports
+from selgrad.experiment.results import judged
 from selgrad.experiment.setting import Setting
 from selgrad.experiment.types import Lanes, Tables
 from selgrad.modality import Outcome
@@ -111,9 +112,7 @@ class HostBlock:
             every = (inputs[None], labels[None], objective[None])
             found = Reconstruction(inputs, labels, objective, diverged > 0, restart, *every, evaluations, moved=moved > 0)
             outcome = self._setting.modality.measure(batch, found, guess)
-            # Nothing here optimises.
-            closed = {"objective_at_truth": jnp.full((), jnp.nan), "converged": jnp.asarray(found.moved)}
-            return outcome._replace(measures={**outcome.measures, **closed})
+            return outcome._replace(measures={**outcome.measures, **judged(self._setting, self.attack, None, batch, found)})
 
         arrays = state.arrays
         outcome = jax.jit(jax.vmap(jax.vmap(one)))(held.lanes.batch, arrays["outputs"], arrays["labels"], arrays["numbers"].astype(np.float32))

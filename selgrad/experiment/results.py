@@ -32,7 +32,7 @@ def decode_lane(setting: Setting, outcome: Outcome, row: int, column: int, lane:
     return setting.modality.finish(setting.dataset, setting.model, batch, found, guess, setting.others)
 
 
-def judged(setting: Setting, attack: Attack, observation: Observation, batch: Batch, found: Reconstruction) -> dict[str, Array]:
+def judged(setting: Setting, attack: Attack, observation: Observation | None, batch: Batch, found: Reconstruction) -> dict[str, Array]:
     """Whether an attack has found all that it looks for, which only whoever knows the truth can say.
 
     Returns:
@@ -40,7 +40,7 @@ def judged(setting: Setting, attack: Attack, observation: Observation, batch: Ba
       matches at least as well, so that another result is another explanation of what is visible and no weakness of the search. An attack in closed form has
       converged where it had anything to read.
     """
-    if attack.objective is None:
+    if attack.objective is None or observation is None:
         return {"objective_at_truth": jnp.full((), jnp.nan), "converged": jnp.asarray(found.moved, bool)}
     model = observation.model
     embedded = setting.modality.near(model.embed(observation.params, batch.inputs))
