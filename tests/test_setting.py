@@ -81,15 +81,16 @@ def test_memory_of_a_block_is_its_tables_and_so_much_a_lane():
         engine.compile(*shapes(setting, 1, lanes, rows))
         return engine
 
-    small, middle, large = (compiled(lanes, 2) for lanes in (8, 16, 32))
-    each = (large.memory_bytes - middle.memory_bytes) / 16
-    assert (middle.memory_bytes - small.memory_bytes) / 8 == pytest.approx(each, rel=0.05)
+    # From 16 lanes on: below, newer compilers overlay a phase's buffers in another way (96,284 bytes a lane from 8 to 16, 105,525 from 16 to 32, 106,038 to 64).
+    small, middle, large = (compiled(lanes, 2) for lanes in (16, 32, 64))
+    each = (large.memory_bytes - middle.memory_bytes) / 32
+    assert (middle.memory_bytes - small.memory_bytes) / 16 == pytest.approx(each, rel=0.05)
     # What a step works on: what is seen of an update and where, the dummy's gradient, and little else; the tables come once.
     entries = 4 * setting.num_total
     assert 2 * entries < each < 6 * entries, each / entries
-    tables, _ = shapes(setting, 1, 8, 2)
+    tables, _ = shapes(setting, 1, 16, 2)
     assert small.shared_bytes == sum(leaf.dtype.itemsize * int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tables)) == 3 * entries
-    more = compiled(8, 5)
+    more = compiled(16, 5)
     assert more.shared_bytes - small.shared_bytes == 3 * entries
 
 
