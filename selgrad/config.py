@@ -245,6 +245,7 @@ class SweepConfig(Section):
     success: Annotated[SuccessConfig, _plain(lambda given: SuccessConfig.read(given, "success"))] = pydantic.Field(
         {}, validate_default=True, description="When an attack has succeeded."
     )
+    suite: str = pydantic.Field("", description="Of which suite the attacks are, as `selgrad suite` writes it; empty where somebody chose them.")
     gallery: int = pydantic.Field(4, description="Samples whose reconstructions are kept.")
     block_size: int = pydantic.Field(0, description="Attacks (lanes times restarts) per compiled block; 0 chooses by memory.")
     model_devices: int = pydantic.Field(1, description="Devices that share the weights and gradients of one model, for one too large for a device.")
@@ -284,6 +285,8 @@ class SweepConfig(Section):
         # What came later and is not used leaves the identity of a sweep as it was.
         if self.rounds.count == 1:
             del content["rounds"]
+        if not self.suite:
+            del content["suite"]
         if self.protection == _axis("protection", type(self).model_fields["protection"].default):
             del content["protection"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -174,7 +174,7 @@ def _scaled(found: Matrix, rows: npt.NDArray[np.int64], height: int, spec: Input
     by_bias = np.abs(one) > 1e-9 * np.nanmax(np.abs(found), axis=1)
     low, high = float(np.mean(spec.low)), float(np.mean(spec.high))
     with np.errstate(all="ignore"):
-        peak = np.nanmax(np.abs(images), axis=1)
+        peak = np.nan_to_num(np.abs(images)).max(axis=1)
         sign = np.sign(np.nansum(images, axis=1))
         scaled = images / np.where(np.isfinite(one) & by_bias, one, np.where(peak > 0, peak * np.where(sign == 0, 1, sign) / max(high, 1e-12), 1))[:, None]
     return np.nan_to_num(scaled, nan=low, posinf=high, neginf=low)

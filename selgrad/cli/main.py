@@ -16,7 +16,9 @@ from selgrad.cli.catalogue import catalogue
 from selgrad.cli.federate import federate
 from selgrad.cli.profiles import profiles
 from selgrad.cli.quickstart import quickstart
+from selgrad.cli.recommend import recommend
 from selgrad.cli.report import report
+from selgrad.cli.suite import suite
 from selgrad.cli.sweep import sweep
 from selgrad.cli.train import train
 from selgrad.cli.train_lm import train_lm
@@ -29,6 +31,8 @@ Start here:
   selgrad list                          every data set, model, metric, selector and attack with its arguments
   selgrad attack --ratio 0.1            one cell, with what the attacker sees and finds
   selgrad sweep sweep.yaml --out DIR    a grid; run the same command again to go on after an interruption
+  selgrad suite                         the attacks that verdicts rest on; with a data set and a model it runs them
+  selgrad recommend --config FILE       the cheapest metric and ratio that protect your model, with a confidence
   selgrad report DIR                    figures and one HTML page from the records
   selgrad train --out DIR               trained weights of an image model, to attack these instead of fresh ones
   selgrad audit                         what the list of encrypted entries alone tells, or whether encrypting some leaves is safe
@@ -45,7 +49,7 @@ def cli() -> None:
     """
 
 
-for _command in (quickstart, sweep, report, attack, audit, train, train_lm, catalogue, federate, profiles):
+for _command in (quickstart, sweep, suite, recommend, report, attack, audit, train, train_lm, catalogue, federate, profiles):
     # Click keeps the lines of a paragraph that a backspace opens; raw docstrings write it as two characters.
     _command.help = (_command.help or "").replace("\\b\n", "\b\n")
     cli.add_command(_command)

@@ -77,6 +77,76 @@ def print_leaks(table: Any) -> None:
     Console(width=max(150, Console().width)).print(shown)
 
 
+def print_levels(table: Any, suite: str) -> None:
+    """How many inputs are read at each level behind each mask: one row per metric, selector and ratio."""
+    from rich.console import Console
+    from rich.table import Table
+
+    levels = list(dict.fromkeys(table["level"]))
+    shown = Table(title=f"inputs read by the worst attack of {suite}, of those that it reads with nothing encrypted; at most (95 %)", title_justify="left")
+    for name in ("metric", "encrypted"):
+        shown.add_column(name, no_wrap=True)
+    for level in levels:
+        shown.add_column(level, justify="right")
+    several = table["selector"].nunique() > 1
+    for (metric, selector, ratio), rows in table.groupby(["metric", "selector", "ratio"], sort=False):
+        told = {row.level: row for row in rows.itertuples()}
+        cells = [_read_cell(told[level]) if level in told else "" for level in levels]
+        shown.add_row(f"{metric} / {selector}" if several else str(metric), f"{ratio:.4g}", *cells)
+    Console().print(shown)
+
+
+def _read_cell(row: Any) -> str:
+    if not row.num_cells:
+        return "[dim]attacks fail[/dim]"
+    colour = "red" if row.read else "yellow" if row.unresolved else "green"
+    left = f", {row.unresolved} open" if row.unresolved else ""
+    return f"[{colour}]{row.read} of {row.num_cells}{left}[/{colour}] (≤ {row.upper:.0%})"
+
+
+def print_flags(raised: Any) -> None:
+    """What makes a verdict worth less than it looks."""
+    for flag in raised:
+        click.echo(f"{click.style('warning', fg='yellow')}  {flag.panel}: {flag.name}; {flag.detail}")
+
+
+def print_recommendation(found: Any, out: Path) -> None:
+    """The answer, what it costs, what else there is, and what it is worth."""
+    from rich.console import Console
+    from rich.table import Table
+
+    question = found.question
+    shown = Table(title=f"{found.title}: where at most {question.rate:.3g} of the inputs are {question.level} by {found.suite}", title_justify="left")
+    for name in ("metric", "verdict", "ratio", "not enough", "read", "at most", "kB a client", "seconds"):
+        shown.add_column(name)
+    money = lambda value, form: "" if value != value else format(value, form)
+    for row in found.table.itertuples():
+        open_cells = f", {row.unresolved} open" if row.unresolved else ""
+        shown.add_row(
+            row.metric, row.verdict, money(row.ratio, ".4g"), f"{row.low:.4g}", f"{row.read} of {row.num_cells}{open_cells}", f"{row.bound:.1%}",
+            money(row.bytes / 1000, ",.0f"), money(row.seconds, ".3f"),
+        )  # fmt: skip
+    Console(width=max(120, Console().width)).print(shown)
+    if found.chosen is None:
+        click.echo("answer     none: no metric was shown to protect; more inputs, more weight draws or a larger budget may show one")
+    else:
+        best = found.table.iloc[0]
+        click.echo(f"answer     encrypt {best['ratio']:.4g} of the entries by {found.chosen}; {best['low']:.4g} is not enough")
+    if found.everything is not None:
+        click.echo(f"instead    everything encrypted: {found.everything.ciphertext_bytes / 1000:,.0f} kB a client, {found.everything.encrypt_seconds:.3f} s")
+    if found.note:
+        click.echo(f"costs      not measured: {found.note}")
+    click.echo(f"searched   {found.num_cells:,} attacks; the grid with as many inputs would have been {found.num_grid:,}")
+    if found.checked is not None:
+        one = found.checked
+        said = "held" if one.held else "did not hold"
+        click.echo(f"checked    {said} on other inputs and weights: {one.read} of {one.num_cells} read, at most {one.bound:.1%} (exact, one-sided)")
+    for name, why in found.left_out.items():
+        click.echo(f"not run    {name}: {why}")
+    print_flags(found.flags)
+    click.echo(f"records    {out / 'search' / 'records'}\nanswer     {out / 'recommendation.json'}")
+
+
 def save_pair(path: Path, truth: Any, reconstruction: Any) -> None:
     """Images and what was found of them side by side, one row an image, as a PNG file.
 

@@ -6,6 +6,7 @@ Its reports are text of any length, kept as a list beside the arrays.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from selgrad import devices
-from selgrad.base import Attack, Batch, Reconstruction, Remember, forget
+from selgrad import devices, trees
+from selgrad.base import Attack, Batch, Observation, Reconstruction, Remember, forget
 from selgrad.experiment.block import Observer
 from selgrad.experiment.engine import OnEvent, Reports
 from selgrad.experiment.results import judged
@@ -45,6 +46,23 @@ class HostHeld(NamedTuple):
     rows: tuple[Tables, ...]
     lanes: Lanes
     remember: Remember
+
+
+def with_zero_leaves(report: str, observation: Observation) -> str:
+    """A report with those leaves under `zero` that it says it used and whose visible entries are 0 in every round: they hold nothing."""
+    try:
+        said = json.loads(report)
+    except ValueError:
+        return report
+    if not isinstance(said, dict):
+        return report
+    used = {str(leaf).partition(" (")[0] for leaf in said.get("used", [])}
+    zero = []
+    for at, path in enumerate(trees.paths(observation.visible)):
+        seen = [(jax.tree.leaves(one.visible)[at], jax.tree.leaves(one.mask)[at]) for one in observation.sent] if path in used else []
+        if any(not np.all(mask) for _, mask in seen) and not any(np.any(visible) for visible, _ in seen):
+            zero.append(path)
+    return json.dumps({**said, "zero": zero}) if zero else report
 
 
 class HostBlock:
@@ -99,7 +117,7 @@ class HostBlock:
                 found = self.attack.reconstruct(lane.key, observation, held.remember)
                 arrays["outputs"][i, j], arrays["labels"][i, j] = np.asarray(found.inputs), np.asarray(found.labels)
                 arrays["numbers"][i, j] = [float(getattr(found, name)) for name in NUMBERS]
-                reports.append(found.report or "")
+                reports.append(with_zero_leaves(found.report or "", observation))
                 arrays["done"] = np.asarray(done + 1)
         return HostState(arrays, tuple(reports))
 

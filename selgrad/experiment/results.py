@@ -38,14 +38,16 @@ def judged(setting: Setting, attack: Attack, observation: Observation | None, ba
     Returns:
       `objective_at_truth`, the attack's own objective beside the truth (`Modality.near`), NaN where it has none; and `converged`, whether what it returned
       matches at least as well, so that another result is another explanation of what is visible and no weakness of the search. An attack in closed form has
-      converged where it had anything to read.
+      converged where it had anything to read. `restarts_converged`, the share of its restarts of which that holds.
     """
     if attack.objective is None or observation is None:
-        return {"objective_at_truth": jnp.full((), jnp.nan), "converged": jnp.asarray(found.moved, bool)}
+        ended = jnp.asarray(found.moved, bool)
+        return {"objective_at_truth": jnp.full((), jnp.nan), "converged": ended, "restarts_converged": ended.astype(jnp.float32)}
     model = observation.model
     embedded = setting.modality.near(model.embed(observation.params, batch.inputs))
     beside = attack.objective(observation, embedded, model.targets(batch))
-    return {"objective_at_truth": beside, "converged": found.objective <= beside}
+    every = jnp.mean((found.all_objectives <= beside).astype(jnp.float32))
+    return {"objective_at_truth": beside, "converged": found.objective <= beside, "restarts_converged": every}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -110,10 +110,12 @@ class Images:
         return everything.pixels[rows]
 
     def level(self, measures: Mapping[str, float], told_labels: bool) -> str:
-        """Exact is a root mean squared error of less than half a grey level."""
+        """Exact is a root mean squared error of less than half a grey level; what is farther off than a guess is recognised by luck alone."""
+        if not measures["moved"]:
+            return "nothing"
         if measures["mse"] < (0.5 / 255) ** 2:
             return "exact"
-        if measures["identified"] > 0:
+        if measures["identified"] > 0 and measures["better_than_prior"]:
             return "recognisable"
         return "attribute" if measures["label_correct"] == 1 and not told_labels else "nothing"
 

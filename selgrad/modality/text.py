@@ -125,7 +125,9 @@ class Text:
         return tuple(text for text in texts if text not in mine)
 
     def level(self, measures: Mapping[str, float], told_labels: bool) -> str:
-        """Exact is a sentence without an error; its class, or half of its words, are attributes."""
+        """Exact is a sentence without an error; its class, or half of its words, are attributes. What has not moved is a draw from what was known before."""
+        if not measures["moved"]:
+            return "nothing"
         if measures["exact_match"] > 0:
             return "exact"
         if measures["identified"] > 0:

@@ -5,7 +5,9 @@ Two cells of one sample share the sample and two of one seed share the weights, 
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +53,56 @@ def upper_bound(successes: int, trials: int, level: float = 0.95) -> float:
     from scipy.stats import beta
 
     return 1.0 if successes >= trials else float(beta.ppf(level, successes + 1, trials - successes))
+
+
+@functools.lru_cache(maxsize=4096)
+def evidence_above(successes: int, trials: int, rate: float) -> float:
+    """By how much cells speak for a success rate above `rate`: a betting capital that starts at 1 and is not expected to grow where it is not so.
+
+    The likelihood ratio of all larger rates, weighed alike, against `rate` itself: whoever stops when it passes 1 / error is wrong with a probability of at
+    most `error`, however often they have looked (Ville's inequality; Ramdas et al. 2023, ramdas2023game).
+
+    >>> round(evidence_above(2, 2, 0.05)), round(evidence_above(0, 0, 0.05), 6)
+    (140, 1.0)
+    """
+    from scipy.special import betaln
+    from scipy.stats import beta
+
+    shape = successes + 1, trials - successes + 1
+    log_mixture = float(betaln(*shape)) + float(beta.logsf(rate, *shape)) - math.log1p(-rate)
+    return math.exp(min(log_mixture - successes * math.log(rate) - (trials - successes) * math.log1p(-rate), 700.0))
+
+
+def evidence_below(successes: int, trials: int, rate: float, expected: float) -> float:
+    """The same for a success rate below `rate`: the likelihood ratio of the rate that one expects against it (Wald 1945, wald1945sequential).
+
+    >>> round(evidence_below(0, 86, 0.05, 0.005)), round(evidence_below(1, 136, 0.05, 0.005))
+    (54, 56)
+    """
+    log = successes * math.log(expected / rate) + (trials - successes) * (math.log1p(-expected) - math.log1p(-rate))
+    return math.exp(min(log, 700.0))
+
+
+def cells_needed(rate: float, expected: float, error: float, successes: int = 0) -> int:
+    """How many cells with so many successes show that a success rate lies below `rate`, by `evidence_below`.
+
+    >>> cells_needed(0.05, 0.005, 0.025), cells_needed(0.05, 0.005, 0.01875), cells_needed(0.05, 0.005, 0.01875, 1)
+    (80, 86, 137)
+    """
+    each = math.log1p(-expected) - math.log1p(-rate)
+    return successes + max(1, math.ceil((successes * math.log(rate / expected) - math.log(error)) / each))
+
+
+def anytime_bound(successes: int, trials: int, rate: float, expected: float, error: float) -> float:
+    """The smallest rate below which cells show a success rate to lie, wherever they stopped, where `rate` and `expected` were chosen before; 1 where none is.
+
+    What is expected of a rate is the same share of it.
+    """
+    from scipy.optimize import brentq
+
+    short = lambda at: math.log(evidence_below(successes, trials, at, at * expected / rate)) + math.log(error)
+    most = 1 - 1e-9
+    return 1.0 if trials == 0 or short(most) < 0 else float(brentq(short, max(successes / trials, 1e-9), most))
 
 
 def paired(records: pd.DataFrame, by: str = "curve", column: str = "success") -> pd.DataFrame:

@@ -12,10 +12,18 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from selgrad.measures import LEVELS
 from selgrad.report.tables import SETTING, wilson, with_labels
 
 OUTCOMES = ("read", "attack failed", "unresolved", "protected")
 """What a cell can say of a defence, from bad to good for it; the middle two say nothing."""
+
+
+def reached(records: pd.DataFrame, level: str) -> pd.DataFrame:
+    """The records with success judged anew: whether an attack got as much of its input as a level says (`selgrad.measures.LEVELS`), or more."""
+    enough = list(LEVELS[LEVELS.index(level) :])
+    plain = records.drop(columns="outcome", errors="ignore")
+    return plain.assign(success=records["level"].isin(enough), success_rule=f"level: {level}")
 
 
 def with_outcomes(records: pd.DataFrame) -> pd.DataFrame:
@@ -40,6 +48,66 @@ def with_outcomes(records: pd.DataFrame) -> pd.DataFrame:
     hidden = table["num_visible"] == 0 if "num_visible" in table else table["ratio"] == 1
     outcome = np.where(failed, "attack failed", np.where(table["converged"].astype(bool) | hidden, "protected", "unresolved"))
     return records.assign(outcome=np.where(success, "read", outcome))
+
+
+_CELL = ("metric_label", "selector_label", "ratio", "sample", "seed")
+
+
+def worst_of(records: pd.DataFrame) -> pd.DataFrame:
+    """One row for each mask of each input: what the attack says of it that got most, as a suite's verdict is.
+
+    An input is read where one attack reads it. It is protected where none does and one that reads it with nothing encrypted has found another explanation of
+    all that is visible, which no longer search tells from the truth. It is unresolved where all that read it then ended too early.
+
+    Returns:
+      Columns of the setting, `metric_label`, `selector_label`, `ratio`, `sample`, `seed`, `outcome`, and `by`: the attacks that read it, in the order of
+      their labels.
+    """
+    table = with_outcomes(records)
+    keys = [name for name in (*SETTING, "dataset_arguments", *_CELL) if name in table]
+    order = ("read", "protected", "unresolved", "attack failed")
+    place = table["outcome"].map({outcome: i for i, outcome in enumerate(order)})
+    read = table["attack_label"].where(table["outcome"] == "read")
+    grouped = table[keys].assign(place=place, read=read).groupby(keys, sort=False)
+    found = grouped.agg(place=("place", "min"), by=("read", lambda labels: tuple(sorted(labels.dropna())))).reset_index()
+    return found.assign(outcome=found["place"].map(dict(enumerate(order)))).drop(columns="place")
+
+
+def by_level(records: pd.DataFrame) -> pd.DataFrame:
+    """How many inputs the attacks read together, at each level, behind each mask.
+
+    Returns:
+      Columns `setting`, `metric`, `selector`, `ratio`, `level`, `read`, `num_cells` (of those on which an attack reaches the level with nothing encrypted),
+      `unresolved` of these, and `upper`, of the 95 % Wilson interval of the share that is read.
+    """
+    parts = []
+    for level in reversed(LEVELS[1:]):
+        worst = worst_of(reached(records, level))
+        worst = worst.assign(setting=worst["dataset_label"] + " / " + worst["model_label"] + " / " + worst["update_label"])
+        for (setting, metric, selector, ratio), cells in worst.groupby(["setting", "metric_label", "selector_label", "ratio"], sort=True):
+            told = cells[cells["outcome"] != "attack failed"]
+            read, unresolved = int((told["outcome"] == "read").sum()), int((told["outcome"] == "unresolved").sum())
+            found = {"read": read, "num_cells": len(told), "unresolved": unresolved, "upper": wilson(read, len(told))[1]}
+            parts.append({"setting": setting, "metric": metric, "selector": selector, "ratio": ratio, "level": level, **found})
+    return pd.DataFrame(parts, columns=["setting", "metric", "selector", "ratio", "level", "read", "num_cells", "unresolved", "upper"])
+
+
+def contributions(records: pd.DataFrame) -> pd.DataFrame:
+    """What each attack of a suite adds: how many inputs it reads, how many of them nothing else does, and what it costs.
+
+    Returns:
+      Columns `attack`, `read`, `alone` (cells that no other attack reads), `num_cells`, `num_evaluations` (mean) and `seconds` (mean, of a cell).
+    """
+    partial = worst_of(records)["by"]
+    rows = []
+    for attack, cells in with_outcomes(records).groupby("attack_label", sort=False):
+        rows.append(
+            {
+                "attack": attack, "read": int(cells["success"].sum()), "alone": int((partial == (attack,)).sum()), "num_cells": len(cells),
+                "num_evaluations": float(cells["num_evaluations"].mean()), "seconds": float(cells["attack_seconds"].mean()),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows, columns=["attack", "read", "alone", "num_cells", "num_evaluations", "seconds"])
 
 
 def stopping_ratios(records: pd.DataFrame) -> pd.DataFrame:

@@ -27,10 +27,13 @@ class Grid:
 
     Attributes:
       settings: one for each data set, model, update and protection.
+      scattered: whether the lanes of a block may be of any samples, and not of neighbours alone.
 
     Raises:
       UsageError: if something cannot be built, or certificates do not fit in memory.
     """
+
+    scattered = False
 
     def __init__(self, config: SweepConfig) -> None:
         self.config = config
@@ -50,7 +53,7 @@ class Grid:
         # Settings that do not fit in memory together, or are many, are held one at a time.
         self._is_crowded = len(self.settings) > MANY_SETTINGS or sum(setting.num_bytes for setting in self.settings) > devices.memory_budget()
         self._held = self._left = 0
-        self._programs = Programs(config, self._attacks, min(len(self.settings), MANY_SETTINGS))
+        self._programs = Programs(config, self._attacks, min(len(self.settings), MANY_SETTINGS), self._most_updates)
 
     def _use(self, index: int) -> Setting:
         """A setting that is about to be read."""
@@ -66,6 +69,10 @@ class Grid:
         for index in range(len(self.settings)):
             yield index, self._use(index)
 
+    def _most_updates(self, num_samples: int, num_lanes: int) -> int:
+        """How many samples the lanes of one row can be of."""
+        return min(num_samples, num_lanes) if self.scattered else most_updates(self.config, num_samples, num_lanes)
+
     def _engine(self, plan: BlockPlan) -> Engine:
         return self._programs.engine(self._use(plan.setting), plan)
 
@@ -74,7 +81,7 @@ class Grid:
         padded = [[*row, *([row[-1]] * (engine.num_lanes - len(row)))] for row in plan.lanes]
         missing = engine.num_seeds - len(plan.seeds)
         setting = self._use(plan.setting)
-        rows = most_updates(self.config, setting.num_samples, engine.num_lanes)
+        rows = self._most_updates(setting.num_samples, engine.num_lanes)
         return assemble(setting, [*plan.seeds, *plan.seeds[-1:] * missing], [*padded, *padded[-1:] * missing], rows)
 
     def _ordered(self, blocks: list[BlockPlan]) -> list[BlockPlan]:

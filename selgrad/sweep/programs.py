@@ -5,7 +5,7 @@ A compiled program holds memory and some hundred memory maps, of which a process
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from selgrad.base import Attack
@@ -13,7 +13,7 @@ from selgrad.config import SweepConfig
 from selgrad.experiment import Setting, Threat, make_engine, shapes
 from selgrad.experiment.engine import Engine
 from selgrad.registry import Spec
-from selgrad.sweep.plan import BlockPlan, block_shape, most_updates
+from selgrad.sweep.plan import BlockPlan, block_shape
 
 
 class Programs:
@@ -23,13 +23,14 @@ class Programs:
       config: the axes.
       attacks: as built.
       num_settings: whose programs are held at once; those used least lately go first.
+      most_updates: (samples of a setting, lanes of a row) -> how many samples these lanes can be of.
 
     Attributes:
       compile_seconds: of each program, in the order in which they were compiled.
     """
 
-    def __init__(self, config: SweepConfig, attacks: Mapping[Spec, Attack], num_settings: int) -> None:
-        self._config, self._attacks = config, attacks
+    def __init__(self, config: SweepConfig, attacks: Mapping[Spec, Attack], num_settings: int, most_updates: Callable[[int, int], int]) -> None:
+        self._config, self._attacks, self._most_updates = config, attacks, most_updates
         pairs = len(config.metric) * len(config.selector)
         self._most = num_settings * sum(pairs if attack.evidence else 1 for attack in attacks.values())
         self._held: dict[Any, Engine] = {}
@@ -52,7 +53,7 @@ class Programs:
             engine = make_engine(
                 setting, plan.attack, threat=threat, num_seeds=num_seeds, num_lanes=width, chosen_by=chosen_by, model_devices=self._config.model_devices
             )  # fmt: skip
-            engine.compile(*shapes(setting, num_seeds, engine.num_lanes, most_updates(self._config, setting.num_samples, engine.num_lanes)))
+            engine.compile(*shapes(setting, num_seeds, engine.num_lanes, self._most_updates(setting.num_samples, engine.num_lanes)))
             self.compile_seconds.append(engine.compile_seconds)
         # The one that was used last stands last.
         self._held[key] = engine

@@ -1,0 +1,52 @@
+"""`selgrad recommend`: the cheapest metric and ratio that protect a model of one's own.
+
+`selgrad.suites.recommend` does the work.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from selgrad.cli.options import PATH, json_option
+from selgrad.cli.render import finite, print_recommendation, progress
+from selgrad.cli.suite import budget_option, read_setting, with_setting
+
+
+@click.command()
+@with_setting
+@click.option("--level", default="recognisable", show_default=True, help="What no attack may reach: exact, recognisable or attribute.")
+@click.option("--rate", default=0.05, show_default=True, help="Share of inputs on which it may be reached after all, besides what guessing reaches.")
+@click.option("--confidence", default=0.95, show_default=True, help="Of the interval of the ratio.")
+@budget_option
+@click.option("--check", is_flag=True, help="Try the answer on other inputs and other weights.")
+@click.option("--out", type=PATH, default=Path("recommend-run"), show_default=True, help="Folder of the records; the same command goes on where it stopped.")
+@json_option
+def recommend(level: str, rate: float, confidence: float, budget: Any, check: bool, out: Path, as_json: bool, **given: Any) -> None:
+    r"""Look for the cheapest metric and ratio at which no attack of a suite gets more than a level allows.
+
+    \b
+    selgrad recommend --dataset digits:count=60 --model mlp:width=32 --metric magnitude --metric random --budget quick
+    selgrad recommend --config mine.yaml --level exact --check
+
+    The search is adaptive: bisection over ratios by a few inputs, then a sequential test on others. Each input is an image or a batch with one of the weight
+    draws; a claim of "under 5 %" needs about 100 of them. Costs are measured with real CKKS.
+    """
+    from selgrad import devices
+
+    devices.configure()
+    from selgrad.suites.decide import Question
+    from selgrad.suites.recommend import recommend as search
+
+    question = Question(level=level, rate=rate, confidence=confidence)
+    setting = read_setting(**given)
+    with progress() as show:
+        show(total=None)
+        found = search(setting, out, question=question, budget=budget, check=check, on_event=lambda line: show(description=line))
+    if as_json:
+        click.echo(json.dumps(finite(found.document())))
+        return
+    print_recommendation(found, out)

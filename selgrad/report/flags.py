@@ -1,0 +1,182 @@
+"""Warnings that records raise of themselves: what makes a verdict on a defence worth less than it looks.
+
+After Carlini et al. 2019 (carlini2019evaluating), who list what a broken attack looks like; here each symptom is looked for in every table of records. From
+record files alone; nothing here imports JAX.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
+
+import pandas as pd
+
+from selgrad.report.statistics import paired
+from selgrad.report.tables import SETTING, with_labels
+
+RUNGS = ("zero", "average", "ignore", "bounded", "complete", "learned")
+"""What attacks make of encrypted entries, each knowing what the one before it knows, or more; the last three know different things."""
+TOO_OFTEN = 0.1
+"""Share of cells from which on a symptom is told."""
+SIGNIFICANT = 0.05
+
+
+class Flag(NamedTuple):
+    """One warning.
+
+    Attributes:
+      name: what is wrong, such as "fails with nothing encrypted".
+      panel: which attack on which setting.
+      detail: the numbers.
+    """
+
+    name: str
+    panel: str
+    detail: str
+
+
+_Check: TypeAlias = Callable[[pd.DataFrame], Iterator[Flag]]
+
+
+def flags(records: pd.DataFrame) -> list[Flag]:
+    """Every warning that some records raise, in the order of `CHECKS`; none where nothing looks wrong. Columns that older records lack are not asked."""
+    if records.empty:
+        return []
+    table = with_labels(records)
+    return [flag for check in CHECKS for flag in check(table)]
+
+
+def _plain(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The cells with nothing encrypted, by panel."""
+    yield from table[table["ratio"] == 0].groupby("panel", sort=True)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} of {whole} ({part / whole:.0%})"
+
+
+def fails_plainly(table: pd.DataFrame) -> Iterator[Flag]:
+    """An attack that does not succeed with nothing encrypted."""
+    for panel, cells in _plain(table):
+        failed = int((~cells["success"].astype(bool)).sum())
+        if failed > TOO_OFTEN * len(cells):
+            yield Flag("fails with nothing encrypted", panel, f"{_share(failed, len(cells))} of its cells at ratio 0: {cells['success_rule'].iloc[0]}")
+
+
+def weaker_rung_wins(table: pd.DataFrame) -> Iterator[Flag]:
+    """A rung that knows less reads significantly more than one that knows all of that too."""
+    if "attack_arguments" not in table:
+        return
+    for (setting, same), cells in table.assign(setting=_setting(table), same=_without(table, "hidden")).groupby(["setting", "same"]):
+        rungs = [rung for rung in RUNGS if (cells["hidden"] == rung).any()]
+        for weak, strong in itertools.combinations(rungs, 2):
+            # The last three rungs know different things.
+            if {weak, strong} <= set(RUNGS[3:]):
+                continue
+            yield from _compare(cells, "hidden", weak, strong, "a weaker rung reads more", setting, same)
+
+
+def doubling_helps(table: pd.DataFrame) -> Iterator[Flag]:
+    """The same attack with twice the steps or more reads significantly more."""
+    if "attack_arguments" not in table:
+        return
+    steps = table["attack_arguments"].map(lambda text: json.loads(text).get("num_steps") or 0)
+    for (setting, same), cells in table.assign(steps=steps, setting=_setting(table), same=_without(table, "num_steps")).groupby(["setting", "same"]):
+        found = sorted(cells["steps"].unique())
+        for few, many in itertools.pairwise(found):
+            if few and many >= 2 * few:
+                yield from _compare(cells, "steps", many, few, "more steps read more", setting, same)
+
+
+def _compare(cells: pd.DataFrame, by: str, winner: object, loser: object, name: str, setting: str, same: str) -> Iterator[Flag]:
+    """Whether one reads significantly more than the other on the cells that they share, over all metrics and ratios."""
+    both = cells[cells[by].isin([winner, loser])]
+    keys = [key for key in ("metric_label", "selector_label", "ratio", "sample") if key in both]
+    numbered = both.assign(sample=both.groupby(keys, sort=False).ngroup())
+    for row in paired(numbered, by).itertuples():
+        more, less = (row.only_first, row.only_second) if row.first == winner else (row.only_second, row.only_first)
+        if row.p < SIGNIFICANT and more > less:
+            panel = same.partition(" ")[0]
+            yield Flag(
+                name,
+                f"{setting}: {panel}" if setting else panel,
+                f"{by}={winner} alone reads {more} cells, {by}={loser} alone {less} (McNemar, p = {row.p:.2g})",
+            )
+
+
+def _setting(table: pd.DataFrame) -> pd.Series:
+    """What an attack was run on, "" where all are run on the same."""
+    varying = [name for name in SETTING if name in table and table[name].nunique() > 1]
+    return table[varying].agg(" / ".join, axis=1) if varying else pd.Series("", index=table.index)
+
+
+def _without(table: pd.DataFrame, key: str) -> pd.Series:
+    """All arguments of an attack but one."""
+    made = {text: json.dumps({k: v for k, v in json.loads(text).items() if k != key}, sort_keys=True) for text in table["attack_arguments"].unique()}
+    return table["attack"] + " " + table["attack_arguments"].map(made)
+
+
+def restarts_disagree(table: pd.DataFrame) -> Iterator[Flag]:
+    """Some starts find all that they look for and others do not, so that more starts would find more."""
+    if "restarts_converged" not in table:
+        return
+    for panel, cells in table.groupby("panel", sort=True):
+        told = cells[cells["restarts_converged"].notna()]
+        differ = int(told["restarts_converged"].between(0, 1, inclusive="neither").sum())
+        if differ > TOO_OFTEN * len(told):
+            yield Flag("restarts disagree", panel, f"in {_share(differ, len(told))} cells some starts match the visible entries and others do not")
+
+
+def not_converged(table: pd.DataFrame) -> Iterator[Flag]:
+    """Searches that end before they match what is visible as well as the truth does, without having succeeded."""
+    if "converged" not in table:
+        return
+    # What is in closed form is over at once.
+    searched = table[table["objective_at_truth"].notna()] if "objective_at_truth" in table else table
+    for panel, cells in searched.groupby("panel", sort=True):
+        lost = cells[~cells["success"].astype(bool)]
+        early = int((~lost["converged"].astype(bool)).sum())
+        if early > TOO_OFTEN * len(cells):
+            yield Flag("searches end too early", panel, f"{_share(early, len(cells))} cells are neither read nor searched to the end")
+
+
+def zero_leaf_used(table: pd.DataFrame) -> Iterator[Flag]:
+    """An attack that reads something off leaves whose gradient is zero, which hold nothing."""
+    if "attack_report" not in table:
+        return
+    told = table[table["attack_report"].fillna("") != ""]
+    for panel, cells in told.groupby("panel", sort=True):
+        zero = [leaves for text in cells["attack_report"] if (leaves := json.loads(text).get("zero"))]
+        if zero:
+            named = ", ".join(sorted({leaf for leaves in zero for leaf in leaves})[:3])
+            yield Flag("a leaf of zeros is used", panel, f"in {_share(len(zero), len(cells))} cells: {named}")
+
+
+def labels_wrong(table: pd.DataFrame) -> Iterator[Flag]:
+    """Labels that an attack gets wrong with nothing encrypted, where every published rule reads them."""
+    if "label_correct" not in table:
+        return
+    for panel, cells in _plain(table):
+        told = cells[cells["label_correct"].notna() & ~cells["known_labels"].astype(bool)] if "known_labels" in cells else cells[cells["label_correct"].notna()]
+        wrong = int((told["label_correct"] < 1).sum())
+        if wrong > TOO_OFTEN * len(told):
+            yield Flag("labels are wrong", panel, f"in {_share(wrong, len(told))} cells at ratio 0")
+
+
+def no_better_than_the_mean(table: pd.DataFrame) -> Iterator[Flag]:
+    """What is returned with nothing encrypted, or by a decoder at any ratio, is farther from the truth than the mean of public data, or than grey."""
+    if "better_than_prior" not in table:
+        return
+    for panel, cells in table.groupby("panel", sort=True):
+        asked = cells if (cells["hidden"] == "learned").any() else cells[cells["ratio"] == 0]
+        worse = int((~asked["better_than_prior"].astype(bool)).sum())
+        if worse > TOO_OFTEN * len(asked):
+            yield Flag("no better than the mean", panel, f"in {_share(worse, len(asked))} cells")
+
+
+CHECKS: tuple[_Check, ...] = (
+    fails_plainly, weaker_rung_wins, doubling_helps, restarts_disagree, not_converged, zero_leaf_used, labels_wrong, no_better_than_the_mean,
+)  # fmt: skip
+"""Every symptom that is looked for."""

@@ -1,0 +1,171 @@
+"""Which attacks a verdict rests on: a small, frozen, parameter-free set for each kind of data, whose worst member speaks for it.
+
+After RobustBench's standard set of attacks on classifiers (Croce and Hein 2020, croce2020reliable): diverse members with nothing to tune, the verdict on a
+sample is that of the attack that gets most. Any change of a member, or of a default of its attack, changes the hash and needs another version.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from selgrad.attacks.rank_one import reads_pixels
+from selgrad.base import TextModel
+from selgrad.errors import UsageError, did_you_mean
+from selgrad.experiment import Setting
+from selgrad.registry import Spec, make_spec
+
+Budget = Literal["quick", "standard", "full"]
+BUDGETS: tuple[Budget, ...] = ("quick", "standard", "full")
+"""How much each attack may spend: a first look, what verdicts are given by, and twice that from four starts beside it."""
+
+_JACOBIAN = 1 << 29
+"""Bytes of the Jacobian of an update beyond which Gauss-Newton is left out, the same on every machine: 512 MB."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One attack of a suite.
+
+    Attributes:
+      attack: its name.
+      arguments: by budget, each a tuple of what is run; nothing where the budget leaves it out.
+      missing: a setting -> why the attack cannot be run on it, "" where it can.
+      why: what it adds.
+    """
+
+    attack: str
+    arguments: Mapping[Budget, tuple[Mapping[str, Any], ...]]
+    missing: Callable[[Setting], str]
+    why: str
+
+    def specs(self, budget: Budget) -> tuple[Spec, ...]:
+        """The attacks of a budget."""
+        return tuple(make_spec("attack", self.attack, dict(arguments)) for arguments in self.arguments.get(budget, ()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """A frozen set of attacks.
+
+    Attributes:
+      name: of the kind of data.
+      version: raised whenever anything of it changes.
+      members: the cheapest first.
+    """
+
+    name: str
+    version: int
+    members: tuple[Member, ...]
+
+    def hash(self, budget: Budget) -> str:
+        """Eight hexadecimal digits of all arguments of all members, defaults included."""
+        content = [self.name, self.version, [[spec.name, *spec.arguments] for member in self.members for spec in member.specs(budget)]]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+    def label(self, budget: Budget) -> str:
+        """Name, version, budget and hash, as records hold them."""
+        return f"{self.name}-v{self.version}-{budget}-{self.hash(budget)}"
+
+    def attacks(self, setting: Setting, budget: Budget) -> tuple[list[Spec], dict[str, str]]:
+        """The attacks that can be run on a setting, the cheapest first, and why the others cannot.
+
+        Raises:
+          UsageError: if none can.
+        """
+        chosen: list[Spec] = []
+        left: dict[str, str] = {}
+        for member in self.members:
+            reason = member.missing(setting) or ("" if member.specs(budget) else f"budget {budget} leaves it out")
+            if reason:
+                left[member.attack] = reason
+            else:
+                chosen.extend(member.specs(budget))
+        if not chosen:
+            raise UsageError(f"suite {self.name}: no attack of it can be run here ({'; '.join(f'{name}: {why}' for name, why in left.items())})")
+        return chosen, left
+
+
+def _anywhere(setting: Setting) -> str:
+    return ""
+
+
+def _reads_pixels(setting: Setting) -> str:
+    if setting.update.num_steps > 1:
+        return "reads one gradient, and several local steps are sent"
+    return "" if reads_pixels(setting.shapes, setting.input_spec) else "no dense layer reads the pixels"  # type: ignore[arg-type]
+
+
+def _small(setting: Setting) -> str:
+    coordinates = setting.update.batch_size * int(np.prod(setting.input_spec.shape))
+    size = 4 * coordinates * setting.num_total
+    return "" if size <= _JACOBIAN else f"a Jacobian of {size / 1e9:.1f} GB"
+
+
+def _transformer(setting: Setting) -> str:
+    return "" if isinstance(setting.model, TextModel) else "the model does not say which of its leaves read attention inputs"
+
+
+def _one_label(setting: Setting) -> str:
+    return "every position has a label" if setting.input_spec.label_shape else ""
+
+
+def _fixed(**arguments: Any) -> dict[Budget, tuple[Mapping[str, Any], ...]]:
+    return dict.fromkeys(BUDGETS, (arguments,))
+
+
+def _spent(quick: int, standard: int, **arguments: Any) -> dict[Budget, tuple[Mapping[str, Any], ...]]:
+    """The same attack with more and more steps; `full` has the standard one from four starts beside twice its steps, so that both are compared."""
+    run = lambda steps, **more: {**arguments, "num_steps": steps, **more}
+    return {
+        "quick": (run(quick),) if quick else (),
+        "standard": (run(standard),),
+        "full": (run(standard, num_restarts=4), run(2 * standard, num_restarts=4)),
+    }
+
+
+_SPARSE = {"start": "vocabulary", "learning_rate": 0.01}
+
+SUITES: dict[str, Suite] = {
+    "images": Suite(
+        "images",
+        1,
+        (
+            Member("rank_one", _fixed(), _reads_pixels, "reads the inputs of a dense first layer in closed form, from a few visible columns"),
+            Member("inverting_gradients", _spent(1200, 4800), _anywhere, "cosine distance with total variation: the strongest on deep and relu networks"),
+            Member("idlg", _spent(60, 150, start="grey"), _anywhere, "second-order matching without a prior: exact on smooth networks"),
+            Member("gauss_newton", _spent(0, 60), _small, "the mode of the posterior: reads what others leave behind masks, where the Jacobian fits"),
+        ),
+    ),
+    "text": Suite(
+        "text",
+        1,
+        (
+            Member(
+                "dager",
+                {"quick": ({"num_attempts": 1, "max_candidates": 32},), "standard": ({},), "full": ({},)},
+                _transformer,
+                "tests tokens against row spaces: exact where a whole attention gradient is visible or can be completed",
+            ),
+            Member("tag", _spent(500, 1000, **_SPARSE), _one_label, "matches gradients of every leaf, masked or not"),
+            Member("lamp", _spent(0, 2000), _one_label, "cosine distance with a search over the order of tokens"),
+        ),
+    ),
+}
+"""Name -> suite, by the kind of data."""
+
+
+def suite_for(name: str) -> Suite:
+    """A suite by its name, which is that of a modality: images or text.
+
+    Raises:
+      UsageError: if there is none of that name.
+    """
+    if name not in SUITES:
+        raise UsageError(f"unknown suite {name!r}; {did_you_mean(name, SUITES)}")
+    return SUITES[name]

@@ -1,0 +1,290 @@
+"""The advice for one model: the cheapest metric and ratio at which no attack of a suite gets more than a level allows, with a confidence, and its costs.
+
+Adaptive search for each metric (`selgrad.suites.search`), costs measured with real CKKS on the selections that it ends with, and a check on other inputs and
+other weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from selgrad import encryption
+from selgrad.config import EncryptionConfig, SweepConfig, parse
+from selgrad.encryption import Cost
+from selgrad.errors import UsageError, require_ratio
+from selgrad.experiment import Lane, SchemeCache, Setting, encryption_cost
+from selgrad.registry import Spec
+from selgrad.report.flags import Flag, flags
+from selgrad.report.statistics import upper_bound
+from selgrad.report.verdicts import contributions, reached, worst_of
+from selgrad.suites.decide import Answer, Question, Wanted
+from selgrad.suites.members import Budget, Suite, suite_for
+from selgrad.suites.search import Arm, Runner, Search, answers
+from selgrad.sweep.executors.protocol import Executor
+from selgrad.sweep.run import OnEvent
+from selgrad.sweep.runner import run_sweep
+
+METRICS: tuple[Any, ...] = ("random", "magnitude", {"name": "sensitivity", "target": "inputs"}, "product")
+"""What is compared where nobody names metrics."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """What a recommendation was worth on inputs and weights that had no part in it.
+
+    Attributes:
+      ratio: that was tried.
+      read, num_cells: cells that an attack reads, of those on which one works at all.
+      unresolved: cells on which attacks ended too early.
+      bound: on the success rate, with the confidence of the question.
+      held: whether it lies at or below the rate that is tolerated.
+    """
+
+    ratio: float
+    read: int
+    num_cells: int
+    unresolved: int
+    bound: float
+    held: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendation:
+    """What `recommend` found.
+
+    Attributes:
+      title: data set, model and update.
+      suite: its label.
+      question: that was asked.
+      table: one row a metric and selector: `metric`, `verdict`, `ratio`, `low`, `num_cells`, `unresolved`, `bound`, `bytes` and `seconds` (a client's
+        ciphertexts and indices, and to encrypt them; NaN where OpenFHE does not load), cheapest first.
+      everything: the cost of encrypting all entries; None where OpenFHE does not load.
+      chosen: label of the cheapest that protects; None where none does.
+      attacks: as `selgrad.report.verdicts.contributions` has them.
+      left_out: attacks of the suite that cannot be run here, and why.
+      flags: warnings.
+      num_cells, num_grid: attacks that were run, and that the whole grid with as many inputs would have been.
+      checked: on fresh inputs; None where nobody asked, or nothing protects.
+      note: what there is to say of costs.
+    """
+
+    title: str
+    suite: str
+    question: Question
+    table: pd.DataFrame
+    everything: Cost | None
+    chosen: str | None
+    attacks: pd.DataFrame
+    left_out: dict[str, str]
+    flags: list[Flag]
+    num_cells: int
+    num_grid: int
+    checked: Checked | None = None
+    note: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """All of it as JSON can hold it."""
+        whole = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        plain = {name: json.loads(value.to_json(orient="records")) for name, value in whole.items() if isinstance(value, pd.DataFrame)}
+        nested = {name: dataclasses.asdict(value) for name, value in whole.items() if dataclasses.is_dataclass(value) and not isinstance(value, type)}
+        return {**whole, **plain, **nested, "flags": [flag._asdict() for flag in self.flags]}
+
+
+def configured(given: Mapping[str, Any], suite: str | None, budget: Budget, ratios: Sequence[float]) -> tuple[SweepConfig, Suite, dict[str, str]]:
+    """The configuration of a sweep by the attacks of a suite.
+
+    Args:
+      given: keys of a sweep without `attack`, `ratio` and `suite`; `metric` may be missing.
+      suite: its name; None is that of the data.
+      budget: of the suite.
+      ratios: that may be asked for, beside 0.
+
+    Returns:
+      Configuration, suite, and which of its attacks cannot be run, with the reason.
+
+    Raises:
+      UsageError: for an unknown name or key, more than one setting, or a suite for other data.
+    """
+    chosen = {"metric": list(METRICS), "seeds": [0, 1, 2], "name": "suite", **given}
+    for key in ("attack", "ratio", "suite"):
+        if key in given:
+            raise UsageError(f"{key}: a suite brings its attacks and is asked for ratios; leave the key out of the configuration, or use `selgrad sweep`")
+    # Which attacks can be run is known when the model is there; until then one stands for them.
+    first = parse({**chosen, "attack": "idlg", "ratio": [0.0]})
+    for kind in ("dataset", "model", "update", "protection"):
+        found = getattr(first, kind)
+        if len(found) > 1:
+            raise UsageError(f"{kind}: {', '.join(spec.label for spec in found)} are {len(found)}; a suite speaks of one setting, name one")
+    setting = Setting(first.dataset[0], first.model[0], first.update[0], public=first.public, rounds=first.rounds, protection=first.protection[0])
+    which = suite_for(setting.modality.name if suite is None else suite)
+    if which.name != setting.modality.name:
+        raise UsageError(f"suite {which.name!r} is for {which.name}, and {setting.specs[0].label} holds {setting.modality.name}")
+    attacks, left = which.attacks(setting, budget)
+    changes = {"ratio": tuple(dict.fromkeys([0.0, *ratios])), "suite": which.label(budget), "attack": tuple(attacks)}
+    return first.model_copy(update=changes), which, left
+
+
+def run_suite(
+    given: Mapping[str, Any], ratios: Sequence[float], out: str | Path, *, suite: str | None = None, budget: Budget = "standard", wandb: str = "disabled",
+    quiet: bool = False,
+) -> pd.DataFrame:  # fmt: skip
+    """Runs or continues a sweep by the attacks of a suite, at given ratios and with nothing encrypted.
+
+    Args:
+      given: keys of a sweep (docs/configuration.md) without `attack` and `ratio`.
+      ratios: shares of entries to encrypt.
+      out: folder, as of any sweep.
+      suite: images or text; None is that of the data.
+      budget: quick, standard or full.
+      wandb, quiet: as of any sweep.
+
+    Returns:
+      The records; `selgrad.report.verdicts.by_level` and `selgrad.report.flags.flags` read them.
+
+    Raises:
+      UsageError: for an unknown name or key, more than one setting, or a suite for other data.
+      SelgradError: if an attack, a file or the disk fails.
+    """
+    for ratio in ratios:
+        require_ratio(ratio)
+    config, _, _ = configured(given, suite, budget, ratios)
+    return run_sweep(config, out, wandb=wandb, quiet=quiet)
+
+
+def recommend(
+    given: Mapping[str, Any], out: str | Path, *, question: Question | None = None, suite: str | None = None, budget: Budget = "standard",
+    check: bool = False, on_event: OnEvent = lambda _: None,
+) -> Recommendation:  # fmt: skip
+    """The cheapest metric and ratio that protect, by the attacks of a suite, measured on one's own model and data.
+
+    Args:
+      given: keys of a sweep (docs/configuration.md) without `attack` and `ratio`: at least `dataset` and `model`; several `metric`s and `selector`s are
+        compared. Every sample and seed is an input; a claim of "below 5 %" needs 86 of them besides the first nine.
+      out: folder of the records, continued if it holds the same search; the question may differ.
+      question: level, tolerated rate and confidence; by default that at most 5 % of the inputs are recognisable, 95 %.
+      suite: images or text; None is that of the data.
+      budget: quick, standard or full.
+      check: whether the answer is tried on as many inputs after these, with other weights.
+      on_event: called with a line whenever something begins.
+
+    Raises:
+      UsageError: for an unknown name or key, more than one setting, or a folder that holds something else.
+      SelgradError: if an attack, a file or the disk fails.
+    """
+    asked = question or Question()
+    config, which, left = configured({"gallery": 0, "name": "recommend", **given}, suite, budget, asked.ratios)
+    root = Path(out)
+    executor: Executor = Spec.of("engine", "local").build()
+    with contextlib.closing(executor):
+        search, runner, found = _searched(config, root / "search", asked, executor, on_event)
+        records = search.records()
+        rows, everything, note = _costs(search, found, config.encryption, on_event)
+        table = pd.DataFrame(rows).sort_values(["protects", "bytes", "ratio"], ascending=[False, True, True], kind="stable", ignore_index=True)
+        chosen = str(table["metric"].iloc[0]) if len(table) and table["protects"].iloc[0] else None
+        checked = None
+        if check and chosen is not None:
+            arm = next(arm for arm in search.arms if arm.label == chosen)
+            checked = _check(config, search, arm, found[chosen], asked, root / "check", executor, on_event)
+    size = asked.needed(0) + asked.pilot
+    grid = len(search.arms) * (len(asked.ratios) - 1) * size * len(config.attack) + size * len(config.attack)
+    result = Recommendation(
+        search.settings[0].title, which.label(budget), asked, table, everything, chosen, contributions(reached(records, asked.level)), left,
+        flags(reached(records, asked.level)), runner.num_known, grid, checked, note,
+    )  # fmt: skip
+    (root / "recommendation.json").write_text(json.dumps(_finite(result.document()), indent=1) + "\n")
+    return result
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _searched(config: SweepConfig, out: Path, question: Question, executor: Executor, on_event: OnEvent) -> tuple[Search, Runner, dict[str, Answer]]:
+    """Runs a search to its end."""
+    search = Search(config, out)
+    with search.lock():
+        executor.plan(search, on_event)
+        runner = Runner(search, executor, question.level, on_event=on_event)
+
+        def on_round(state: dict[str, Answer | Wanted]) -> None:
+            open_arms = [f"{label} at {question.ratios[one.ratio]:g}" for label, one in state.items() if isinstance(one, Wanted)]
+            on_event(f"{runner.num_known} attacks so far; open: {', '.join(open_arms) or 'nothing'}")
+
+        found = answers(search, runner, question, on_round)
+        search.folder.compact()
+    return search, runner, found
+
+
+def _costs(search: Search, found: Mapping[str, Answer], options: EncryptionConfig | None, on_event: OnEvent) -> tuple[list[dict[str, Any]], Cost | None, str]:
+    """One row an arm, with what its selection costs; the cost of everything; and why there is none, where there is none."""
+    missing = encryption.unavailable()
+    note = "encryption is off" if options is None else missing or ""
+    schemes = None if note or options is None else SchemeCache(options)
+    setting, seed = search.settings[0], search.config.seeds[0]
+
+    def cost(arm: Arm, ratio: float) -> Cost | None:
+        if schemes is None or math.isnan(ratio):
+            return None
+        on_event(f"encrypting {ratio:.1%} by {arm.label}")
+        return encryption_cost(setting, Lane(seed, 0, arm.metric, arm.selector, ratio), schemes)
+
+    rows = []
+    for arm in search.arms:
+        answer = found[arm.label]
+        paid = cost(arm, answer.ratio)
+        rows.append(
+            {
+                "metric": arm.label, **dataclasses.asdict(answer), "protects": answer.verdict in ("protected", "encrypt everything"),
+                "bytes": math.nan if paid is None else float(paid.ciphertext_bytes), "seconds": math.nan if paid is None else paid.encrypt_seconds,
+            }
+        )  # fmt: skip
+    return rows, cost(search.arms[0], 1.0), note
+
+
+def _check(
+    config: SweepConfig, search: Search, arm: Arm, answer: Answer, question: Question, out: Path, executor: Executor, on_event: OnEvent
+) -> Checked | None:
+    """As many inputs as a claim needs, from after those of the search, with weights of other seeds."""
+    dataset = search.settings[0].specs[0]
+    if answer.ratio == 1.0:
+        return Checked(1.0, 0, 0, 0, 0.0, True)
+    count = len(search.settings[0].dataset)
+    fresh = {"offset": int(dataset.get("offset") or 0) + count, "count": count}
+    if not set(fresh) <= set(dict(dataset.arguments)):
+        return None
+    seeds = [max(config.seeds) + 1 + at for at in range(len(config.seeds))]
+    changes = {
+        "dataset": (dataset.changed(**fresh),),
+        "seeds": tuple(seeds),
+        "ratio": (0.0, answer.ratio),
+        "metric": (arm.metric,),
+        "selector": (arm.selector,),
+    }
+    try:
+        other = Search(config.model_copy(update=changes), out)
+    except UsageError as error:
+        on_event(f"no check: there are no fresh inputs ({error})")
+        return None
+    with other.lock():
+        executor.plan(other, on_event)
+        runner = Runner(other, executor, question.level, on_event=lambda line: on_event(f"check: {line}"))
+        cells = range(min(other.num_cells, question.needed(0)))
+        runner.run([other.lane(other.arms[0], answer.ratio, cell) for cell in cells])
+        worst = worst_of(reached(other.records(), question.level))
+        other.folder.compact()
+    told = worst[(worst["ratio"] == answer.ratio) & (worst["outcome"] != "attack failed")]
+    read, unresolved = int((told["outcome"] == "read").sum()), int((told["outcome"] == "unresolved").sum())
+    bound = upper_bound(read, len(told), 1 - question.error)
+    return Checked(answer.ratio, read, len(told), unresolved, bound, read == 0)

@@ -1,0 +1,207 @@
+"""An adaptive sweep: cells are chosen as verdicts need them, run as blocks, and kept as any sweep's records; what is there is never run again.
+
+`selgrad.suites.decide` says which cells are wanted, and this runs them: for each of them the attacks of a suite, the cheapest first, until one reads the input.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from selgrad.errors import SelgradError
+from selgrad.experiment import Lane
+from selgrad.registry import Spec
+from selgrad.report.record_files import RecordFiles
+from selgrad.report.verdicts import reached, worst_of
+from selgrad.suites.decide import Answer, Question, Wanted, step
+from selgrad.sweep.executors.protocol import Executor
+from selgrad.sweep.plan import BlockPlan, Plan
+from selgrad.sweep.run import OnEvent, Sweep
+
+
+class Arm(NamedTuple):
+    """What a defender can choose besides the ratio."""
+
+    metric: Spec
+    selector: Spec
+
+    @property
+    def label(self) -> str:
+        """The metric, and the selector where it is another than global_top."""
+        return self.metric.label if self.selector.label == "global_top" else f"{self.metric.label} / {self.selector.label}"
+
+
+class Search(Sweep):
+    """A sweep of one setting whose cells are chosen one after the other.
+
+    Its configuration has the attacks in the order in which they are tried, and every ratio that may be asked for, with 0.
+    """
+
+    scattered = True
+
+    def _split(self, index: int, attack: Spec, lanes_per_block: int) -> list[BlockPlan]:
+        """One block that stands for all: whichever cells are wanted, they are run by the same program."""
+        config, number = self.config, self.settings[index].num_samples
+        lanes = [Lane(config.seeds[0], at % number, config.metric[0], config.selector[0], config.ratio[-1]) for at in range(lanes_per_block)]
+        return [BlockPlan(index, attack, config.seeds[:1], (tuple(lanes),), lanes_per_block)]
+
+    def equivalence(self) -> pd.DataFrame:
+        """Masks are not compared: few of them are made."""
+        return pd.DataFrame()
+
+    @property
+    def arms(self) -> list[Arm]:
+        """Every metric with every selector."""
+        return [Arm(metric, selector) for metric in self.config.metric for selector in self.config.selector]
+
+    @property
+    def num_cells(self) -> int:
+        """Cells at one ratio: every sample with every seed."""
+        return self.settings[0].num_samples * len(self.config.seeds)
+
+    def lane(self, arm: Arm, ratio: float, cell: int) -> Lane:
+        """The cell of a number: neighbours are of different samples and of different seeds, and all metrics have the same ones."""
+        number, seeds = self.settings[0].num_samples, self.config.seeds
+        return Lane(seeds[(cell % number + cell // number) % len(seeds)], cell % number, arm.metric, arm.selector, ratio)
+
+    def records(self) -> pd.DataFrame:
+        """What is known."""
+        files = RecordFiles(self.out)
+        return files.read() if files.blocks else pd.DataFrame()
+
+    def blocks_of(self, attack: Spec, lanes: Iterable[Lane]) -> list[BlockPlan]:
+        """Cells in blocks of one seed, and of one metric and selector where the attacker reads them."""
+        built, size = self._attacks[attack], self.folder.block_sizes[f"0:{attack.label}"]
+        groups: dict[Any, list[Lane]] = {}
+        for lane in dict.fromkeys(lanes):
+            groups.setdefault((lane.seed, (lane.metric, lane.selector) if built.evidence else None), []).append(lane)
+        return [BlockPlan(0, attack, (group[0].seed,), (tuple(group[at : at + size]),), size) for group in groups.values() for at in range(0, len(group), size)]
+
+
+Key = tuple[str, str, str, float, int, int]
+
+
+def _key(attack: str, lane: Lane) -> Key:
+    # With nothing encrypted all metrics and selectors are one.
+    chosen = ("", "") if lane.ratio == 0 else (lane.metric.label, lane.selector.label)
+    return attack, *chosen, lane.ratio, lane.sample, lane.seed
+
+
+@dataclasses.dataclass
+class Runner:
+    """Runs what a search wants.
+
+    Attributes:
+      search: planned.
+      executor: that runs blocks.
+      level: at which an input counts as read, after which no other attack is tried on it.
+      on_block: called with an attack's short name and the records of each block.
+      on_event: called with a line.
+    """
+
+    search: Search
+    executor: Executor
+    level: str
+    on_block: Callable[[str, pd.DataFrame], None] = lambda *_: None
+    on_event: OnEvent = lambda _: None
+
+    def __post_init__(self) -> None:
+        self._known: dict[Key, bool] = {}
+        self._learn(self.search.records())
+
+    def _learn(self, records: pd.DataFrame) -> None:
+        if records.empty:
+            return
+        for row in reached(records, self.level).itertuples():
+            chosen = ("", "") if row.ratio == 0 else (row.metric_label, row.selector_label)
+            key = (row.attack_label, *chosen, float(row.ratio), int(row.sample), int(row.seed))
+            self._known[key] = bool(row.success)
+
+    @property
+    def num_known(self) -> int:
+        """Attacks that were run, now or before."""
+        return len(self._known)
+
+    def run(self, lanes: Sequence[Lane]) -> None:
+        """Every attack on cells with nothing encrypted; on the others until one reads them, and then with nothing encrypted on those that none did."""
+        plain = [lane for lane in lanes if lane.ratio == 0]
+        waiting = [lane for lane in lanes if lane.ratio > 0]
+        for attack in self.search.config.attack:
+            self._attack(attack, [*plain, *waiting])
+            waiting = [lane for lane in waiting if not self._known[_key(attack.label, lane)]]
+        if waiting:
+            # A defence is not credited where the attack fails anyway; all metrics share these.
+            self.run(list({(lane.sample, lane.seed): dataclasses.replace(lane, ratio=0.0) for lane in waiting}.values()))
+
+    def _attack(self, attack: Spec, lanes: Sequence[Lane]) -> None:
+        wanted = list({key: lane for lane in lanes if (key := _key(attack.label, lane)) not in self._known}.values())
+        if not wanted:
+            return
+        blocks = self.search.blocks_of(attack, wanted)
+        plan = Plan(len(wanted), tuple(blocks), 0, 0.0, 0.0)
+        found: list[pd.DataFrame] = []
+
+        def on_block(short: str, records: pd.DataFrame) -> None:
+            found.append(records)
+            self.on_block(short, records)
+
+        told = {"cells": 0.0}
+
+        def on_progress(cells: float, line: str) -> None:
+            told["cells"] += cells
+            self.on_event(f"{line}: {told['cells']:.0f} of {len(wanted)} cells")
+
+        self.executor.run(self.search, plan, None, on_block, on_progress)
+        done = {block.identity for block in blocks} - {block.identity for block in self.search.missing(blocks)}
+        self._learn(pd.concat(found, ignore_index=True) if found else pd.DataFrame())
+        if len(done) == len(blocks) and any(_key(attack.label, lane) not in self._known for lane in wanted):
+            self._learn(self.search.records())
+        missing = [lane for lane in wanted if _key(attack.label, lane) not in self._known]
+        if missing:
+            raise SelgradError(f"{attack.label} left {len(missing)} cells without a record; run the same command again")
+
+
+def outcomes(search: Search, records: pd.DataFrame, level: str, ratios: Sequence[float]) -> dict[str, dict[int, dict[int, str]]]:
+    """Arm -> place of a ratio -> number of a cell -> outcome, as `decide.step` reads them."""
+    found: dict[str, dict[int, dict[int, str]]] = {arm.label: {} for arm in search.arms}
+    if records.empty:
+        return found
+    worst = worst_of(reached(records, level))
+    cells = {(lane.sample, lane.seed): cell for cell in range(search.num_cells) for lane in [search.lane(search.arms[0], 0.0, cell)]}
+    named = {(arm.metric.label, arm.selector.label): arm.label for arm in search.arms}
+    places = {ratio: place for place, ratio in enumerate(ratios)}
+    for row in worst.itertuples():
+        arm, place = named.get((row.metric_label, row.selector_label)), places.get(row.ratio)
+        cell = cells.get((row.sample, row.seed))
+        if arm is not None and place is not None and cell is not None:
+            found[arm].setdefault(place, {})[cell] = row.outcome
+    return found
+
+
+def answers(search: Search, runner: Runner, question: Question, on_round: Callable[[dict[str, Answer | Wanted]], None] = lambda _: None) -> dict[str, Answer]:
+    """Runs cells until every arm has its answer.
+
+    Args:
+      search: planned.
+      runner: of its cells.
+      question: that is asked.
+      on_round: called with what each arm wants, or has been answered, before each round of cells.
+
+    Returns:
+      Arm -> answer.
+    """
+    while True:
+        tried = outcomes(search, search.records(), question.level, question.ratios)
+        state = {arm.label: step(question, tried[arm.label], search.num_cells) for arm in search.arms}
+        on_round(state)
+        wanted = [(arm, state[arm.label]) for arm in search.arms]
+        lanes = [search.lane(arm, question.ratios[one.ratio], cell) for arm, one in wanted if isinstance(one, Wanted) for cell in one.cells]
+        if not lanes:
+            return {label: one for label, one in state.items() if isinstance(one, Answer)}
+        before = runner.num_known
+        runner.run(lanes)
+        if runner.num_known == before:
+            raise SelgradError(f"records of this search have gone from {str(search.out)!r}; choose another --out, or run the same command again")

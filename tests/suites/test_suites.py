@@ -1,0 +1,148 @@
+"""Suites on real updates: what they hold, that a search ends with the answer that the whole grid gives, and that it goes on where it stopped."""
+
+import dataclasses
+import importlib
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from selgrad.encryption import unavailable
+from selgrad.errors import UsageError
+from selgrad.experiment import Setting
+from selgrad.registry import make_spec
+from selgrad.report.verdicts import by_level, contributions, reached, worst_of
+from selgrad.suites import BUDGETS, SUITES, members, suite_for
+from selgrad.suites.decide import Question
+from selgrad.suites.members import Member, Suite
+from selgrad.suites.recommend import configured, recommend, run_suite
+
+HASHES = {
+    "images": {"quick": "f401d144", "standard": "688228f8", "full": "3ca22434"},
+    "text": {"quick": "5455aaa7", "standard": "2f782223", "full": "6dd1f77c"},
+}
+RATIOS = (0.2, 0.6, 0.9, 1.0)
+QUESTION = Question(rate=0.3, confidence=0.8, pilot=3, chunk=4, ratios=RATIOS)
+GIVEN = {
+    "dataset": {"name": "digits", "count": 10}, "model": {"name": "mlp", "width": 16, "activation": "sigmoid"}, "metric": ["magnitude", "random"],
+    "encryption": {"num_clients": 2}, "seeds": [0, 1, 2],
+}  # fmt: skip
+
+
+def test_a_suite_is_frozen():
+    """A change of a member, or of a default of its attack, is another version: raise `version` and then write the new hashes here."""
+    assert {name: {budget: suite.hash(budget) for budget in BUDGETS} for name, suite in SUITES.items()} == HASHES
+    assert all(suite.version == 1 for suite in SUITES.values())
+
+
+def test_what_cannot_be_run_is_left_out_and_says_why():
+    setting = lambda model, **update: Setting(make_spec("dataset", "digits", {"count": 8}), make_spec("model", model), make_spec("update", **update))
+    attacks, left = suite_for("images").attacks(setting("lenet", name="gradient"), "standard")
+    assert [spec.name for spec in attacks] == ["inverting_gradients", "idlg", "gauss_newton"] and left == {"rank_one": "no dense layer reads the pixels"}
+    attacks, left = suite_for("images").attacks(setting("mlp", name="fedavg", arguments={"num_steps": 2, "batch_size": 2}), "quick")
+    assert [spec.name for spec in attacks] == ["inverting_gradients", "idlg"]
+    assert left == {"rank_one": "reads one gradient, and several local steps are sent", "gauss_newton": "budget quick leaves it out"}
+    with pytest.raises(UsageError, match="unknown suite 'image'; did you mean 'images'"):
+        suite_for("image")
+
+
+@pytest.fixture
+def closed_form(monkeypatch):
+    """A suite of the one attack that takes no time."""
+    rank_one = SUITES["images"].members[0]
+    monkeypatch.setitem(members.SUITES, "images", Suite("images", 1, (rank_one,)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"attack": "idlg"}, "a suite brings its attacks"), ({"model": ["mlp", "lenet"]}, "a suite speaks of one setting"), ({"metrik": "random"}, "metrik"),
+        ({"dataset": "digit"}, "digits"),
+    ],
+)  # fmt: skip
+def test_a_configuration_that_makes_no_sense_is_refused(changes, said):
+    with pytest.raises(UsageError, match=said):
+        configured({**GIVEN, **changes}, None, "quick", RATIOS)
+
+
+def test_a_suite_for_other_data_is_refused():
+    with pytest.raises(UsageError, match="suite 'text' is for text"):
+        configured(GIVEN, "text", "quick", RATIOS)
+
+
+def test_the_search_says_what_the_grid_says(closed_form, tmp_path):
+    found = recommend(GIVEN, tmp_path / "search", question=QUESTION, check=True)
+    grid = run_suite(GIVEN, RATIOS, tmp_path / "grid", quiet=True)
+    assert set(grid["suite"]) == {found.suite} and found.suite.startswith("images-v1-standard-")
+    worst = worst_of(reached(grid, "recognisable"))
+    table = found.table.set_index("metric")
+    for metric, cells in worst.groupby("metric_label"):
+        told = cells[cells["outcome"] != "attack failed"]
+        rates = (told["outcome"] == "read").groupby(told["ratio"]).mean()
+        answer = table.loc[metric]
+        assert answer["low"] < answer["ratio"] and (answer["low"] == 0 or rates[answer["low"]] > QUESTION.rate)
+        if answer["verdict"] == "protected":
+            assert rates[answer["ratio"]] < QUESTION.rate and answer["bound"] <= QUESTION.rate
+    # Cells of the search are those of the grid, with the same outcome.
+    mine = pd.read_parquet(tmp_path / "search" / "search" / "records")
+    both = mine.merge(grid, on="cell_id", suffixes=("", "_grid"))
+    assert len(both) == len(mine) < len(grid) and (both["level"] == both["level_grid"]).all()
+    assert found.num_cells == len(mine)
+    assert found.chosen == table.index[0] and table["protects"].iloc[0]
+    saved = json.loads((tmp_path / "search" / "recommendation.json").read_text())
+    assert saved["chosen"] == found.chosen and [row["metric"] for row in saved["table"]] == list(found.table["metric"])
+    if found.table["ratio"].iloc[0] < 1:
+        assert found.checked is not None and found.checked.num_cells > 0
+    if unavailable() is None:
+        assert found.everything is not None and (table["bytes"] <= found.everything.ciphertext_bytes).all()
+    levels = by_level(grid)
+    assert set(levels["level"]) == {"exact", "recognisable", "attribute"}
+    wide = levels.pivot_table(index=["metric", "ratio"], columns="level", values="read")
+    assert (wide["exact"] <= wide["recognisable"]).all() and (wide["recognisable"] <= wide["attribute"]).all(), "a higher level is the lower one too"
+
+
+def test_what_is_there_is_not_run_again(closed_form, tmp_path, monkeypatch):
+    first = recommend(GIVEN, tmp_path, question=QUESTION)
+    monkeypatch.setattr(importlib.import_module("selgrad.sweep.executors.local")._Run, "whole", lambda *_, **__: pytest.fail("a cell was run twice"))
+    again = recommend(GIVEN, tmp_path, question=QUESTION)
+    pd.testing.assert_frame_equal(first.table.drop(columns=["seconds"]), again.table.drop(columns=["seconds"]))
+    # Another question of the same records takes what it can from them.
+    looser = recommend(GIVEN, tmp_path, question=dataclasses.replace(QUESTION, rate=0.5, confidence=0.7))
+    assert (looser.table["ratio"] <= first.table["ratio"].max()).all()
+    with pytest.raises(UsageError, match="holds another sweep"):
+        recommend({**GIVEN, "metric": "magnitude"}, tmp_path, question=QUESTION)
+
+
+def test_contributions_count_what_nothing_else_reads():
+    rows = [
+        {"attack_label": attack, "sample": sample, "success": success}
+        for attack, wins in {"a": (True, True, False, False), "b": (True, False, True, False)}.items()
+        for sample, success in enumerate(wins)
+    ]
+    base = {
+        "dataset_label": "d", "model_label": "m", "update_label": "u", "protection_label": "none", "metric_label": "magnitude", "selector_label": "global_top",
+        "ratio": 0.5, "seed": 0, "converged": True, "num_evaluations": 10, "attack_seconds": 1.0,
+    }  # fmt: skip
+    records = pd.DataFrame([{**base, **row} for row in rows])
+    found = contributions(records).set_index("attack")
+    assert found.loc["a", ["read", "alone"]].tolist() == [2, 1] and found.loc["b", ["read", "alone"]].tolist() == [2, 1]
+    worst = worst_of(records).set_index("sample")
+    assert worst["outcome"].tolist() == ["read", "read", "read", "protected"] and worst["by"].tolist() == [("a", "b"), ("a",), ("b",), ()]
+
+
+def test_an_input_is_protected_where_one_attack_that_works_was_searched_to_its_end():
+    base = {"dataset_label": "d", "model_label": "m", "update_label": "u", "metric_label": "magnitude", "selector_label": "global_top", "sample": 0, "seed": 0}
+    rows = [("works", 0.0, True, True), ("works", 0.5, False, True), ("early", 0.0, True, True), ("early", 0.5, False, False), ("weak", 0.0, False, True), ("weak", 0.5, False, True)]
+    table = pd.DataFrame([{**base, "attack_label": a, "ratio": r, "success": s, "converged": c} for a, r, s, c in rows])
+    outcome = lambda *attacks: worst_of(table[table["attack_label"].isin(attacks)]).set_index("ratio").loc[0.5, "outcome"]
+    assert outcome("works", "early", "weak") == outcome("works") == "protected"
+    assert outcome("early", "weak") == outcome("early") == "unresolved" and outcome("weak") == "attack failed"
+
+
+def test_a_member_of_another_version_changes_the_hash():
+    one = SUITES["images"]
+    assert dataclasses.replace(one, version=2).hash("quick") != one.hash("quick")
+    other = dataclasses.replace(one.members[1], arguments={"quick": ({"num_steps": 1201},)})
+    assert dataclasses.replace(one, members=(other,)).hash("quick") != one.hash("quick")
+    assert isinstance(other, Member) and np.unique([one.hash(budget) for budget in BUDGETS]).size == 3
