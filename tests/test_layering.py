@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "selgrad"
 # They compose the rooms.
-CORRIDORS = {"federation", "experiment", "sweep", "modality", "cli"}
+CORRIDORS = {"federation", "experiment", "sweep", "suites", "modality", "cli"}
 ROOMS = sorted(p.name for p in PACKAGE.iterdir() if p.is_dir() and (p / "__init__.py").exists() and p.name not in CORRIDORS)
 SHARED = {f"selgrad.{name}" for name in ("base", "trees", "jacobian", "errors", "callables", "measures", "sources")}
 
@@ -98,7 +98,7 @@ def test_no_private_name_is_used_across_modules():
 
 
 def test_no_file_of_the_composition_layer_is_long():
-    for folder in ("experiment", "sweep", "modality", "cli"):
+    for folder in ("experiment", "sweep", "suites", "modality", "cli"):
         for file in (PACKAGE / folder).rglob("*.py"):
             assert len(file.read_text().splitlines()) <= 300, f"{file.relative_to(PACKAGE)} holds more than one trade"
 

@@ -148,10 +148,20 @@ def zero_leaf_used(table: pd.DataFrame) -> Iterator[Flag]:
         return
     told = table[table["attack_report"].fillna("") != ""]
     for panel, cells in told.groupby("panel", sort=True):
-        zero = [leaves for text in cells["attack_report"] if (leaves := json.loads(text).get("zero"))]
-        if zero:
-            named = ", ".join(sorted({leaf for leaves in zero for leaf in leaves})[:3])
-            yield Flag("a leaf of zeros is used", panel, f"in {_share(len(zero), len(cells))} cells: {named}")
+        leaves = {text: _zero(text) for text in cells["attack_report"].unique()}
+        used = int(cells["attack_report"].map(lambda text, leaves=leaves: bool(leaves[text])).sum())
+        if used:
+            named = ", ".join(sorted({leaf for some in leaves.values() for leaf in some})[:3])
+            yield Flag("a leaf of zeros is used", panel, f"in {_share(used, len(cells))} cells: {named}")
+
+
+def _zero(report: str) -> list[str]:
+    """The leaves of zeros that a report names; reports of somebody's own attack may be anything."""
+    try:
+        said = json.loads(report)
+    except ValueError:
+        return []
+    return [str(leaf) for leaf in said.get("zero", [])] if isinstance(said, dict) else []
 
 
 def labels_wrong(table: pd.DataFrame) -> Iterator[Flag]:

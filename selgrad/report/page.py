@@ -14,8 +14,9 @@ import jinja2
 import pandas as pd
 
 from selgrad.report import figures
+from selgrad.report.flags import flags
 from selgrad.report.tables import attack_label, mask_overlaps, metric_label, protections, read_records, same_masks, with_labels
-from selgrad.report.verdicts import stopping_ratios, verdict_grid
+from selgrad.report.verdicts import by_level, stopping_ratios, verdict_grid
 
 _PAGE = jinja2.Template(
     """<!doctype html>
@@ -27,19 +28,30 @@ _PAGE = jinja2.Template(
  img { max-width: 100%; } figure { margin: 1rem 0; } figcaption { color: #57606a; font-size: .9rem; }
  table { border-collapse: collapse; font-size: .9rem; display: block; overflow-x: auto; }
  th, td { border: 1px solid #d0d7de; padding: .3rem .6rem; text-align: left; } th { background: #f6f8fa; }
- .stopped { background: #e6f4ea; } .succeeds { background: #fdecea; } .never { color: #57606a; }
+ .stopped { background: #e6f4ea; } .succeeds { background: #fdecea; } .open { background: #fff8c5; }
+ .never { color: #57606a; background: repeating-linear-gradient(135deg, #f6f8fa 0 6px, #eaeef2 6px 12px); } .flags li { margin: .3rem 0; }
  details { margin: 1rem 0; } pre { background: #f6f8fa; padding: 1rem; overflow-x: auto; font-size: .85rem; }
 </style></head><body>
 <h1>{{ name }}: which metric, at which ratio, stops which attack</h1>
 <p>{{ num_cells }} cells: {{ facts }}. An attack succeeds where {{ rule }}{% if diverged %}; {{ diverged }} cells diverged and count as failed{% endif %}.
  {% if note %}{{ note }}{% endif %}</p>
+{% if flags %}<h2>What makes these verdicts worth less</h2>
+<ul class="flags">{% for flag in flags %}<li><b>{{ flag.panel }}</b>: {{ flag.name }}; {{ flag.detail }}.</li>
+{% endfor %}</ul>{% endif %}
+{% if levels %}<h2>What is read at each level</h2>
+<p>Each input is judged by the attack that gets most of it{% if suite %} (suite {{ suite }}){% endif %}: inputs read, of those on which an attack gets as much with nothing
+ encrypted, and the upper end of the 95 % interval of that share. <i>Exact</i> is to the grey level, or the identical text; <i>recognisable</i> is told from {{ others }}
+ other inputs of the data set; <i>attribute</i> is the class, or half of the words. Open: no attack read the input, and none that works was searched to its end.</p>
+<table><tr>{% for cell in levels[0] %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% for row in levels[1:] %}<tr>{% for cell, kind in row %}<td class="{{ kind }}">{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table>{% endif %}
 <h2>The smallest measured ratio that stops each attack</h2>
 <table><tr>{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr>
-{% for row in grid %}<tr>{% for cell in row %}<td class="{{ 'succeeds' if 'still' in cell else 'stopped' if 'stopped' in cell else 'never' if 'never' in cell else '' }}">{{ cell }}</td>{% endfor %}</tr>
+{% for row in grid %}<tr>{% for cell in row %}<td class="{{ 'succeeds' if 'still' in cell else 'stopped' if 'stopped' in cell else 'open' if 'no success' in cell else 'never' if 'fails' in cell else '' }}">{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>
-<p>“Stopped at r” means that no cell at r or at any larger measured ratio succeeded; with few cells that says little, so the table below gives the upper end
- of the 95 % Wilson interval of the success rate at r. “Never succeeds”: the attack fails without any encryption too (a protection besides may have stopped it), and says nothing about a metric. “No success from r on”: r is the smallest measured ratio, so
- whether the attack works at all was not measured.</p>
+<p>“Stopped at r” means that every attack at r and at each larger measured ratio found another explanation of all that is visible; how many cells that rests on, and the
+ upper end of the 95 % Wilson interval of the success rate, stand beside it. “No success from r on … unresolved”: some searches ended before that, and a better one may
+ succeed. “Attack fails with nothing encrypted” says nothing of any metric (a protection besides may have stopped it). “≤”: no smaller ratio was tried.</p>
 <details><summary>With confidence and cost</summary>
 <table><tr><th>attack</th><th>metric</th><th>verdict</th><th>success at ratio 0</th><th>cells at r</th><th>success rate at most</th><th>ciphertext kB per client</th></tr>
 {% for row in stops %}<tr><td>{{ row.panel }}</td><td>{{ row.curve }}</td><td>{{ row.verdict }}</td><td>{{ row.at_zero }}</td><td>{{ row.num_cells }}</td><td>{{ row.upper }}</td><td>{{ row.kilobytes }}</td></tr>
@@ -134,6 +146,28 @@ def _overlaps(root: Path) -> list[list[str]]:
     return [header, *([f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in table.itertuples(index=False))]
 
 
+def _levels(records: pd.DataFrame) -> list[list[Any]]:
+    """Header and rows of what is read at each level, cells with their colour; nothing where records do not say so."""
+    if not {"level", "converged", "num_visible"} <= set(records.columns):
+        return []
+    table = by_level(records)
+    names = list(dict.fromkeys(table["level"]))
+    keys = [key for key in ("setting", "metric", "selector") if key == "metric" or table[key].nunique() > 1]
+    rows: list[list[Any]] = [[*keys, "encrypted", *names]]
+    for place, cells in table.groupby([*keys, "ratio"], sort=False):
+        told = {row.level: row for row in cells.itertuples()}
+        shown = [("", "") if name not in told else _level_cell(told[name]) for name in names]
+        rows.append([*((str(part), "") for part in place[:-1]), (f"{100 * place[-1]:g} %", ""), *shown])
+    return rows
+
+
+def _level_cell(row: Any) -> tuple[str, str]:
+    if not row.num_cells:
+        return "attacks fail", "never"
+    kind = "succeeds" if row.read else "open" if row.unresolved else "stopped"
+    return f"{row.read} of {row.num_cells}{f', {row.unresolved} open' if row.unresolved else ''} (≤ {row.upper:.0%})", kind
+
+
 def make_report(out: str | Path) -> Path:
     """Draws `figures/` and writes `report.html` in a sweep's folder.
 
@@ -191,6 +225,10 @@ def make_report(out: str | Path) -> Path:
         overlaps=_overlaps(root),
         protections=protections(records).to_dict("records"),
         diverged=int(records["diverged"].sum()),
+        flags=flags(records),
+        levels=_levels(records),
+        suite=next((text for text in records.get("suite", []) if text), ""),
+        others=f"{int(records['num_others'].max()):,}" if "num_others" in records else "",
         note="" if cost is not None else "Encryption costs were not measured.",
         header=header,
         grid=grid,

@@ -60,16 +60,14 @@ def worst_of(records: pd.DataFrame) -> pd.DataFrame:
     all that is visible, which no longer search tells from the truth. It is unresolved where all that read it then ended too early.
 
     Returns:
-      Columns of the setting, `metric_label`, `selector_label`, `ratio`, `sample`, `seed`, `outcome`, and `by`: the attacks that read it, in the order of
-      their labels.
+      Columns of the setting, `metric_label`, `selector_label`, `ratio`, `sample`, `seed`, `outcome`, and `by`: how many attacks read it.
     """
     table = with_outcomes(records)
     keys = [name for name in (*SETTING, "dataset_arguments", *_CELL) if name in table]
     order = ("read", "protected", "unresolved", "attack failed")
-    place = table["outcome"].map({outcome: i for i, outcome in enumerate(order)})
-    read = table["attack_label"].where(table["outcome"] == "read")
-    grouped = table[keys].assign(place=place, read=read).groupby(keys, sort=False)
-    found = grouped.agg(place=("place", "min"), by=("read", lambda labels: tuple(sorted(labels.dropna())))).reset_index()
+    place = table["outcome"].map({outcome: i for i, outcome in enumerate(order)}).astype(int)
+    grouped = table[keys].assign(place=place, by=place == 0).groupby(keys, sort=False, observed=True)
+    found = grouped.agg(place=("place", "min"), by=("by", "sum")).reset_index()
     return found.assign(outcome=found["place"].map(dict(enumerate(order)))).drop(columns="place")
 
 
@@ -81,8 +79,10 @@ def by_level(records: pd.DataFrame) -> pd.DataFrame:
       `unresolved` of these, and `upper`, of the 95 % Wilson interval of the share that is read.
     """
     parts = []
+    needed = {*SETTING, "dataset_arguments", "attack_label", *_CELL, "level", "converged", "num_visible"}
+    narrow = records[[name for name in records.columns if name in needed]]
     for level in reversed(LEVELS[1:]):
-        worst = worst_of(reached(records, level))
+        worst = worst_of(reached(narrow, level))
         worst = worst.assign(setting=worst["dataset_label"] + " / " + worst["model_label"] + " / " + worst["update_label"])
         for (setting, metric, selector, ratio), cells in worst.groupby(["setting", "metric_label", "selector_label", "ratio"], sort=True):
             told = cells[cells["outcome"] != "attack failed"]
@@ -98,12 +98,15 @@ def contributions(records: pd.DataFrame) -> pd.DataFrame:
     Returns:
       Columns `attack`, `read`, `alone` (cells that no other attack reads), `num_cells`, `num_evaluations` (mean) and `seconds` (mean, of a cell).
     """
-    partial = worst_of(records)["by"]
+    table = with_outcomes(records)
+    keys = [name for name in (*SETTING, "dataset_arguments", *_CELL) if name in table]
+    readers = table[keys].assign(read=table["success"].astype(bool)).groupby(keys, sort=False, observed=True)["read"].transform("sum")
     rows = []
-    for attack, cells in with_outcomes(records).groupby("attack_label", sort=False):
+    for attack, cells in table.assign(readers=readers).groupby("attack_label", sort=False, observed=True):
+        read = cells["success"].astype(bool)
         rows.append(
             {
-                "attack": attack, "read": int(cells["success"].sum()), "alone": int((partial == (attack,)).sum()), "num_cells": len(cells),
+                "attack": attack, "read": int(read.sum()), "alone": int((read & (cells["readers"] == 1)).sum()), "num_cells": len(cells),
                 "num_evaluations": float(cells["num_evaluations"].mean()), "seconds": float(cells["attack_seconds"].mean()),
             }
         )  # fmt: skip
