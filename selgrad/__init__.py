@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from selgrad.registry import register
     from selgrad.report.page import make_report
     from selgrad.report.tables import read_records
+    from selgrad.suites.decide import Question
+    from selgrad.suites.recommend import recommend, run_suite
     from selgrad.sweep.runner import run_sweep
 
 _HOMES = {
@@ -31,6 +33,7 @@ _HOMES = {
     "InputSpec": ("selgrad.base", "InputSpec"),
     "Metric": ("selgrad.base", "Metric"),
     "Observation": ("selgrad.base", "Observation"),
+    "Question": ("selgrad.suites.decide", "Question"),
     "Reconstruction": ("selgrad.base", "Reconstruction"),
     "Selector": ("selgrad.base", "Selector"),
     "TextSpec": ("selgrad.base", "TextSpec"),
@@ -49,8 +52,10 @@ _HOMES = {
     "observe": ("selgrad.gradients", "observe"),
     "parse_config": ("selgrad.config", "parse"),
     "read_records": ("selgrad.report.tables", "read_records"),
+    "recommend": ("selgrad.suites.recommend", "recommend"),
     "register": ("selgrad.registry", "register"),
     "run_cell": ("selgrad.experiment", "run_cell"),
+    "run_suite": ("selgrad.suites.recommend", "run_suite"),
     "run_sweep": ("selgrad.sweep.runner", "run_sweep"),
     "scores": ("selgrad.direct", "scores"),
 }
@@ -61,6 +66,7 @@ __all__ = [
     "InputSpec",
     "Metric",
     "Observation",
+    "Question",
     "Reconstruction",
     "Selector",
     "TextSpec",
@@ -80,8 +86,10 @@ __all__ = [
     "observe",
     "parse_config",
     "read_records",
+    "recommend",
     "register",
     "run_cell",
+    "run_suite",
     "run_sweep",
     "scores",
 ]

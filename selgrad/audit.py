@@ -180,7 +180,7 @@ def audit_paths(
       seed: of weights and attacks.
       public: a data set that everybody has, for the learned decoder and the certificate's prior.
       protection: what clients do to their updates besides encrypting.
-      success: a mapping of `measure` and `threshold`; by default MSE < 1e-3, or ROUGE-L > 0.5 for text.
+      success: a mapping of `level`, or of `measure` and `threshold`; by default that the input is recognisable (docs/verdicts.md).
       on_event: called with a line before each attack.
 
     Raises:
@@ -202,12 +202,12 @@ def audit_paths(
         certificate = Certifier(setting).certify(metric, selector, seed, (count,), 0)[0][0]
     except UsageError as error:
         on_event(f"no certificate: {error}")
-    rule, measure = SuccessRule.of(SuccessConfig.read(success or {}, "success"), setting.modality), setting.modality.headline
+    rule, measure = SuccessRule.of(SuccessConfig.read(success or {}, "success"), setting), setting.modality.headline
     rows, lanes = [], [Lane(seed, i, metric, selector, ratio) for i in range(setting.num_samples)]
     for attack in [Spec.of("attack", one) for one in attacks] or default_attacks(setting, seed):
         on_event(attack.label)
         found = [one.measures for one in run_lanes(setting, attack, lanes).found]
-        quality, won = [one[measure.name] for one in found], [rule(one) for one in found]
+        quality, won = [one[measure.name] for one in found], [rule(one, setting.modality.level(one, False)) for one in found]
         rows.append({"attack": attack.label, "quality": float(np.mean(quality)), "success": float(np.mean(won)), "num_samples": len(found)})
     table = pd.DataFrame(rows).sort_values(["success", "quality"], ascending=False, ignore_index=True)
     encrypted = tuple(path for path, yes, first in zip(trees.paths(grads), named, always, strict=True) if yes or first)

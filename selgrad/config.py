@@ -21,6 +21,7 @@ import pydantic
 import yaml
 
 from selgrad.errors import EncryptionError, UsageError, did_you_mean, require_ratio
+from selgrad.measures import LEVELS
 from selgrad.registry import REGISTRIES, Spec, describe, expand
 
 if TYPE_CHECKING:
@@ -139,11 +140,23 @@ class RoundsConfig(Section):
 class SuccessConfig(Section):
     """When an attack has succeeded."""
 
-    measure: str | None = pydantic.Field(None, description="That judges; none is mse for images and rougeL for text.")
-    threshold: float | None = pydantic.Field(None, description="Below which an error, or above which a quality, is a success; none is 1e-3 or 0.5.")
+    level: str | None = pydantic.Field(
+        None,
+        description="That an attack must reach: exact, recognisable or attribute; none is recognisable, or where the data set has no other inputs to tell "
+        "the truth from, mse < 1e-3 and rougeL > 0.5.",
+    )
+    measure: str | None = pydantic.Field(None, description="That judges in place of a level.")
+    threshold: float | None = pydantic.Field(
+        None, description="Below which an error, or above which a quality, is a success; alone it is that of mse or rougeL."
+    )
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> SuccessConfig:
+        if self.level is not None:
+            if self.level not in LEVELS[1:]:
+                raise UsageError(f"success: level={self.level!r}; {did_you_mean(self.level, LEVELS[1:])}")
+            if self.measure is not None or self.threshold is not None:
+                raise UsageError(f"success: level={self.level!r} judges by itself; leave measure and threshold out")
         if self.measure is None:
             return self
         from selgrad import measures

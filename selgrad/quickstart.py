@@ -17,7 +17,6 @@ QUICKSTART: dict[str, Any] = {
     "ratio": [0, 0.05, 0.2, 0.5],
     "attack": [{"name": "idlg", "num_steps": 20, "num_restarts": 2, "start": "grey", "hidden": ["zero", "ignore"]}],
     "encryption": {"profile": "exact", "num_clients": 10},
-    "success": {"measure": "mse", "threshold": 0.01},
     "seeds": [0],
 }
 """A `selgrad sweep` configuration, as YAML would hold it."""

@@ -61,6 +61,8 @@ def test_names_and_tags_do_not_change_a_sweeps_identity_but_its_cells_do():
         ({"encryption": {"bound": 100.0}}, r"num_clients=10 lies outside 1 .. 1,"),
         ({"success": {"threshold": "high"}}, "threshold='high' is not number"),
         ({"success": {"measure": "psnr"}}, "needs a threshold"),
+        ({"success": {"level": "exakt"}}, "did you mean 'exact'?"),
+        ({"success": {"level": "exact", "threshold": 0.5}}, "judges by itself"),
         ({"wandb": {"tags": "one"}}, "tags='one' is not list of text"),
         ({"encryption": {"profile": "exakt"}}, "did you mean 'exact'?"),
         ({"success": {"measure": "msee"}}, "did you mean 'mse'?"),

@@ -131,7 +131,7 @@ def test_records_hold_text_measures_and_the_exposure_of_the_embedding(finished):
     clear = records[records["ratio"] == 0]
     assert (clear["rougeL"] == 1).all() and (clear["exact_match"] == 1).all() and clear["success"].all()
     assert not records[records["ratio"] == 1]["success"].any()
-    assert set(records["success_rule"]) == {"rougeL > 0.5"}
+    assert set(records["success_rule"]) == {"level: recognisable"}
     sizes = records.groupby(["embedding", "ratio"])["num_selected"].unique()
     total = records.groupby("embedding")["num_total"].first()
     rows = total["always_encrypted"] - total["frozen"]

@@ -1,6 +1,6 @@
 """From a block's outcome to what one lane found, and whether that is a success.
 
-The success rule is a measure with a direction of its own and a threshold. Whether a search has ended is judged beside it.
+The success rule is a level, or a measure with a direction of its own and a threshold. Whether a search has ended is judged beside it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from selgrad.config import SuccessConfig
 from selgrad.errors import UsageError
 from selgrad.experiment.setting import Setting
 from selgrad.experiment.types import Lane
-from selgrad.measures import Measure
-from selgrad.modality import LaneResult, Modality, Outcome
+from selgrad.measures import LEVELS, Measure
+from selgrad.modality import LaneResult, Outcome
 
 
 def decode_lane(setting: Setting, outcome: Outcome, row: int, column: int, lane: Lane) -> LaneResult:
@@ -55,30 +55,44 @@ class SuccessRule:
     """When an attack has succeeded.
 
     Attributes:
-      measure: that judges.
+      level: that it must reach; "" where a measure judges.
+      measure: that judges otherwise.
       threshold: that it must pass.
     """
 
+    level: str
     measure: Measure
     threshold: float
 
     @classmethod
-    def of(cls, given: SuccessConfig, modality: Modality) -> SuccessRule:
-        """As configured, or what the modality judges by."""
-        measure = modality.judge if given.measure is None else measures.named(given.measure)
+    def of(cls, given: SuccessConfig, setting: Setting) -> SuccessRule:
+        """As configured; or by whether the truth is told from the data set's other inputs; or, where there are none, by what the modality judges by.
+
+        Raises:
+          UsageError: if a level is asked for that takes other inputs, and there are none.
+        """
+        chosen = given.measure is not None or given.threshold is not None
+        if given.level == "recognisable" and not len(setting.others):
+            raise UsageError(
+                "success: level='recognisable' tells the truth from other inputs of the data set, and there are none; name a measure and a threshold"
+            )
+        level = given.level or ("" if chosen or not len(setting.others) else "recognisable")
+        measure = setting.modality.judge if given.measure is None else measures.named(given.measure)
         threshold = measure.threshold if given.threshold is None else given.threshold
         assert threshold is not None
-        return cls(measure, threshold)
+        return cls(level, measure, threshold)
 
-    def __call__(self, found: Mapping[str, float]) -> bool:
-        """Whether the attack with these measures succeeded.
+    def __call__(self, found: Mapping[str, float], level: str) -> bool:
+        """Whether the attack with these measures, which reached this level, succeeded.
 
         Raises:
           UsageError: if the data have no such measure.
         """
+        if self.level:
+            return LEVELS.index(level) >= LEVELS.index(self.level)
         if self.measure.name not in found:
             raise UsageError(f"success: these data have no measure {self.measure.name!r}; they have {', '.join(found)}")
         return self.measure.passed(found[self.measure.name], self.threshold)
 
     def __str__(self) -> str:
-        return self.measure.rule(self.threshold)
+        return f"level: {self.level}" if self.level else self.measure.rule(self.threshold)

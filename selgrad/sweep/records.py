@@ -50,7 +50,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "level": ("text", "What the attack got of the input: exact, recognisable (told from the others), attribute (class, or half of the words), or nothing."),
     "num_others": ("int", "Other inputs of the data set from which `identified` tells the truth; by chance one in so many and one."),
     "success": ("bool", "Whether the success rule holds."),
-    "success_rule": ("text", "The rule, such as `mse < 0.001`."),
+    "success_rule": ("text", "The rule, such as `level: recognisable` or `mse < 0.001`."),
     "diverged": ("bool", "Whether every restart left the finite numbers; measures are NaN then."),
     "restart": ("int", "Which restart was chosen, by the attack's own objective."),
     "num_evaluations": ("int", "Evaluations of the objective's gradient, the largest over restarts."),
@@ -135,7 +135,7 @@ def row(origin: Origin, spec: Spec, lane: Lane, found: LaneResult, report: str, 
     config, setting = origin.config, origin.setting
     selected, visible = setting.num_selected(lane.ratio), setting.num_visible(lane)
     bits, score_seconds, mask_seconds = setting.chosen(lane)
-    rule = SuccessRule.of(config.success, setting.modality)
+    rule, level = SuccessRule.of(config.success, setting), setting.modality.level(found.measures, config.known_labels)
     cost = None if origin.costs is None else origin.costs[lane.metric.label, lane.selector.label, lane.ratio]
     dataset, model, update = setting.specs
     specs = dict(zip(_KINDS, (dataset, model, update, lane.metric, lane.selector, spec, setting.protection_spec), strict=True))
@@ -157,9 +157,9 @@ def row(origin: Origin, spec: Spec, lane: Lane, found: LaneResult, report: str, 
         **setting.modality.columns(setting.model),
         **{k: float(value) for k, value in found.measures.items() if k not in said},
         **certificate_columns(config, origin.certifier, setting, lane),
-        "level": setting.modality.level(found.measures, config.known_labels),
+        "level": level,
         "num_others": len(setting.others),
-        "success": rule(found.measures),
+        "success": rule(found.measures, level),
         "success_rule": str(rule),
         **{k: bool(found.measures[k]) for k in said[:4]},
         "restart": int(found.measures["restart"]),
