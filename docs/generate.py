@@ -203,9 +203,9 @@ def performance() -> str:
 
 CALIBRATION = """# Calibration: what each attack reaches with nothing encrypted
 
-Written by `docs/generate.py` from `benchmarks/results/calibration.json` (`benchmarks/calibration/calibrate.py`). Each attack runs with its defaults on the setting of which a
-number is published; intervals are 95 % bootstraps over images and weight draws. A defence is never credited with an attack's weakness, so a row below its
-published number is a reason to doubt every verdict that rests on it.
+Written by `docs/generate.py` from `benchmarks/results/calibration.json` (`benchmarks/calibration/calibrate.py`). Each attack runs with its defaults on the setting
+of which a number is published; intervals are 95 % bootstraps over images and weight draws. A defence is never credited with an attack's weakness, so a row below
+its published number is a reason to doubt every verdict that rests on it.
 """
 
 
@@ -213,8 +213,6 @@ def _reached(row: Any) -> str:
     """Whether a row reaches what is published, its interval counted."""
     if row["published"] is None:
         return "nothing published"
-    if row["row"].startswith("rank_one"):
-        return "yes" if row["mean"] >= 0.99 else "**no**"
     best = row["high"] if row["high"] is not None else row["mean"]
     return "yes" if row["mean"] >= row["published"] else "within the interval" if best >= row["published"] else "**no**"
 
@@ -228,9 +226,8 @@ def calibration() -> str:
         interval = "" if low is None or low != low else f" ({_number(low)} to {_number(high)})"
         published = "" if row["published"] is None else _number(row["published"])
         searched = f"{row['evaluations']:,}" if row.get("evaluations") else ""
-        rows.append(
-            [row["row"], row["model"], row["update"], row["measure"], published, _number(row["mean"]) + interval, _reached(row), f"{row['samples']} x {row['seeds']}", searched]
-        )  # fmt: skip
+        inputs = f"{row['samples']} x {row['seeds']}"
+        rows.append([row["row"], row["model"], row["update"], row["measure"], published, _number(row["mean"]) + interval, _reached(row), inputs, searched])
     sources = sorted({(row["row"], row["source"]) for row in found["rows"]})
     head = ["attack", "model", "update", "measure", "published", "reached", "as published", "inputs x weights", "gradient evaluations"]
     return "\n".join([CALIBRATION, _rows(head, rows), "\n## Sources\n", *(f"- {name}: {source}." for name, source in sources), CALIBRATED]) + "\n"
@@ -239,9 +236,10 @@ def calibration() -> str:
 CALIBRATED = """
 ## What falls short
 
-- `rank_one` on relu batches: exact to a batch of about 4, published up to 25 (SPEAR with scores and dictionary learning). Verdicts on batches of a model whose first layer
-  is dense rest on the other attacks.
-- Labels: of batches of 8 and 16 with repeats some are wrong; after five local steps two of three are. Image attacks say little beyond batch 1 and little of FedAvg.
+- `rank_one` on relu batches: exact to a batch of about 4, published up to 25 (SPEAR with scores and dictionary learning). Verdicts on batches of a model whose
+  first layer is dense rest on the other attacks.
+- Labels after five local steps: with a learning rate at which the last layer leaves its linear part within them (0.01 and more on LeNet, whose 768 features add
+  up) simulated updates do not settle on the right counts.
 - DAGER after FedAvg: ROUGE-1 a little below the published 0.99."""
 
 PAGES = {"configuration.md": configuration, "records.md": records, "performance.md": performance, "results/calibration.md": calibration}

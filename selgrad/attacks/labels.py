@@ -7,7 +7,7 @@ equations 4 to 6. Batches by counts after Wainakh et al. 2022 (wainakh2022llg).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from selgrad import trees
 from selgrad.attacks.distances import cosine
 from selgrad.attacks.hidden import Hidden, Target
+from selgrad.attacks.priors import of_nature
 from selgrad.base import Grads, InputSpec, Key, Observation, loss_gradient
 from selgrad.errors import UsageError
 
@@ -128,30 +129,71 @@ def _of_one(key: Key, observation: Observation, target: Target, most: int) -> Pl
     return Plausible(jnp.where(ruled_out, order[0], order[:most]).astype(jnp.int32)[:, None], certain)
 
 
-def counts(key: Key, observation: Observation, target: Target) -> tuple[Float[Array, " c"], Bool[Array, ""]]:
-    """How often each class occurs in the batch, from the last layer's gradient, for features of either sign; and whether all of what tells it is visible.
+_ROUNDS = 6
+"""Updates that are simulated to find the labels of a batch, after the two that tell how the update answers to a label."""
 
-    The gradient of the bias is mean(p_c) - n_c / B. Without a visible bias, the kernel's columns are mean(h (p_c - y_c)), and dummies' features h' stand for
-    h: col_c . h' / |h'|^2. With p from the same dummies, n_c follows up to how much p differs between inputs.
+
+def _likely(key: Key, observation: Observation) -> Float[Array, "b ..."]:
+    """Embedded inputs of a batch as the attacker imagines it: public ones, or draws from what photographs are like, or random tokens."""
+    spec, size = observation.model.input_spec, observation.update.batch_size
+    if observation.public is not None:
+        return observation.model.embed(observation.params, observation.public.inputs[0])
+    if not isinstance(spec, InputSpec):
+        return _dummies(key, observation, 1)[0]
+    prior = of_nature(spec)
+    drawn = prior.mean + prior.root(jax.random.normal(key, (size, *spec.shape)))
+    return jnp.clip(drawn, jnp.asarray(spec.low, drawn.dtype), jnp.asarray(spec.high, drawn.dtype))
+
+
+def counts(key: Key, observation: Observation, target: Target) -> tuple[Float[Array, " c"], Bool[Array, ""]]:
+    """How often each class occurs in the batch, from the last layer's update, for features of either sign; and whether all of what tells it is visible.
+
+    The gradient of the bias is mean(p_c) - n_c / B. Inputs that an attacker imagines stand for the batch: all of them are given the same soft label, and it is
+    moved until the bias of their update is the client's, whatever an update consists of: several local steps, a scaled loss (after RLU, Chen and Vikalo 2024,
+    chen2024recovering). By how much p of the batch is another than theirs follows from the update as well: its kernel is nearly the outer product of the
+    mean features and the bias, so that the bias tells the features, and these tell p (after iLRG, Ma et al. 2023, ma2023instance).
+
+    Without the whole bias, the kernel's columns are mean(h (p_c - y_c)), and features h' of imagined inputs stand for h: col_c . h' / |h'|^2.
     """
     model, params, size = observation.model, observation.params, observation.update.batch_size
-    num_classes = model.input_spec.num_classes
-    embedded = _dummies(key, observation, 8)[:, 0]
-    probabilities = jax.nn.softmax(model.logits(params, embedded)).mean(axis=0)
-    chosen = jax.nn.one_hot(jnp.zeros(len(embedded), jnp.int32), num_classes)
-    # One class's column of dummies' own gradient is their features up to a factor, and its bias is that factor: 1 unless the loss is scaled.
-    own = loss_gradient(model, params, lambda _: embedded, chosen)
+    imagined = _likely(key, observation)
+    logits = model.logits(params, imagined, observation.valid)
+    probabilities = jax.nn.softmax(logits).mean(axis=0)
+    chosen = jax.nn.one_hot(jnp.zeros(size, jnp.int32), logits.shape[-1])
+    # One class's column of their own gradient is their features up to a factor, and its bias is that factor: 1 unless the loss is scaled.
+    own = loss_gradient(model, params, lambda _: imagined, chosen, observation.valid)
     factor = jnp.where(jnp.abs(probabilities[0] - 1) > 1e-6, probabilities[0] - 1, -1)
     own_kernel, own_bias = (part[..., 0] / factor for part in _head(own, observation))
     (kernel, bias), (kernel_seen, bias_seen) = _head(target.grads, observation), _head(target.counted, observation)
-    features = jnp.where(kernel_seen > 0, (own_kernel / jnp.maximum(jnp.linalg.norm(own_kernel), 1e-30))[:, None], 0)
-    scale = jnp.maximum(jnp.linalg.norm(own_kernel), 1e-30)
-    known = (features**2).sum(axis=0)
-    slopes = (kernel / scale * features).sum(axis=0) / jnp.where(known > 0, known, 1)
-    by_bias = bias / jnp.where(own_bias > 0, own_bias, 1)
     whole = (bias_seen > 0).all()
-    found = size * (probabilities - jnp.where(whole, by_bias, slopes))
-    return found, whole
+    scale = jnp.maximum(jnp.linalg.norm(own_kernel), 1e-30)
+    directions = jnp.where(kernel_seen > 0, (own_kernel / scale)[:, None], 0)
+    known = (directions**2).sum(axis=0)
+    slopes = (kernel / scale * directions).sum(axis=0) / jnp.where(known > 0, known, 1)
+
+    weights, offsets = _head(params, observation)
+    own_features = own_kernel / jnp.where(own_bias > 0, own_bias, 1)
+    norms = (kernel_seen * bias**2).sum(axis=1)
+    seen = norms > 1e-6 * (bias**2).sum()
+    features = jnp.where(seen, (kernel_seen * kernel * bias).sum(axis=1) / jnp.where(seen, norms, 1), own_features)
+    others = jax.nn.softmax(features @ weights + offsets) - jax.nn.softmax(own_features @ weights + offsets)
+
+    def simulated(label: Array) -> Array:
+        return _head(observation.update(model, params, imagined, jnp.broadcast_to(label, chosen.shape), observation.valid), observation)[1]
+
+    first, second = jnp.eye(bias.size)[:2]
+    answers = jax.lax.map(simulated, jnp.stack([first, second]))
+    slope = jnp.maximum(jnp.vdot(answers[1] - answers[0], first - second) / 2, 1e-12)
+
+    def nearer(_: Any, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        label, best, smallest = carry
+        gap = simulated(label) - bias + slope * others
+        distance = jnp.linalg.norm(gap)
+        best, smallest = jnp.where(distance < smallest, label, best), jnp.minimum(distance, smallest)
+        return best + jnp.where(distance > smallest, 0.3, 1.0) * gap / slope, best, smallest
+
+    label = jax.lax.fori_loop(0, _ROUNDS, nearer, (probabilities, probabilities, jnp.inf))[1]
+    return size * jnp.where(whole, label, probabilities - slopes), whole
 
 
 def _take(count: Float[Array, " c"], size: int) -> Int[Array, " b"]:
