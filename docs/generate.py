@@ -203,9 +203,9 @@ def performance() -> str:
 
 CALIBRATION = """# Calibration: what each attack reaches with nothing encrypted
 
-Written by `docs/generate.py` from `benchmarks/results/calibration.json` (`benchmarks/calibration/calibrate.py`). Each attack runs with its defaults on the setting
-of which a number is published; intervals are 95 % bootstraps over images and weight draws. A defence is never credited with an attack's weakness, so a row below
-its published number is a reason to doubt every verdict that rests on it.
+Written by `docs/generate.py` from `benchmarks/results/calibration.json` (`benchmarks/calibration/calibrate.py`). Each attack runs with its defaults on the
+setting of which a number is published; intervals are 95 % bootstraps over images and weight draws. A defence is never credited with an attack's weakness, so a
+row below its published number is a reason to doubt every verdict that rests on it.
 """
 
 
