@@ -35,7 +35,8 @@ def test_help_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["quickstart"], ["sweep"], ["report"], ["attack"], ["audit"], ["train"], ["train-lm"], ["list"], ["federate"], ["profiles"]]
+    "command",
+    [[], ["quickstart"], ["sweep"], ["report"], ["attack"], ["audit"], ["train"], ["train-lm"], ["list"], ["federate"], ["profiles"], ["suite"], ["recommend"]],
 )
 def test_every_command_teaches(run, command):
     result = run(*command, "--help")
@@ -67,6 +68,15 @@ def test_every_command_teaches(run, command):
         (["attack", "--selector", "randomised:flip=2", "--ratio", "0.1"], 2, "flip=2 lies outside [0, 1]"),
         (["attack", "--metric", "distance:over=public"], 2, "name a data set under `public`"),
         (["audit", "--ratio", "1.5"], 2, "ratio=1.5 lies outside [0, 1]"),
+        (["suite", "images", "--model", "mlp", "--out", "/nowhere/x"], 2, "--dataset is missing"),
+        (["suite", "--dataset", "digits", "--model", "mlp", "--out", "/nowhere/x"], 2, "name a suite to run: images or text"),
+        (["suite", "text", "--dataset", "digits:count=4", "--model", "mlp", "--out", "/nowhere/x"], 2, "suite 'text' is for text"),
+        (["suite", "images", "--dataset", "digits:count=4", "--model", "mlp", "--ratio", "2", "--out", "/nowhere/x"], 2, "ratio=2 lies outside [0, 1]"),
+        (["recommend", "--dataset", "digits"], 2, "--model is missing"),
+        (["recommend", "--dataset", "digits", "--model", "mlp", "--level", "nothing"], 2, "level='nothing'; known: attribute, recognisable, exact"),
+        (["recommend", "--dataset", "digits", "--model", "mlp", "--rate", "0"], 2, "rate=0 must lie between 0 and 1"),
+        (["recommend", "--dataset", "digits", "--model", "mlp", "--seeds", "0"], 2, "--seeds 0 must be at least 1"),
+        (["recommend", "--config", "/nowhere.yaml"], 2, "cannot be read"),
         (["audit", "--dataset", "digits:count=5"], 2, "raise count"),
         (["audit", "--encrypt", "conv9/**"], 2, "names no leaf"),
         (["audit", "--encrypt", "fc/**", "--samples", "0"], 2, "--samples 0 must be at least 1"),
@@ -171,3 +181,52 @@ def test_a_question_by_path_gets_a_certificate_and_an_answer(run):
     assert "still full rank 64" in open_first.stdout and "not safe: rank_one succeeds" in open_first.stdout
     document = json.loads(closed_first.stdout)
     assert document["safe"] and document["encrypted"] == ["fc_0/bias", "fc_0/kernel"] and document["certificate"]["rank"] <= 64
+
+
+def test_a_suite_shows_what_it_holds(run):
+    told = run("suite", "images")
+    assert told.returncode == 0 and "gauss_newton" in told.stdout and "dager" not in told.stdout
+    rows = json.loads(run("suite", "--json").stdout)
+    assert len(rows) == 6 and all(len(row["suite"].rsplit("-", 1)[1]) == 8 and row["attacks"] for row in rows)
+
+
+def test_a_recommendation_is_told_in_words_and_as_json(run, tmp_path, monkeypatch):
+    from selgrad.suites import SUITES, Suite
+
+    # The one attack that takes no time.
+    monkeypatch.setitem(SUITES, "images", Suite("images", 1, SUITES["images"].members[:1]))
+    asked = [
+        "recommend",
+        "--dataset",
+        "digits:count=8",
+        "--model",
+        "mlp:width=16,activation=sigmoid",
+        "--metric",
+        "magnitude",
+        "--rate",
+        "0.4",
+        "--confidence",
+        "0.6",
+    ]
+    told = run(*asked, "--out", tmp_path / "run")
+    assert told.returncode == 0, told.stderr
+    assert "answer     " in told.stdout and "searched   " in told.stdout and "magnitude" in told.stdout
+    document = json.loads(run(*asked, "--out", tmp_path / "run", "--json").stdout)
+    assert document["question"]["rate"] == 0.4 and document["table"][0]["metric"] == "magnitude"
+    levels = run(
+        "suite",
+        "images",
+        "--dataset",
+        "digits:count=4",
+        "--model",
+        "mlp:width=16",
+        "--metric",
+        "magnitude",
+        "--ratio",
+        "0.5",
+        "--seeds",
+        "1",
+        "--out",
+        tmp_path / "s",
+    )
+    assert levels.returncode == 0 and "images-v1-standard-" in levels.stdout.replace("\n", "") and "recognisable" in levels.stdout
