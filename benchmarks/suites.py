@@ -1,0 +1,99 @@
+"""The ratio that protects, by metric and model, at each level: what README, docs/guidelines.md and the claims table rest on.
+
+Command: uv run python benchmarks/suites.py [--settings NAME ...] [--budget standard] --data DIR
+  DIR holds fashion-mnist, cifar10, cola; without it SELGRAD_DATA.
+Time: hours a setting on 2 cores with the budget standard; each setting is a search in selgrad-runs/suites that goes on where it was interrupted.
+Expected: an interval of the protecting ratio of each metric at the levels recognisable and exact, pairs of metrics compared on the same inputs, what each attack adds.
+Leaves: benchmarks/results/suites.json, one entry a setting and budget, and benchmarks/results/suites-NAME-BUDGET.parquet.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+from selgrad import devices
+
+devices.configure()
+
+import jax
+import pandas as pd
+
+from selgrad.report.statistics import paired
+from selgrad.report.tables import read_records
+from selgrad.report.verdicts import reached, worst_of
+from selgrad.suites.decide import Question
+from selgrad.suites.recommend import recommend
+
+RESULTS = Path(__file__).parent / "results"
+IMAGES = ["random", "magnitude", {"name": "sensitivity", "target": "inputs", "num_probes": 16}, "product"]
+TEXT = ["random", "magnitude", {"name": "sensitivity", "target": "inputs"}, "product"]
+
+
+def settings(data: str) -> dict[str, dict[str, Any]]:
+    """Name -> keys of a sweep."""
+    fashion = lambda count, offset=0: {"name": "fashion_mnist", "path": f"{data}/fashion-mnist", "count": count, "offset": offset}
+    cifar = lambda count: {"name": "cifar10", "path": f"{data}/cifar10", "count": count}
+    cola = {"name": "cola", "path": f"{data}/cola", "max_length": 16, "count": 60, "offset": 40}
+    lenet = lambda classes: {"name": "lenet", "activation": "sigmoid", "num_classes": classes}
+    return {
+        "mlp": {"dataset": fashion(60), "model": {"name": "mlp", "activation": "sigmoid"}, "metric": IMAGES},
+        "lenet-10": {"dataset": fashion(60), "model": lenet(10), "metric": IMAGES, "public": fashion(500, 1000)},
+        "lenet-100": {"dataset": fashion(60), "model": lenet(100), "metric": IMAGES, "public": fashion(500, 1000)},
+        "cnn": {"dataset": cifar(60), "model": "cnn", "metric": IMAGES},
+        "bert": {"dataset": cola, "model": {"name": "bert", "size": "tiny"}, "metric": TEXT},
+        "gpt2": {"dataset": cola, "model": {"name": "gpt2", "size": "tiny"}, "metric": TEXT, "known_labels": True},
+    }
+
+
+def differences(records: pd.DataFrame, level: str) -> list[dict[str, Any]]:
+    """Every two metrics on the inputs that both were tried on, ratio by ratio, corrected for the number of pairs of a ratio."""
+    worst = worst_of(reached(records, level))
+    told = worst[(worst["outcome"] != "attack failed") & (worst["ratio"] > 0)]
+    rows = []
+    for ratio, cells in told.assign(read=told["outcome"] == "read").groupby("ratio"):
+        if cells["metric_label"].nunique() > 1:
+            found = paired(cells, "metric_label", "read")
+            rows += [{"ratio": float(ratio), **row} for row in found[found["num_pairs"] > 0].to_dict("records")]
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", nargs="*", help="names; all of them by default")
+    parser.add_argument("--budget", default="standard", choices=["quick", "standard", "full"])
+    parser.add_argument("--data", default=os.environ.get("SELGRAD_DATA"), help="folder of the data sets")
+    parser.add_argument("--out", default="selgrad-runs/suites", type=Path)
+    given = parser.parse_args()
+    if not given.data:
+        parser.error("name the folder of the data sets with --data")
+    every, file = settings(given.data), RESULTS / "suites.json"
+    kept = json.loads(file.read_text()) if file.exists() else {"rows": []}
+    for name in given.settings or every:
+        answers, started = [], time.perf_counter()
+        for level in ("recognisable", "exact"):
+            found = recommend(every[name], given.out / f"{name}-{given.budget}", question=Question(level=level), budget=given.budget, on_event=print)
+            records = read_records(given.out / f"{name}-{given.budget}" / "search")
+            answers.append({"level": level, **found.document(), "differences": differences(records, level)})
+        row = {
+            "setting": name,
+            "budget": given.budget,
+            "suite": found.suite,
+            "title": found.title,
+            "hours": (time.perf_counter() - started) / 3600,
+            "answers": answers,
+        }
+        kept["rows"] = [one for one in kept["rows"] if (one["setting"], one["budget"]) != (name, given.budget)] + [row]
+        kept["hardware"] = {"cores": os.cpu_count(), "machine": platform.machine(), "device": jax.devices()[0].device_kind, "jax": jax.__version__}
+        text = json.dumps(kept, indent=1, default=str).replace("NaN", "null").replace(f"{given.data}/", "")
+        file.write_text(text + "\n")
+        for column in records.select_dtypes("object").columns:
+            records[column] = records[column].astype(str).str.replace(f"{given.data}/", "", regex=False)
+        records.to_parquet(RESULTS / f"suites-{name}-{given.budget}.parquet", index=False)
+
+
+if __name__ == "__main__":
+    main()
