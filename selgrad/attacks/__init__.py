@@ -6,6 +6,7 @@ An attack sees an `Observation` and nothing else: this room imports neither data
 from collections.abc import Callable
 from typing import Any
 
+from selgrad.attacks.candidates import candidates
 from selgrad.attacks.dager import dager
 from selgrad.attacks.dlg import dlg
 from selgrad.attacks.dlg_text import dlg_text
@@ -30,6 +31,7 @@ ATTACKS = {
     "dager": dager,
     "rank_one": rank_one,
     "learned": learned,
+    "candidates": candidates,
 }
 
 

@@ -110,12 +110,12 @@ class Images:
         return everything.pixels[rows]
 
     def level(self, measures: Mapping[str, float], told_labels: bool) -> str:
-        """Exact is a root mean squared error of less than half a grey level; what is farther off than a guess is recognised by luck alone."""
+        """Exact is a root mean squared error of less than half a grey level. What has not moved is a draw from what was known before."""
         if not measures["moved"]:
             return "nothing"
         if measures["mse"] < (0.5 / 255) ** 2:
             return "exact"
-        if measures["identified"] > 0 and measures["better_than_prior"]:
+        if measures["identified"] > 0:
             return "recognisable"
         return "attribute" if measures["label_correct"] == 1 and not told_labels else "nothing"
 
