@@ -132,8 +132,9 @@ def print_recommendation(found: Any, out: Path) -> None:
     else:
         best = found.table.iloc[0]
         click.echo(f"answer     encrypt {best['ratio']:.4g} of the entries by {found.chosen}; {best['low']:.4g} is not enough")
-    if found.everything is not None:
-        click.echo(f"instead    everything encrypted: {found.everything.ciphertext_bytes / 1000:,.0f} kB a client, {found.everything.encrypt_seconds:.3f} s")
+    for one in found.alternatives:
+        click.echo(f"instead    {one.name}: {one.num_entries:,} entries, {one.bytes / 1000:,.0f} kB a client, {one.seconds:.3f} s; {one.about}")
+    click.echo("instead    noise: `selgrad sweep` with protection: {name: dp_gaussian, noise: [...]} says how much stops the same attacks")
     if found.note:
         click.echo(f"costs      not measured: {found.note}")
     click.echo(f"searched   {found.num_cells:,} attacks; the grid with as many inputs would have been {found.num_grid:,}")

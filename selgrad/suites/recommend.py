@@ -16,15 +16,14 @@ from typing import Any
 
 import pandas as pd
 
-from selgrad import encryption
-from selgrad.config import EncryptionConfig, SweepConfig, parse
-from selgrad.encryption import Cost
+from selgrad.config import SweepConfig, parse
 from selgrad.errors import UsageError, require_ratio
-from selgrad.experiment import Lane, SchemeCache, Setting, encryption_cost
+from selgrad.experiment import Setting
 from selgrad.registry import Spec
 from selgrad.report.flags import Flag, flags
 from selgrad.report.statistics import upper_bound
 from selgrad.report.verdicts import contributions, reached, worst_of
+from selgrad.suites.costs import Alternative, costs_of
 from selgrad.suites.decide import Answer, Question, Wanted
 from selgrad.suites.members import Budget, Suite, suite_for
 from selgrad.suites.search import Arm, Runner, Search, answers
@@ -65,8 +64,8 @@ class Recommendation:
       suite: its label.
       question: that was asked.
       table: one row a metric and selector: `metric`, `verdict`, `ratio`, `low`, `num_cells`, `unresolved`, `bound`, `bytes` and `seconds` (a client's
-        ciphertexts and indices, and to encrypt them; NaN where OpenFHE does not load), cheapest first.
-      everything: the cost of encrypting all entries; None where OpenFHE does not load.
+        ciphertexts and index list, and to encrypt them; NaN where OpenFHE does not load), cheapest first.
+      alternatives: what else one can do, and what it costs; none where OpenFHE does not load.
       chosen: label of the cheapest that protects; None where none does.
       attacks: as `selgrad.report.verdicts.contributions` has them.
       left_out: attacks of the suite that cannot be run here, and why.
@@ -80,7 +79,7 @@ class Recommendation:
     suite: str
     question: Question
     table: pd.DataFrame
-    everything: Cost | None
+    alternatives: list[Alternative]
     chosen: str | None
     attacks: pd.DataFrame
     left_out: dict[str, str]
@@ -95,7 +94,7 @@ class Recommendation:
         whole = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         plain = {name: json.loads(value.to_json(orient="records")) for name, value in whole.items() if isinstance(value, pd.DataFrame)}
         nested = {name: dataclasses.asdict(value) for name, value in whole.items() if dataclasses.is_dataclass(value) and not isinstance(value, type)}
-        return {**whole, **plain, **nested, "flags": [flag._asdict() for flag in self.flags]}
+        return {**whole, **plain, **nested, "flags": [flag._asdict() for flag in self.flags], "alternatives": [one._asdict() for one in self.alternatives]}
 
 
 def configured(given: Mapping[str, Any], suite: str | None, budget: Budget, ratios: Sequence[float]) -> tuple[SweepConfig, Suite, dict[str, str]]:
@@ -186,7 +185,7 @@ def recommend(
     with contextlib.closing(executor):
         search, runner, found = _searched(config, root / "search", asked, executor, on_event)
         records = search.records()
-        rows, everything, note = _costs(search, found, config.encryption, on_event)
+        rows, instead, note = costs_of(search, found, config.encryption, on_event)
         table = pd.DataFrame(rows).sort_values(["protects", "bytes", "ratio"], ascending=[False, True, True], kind="stable", ignore_index=True)
         chosen = str(table["metric"].iloc[0]) if len(table) and table["protects"].iloc[0] else None
         checked = None
@@ -196,7 +195,7 @@ def recommend(
     size = asked.needed(0) + asked.pilot
     grid = len(search.arms) * (len(asked.ratios) - 1) * size * len(config.attack) + size * len(config.attack)
     result = Recommendation(
-        search.settings[0].title, which.label(budget), asked, table, everything, chosen, contributions(reached(records, asked.level)), left,
+        search.settings[0].title, which.label(budget), asked, table, instead, chosen, contributions(reached(records, asked.level)), left,
         flags(reached(records, asked.level)), runner.num_known, grid, checked, note,
     )  # fmt: skip
     (root / "recommendation.json").write_text(json.dumps(_finite(result.document()), indent=1) + "\n")
@@ -225,32 +224,6 @@ def _searched(config: SweepConfig, out: Path, question: Question, executor: Exec
         found = answers(search, runner, question, on_round)
         search.folder.compact()
     return search, runner, found
-
-
-def _costs(search: Search, found: Mapping[str, Answer], options: EncryptionConfig | None, on_event: OnEvent) -> tuple[list[dict[str, Any]], Cost | None, str]:
-    """One row an arm, with what its selection costs; the cost of everything; and why there is none, where there is none."""
-    missing = encryption.unavailable()
-    note = "encryption is off" if options is None else missing or ""
-    schemes = None if note or options is None else SchemeCache(options)
-    setting, seed = search.settings[0], search.config.seeds[0]
-
-    def cost(arm: Arm, ratio: float) -> Cost | None:
-        if schemes is None or math.isnan(ratio):
-            return None
-        on_event(f"encrypting {ratio:.1%} by {arm.label}")
-        return encryption_cost(setting, Lane(seed, 0, arm.metric, arm.selector, ratio), schemes)
-
-    rows = []
-    for arm in search.arms:
-        answer = found[arm.label]
-        paid = cost(arm, answer.ratio)
-        rows.append(
-            {
-                "metric": arm.label, **dataclasses.asdict(answer), "protects": answer.verdict in ("protected", "encrypt everything"),
-                "bytes": math.nan if paid is None else float(paid.ciphertext_bytes), "seconds": math.nan if paid is None else paid.encrypt_seconds,
-            }
-        )  # fmt: skip
-    return rows, cost(search.arms[0], 1.0), note
 
 
 def _check(

@@ -95,7 +95,9 @@ def test_the_search_says_what_the_grid_says(closed_form, tmp_path):
     if found.table["ratio"].iloc[0] < 1:
         assert found.checked is not None and found.checked.num_cells > 0
     if unavailable() is None:
-        assert found.everything is not None and (table["bytes"] <= found.everything.ciphertext_bytes).all()
+        (everything,) = found.alternatives
+        assert everything.num_entries == grid["num_total"].iloc[0] and (table["bytes"] > 0).all()
+        assert table.loc[table["ratio"] == 1, "bytes"].isin([everything.bytes]).all(), "the list of encrypted entries costs nothing where all are"
     levels = by_level(grid)
     assert set(levels["level"]) == {"exact", "recognisable", "attribute"}
     wide = levels.pivot_table(index=["metric", "ratio"], columns="level", values="read")
@@ -114,6 +116,22 @@ def test_what_is_there_is_not_run_again(closed_form, tmp_path, monkeypatch):
     assert records["cell_id"].is_unique
     with pytest.raises(UsageError, match="holds another sweep"):
         recommend({**GIVEN, "metric": "magnitude"}, tmp_path, question=QUESTION)
+
+
+@pytest.mark.skipif(unavailable() is not None, reason=f"OpenFHE does not load: {unavailable()}")
+def test_adapters_are_an_alternative_of_a_transformer(monkeypatch, tmp_path):
+    monkeypatch.setitem(members.SUITES, "text", Suite("text", 1, SUITES["text"].members[:1]))
+    given = {
+        "dataset": {"name": "sentences", "count": 6},
+        "model": {"name": "bert", "size": "tiny"},
+        "metric": "magnitude",
+        "encryption": {"num_clients": 2},
+        "seeds": [0],
+    }
+    found = recommend(given, tmp_path, question=dataclasses.replace(QUESTION, rate=0.45, confidence=0.5, pilot=1, ratios=(0.5, 1.0)), budget="quick")
+    everything, adapters = found.alternatives
+    assert adapters.num_entries < everything.num_entries / 5 and adapters.bytes < everything.bytes / 5
+    assert found.left_out == {} and found.suite.startswith("text-v1-quick-")
 
 
 def test_contributions_count_what_nothing_else_reads():

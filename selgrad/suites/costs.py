@@ -1,0 +1,89 @@
+"""What a recommendation costs, and what its alternatives do: measured with real CKKS on the selections of real updates.
+
+The round trip of every measurement is proven exact (`selgrad.experiment.encryption_cost`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from selgrad import encryption
+from selgrad.config import EncryptionConfig
+from selgrad.experiment import Lane, SchemeCache, Setting, encryption_cost
+from selgrad.suites.decide import Answer
+from selgrad.suites.search import Arm, Search
+from selgrad.sweep.run import OnEvent
+
+ADAPTER_RANK = 8
+"""Of the adapters that are priced beside a transformer whose clients send all weights."""
+
+
+class Alternative(NamedTuple):
+    """Something else than encrypting a part.
+
+    Attributes:
+      name: what.
+      num_entries: that are encrypted.
+      bytes: of a client's ciphertexts.
+      seconds: to encrypt them.
+      about: what it changes besides.
+    """
+
+    name: str
+    num_entries: int
+    bytes: int
+    seconds: float
+    about: str
+
+
+def costs_of(
+    search: Search, found: Mapping[str, Answer], options: EncryptionConfig | None, on_event: OnEvent
+) -> tuple[list[dict[str, Any]], list[Alternative], str]:
+    """One row an arm, with what its selection costs; the alternatives; and why there are no costs, where there are none."""
+    note = "encryption is off" if options is None else encryption.unavailable() or ""
+    schemes = None if note or options is None else SchemeCache(options)
+    setting, seed = search.settings[0], search.config.seeds[0]
+    rows = []
+    for arm in search.arms:
+        answer = found[arm.label]
+        protects = answer.verdict in ("protected", "encrypt everything")
+        row = {"metric": arm.label, **dataclasses.asdict(answer), "protects": protects, "bytes": math.nan, "seconds": math.nan}
+        if schemes is not None and not math.isnan(answer.ratio):
+            on_event(f"encrypting {answer.ratio:.1%} by {arm.label}")
+            lane = Lane(seed, 0, arm.metric, arm.selector, answer.ratio)
+            paid = encryption_cost(setting, lane, schemes)
+            row |= {"bytes": float(paid.ciphertext_bytes + _index_bytes(setting, lane)), "seconds": paid.encrypt_seconds}
+        rows.append(row)
+    if schemes is None:
+        return rows, [], note
+    on_event("encrypting everything")
+    return rows, _alternatives(setting, search.arms[0], seed, schemes), note
+
+
+def _index_bytes(setting: Setting, lane: Lane) -> int:
+    """Of the list that says which entries are encrypted; none is needed where all are."""
+    if lane.ratio == 1:
+        return 0
+    return len(encryption.encode_indices(np.unpackbits(setting.chosen(lane).bits, count=setting.num_total).view(bool)))
+
+
+def _alternatives(setting: Setting, arm: Arm, seed: int, schemes: SchemeCache) -> list[Alternative]:
+    everything = lambda one: encryption_cost(one, Lane(seed, 0, arm.metric, arm.selector, 1.0), schemes)
+    paid = everything(setting)
+    found = [
+        Alternative(
+            "everything encrypted", setting.num_total, paid.ciphertext_bytes, paid.encrypt_seconds, "nothing is left to attack but the sum of the clients"
+        )
+    ]
+    dataset, model, update = setting.specs
+    if model.get("lora_rank") == 0:
+        smaller = Setting(dataset, model.changed(lora_rank=ADAPTER_RANK), update, [0])
+        paid = everything(smaller)
+        about = f"clients train adapters of rank {ADAPTER_RANK} and send nothing else; another training, whose accuracy is to be measured"
+        found.append(Alternative("adapters, all encrypted", smaller.num_total, paid.ciphertext_bytes, paid.encrypt_seconds, about))
+    return found
