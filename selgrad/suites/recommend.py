@@ -62,7 +62,7 @@ class Recommendation:
     Attributes:
       title: data set, model and update.
       suite: its label.
-      question: that was asked.
+      question: that was asked, with what guessing reaches.
       table: one row a metric and selector: `metric`, `verdict`, `ratio`, `low`, `num_cells`, `unresolved`, `bound`, `bytes` and `seconds` (a client's
         ciphertexts and index list, and to encrypt them; NaN where OpenFHE does not load), cheapest first.
       alternatives: what else one can do, and what it costs; none where OpenFHE does not load.
@@ -178,12 +178,13 @@ def recommend(
       UsageError: for an unknown name or key, more than one setting, or a folder that holds something else.
       SelgradError: if an attack, a file or the disk fails.
     """
-    asked = question or Question()
-    config, which, left = configured({"gallery": 0, "name": "recommend", **given}, suite, budget, asked.ratios)
+    config, which, left = configured({"gallery": 0, "name": "recommend", **given}, suite, budget, (question or Question()).ratios)
     root = Path(out)
     executor: Executor = Spec.of("engine", "local").build()
     with contextlib.closing(executor):
-        search, runner, found = _searched(config, root / "search", asked, executor, on_event)
+        search = Search(config, root / "search")
+        asked = with_luck(question or Question(), search)
+        runner, found = _searched(search, asked, executor, on_event)
         records = search.records()
         rows, instead, note = costs_of(search, found, config.encryption, on_event)
         table = pd.DataFrame(rows).sort_values(["protects", "bytes", "ratio"], ascending=[False, True, True], kind="stable", ignore_index=True)
@@ -210,9 +211,22 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _searched(config: SweepConfig, out: Path, question: Question, executor: Executor, on_event: OnEvent) -> tuple[Search, Runner, dict[str, Answer]]:
+def with_luck(question: Question, search: Search) -> Question:
+    """The question with what guessing reaches: a class by luck, for which the tolerated rate makes room, or one of two identifications among the others."""
+    setting = search.settings[0]
+    if question.chance > 0:
+        return question
+    if question.level == "attribute" and not search.config.known_labels:
+        chance = 1 / setting.input_spec.num_classes
+        return dataclasses.replace(question, chance=chance, rate=chance + (1 - chance) * question.rate)
+    if question.level == "recognisable":
+        chance = 2 * len(search.config.attack) / (len(setting.others) + 1)
+        return dataclasses.replace(question, chance=min(chance, question.rate / 2))
+    return question
+
+
+def _searched(search: Search, question: Question, executor: Executor, on_event: OnEvent) -> tuple[Runner, dict[str, Answer]]:
     """Runs a search to its end."""
-    search = Search(config, out)
     with search.lock():
         executor.plan(search, on_event)
         runner = Runner(search, executor, question.level, on_event=on_event)
@@ -223,7 +237,7 @@ def _searched(config: SweepConfig, out: Path, question: Question, executor: Exec
 
         found = answers(search, runner, question, on_round)
         search.folder.compact()
-    return search, runner, found
+    return runner, found
 
 
 def _check(

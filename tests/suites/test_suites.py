@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from selgrad.attacks import ATTACKS
+from selgrad.attacks.rank_one import rank_one
 from selgrad.encryption import unavailable
 from selgrad.errors import UsageError
 from selgrad.experiment import Setting
@@ -16,7 +18,8 @@ from selgrad.report.verdicts import by_level, contributions, reached, worst_of
 from selgrad.suites import BUDGETS, SUITES, members, suite_for
 from selgrad.suites.decide import Question
 from selgrad.suites.members import Member, Suite
-from selgrad.suites.recommend import configured, recommend, run_suite
+from selgrad.suites.recommend import configured, recommend, run_suite, with_luck
+from selgrad.suites.search import Search
 
 HASHES = {
     "images": {"quick": "f401d144", "standard": "688228f8", "full": "3ca22434"},
@@ -72,7 +75,7 @@ def test_a_suite_for_other_data_is_refused():
 
 
 def test_the_search_says_what_the_grid_says(closed_form, tmp_path):
-    found = recommend(GIVEN, tmp_path / "search", question=QUESTION, check=True)
+    found = recommend(GIVEN, tmp_path / "search", question=QUESTION)
     grid = run_suite(GIVEN, RATIOS, tmp_path / "grid", quiet=True)
     assert set(grid["suite"]) == {found.suite} and found.suite.startswith("images-v1-standard-")
     worst = worst_of(reached(grid, "recognisable"))
@@ -89,11 +92,11 @@ def test_the_search_says_what_the_grid_says(closed_form, tmp_path):
     both = mine.merge(grid, on="cell_id", suffixes=("", "_grid"))
     assert len(both) == len(mine) < len(grid) and (both["level"] == both["level_grid"]).all()
     assert found.num_cells == len(mine)
-    assert found.chosen == table.index[0] and table["protects"].iloc[0]
+    # What is unresolved, as where a closed form has nothing to read, is not recommended.
+    assert found.chosen == (table.index[0] if table["protects"].any() else None)
+    assert not table.loc[table["verdict"] == "unresolved", "protects"].any()
     saved = json.loads((tmp_path / "search" / "recommendation.json").read_text())
     assert saved["chosen"] == found.chosen and [row["metric"] for row in saved["table"]] == list(found.table["metric"])
-    if found.table["ratio"].iloc[0] < 1:
-        assert found.checked is not None and found.checked.num_cells > 0
     if unavailable() is None:
         (everything,) = found.alternatives
         assert everything.num_entries == grid["num_total"].iloc[0] and (table["bytes"] > 0).all()
@@ -118,6 +121,24 @@ def test_what_is_there_is_not_run_again(closed_form, tmp_path, monkeypatch):
         recommend({**GIVEN, "metric": "magnitude"}, tmp_path, question=QUESTION)
 
 
+def test_an_answer_is_tried_on_other_inputs_and_weights(monkeypatch, tmp_path):
+    def thorough(*, hidden: str = "complete"):
+        """A closed form that is over where it has nothing to read."""
+        reads = rank_one(hidden=hidden)
+        return dataclasses.replace(reads, finish=lambda observation, key: reads.finish(observation, key)._replace(moved=True))
+
+    monkeypatch.setitem(ATTACKS, "thorough", thorough)
+    member = Member("thorough", {budget: ({},) for budget in BUDGETS}, lambda _: "", "")
+    monkeypatch.setitem(members.SUITES, "images", Suite("images", 1, (member,)))
+    found = recommend({**GIVEN, "metric": "magnitude", "encryption": "none"}, tmp_path, question=QUESTION, check=True)
+    assert found.chosen == "magnitude" and found.table["ratio"].iloc[0] < 1 and found.note == "encryption is off" and found.alternatives == []
+    assert found.checked is not None and found.checked.ratio == found.table["ratio"].iloc[0] and found.checked.held and found.checked.num_cells >= 5
+    fresh = pd.read_parquet(tmp_path / "check" / "records")
+    mine = pd.read_parquet(tmp_path / "search" / "records")
+    assert not set(fresh["seed"]) & set(mine["seed"])
+    assert {json.loads(text)["offset"] for text in fresh["dataset_arguments"]} == {10}, "the ten images after those of the search"
+
+
 @pytest.mark.skipif(unavailable() is not None, reason=f"OpenFHE does not load: {unavailable()}")
 def test_adapters_are_an_alternative_of_a_transformer(monkeypatch, tmp_path):
     monkeypatch.setitem(members.SUITES, "text", Suite("text", 1, SUITES["text"].members[:1]))
@@ -132,6 +153,15 @@ def test_adapters_are_an_alternative_of_a_transformer(monkeypatch, tmp_path):
     everything, adapters = found.alternatives
     assert adapters.num_entries < everything.num_entries / 5 and adapters.bytes < everything.bytes / 5
     assert found.left_out == {} and found.suite.startswith("text-v1-quick-")
+
+
+def test_what_guessing_reaches_is_part_of_the_question(closed_form, tmp_path):
+    config, _, _ = configured(GIVEN, None, "quick", RATIOS)
+    search = Search(config, tmp_path)
+    class_of_ten = with_luck(Question(level="attribute"), search)
+    assert class_of_ten.chance == 0.1 and class_of_ten.rate == pytest.approx(0.1 + 0.9 * 0.05)
+    assert with_luck(Question(), search).chance == pytest.approx(2 / (1000 + 1), rel=0.02), "one attack, two comparisons with about 1,000 others"
+    assert with_luck(Question(level="exact"), search).chance == 0
 
 
 def test_contributions_count_what_nothing_else_reads():
