@@ -29,11 +29,11 @@ def recommend(level: str, rate: float, confidence: float, budget: Any, check: bo
     r"""Look for the cheapest metric and ratio at which no attack of a suite gets more than a level allows.
 
     \b
-    selgrad recommend --dataset digits:count=60 --model mlp:width=32 --metric magnitude --metric random --budget quick
+    selgrad recommend --dataset digits:count=140 --model mlp:width=32 --metric magnitude --metric random --budget quick
     selgrad recommend --config mine.yaml --level exact --check
 
-    The search is adaptive: bisection over ratios by a few inputs, then a sequential test on others. Each input is an image or a batch with one of the weight
-    draws; a claim of "under 5 %" needs about 100 of them. Costs are measured with real CKKS.
+    The search is adaptive: bisection over ratios by a few inputs, then a sequential test on others. Each input is an image, a sentence
+    or a batch, with one of the weight draws; a claim of "under 5 %" needs about 120 of them. Costs are measured with real CKKS.
     """
     from selgrad import devices
 

@@ -140,8 +140,9 @@ def print_recommendation(found: Any, out: Path) -> None:
     click.echo(f"searched   {found.num_cells:,} attacks; the grid with as many inputs would have been {found.num_grid:,}")
     if found.checked is not None:
         one = found.checked
-        said = "held" if one.held else "did not hold"
-        click.echo(f"checked    {said} on other inputs and weights: {one.read} of {one.num_cells} read, at most {one.bound:.1%} (exact, one-sided)")
+        click.echo(
+            f"checked    {one.verdict} on other inputs and weights: {one.read} of {one.num_cells} read, {one.unresolved} open, at most {one.bound:.1%} (exact)"
+        )
     for name, why in found.left_out.items():
         click.echo(f"not run    {name}: {why}")
     print_flags(found.flags)

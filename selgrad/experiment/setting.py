@@ -141,7 +141,8 @@ class Setting:
         spec, everything = self.specs[0], self.dataset
         if spec.get("count") is not None or spec.get("offset"):
             everything = spec.changed(count=None, offset=0).build()
-        return self.modality.others(everything, self.dataset)
+        found = self.modality.others(everything, self.dataset)
+        return found if len(found) > self.update.batch_size else found[:0]
 
     def client(self, seed: int, round_index: int = 0, page: int = 0) -> Client:
         """The updates of a page's samples in a round, as they are sent, with the weights that they started from."""

@@ -24,7 +24,7 @@ from selgrad.evaluation import MEASURES, align, identified_images
 from selgrad.evaluation.certificates import gaussian_prior
 from selgrad.evaluation.image import mse
 from selgrad.measures import Measure
-from selgrad.modality.protocol import NUMBERS, Kept, LaneResult, Outcome, drawn, rounding
+from selgrad.modality.protocol import NUM_OTHERS, NUMBERS, Kept, LaneResult, Outcome, drawn, rounding
 
 _MINE = [measure for measure in MEASURES.values() if measure.reads in ("images", "labels")]
 
@@ -99,7 +99,7 @@ class Images:
         if found.measures["diverged"]:
             return found._replace(measures={**found.measures, "identified": float("nan")})
         truths = self.spec.pixels(np.asarray(batch.inputs))
-        return found._replace(measures={**found.measures, "identified": identified_images(truths, found.outputs, others)})
+        return found._replace(measures={**found.measures, "identified": identified_images(truths, found.outputs, _without(others, truths))})
 
     def others(self, everything: Dataset | TextDataset, own: Dataset | TextDataset) -> Any:
         """Pixels (N, *shape) in [0, 1]."""
@@ -107,7 +107,7 @@ class Images:
         assert isinstance(own, Dataset)
         mine = {image.tobytes() for image in own.pixels}
         rows = [row for row in drawn(len(everything)) if everything.pixels[row].tobytes() not in mine]
-        return everything.pixels[rows]
+        return np.concatenate([everything.pixels[rows], own.pixels[drawn(len(own))][: NUM_OTHERS - len(rows)]])
 
     def level(self, measures: Mapping[str, float], told_labels: bool) -> str:
         """Exact is a root mean squared error of less than half a grey level. What has not moved is a draw from what was known before."""
@@ -152,6 +152,15 @@ class Images:
         """Pixels with their titles as `<stem>.npz`."""
         titles = {key: np.asarray([one.title[key] for one in kept]) for key in kept[0].title}
         _write_npz(file.with_suffix(".npz"), pixels=_to_uint8(np.stack([one.found.outputs for one in kept])), **titles)
+
+
+def _without(others: npt.NDArray[np.float32], truths: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The others that are none of the truths, which have been through a normalisation and back."""
+    sums, apart = others.sum(axis=(1, 2, 3)), np.ones(len(others), bool)
+    for truth in truths:
+        near = np.flatnonzero(np.abs(sums - truth.sum()) < 1e-4 * truth.size)
+        apart[near[np.abs(others[near] - truth).max(axis=(1, 2, 3)) < 1e-4]] = False
+    return others[apart]
 
 
 def _to_uint8(pixels: Any) -> Any:

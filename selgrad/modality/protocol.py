@@ -62,6 +62,7 @@ NUMBERS = ("objective", "diverged", "restart", "num_evaluations", "moved")
 
 
 NUM_OTHERS = 1000
+"""From which the truth has to be told, at most."""
 
 
 def drawn(count: int) -> npt.NDArray[np.int64]:
@@ -129,7 +130,7 @@ class Modality(Protocol):
         ...
 
     def others(self, everything: Dataset | TextDataset, own: Dataset | TextDataset) -> Any:
-        """At most a thousand inputs of a data set that are none of one's own, drawn once for all."""
+        """At most a thousand inputs of a data set, drawn once for all: those that are not one's own, then one's own; the truth is left out later."""
         ...
 
     def level(self, measures: Mapping[str, float], told_labels: bool) -> str:

@@ -25,7 +25,7 @@ from selgrad.errors import DataError, UsageError
 from selgrad.evaluation import MEASURES, align_texts, identified_sentences
 from selgrad.evaluation.text import words
 from selgrad.measures import Measure
-from selgrad.modality.protocol import NUMBERS, Kept, LaneResult, Outcome, drawn, rounding
+from selgrad.modality.protocol import NUM_OTHERS, NUMBERS, Kept, LaneResult, Outcome, drawn, rounding
 
 _SENTENCES = [measure for measure in MEASURES.values() if measure.reads == "sentences"]
 _PADDING = 128
@@ -120,9 +120,9 @@ class Text:
         """Sentences."""
         assert isinstance(everything, TextDataset)
         assert isinstance(own, TextDataset)
-        mine = {own.decode(tokens) for tokens in own.tokens}
+        mine = dict.fromkeys(own.decode(tokens) for tokens in own.tokens)
         texts = dict.fromkeys(everything.decode(everything.tokens[row]) for row in drawn(len(everything)))
-        return tuple(text for text in texts if text not in mine)
+        return (*(text for text in texts if text not in mine), *mine)[:NUM_OTHERS]
 
     def level(self, measures: Mapping[str, float], told_labels: bool) -> str:
         """Exact is a sentence without an error; its class, or half of its words, are attributes. What has not moved is a draw from what was known before."""
@@ -146,7 +146,7 @@ class Text:
         for one in _SENTENCES:
             assert one.of is not None
             measures[one.name] = float(np.mean([one.of(t, f) for t, f in zip(truths, texts, strict=True)]))
-        measures["identified"] = identified_sentences(truths, texts, others)
+        measures["identified"] = identified_sentences(truths, texts, tuple(text for text in others if text not in truths))
         judge = self.judge
         assert judge.of is not None
         guessed = [float(np.mean([judge.of(t, g) for g in guess])) if guess else 0.0 for t in truths]

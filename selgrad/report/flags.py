@@ -93,6 +93,8 @@ def doubling_helps(table: pd.DataFrame) -> Iterator[Flag]:
 def _compare(cells: pd.DataFrame, by: str, winner: object, loser: object, name: str, setting: str, same: str) -> Iterator[Flag]:
     """Whether one reads significantly more than the other on the cells that they share, over all metrics and ratios."""
     both = cells[cells[by].isin([winner, loser])]
+    # With nothing encrypted all metrics are one, and count once.
+    both = both[(both["ratio"] > 0) | ~both.duplicated([name for name in (by, "ratio", "sample", "seed", "selector_label") if name in both])]
     keys = [key for key in ("metric_label", "selector_label", "ratio", "sample") if key in both]
     numbered = both.assign(sample=both.groupby(keys, sort=False).ngroup())
     for row in paired(numbered, by).itertuples():

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from selgrad.measures import LEVELS
-from selgrad.report.tables import SETTING, wilson, with_labels
+from selgrad.report.tables import SETTING, dataset_label, wilson, with_labels
 
 OUTCOMES = ("read", "attack failed", "unresolved", "protected")
 """What a cell can say of a defence, from bad to good for it; the middle two say nothing."""
@@ -57,7 +57,8 @@ def worst_of(records: pd.DataFrame) -> pd.DataFrame:
     """One row for each mask of each input: what the attack says of it that got most, as a suite's verdict is.
 
     An input is read where one attack reads it. It is protected where none does and one that reads it with nothing encrypted has found another explanation of
-    all that is visible, which no longer search tells from the truth. It is unresolved where all that read it then ended too early.
+    all that is visible, which no longer search tells from the truth. It is unresolved where all that read it then ended too early; an attack without an
+    objective, such as one in closed form, explains a part of what is visible at most, and protects nothing by its failure.
 
     Returns:
       Columns of the setting, `metric_label`, `selector_label`, `ratio`, `sample`, `seed`, `outcome`, and `by`: how many attacks read it.
@@ -66,6 +67,9 @@ def worst_of(records: pd.DataFrame) -> pd.DataFrame:
     keys = [name for name in (*SETTING, "dataset_arguments", *_CELL) if name in table]
     order = ("read", "protected", "unresolved", "attack failed")
     place = table["outcome"].map({outcome: i for i, outcome in enumerate(order)}).astype(int)
+    if "objective_at_truth" in table:
+        hidden = table["num_visible"] == 0 if "num_visible" in table else table["ratio"] == 1
+        place = place.where((place != 1) | table["objective_at_truth"].notna() | hidden, 2)
     grouped = table[keys].assign(place=place, by=place == 0).groupby(keys, sort=False, observed=True)
     found = grouped.agg(place=("place", "min"), by=("by", "sum")).reset_index()
     return found.assign(outcome=found["place"].map(dict(enumerate(order)))).drop(columns="place")
@@ -79,11 +83,14 @@ def by_level(records: pd.DataFrame) -> pd.DataFrame:
       `unresolved` of these, and `upper`, of the 95 % Wilson interval of the share that is read.
     """
     parts = []
-    needed = {*SETTING, "dataset_arguments", "attack_label", *_CELL, "level", "converged", "num_visible"}
+    needed = {*SETTING, "dataset_arguments", "attack_label", *_CELL, "level", "converged", "num_visible", "objective_at_truth"}
     narrow = records[[name for name in records.columns if name in needed]]
     for level in reversed(LEVELS[1:]):
         worst = worst_of(reached(narrow, level))
-        worst = worst.assign(setting=worst["dataset_label"] + " / " + worst["model_label"] + " / " + worst["update_label"])
+        parts_of = [dataset_label(worst) if "dataset_arguments" in worst else worst["dataset_label"], worst["model_label"], worst["update_label"]]
+        if "protection_label" in worst and worst["protection_label"].nunique() > 1:
+            parts_of.append(worst["protection_label"])
+        worst = worst.assign(setting=[" / ".join(map(str, names)) for names in zip(*parts_of, strict=True)])
         for (setting, metric, selector, ratio), cells in worst.groupby(["setting", "metric_label", "selector_label", "ratio"], sort=True):
             told = cells[cells["outcome"] != "attack failed"]
             read, unresolved = int((told["outcome"] == "read").sum()), int((told["outcome"] == "unresolved").sum())
@@ -140,6 +147,8 @@ def stopping_ratios(records: pd.DataFrame) -> pd.DataFrame:
             row["verdict"] = "attack fails with nothing encrypted"
         elif not ended.any():
             row["verdict"] = f"still succeeds at {ratios[-1]:g}"
+        elif tried.iloc[int(ended.argmax())] == 0:
+            row["verdict"] = f"no success from {ratios[int(ended.argmax())]:g} on, where it was tried on no sample that it reads with nothing encrypted"
         else:
             position = int(ended.argmax())
             ratio, size, n = ratios[position], sizes.iloc[position], int(tried.iloc[position])

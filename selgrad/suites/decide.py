@@ -175,6 +175,9 @@ def step(question: Question, tried: Tried, num_cells: int) -> Wanted | Answer:
         elif (wanted := more(middle, first, -(-question.chunk // 2))) is not None:
             return wanted
         elif not told:
+            # Attacks may work on few inputs.
+            if len(known(middle)) < math.log(question.error) / math.log1p(-rate) and (wanted := more(middle, range(num_cells), question.chunk)) is not None:
+                return wanted
             return Answer("attacks fail", math.nan, 0.0)
         elif read > rate * told and (wanted := more(middle, pilots, question.chunk)) is not None:
             return wanted
@@ -190,12 +193,7 @@ def step(question: Question, tried: Tried, num_cells: int) -> Wanted | Answer:
     if not is_shown and (wanted := more(high, others, min(max(question.chunk, told), question.needed(failed, read) - told))) is not None:
         return wanted
     shown = [place for place in range(high) if _shown(question, *of(place, range(num_cells))[:2])]
-    if (
-        low >= 0
-        and low not in shown
-        and of(low, range(num_cells))[1] < 2 * question.pilot
-        and (wanted := more(low, range(num_cells), question.chunk)) is not None
-    ):
+    if low >= 0 and low not in shown and (wanted := more(low, pilots, question.chunk)) is not None:
         return wanted
     verdict = "encrypt everything" if everything else "too few inputs" if not is_shown else "unresolved" if unresolved else "protected"
     bound = 0.0 if everything else anytime_bound(read, told, rate, question.expected, error)

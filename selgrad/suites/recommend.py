@@ -44,7 +44,7 @@ class Checked:
       read, num_cells: cells that an attack reads, of those on which one works at all.
       unresolved: cells on which attacks ended too early.
       bound: on the success rate, with the confidence of the question.
-      held: whether it lies at or below the rate that is tolerated.
+      verdict: "held" where the bound lies at or below the rate that is tolerated, "did not hold" where more of them are read than that, else "undecided".
     """
 
     ratio: float
@@ -52,7 +52,7 @@ class Checked:
     num_cells: int
     unresolved: int
     bound: float
-    held: bool
+    verdict: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Recommendation:
         ciphertexts and index list, and to encrypt them; NaN where OpenFHE does not load), cheapest first.
       alternatives: what else one can do, and what it costs; none where OpenFHE does not load.
       chosen: label of the cheapest that protects; None where none does.
-      attacks: as `selgrad.report.verdicts.contributions` has them.
+      attacks: as `selgrad.report.verdicts.contributions` has them; each is tried on what the ones before it did not read.
       left_out: attacks of the suite that cannot be run here, and why.
       flags: warnings.
       num_cells, num_grid: attacks that were run, and that the whole grid with as many inputs would have been.
@@ -166,7 +166,7 @@ def recommend(
 
     Args:
       given: keys of a sweep (docs/configuration.md) without `attack` and `ratio`: at least `dataset` and `model`; several `metric`s and `selector`s are
-        compared. Every sample and seed is an input; a claim of "below 5 %" needs 86 of them besides the first nine.
+        compared. Every sample is an input, with one of the seeds; a claim of "below 5 %" needs about 100 of them besides the first 18.
       out: folder of the records, continued if it holds the same search; the question may differ.
       question: level, tolerated rate and confidence; by default that at most 5 % of the inputs are recognisable, 95 %.
       suite: images or text; None is that of the data.
@@ -193,11 +193,15 @@ def recommend(
         if check and chosen is not None:
             arm = next(arm for arm in search.arms if arm.label == chosen)
             checked = _check(config, search, arm, found[chosen], asked, root / "check", executor, on_event)
+    judged = reached(records, asked.level)
+    # Cells that an attack has read are not tried by the next, so attacks are compared where all of them are run: with nothing encrypted.
+    raised = flags(judged[judged["ratio"] == 0])
+    raised += [flag for flag in flags(judged) if flag.name in ("searches end too early", "restarts disagree", "a leaf of zeros is used")]
     size = asked.needed(0) + asked.pilot
     grid = len(search.arms) * (len(asked.ratios) - 1) * size * len(config.attack) + size * len(config.attack)
     result = Recommendation(
-        search.settings[0].title, which.label(budget), asked, table, instead, chosen, contributions(reached(records, asked.level)), left,
-        flags(reached(records, asked.level)), runner.num_known, grid, checked, note,
+        search.settings[0].title, which.label(budget), asked, table, instead, chosen, contributions(judged).drop(columns="alone"), left,
+        list(dict.fromkeys(raised)), runner.num_known, grid, checked, note,
     )  # fmt: skip
     (root / "recommendation.json").write_text(json.dumps(_finite(result.document()), indent=1) + "\n")
     return result
@@ -216,12 +220,15 @@ def with_luck(question: Question, search: Search) -> Question:
     setting = search.settings[0]
     if question.chance > 0:
         return question
+    size = setting.update.batch_size
     if question.level == "attribute" and not search.config.known_labels:
-        chance = 1 / setting.input_spec.num_classes
+        # All labels of a batch.
+        chance = setting.input_spec.num_classes**-size
         return dataclasses.replace(question, chance=chance, rate=chance + (1 - chance) * question.rate)
     if question.level == "recognisable":
-        chance = 2 * len(search.config.attack) / (len(setting.others) + 1)
-        return dataclasses.replace(question, chance=min(chance, question.rate / 2))
+        # Any input of a batch, by error or by correlation, by any attack.
+        chance = 1 - (1 - 1 / max(1, len(setting.others) + 1 - size)) ** (2 * size * len(search.config.attack))
+        return dataclasses.replace(question, chance=chance)
     return question
 
 
@@ -246,7 +253,7 @@ def _check(
     """As many inputs as a claim needs, from after those of the search, with weights of other seeds."""
     dataset = search.settings[0].specs[0]
     if answer.ratio == 1.0:
-        return Checked(1.0, 0, 0, 0, 0.0, True)
+        return Checked(1.0, 0, 0, 0, 0.0, "held")
     count = len(search.settings[0].dataset)
     fresh = {"offset": int(dataset.get("offset") or 0) + count, "count": count}
     if not set(fresh) <= set(dict(dataset.arguments)):
@@ -260,10 +267,12 @@ def _check(
         "selector": (arm.selector,),
     }
     try:
-        other = Search(config.model_copy(update=changes), out)
+        dataset.changed(**fresh).build()
     except UsageError as error:
         on_event(f"no check: there are no fresh inputs ({error})")
         return None
+    # Another answer is another check.
+    other = Search(config.model_copy(update=changes), out / f"{arm.metric.name}-{answer.ratio:g}-{question.level}")
     with other.lock():
         executor.plan(other, on_event)
         runner = Runner(other, executor, question.level, on_event=lambda line: on_event(f"check: {line}"))
@@ -274,4 +283,5 @@ def _check(
     told = worst[(worst["ratio"] == answer.ratio) & (worst["outcome"] != "attack failed")]
     read, unresolved = int((told["outcome"] == "read").sum()), int((told["outcome"] == "unresolved").sum())
     bound = upper_bound(read, len(told), 1 - question.error)
-    return Checked(answer.ratio, read, len(told), unresolved, bound, read == 0)
+    shown = bound <= question.rate and not unresolved
+    return Checked(answer.ratio, read, len(told), unresolved, bound, "held" if shown else "did not hold" if read > question.rate * len(told) else "undecided")

@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from selgrad.errors import SelgradError
@@ -59,13 +62,18 @@ class Search(Sweep):
 
     @property
     def num_cells(self) -> int:
-        """Cells at one ratio: every sample with every seed."""
-        return self.settings[0].num_samples * len(self.config.seeds)
+        """Cells at one ratio: every sample once, since a sample's other seeds say little that is new."""
+        return self.settings[0].num_samples
+
+    @functools.cached_property
+    def _order(self) -> npt.NDArray[np.int64]:
+        """The samples by number of the cell, mixed: data sets are often sorted by class."""
+        return np.random.default_rng(self.num_cells).permutation(self.num_cells)
 
     def lane(self, arm: Arm, ratio: float, cell: int) -> Lane:
-        """The cell of a number: neighbours are of different samples and of different seeds, and all metrics have the same ones."""
-        number, seeds = self.settings[0].num_samples, self.config.seeds
-        return Lane(seeds[(cell % number + cell // number) % len(seeds)], cell % number, arm.metric, arm.selector, ratio)
+        """The cell of a number: each is of another sample, neighbours are of different seeds, and all metrics have the same ones."""
+        seeds = self.config.seeds
+        return Lane(seeds[cell % len(seeds)], int(self._order[cell]), arm.metric, arm.selector, ratio)
 
     def records(self) -> pd.DataFrame:
         """What is known."""
@@ -170,14 +178,31 @@ def outcomes(search: Search, records: pd.DataFrame, level: str, ratios: Sequence
     if records.empty:
         return found
     worst = worst_of(reached(records, level))
+    whole = _complete(records, len(search.config.attack))
     cells = {(lane.sample, lane.seed): cell for cell in range(search.num_cells) for lane in [search.lane(search.arms[0], 0.0, cell)]}
     named = {(arm.metric.label, arm.selector.label): arm.label for arm in search.arms}
     places = {ratio: place for place, ratio in enumerate(ratios)}
     for row in worst.itertuples():
         arm, place = named.get((row.metric_label, row.selector_label)), places.get(row.ratio)
         cell = cells.get((row.sample, row.seed))
+        # One that is not read says something once every attack has tried it, and tried it with nothing encrypted: a run may have ended in between.
+        if row.outcome != "read" and not {(row.metric_label, row.selector_label, row.ratio), ("", "", 0.0)} <= whole.get((row.sample, row.seed), set()):
+            continue
         if arm is not None and place is not None and cell is not None:
             found[arm].setdefault(place, {})[cell] = row.outcome
+    return found
+
+
+def _complete(records: pd.DataFrame, num_attacks: int) -> dict[tuple[int, int], set[tuple[str, str, float]]]:
+    """(sample, seed) -> the masks of it that every attack has been tried on; with nothing encrypted all metrics are one."""
+    plain = records["ratio"] == 0
+    keys = records[["ratio", "sample", "seed", "attack_label"]].assign(
+        metric=records["metric_label"].astype(str).where(~plain, ""), selector=records["selector_label"].astype(str).where(~plain, "")
+    )
+    tried = keys.groupby(["metric", "selector", "ratio", "sample", "seed"], sort=False, observed=True)["attack_label"].nunique()
+    found: dict[tuple[int, int], set[tuple[str, str, float]]] = {}
+    for metric, selector, ratio, sample, seed in tried[tried == num_attacks].index:
+        found.setdefault((sample, seed), set()).add((metric, selector, ratio))
     return found
 
 

@@ -4,12 +4,14 @@ import dataclasses
 import importlib
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 
 from selgrad.attacks import ATTACKS
-from selgrad.attacks.rank_one import rank_one
+from selgrad.base import Attack, Reconstruction
 from selgrad.encryption import unavailable
 from selgrad.errors import UsageError
 from selgrad.experiment import Setting
@@ -19,7 +21,7 @@ from selgrad.suites import BUDGETS, SUITES, members, suite_for
 from selgrad.suites.decide import Question
 from selgrad.suites.members import Member, Suite
 from selgrad.suites.recommend import configured, recommend, run_suite, with_luck
-from selgrad.suites.search import Search
+from selgrad.suites.search import Search, outcomes
 
 HASHES = {
     "images": {"quick": "f401d144", "standard": "688228f8", "full": "3ca22434"},
@@ -28,9 +30,10 @@ HASHES = {
 RATIOS = (0.2, 0.6, 0.9, 1.0)
 QUESTION = Question(rate=0.3, confidence=0.8, pilot=3, chunk=4, ratios=RATIOS)
 GIVEN = {
-    "dataset": {"name": "digits", "count": 10}, "model": {"name": "mlp", "width": 16, "activation": "sigmoid"}, "metric": ["magnitude", "random"],
+    "dataset": {"name": "digits", "count": 24}, "model": {"name": "mlp", "width": 16, "activation": "sigmoid"}, "metric": ["magnitude", "random"],
     "encryption": {"num_clients": 2}, "seeds": [0, 1, 2],
 }  # fmt: skip
+"""Inputs enough for a pilot of six and a test of a dozen."""
 
 
 def test_a_suite_is_frozen():
@@ -48,6 +51,20 @@ def test_what_cannot_be_run_is_left_out_and_says_why():
     assert left == {"rank_one": "reads one gradient, and several local steps are sent", "gauss_newton": "budget quick leaves it out"}
     with pytest.raises(UsageError, match="unknown suite 'image'; did you mean 'images'"):
         suite_for("image")
+
+
+def thorough(*, hidden: str = "ignore") -> Attack:
+    """Reads an image off a column of the first layer that is visible whole, says so where there is none, and has an objective."""
+
+    def finish(observation, key):
+        spec, params, mask = observation.model.input_spec, observation.visible["fc_0"], observation.mask["fc_0"]
+        whole = ~(mask["kernel"].any(axis=0) | mask["bias"])
+        at = jnp.argmax(jnp.where(whole, jnp.abs(params["bias"]), -1))
+        image = (params["kernel"][:, at] / params["bias"][at]).reshape(1, *spec.shape)
+        inputs = jnp.where(whole.any(), image, jax.random.normal(key, image.shape))
+        return Reconstruction.single(inputs, jnp.zeros(1, jnp.int32), jnp.zeros(()))
+
+    return Attack(lambda key, _: key, lambda _, key, __: key, finish, 1, 1, rung=hidden, objective=lambda *_: jnp.ones(()))
 
 
 @pytest.fixture
@@ -122,28 +139,25 @@ def test_what_is_there_is_not_run_again(closed_form, tmp_path, monkeypatch):
 
 
 def test_an_answer_is_tried_on_other_inputs_and_weights(monkeypatch, tmp_path):
-    def thorough(*, hidden: str = "complete"):
-        """A closed form that is over where it has nothing to read."""
-        reads = rank_one(hidden=hidden)
-        return dataclasses.replace(reads, finish=lambda observation, key: reads.finish(observation, key)._replace(moved=True))
-
     monkeypatch.setitem(ATTACKS, "thorough", thorough)
     member = Member("thorough", {budget: ({},) for budget in BUDGETS}, lambda _: "", "")
     monkeypatch.setitem(members.SUITES, "images", Suite("images", 1, (member,)))
     found = recommend({**GIVEN, "metric": "magnitude", "encryption": "none"}, tmp_path, question=QUESTION, check=True)
     assert found.chosen == "magnitude" and found.table["ratio"].iloc[0] < 1 and found.note == "encryption is off" and found.alternatives == []
-    assert found.checked is not None and found.checked.ratio == found.table["ratio"].iloc[0] and found.checked.held and found.checked.num_cells >= 5
-    fresh = pd.read_parquet(tmp_path / "check" / "records")
+    assert found.checked is not None and found.checked.ratio == found.table["ratio"].iloc[0] and found.checked.num_cells >= 5
+    assert found.checked.verdict == ("held" if found.checked.bound <= found.question.rate else "undecided")
+    (folder,) = (tmp_path / "check").iterdir()
+    fresh = pd.read_parquet(folder / "records")
     mine = pd.read_parquet(tmp_path / "search" / "records")
     assert not set(fresh["seed"]) & set(mine["seed"])
-    assert {json.loads(text)["offset"] for text in fresh["dataset_arguments"]} == {10}, "the ten images after those of the search"
+    assert {json.loads(text)["offset"] for text in fresh["dataset_arguments"]} == {24}, "the images after those of the search"
 
 
 @pytest.mark.skipif(unavailable() is not None, reason=f"OpenFHE does not load: {unavailable()}")
 def test_adapters_are_an_alternative_of_a_transformer(monkeypatch, tmp_path):
     monkeypatch.setitem(members.SUITES, "text", Suite("text", 1, SUITES["text"].members[:1]))
     given = {
-        "dataset": {"name": "sentences", "count": 6},
+        "dataset": {"name": "sentences", "count": 12},
         "model": {"name": "bert", "size": "tiny"},
         "metric": "magnitude",
         "encryption": {"num_clients": 2},
@@ -161,7 +175,44 @@ def test_what_guessing_reaches_is_part_of_the_question(closed_form, tmp_path):
     class_of_ten = with_luck(Question(level="attribute"), search)
     assert class_of_ten.chance == 0.1 and class_of_ten.rate == pytest.approx(0.1 + 0.9 * 0.05)
     assert with_luck(Question(), search).chance == pytest.approx(2 / (1000 + 1), rel=0.02), "one attack, two comparisons with about 1,000 others"
+    batches, _, _ = configured({**GIVEN, "update": {"name": "gradient", "batch_size": 2}}, None, "quick", RATIOS)
+    pairs = Search(batches, tmp_path)
+    assert with_luck(Question(), pairs).chance == pytest.approx(4 / (1000 + 1), rel=0.02) and with_luck(Question(level="attribute"), pairs).chance == 0.01
+    few, _, _ = configured({**GIVEN, "dataset": (np.random.default_rng(0).random((6, 8, 8, 1)), np.arange(6) % 2)}, None, "quick", RATIOS)
+    with pytest.raises(UsageError, match="guessing alone reaches level 'recognisable' on 0.306"):
+        with_luck(Question(), Search(few, tmp_path))
     assert with_luck(Question(level="exact"), search).chance == 0
+
+
+def test_a_cell_says_something_once_every_attack_has_tried_it(monkeypatch, tmp_path):
+    """A run may be killed between two attacks, and a question of a lower level stops at the first that reads."""
+    monkeypatch.setitem(ATTACKS, "thorough", thorough)
+    member = Member("thorough", {budget: ({},) for budget in BUDGETS}, lambda _: "", "")
+    monkeypatch.setitem(members.SUITES, "images", Suite("images", 1, (SUITES["images"].members[0], member)))
+    config, _, _ = configured({**GIVEN, "metric": "magnitude"}, None, "quick", RATIOS)
+    search = Search(config, tmp_path)
+    lane = search.lane(search.arms[0], 0.6, 5)
+    base = {
+        "dataset_label": "d", "model_label": "m", "update_label": "u", "metric_label": "magnitude", "selector_label": "global_top", "sample": lane.sample,
+        "seed": lane.seed, "converged": True, "objective_at_truth": 1.0,
+    }  # fmt: skip
+    row = lambda attack, ratio, level: {**base, "attack_label": attack, "ratio": ratio, "level": level}
+    told = lambda level, *rows: outcomes(search, pd.DataFrame(rows), level, RATIOS)["magnitude"]
+    first, second = row("rank_one", 0.6, "nothing"), row("thorough", 0.6, "nothing")
+    plain = [row("rank_one", 0.0, "exact"), row("thorough", 0.0, "exact")]
+    assert told("recognisable", first) == told("recognisable", first, *plain) == told("recognisable", first, second, plain[0]) == {}
+    assert told("recognisable", first, second, *plain) == {1: {5: "protected"}}
+    seen = row("rank_one", 0.6, "recognisable")
+    assert told("recognisable", seen) == {1: {5: "read"}} and told("exact", seen) == {}, "another level asks the other attacks"
+
+
+def test_cells_are_of_different_inputs_in_a_mixed_order(tmp_path):
+    config, _, _ = configured(GIVEN, None, "quick", RATIOS)
+    search = Search(config, tmp_path)
+    lanes = [search.lane(search.arms[0], 0.2, cell) for cell in range(search.num_cells)]
+    assert sorted(lane.sample for lane in lanes) == list(range(24)) != [lane.sample for lane in lanes]
+    assert [lane.seed for lane in lanes[:4]] == [0, 1, 2, 0]
+    assert [dataclasses.replace(lane, metric=search.arms[1].metric) for lane in lanes] == [search.lane(search.arms[1], 0.2, cell) for cell in range(24)]
 
 
 def test_contributions_count_what_nothing_else_reads():
