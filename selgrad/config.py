@@ -300,6 +300,9 @@ class SweepConfig(Section):
             del content["rounds"]
         if not self.suite:
             del content["suite"]
+        # Where nothing is named a level judges, which none did once, so such a sweep is another.
+        if self.success.measure is not None or self.success.threshold is not None:
+            content["success"] = {k: v for k, v in content["success"].items() if k != "level"}
         if self.protection == _axis("protection", type(self).model_fields["protection"].default):
             del content["protection"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -215,5 +215,8 @@ def test_settings_that_do_not_fit_together_are_held_one_at_a_time(tmp_path, monk
 
 def test_a_sweep_without_protections_is_the_sweep_that_it_was():
     given = {"dataset": "digits", "model": "lenet", "metric": "magnitude", "attack": "dlg", "ratio": [0, 0.1]}
-    # Of a sweep begun before there were protections; a folder of it must go on.
-    assert parse(given).identity == "633d5a6c9c527a1b" != parse({**given, "protection": "quantised"}).identity
+    # Where nothing was named a measure judged, and now a level does: that is another sweep.
+    assert parse(given).identity != "633d5a6c9c527a1b"
+    given["success"] = {"measure": "mse", "threshold": 0.001}
+    # Of a sweep begun before there were protections and levels; a folder of it must go on.
+    assert parse(given).identity == "82a4f5e4ee4b3761" != parse({**given, "protection": "quantised"}).identity
