@@ -97,11 +97,11 @@ def print_levels(table: Any, suite: str) -> None:
 
 
 def _read_cell(row: Any) -> str:
-    if not row.num_cells:
-        return "[dim]attacks fail[/dim]"
-    colour = "red" if row.read else "yellow" if row.unresolved else "green"
-    left = f", {row.unresolved} open" if row.unresolved else ""
-    return f"[{colour}]{row.read} of {row.num_cells}{left}[/{colour}] (≤ {row.upper:.0%})"
+    from selgrad.report.verdicts import level_cell
+
+    text, kind = level_cell(row)
+    colour = {"attack failed": "dim", "read": "red", "unresolved": "yellow", "protected": "green"}[kind]
+    return f"[{colour}]{text}[/{colour}]"
 
 
 def print_flags(raised: Any) -> None:

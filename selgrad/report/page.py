@@ -16,7 +16,7 @@ import pandas as pd
 from selgrad.report import figures
 from selgrad.report.flags import flags
 from selgrad.report.tables import attack_label, mask_overlaps, metric_label, protections, read_records, same_masks, with_labels
-from selgrad.report.verdicts import by_level, stopping_ratios, verdict_grid
+from selgrad.report.verdicts import by_level, level_cell, stopping_ratios, verdict_grid
 
 _PAGE = jinja2.Template(
     """<!doctype html>
@@ -162,10 +162,9 @@ def _levels(records: pd.DataFrame) -> list[list[Any]]:
 
 
 def _level_cell(row: Any) -> tuple[str, str]:
-    if not row.num_cells:
-        return "attacks fail", "never"
-    kind = "succeeds" if row.read else "open" if row.unresolved else "stopped"
-    return f"{row.read} of {row.num_cells}{f', {row.unresolved} open' if row.unresolved else ''} (≤ {row.upper:.0%})", kind
+    """In words, with the class of its colour."""
+    text, kind = level_cell(row)
+    return text, {"attack failed": "never", "read": "succeeds", "unresolved": "open", "protected": "stopped"}[kind]
 
 
 def make_report(out: str | Path) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -97,6 +98,15 @@ def by_level(records: pd.DataFrame) -> pd.DataFrame:
             found = {"read": read, "num_cells": len(told), "unresolved": unresolved, "upper": wilson(read, len(told))[1]}
             parts.append({"setting": setting, "metric": metric, "selector": selector, "ratio": ratio, "level": level, **found})
     return pd.DataFrame(parts, columns=["setting", "metric", "selector", "ratio", "level", "read", "num_cells", "unresolved", "upper"])
+
+
+def level_cell(row: Any) -> tuple[str, str]:
+    """A row of `by_level` in words, and what it is for the defence: "read", "unresolved", "protected", or "attack failed", as a table colours it."""
+    if not row.num_cells:
+        return "attacks fail", "attack failed"
+    left = f", {row.unresolved} open" if row.unresolved else ""
+    kind = "read" if row.read else "unresolved" if row.unresolved else "protected"
+    return f"{row.read} of {row.num_cells}{left} (≤ {row.upper:.0%})", kind
 
 
 def contributions(records: pd.DataFrame) -> pd.DataFrame:
