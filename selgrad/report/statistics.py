@@ -77,7 +77,7 @@ def evidence_below(successes: int, trials: int, rate: float, expected: float) ->
     """The same for a success rate below `rate`: the likelihood ratio of the rate that one expects against it (Wald 1945, wald1945sequential).
 
     >>> round(evidence_below(0, 86, 0.05, 0.005)), round(evidence_below(1, 136, 0.05, 0.005))
-    (54, 56)
+    (54, 52)
     """
     log = successes * math.log(expected / rate) + (trials - successes) * (math.log1p(-expected) - math.log1p(-rate))
     return math.exp(min(log, 700.0))

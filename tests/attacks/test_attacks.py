@@ -104,8 +104,8 @@ def on_text(text_problem, name):
     return text_problem(layers=2 if name == "dager" else 1)
 
 
-# A decoder needs public data: tests/attacks/test_learned.py.
-ALONE = [name for name in ATTACKS if name != "learned"]
+# A decoder and a choice among suspects need public data: tests/attacks/test_learned.py and test_candidates.py.
+ALONE = [name for name in ATTACKS if name not in ("learned", "candidates")]
 
 
 @pytest.mark.parametrize("name", ALONE)
