@@ -242,7 +242,145 @@ CALIBRATED = """
   up) simulated updates do not settle on the right counts.
 - DAGER after FedAvg: ROUGE-1 a little below the published 0.99."""
 
-PAGES = {"configuration.md": configuration, "records.md": records, "performance.md": performance, "results/calibration.md": calibration}
+GUIDELINES = """# Guidelines: what to encrypt, by model
+
+Written by `docs/generate.py` from `benchmarks/results/suites.json` (`benchmarks/suites.py`). For each setting the question of
+[verdicts.md](verdicts.md) was asked: from which share of encrypted entries on does no attack of the suite reach the level on more than 5 % of the inputs, with 95 %
+confidence? Each number is the end of a search that added inputs where the answer was open, over three draws of the weights; `(a, b]` means that a was shown not
+to protect and b was shown to protect. A suite is a lower bound of what attackers can do, and attacks get better: read "protects" as "no attack of this suite
+and this budget reads it".
+"""
+RULES = """
+## How to use this
+
+- Ask for your own model: `selgrad recommend --dataset ... --model ...` runs the same search, measures the ciphertexts and checks the answer on other inputs.
+- No single metric is best in every setting above; where two are not told apart, take the one that is cheaper to compute, or `random`, whose choice reveals nothing.
+- Where the answer is that everything must be encrypted, send less instead: adapters, all of them encrypted, are listed as an alternative by `recommend`.
+- What is missing above has not been measured: batches, trained weights and other architectures may be easier or harder to read.
+"""
+
+
+def _protecting(row: Any) -> str:
+    """What a search ended with, in a cell of a table."""
+    told = f"0 of {row['num_cells']}" if not row["read"] else f"{row['read']} of {row['num_cells']}"
+    if row["verdict"] == "attacks fail":
+        return "attacks fail with nothing encrypted"
+    if row["verdict"] == "encrypt everything":
+        return f"everything (more than {row['low']:g})"
+    if row["verdict"] == "protected":
+        return f"**({row['low']:g}, {row['ratio']:g}]**; {told} read"
+    return f"({row['low']:g}, {row['ratio']:g}]: {row['verdict']}; {told} read"
+
+
+def _told_apart(answer: Any) -> list[str]:
+    """Pairs of metrics of which one lets fewer inputs be read, at the ratios where that is significant."""
+    pairs: dict[tuple[str, str], list[str]] = {}
+    for one in answer["differences"]:
+        if one["p_corrected"] < 0.05:
+            better, worse = (one["first"], one["second"]) if one["only_first"] < one["only_second"] else (one["second"], one["first"])
+            fewer, more = sorted((one["only_first"], one["only_second"]))
+            pairs.setdefault((better, worse), []).append(f"{one['ratio']:g} ({fewer} against {more} of {one['num_pairs']} inputs that one alone lets be read)")
+    return [f"- `{better}` lets fewer inputs be read than `{worse}` at {'; '.join(found)}." for (better, worse), found in sorted(pairs.items())]
+
+
+def guidelines() -> str:
+    """The page of advice."""
+    parts = [GUIDELINES]
+    for row in _result("suites")["rows"]:
+        answers = {answer["level"]: answer for answer in row["answers"]}
+        tables = {level: {one["metric"]: one for one in answer["table"]} for level, answer in answers.items()}
+        metrics = list(dict.fromkeys(metric for table in tables.values() for metric in table))
+        cells = [[f"`{metric}`", *(_protecting(table[metric]) if metric in table else "" for table in tables.values())] for metric in metrics]
+        parts.append(f"\n## {row['setting']}: {row['title']}\n\nSuite `{row['suite']}`, {row['hours']:.1f} hours on 2 cores.\n")
+        parts.append(_rows(["metric", *tables], cells))
+        for level, answer in answers.items():
+            found = _told_apart(answer)
+            told = "\n".join(found) if found else "- No two metrics are told apart by these inputs."
+            parts.append(f"\nLevel {level} (McNemar, Holm's correction):\n\n{told}")
+            if answer["chosen"]:
+                parts.append(f"\nThe cheapest that protects at this level: `{answer['chosen']}`.")
+        raised = dict.fromkeys(f"- {flag['name']}: {flag['detail']}" for answer in answers.values() for flag in answer["flags"])
+        if raised:
+            parts.append("\nFlags:\n\n" + "\n".join(raised))
+        if row["answers"][0]["left_out"]:
+            parts.append("\nLeft out: " + "; ".join(f"{name}, since {why}" if why else name for name, why in row["answers"][0]["left_out"].items()) + ".")
+    return "\n".join([*parts, RULES.rstrip()]) + "\n"
+
+
+CLAIMS = """# Claims about selective encryption, measured
+
+Written by `docs/generate.py` from `benchmarks/results/claims.json` (`benchmarks/claims.py`): each claim on a model of the kind that it was made for, attacked by the
+suite, whose worst member counts on each input; the level is in the table, the intervals are exact and of 95 %. An arm that is said to protect is **refuted** where more
+than 5 % of the inputs are read beyond chance, **holds** where less than 5 % are (0 of 73 or better), and is otherwise **open**.
+"""
+UNTESTED = """
+## Not testable here
+
+- FAS: its encryption keeps a fixed share and scrambles the bits of what is left, with a key and noise that its abstract does not state.
+- The tables of arXiv 2508.04155 (gu2025selective): the abstract alone could be read. Its two sentences, that magnitude is generally effective against attacks that
+  optimise and that no single strategy is best everywhere, are answered by the rankings in [../guidelines.md](../guidelines.md).
+"""
+
+
+def _claimed(row: Any) -> str:
+    """What the measured share says of an arm."""
+    protects, leaks = row["high"] <= 0.05, row["low"] > 0.05
+    if row["n"] == 0:
+        return "attacks fail with nothing encrypted"
+    if row["says"] == "leaks":
+        return "**holds**" if leaks else "**refuted** for these attacks" if protects else "open"
+    return "**refuted**" if leaks else "**holds**" if protects and not row["unresolved"] else "open"
+
+
+def claims() -> str:
+    """The page of claims."""
+    every: dict[str, list[Any]] = {}
+    for row in _result("claims")["rows"]:
+        every.setdefault(row["claim"], []).append(row)
+    parts = [CLAIMS]
+    for name, rows in every.items():
+        cells = [
+            [f"`{row['metric']}`", f"{row['ratio']:.3g}", row["says"], f"{row['read']} of {row['n']}", f"{row['low']:.0%} to {row['high']:.0%}", _claimed(row)]
+            for row in rows
+        ]
+        parts.append(f"\n## {name}\n\n{rows[0]['text'].capitalize()} ({rows[0]['source']}). {rows[0]['title']}; suite `{rows[0]['suite']}`, level {rows[0]['level']}.\n")
+        parts.append(_rows(["encrypted", "share", "is said to", "read", "interval", ""], cells))
+    return "\n".join([*parts, UNTESTED.rstrip()]) + "\n"
+
+
+MEMBERS = """# The suites: what each attack adds
+
+Written by `docs/generate.py` from `benchmarks/results/suite_members.json` (`benchmarks/suite_members.py`): members of the suites with the budget standard beside other
+candidates, all on the same cells: {masks}. `alone` counts cells that no other candidate reads, `among members` those that no other member reads: that is what the
+suite would lose without it.
+"""
+
+
+def members() -> str:
+    """The page of the suites' members."""
+    found = _result("suite_members")
+    parts = [MEMBERS.format(masks="random and magnitude masks at 0, 0.2, 0.6 and 0.9")]
+    head = ["attack", "member", "read", "alone", "among members", "of", "gradient evaluations", "seconds a cell"]
+    for setting in dict.fromkeys(row["setting"] for row in found["rows"]):
+        for level in ("recognisable", "exact"):
+            rows = [row for row in found["rows"] if (row["setting"], row["level"]) == (setting, level)]
+            cells = [
+                [
+                    f"`{row['attack']}`", "yes" if row["member"] else "", row["read"], row["alone"], row["among_members"], row["num_cells"],
+                    _number(row["num_evaluations"]), _number(row["seconds"]),
+                ]
+                for row in rows
+            ]  # fmt: skip
+            parts += [f"\n## {setting}, {level}\n", _rows(head, cells)]
+    parts.append("\n## Flags that the members raise\n")
+    parts += [f"- {flag['setting']}: {flag['name']} ({flag['panel']}): {flag['detail']}" for flag in found["flags"]] or ["None."]
+    return "\n".join(parts) + "\n"
+
+
+PAGES = {
+    "configuration.md": configuration, "records.md": records, "performance.md": performance, "results/calibration.md": calibration,
+    "guidelines.md": guidelines, "results/claims.md": claims, "results/suites.md": members,
+}  # fmt: skip
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

@@ -472,7 +472,13 @@ def test_what_attackers_prepare_is_made_beside_the_block_before_it(tmp_path, mon
 
 
 def test_a_block_that_runs_out_of_memory_is_halved_and_nothing_is_lost(tmp_path, monkeypatch):
-    config = {**SMALL, "seeds": 2, "attack": [{"name": "idlg", "num_steps": 3}, {"name": "inverting_gradients", "num_steps": 3}], "block_size": 24}
+    config = {
+        **SMALL,
+        "model": {"name": "mlp", "width": 12},
+        "seeds": 2,
+        "attack": [{"name": "idlg", "num_steps": 3}, {"name": "inverting_gradients", "num_steps": 3}],
+        "block_size": 24,
+    }
     plain = run_sweep(config, tmp_path / "plain", quiet=True)
     advance, run, running = Block.advance, Sweep.attack_block, []
 
