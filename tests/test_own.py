@@ -72,6 +72,7 @@ def build(model):
 
 
 @pytest.mark.parametrize("name", ["own_linen", "own_nnx", "own_functions", "own_gradient"])
+@pytest.mark.once
 def test_examples_are_short_and_recover_what_they_should(name, capsys, monkeypatch):
     if name == "own_gradient" and encryption.unavailable():
         pytest.skip(encryption.unavailable())
@@ -139,6 +140,7 @@ def test_train_mode_normalises_by_the_batch_and_what_is_sent_is_what_was_asked()
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.once
 def test_the_mode_is_recorded(tmp_path):
     config = {"dataset": DIGIT, "model": selgrad.model(Net(), mode="train", dropout_seed=1), "metric": grows, "ratio": [0, 0.5], "attack": ATTACKS["idlg"](num_steps=2), "encryption": None}  # fmt: skip
     records = selgrad.run_sweep(config, tmp_path / "out", quiet=True)
@@ -203,6 +205,7 @@ def test_a_metric_of_the_context_gets_it():
     assert cell.num_selected == round(0.5 * cell.num_total)
 
 
+@pytest.mark.once
 def test_arrays_and_sentences_are_data():
     images, labels = np.random.default_rng(0).integers(0, 255, (4, 8, 8), np.uint8), [0, 1, 2, 3]
     cell = selgrad.run_cell(dataset=(images, np.asarray(labels)), model={"name": "mlp", "width": 8}, attack="rank_one", sample=2)

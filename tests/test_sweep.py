@@ -370,6 +370,7 @@ def test_wandb_offline_leaves_a_run(tmp_path, runs):
     assert list((tmp_path / "out" / "wandb").glob("offline-run-*/*.wandb"))
 
 
+@pytest.mark.once
 def test_batches_and_local_steps_run_through_the_same_corridor(tmp_path):
     config = {
         **CONFIG,
@@ -393,26 +394,27 @@ def test_encryption_takes_the_ring_for_the_number_of_values():
     assert engines.for_size(999_999)[0] is small[0], "made once"
 
 
-@pytest.mark.parametrize("seeds", [6, 7])
-def test_what_clients_choose_is_scored_once_whatever_the_blocks(tmp_path, monkeypatch, seeds):
-    """Five metrics and so many seeds in blocks that hold a part of one seed's lanes each, attacked twice and compared at the end."""
+@pytest.mark.once
+def test_what_clients_choose_is_scored_once_whatever_the_blocks(tmp_path, monkeypatch):
+    """Five metrics and seven seeds in blocks that hold a part of one seed's lanes each, attacked twice and compared at the end."""
     from selgrad.experiment.choices import Choices
 
     scored = []
     score = Choices._scores
     monkeypatch.setattr(Choices, "_scores", lambda self, *key: scored.append(key) or score(self, *key))
     config = {
-        "dataset": {"name": "digits", "count": 1}, "model": {"name": "mlp", "width": 4}, "seeds": list(range(seeds)), "ratio": [0.1, 0.5], "block_size": 4,
-        "metric": ["magnitude", "random", "product", "sensitivity", "fisher"], "attack": [{"name": "idlg", "num_steps": 1, "hidden": ["zero", "ignore"]}],
+        "dataset": {"name": "digits", "count": 1}, "model": {"name": "mlp", "width": 4}, "seeds": list(range(7)), "ratio": [0.1, 0.5], "block_size": 4,
+        "metric": ["magnitude", "random", "product", "sensitivity", "fisher"], "attack": [{"name": "inverting_gradients", "num_steps": 1, "hidden": ["zero", "ignore"]}],
         "encryption": None,
     }  # fmt: skip
     records = run_sweep(config, tmp_path / "out", quiet=True)
-    assert len(records) == 5 * seeds * 2 * 2 and len(scored) == len(set(scored)) == 5 * seeds
+    assert len(records) == 5 * 7 * 2 * 2 and len(scored) == len(set(scored)) == 5 * 7
 
 
 SMALL = {"dataset": {"name": "digits", "count": 4}, "model": "lenet", "metric": ["magnitude", "random"], "ratio": [0, 0.1, 0.3, 0.5]}
 
 
+@pytest.mark.once
 def test_a_block_that_does_not_fit_tells_which_one_does_and_nothing_is_computed_to_find_out(tmp_path, monkeypatch):
     config = parse({**SMALL, "attack": {"name": "idlg", "num_steps": 1}, "block_size": 32})
     whole = Sweep(config, tmp_path / "whole").plan()
@@ -433,12 +435,13 @@ def test_a_block_that_does_not_fit_tells_which_one_does_and_nothing_is_computed_
         nothing.plan()
 
 
+@pytest.mark.once
 def test_compiled_programs_are_let_go_where_settings_are_many(tmp_path, monkeypatch):
     forgotten: list[int] = []
     monkeypatch.setattr("selgrad.sweep.grid.MANY_SETTINGS", 1)
     monkeypatch.setattr(devices, "forget_shapes", lambda: forgotten.append(sweep._held))
     rates = [{"name": "fedavg", "batch_size": 1, "num_steps": 1, "local_batch_size": 1, "learning_rate": rate} for rate in (0.1, 0.2)]
-    config = parse({**SMALL, "ratio": [0.1], "update": rates, "attack": [{"name": "idlg", "num_steps": 1}]})
+    config = parse({**SMALL, "ratio": [0.1], "update": rates, "attack": [{"name": "inverting_gradients", "num_steps": 1}]})
     sweep = Sweep(config, tmp_path)
     plan = sweep.plan()
     assert plan.num_programs == 2 and len(sweep._programs) == 1
@@ -448,12 +451,13 @@ def test_compiled_programs_are_let_go_where_settings_are_many(tmp_path, monkeypa
     assert len(sweep._programs) == 1 and len(records) == plan.num_cells == 16
 
 
+@pytest.mark.once
 def test_what_attackers_prepare_is_made_beside_the_block_before_it(tmp_path, monkeypatch, same):
     """As it is where the device is no CPU; of two blocks that do not fit on the device together the second waits."""
     config = {
         **SMALL,
         "model": {"name": "mlp", "width": 12},
-        "attack": {"name": "idlg", "num_steps": 3, "hidden": "complete"},
+        "attack": {"name": "inverting_gradients", "num_steps": 3, "hidden": "complete"},
         "block_size": 8,
         "encryption": "none",
     }
@@ -471,14 +475,9 @@ def test_what_attackers_prepare_is_made_beside_the_block_before_it(tmp_path, mon
     assert set(where) == {threading.main_thread()}
 
 
+@pytest.mark.once
 def test_a_block_that_runs_out_of_memory_is_halved_and_nothing_is_lost(tmp_path, monkeypatch):
-    config = {
-        **SMALL,
-        "model": {"name": "mlp", "width": 12},
-        "seeds": 2,
-        "attack": [{"name": "idlg", "num_steps": 3}, {"name": "inverting_gradients", "num_steps": 3}],
-        "block_size": 24,
-    }
+    config = {**SMALL, "model": {"name": "mlp", "width": 12}, "seeds": 2, "attack": {"name": "inverting_gradients", "num_steps": 3}, "block_size": 24}
     plain = run_sweep(config, tmp_path / "plain", quiet=True)
     advance, run, running = Block.advance, Sweep.attack_block, []
 
@@ -501,8 +500,7 @@ def test_a_block_that_runs_out_of_memory_is_halved_and_nothing_is_lost(tmp_path,
     plain, halved, again = (table.sort_values("cell_id").reset_index(drop=True) for table in (plain, halved, again))
     assert list(plain["cell_id"]) == list(halved["cell_id"]) == list(again["cell_id"]) and halved["cell_id"].is_unique
     assert (halved["num_selected"] == plain["num_selected"]).all() and (halved["index_bytes"] == plain["index_bytes"]).all()
-    # Programs of other sizes round differently, which sixty evaluations of L-BFGS near a minimum amplify and three first-order steps do not.
-    first_order = plain["attack"] == "inverting_gradients"
-    np.testing.assert_allclose(halved["objective"][first_order], plain["objective"][first_order], rtol=1e-2, atol=1e-4)
+    # Programs of other sizes round differently.
+    np.testing.assert_allclose(halved["objective"], plain["objective"], rtol=1e-2, atol=1e-4)
     # 24 lanes and 12 do not fit, and 6 do.
     assert set(json.loads((tmp_path / "halved" / "plan.json").read_text())["refined"].values()) == {12, 6}

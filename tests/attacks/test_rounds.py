@@ -22,6 +22,7 @@ SIGMOID = {"name": "mlp", "width": 16, "activation": "sigmoid"}
 FOUR = {"count": 4, "server_learning_rate": 1.0}
 
 
+@pytest.mark.once
 def test_rounds_add_what_another_round_hides():
     """At 97 % hidden at random one round does not determine the picture; four rounds do."""
     cell = {"dataset": DIGIT, "model": SIGMOID, "metric": "random", "ratio": 0.97, "attack": {"name": "idlg", "num_steps": 60, "start": "grey"}}
@@ -43,6 +44,7 @@ def test_the_upper_rungs_take_several_rounds(hidden):
     assert found.mse < 1e-3
 
 
+@pytest.mark.once
 def test_the_decoder_reads_all_rounds():
     """At 95 % hidden at random what is visible in eight rounds says more of held-out digits than what is visible in one."""
     public = {"name": "digits", "count": 400, "offset": 100}
@@ -103,6 +105,7 @@ def test_weights_move_between_rounds_by_the_mean_update_and_masks_follow_them():
     assert (lanes.hidden[1] != lanes.hidden[2]).any(), "a random mask is drawn anew in each round"
 
 
+@pytest.mark.once
 def test_rounds_are_checked_and_recorded(tmp_path):
     base = {"dataset": DIGIT, "model": {"name": "mlp", "width": 8}, "metric": "magnitude", "ratio": 0.1, "attack": {"name": "idlg", "num_steps": 2}}
     with pytest.raises(UsageError, match="count=0"):
