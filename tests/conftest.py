@@ -9,10 +9,10 @@ import types
 from pathlib import Path
 
 # Set before workers start, which inherit it. Workers share the cores already, and tests of several devices start processes of their own. Most of a test is
-# compilation: LLVM does not optimise, which halves it (benchmarks and notebooks compile as users do).
+# compilation: LLVM optimises less (not at all would halve it, and what runs longest would run a third longer); benchmarks and notebooks compile as users do.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true",
 )
 os.environ.setdefault("WANDB_MODE", "offline")
 # Removed by the process that made it; workers end without a word.

@@ -1,6 +1,7 @@
-"""Image measures: MSE, PSNR and SSIM between pixels in [0, 1], averaged over the batch.
+"""Image measures: MSE, PSNR, SSIM and multi-scale SSIM between pixels in [0, 1], averaged over the batch.
 
-SSIM: Wang et al. 2004 (wang2004ssim) with the uniform 7x7 window and the sample covariance, scikit-image's defaults.
+SSIM: Wang et al. 2004 (wang2004ssim) with the uniform 7x7 window and the sample covariance, scikit-image's defaults. Over several scales: Wang, Simoncelli and
+Bovik 2003 (wang2003multiscale), with the same window.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ def psnr(truth: Float[Array, "*b h w c"], image: Float[Array, "*b h w c"]) -> Fl
     return -10 * jnp.log10(jnp.maximum(mse(truth, image), 1e-10))
 
 
-def ssim(truth: Float[Array, "h w c"], image: Float[Array, "h w c"]) -> Float[Array, ""]:
-    """Structural similarity of one pair, in [-1, 1], averaged over channels and over windows inside the image.
+_SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Exponents of the scales, the finest first (wang2003multiscale, section 3.2)."""
+_WINDOW = 7
 
-    The window is 7x7, or the largest odd square that fits a smaller image.
-    """
-    size = min(7, *((n - 1) // 2 * 2 + 1 for n in truth.shape[:2]))
+
+def _similarities(truth: Float[Array, "h w c"], image: Float[Array, "h w c"]) -> tuple[Float[Array, "y x c"], Float[Array, "y x c"]]:
+    """How alike two images are in luminance, and in contrast and structure, in every window inside the image."""
+    size = min(_WINDOW, *((n - 1) // 2 * 2 + 1 for n in truth.shape[:2]))
 
     def mean(x: Array) -> Array:
         return jax.lax.reduce_window(x, 0.0, jax.lax.add, (size, size, 1), (1, 1, 1), "valid") / size**2
@@ -43,7 +46,34 @@ def ssim(truth: Float[Array, "h w c"], image: Float[Array, "h w c"]) -> Float[Ar
     vt, vi, cov = (unbiased * (mean(a * b) - ma * mb) for a, b, ma, mb in ((t, t, mt, mt), (i, i, mi, mi), (t, i, mt, mi)))
     mt, mi = mt + shift_t, mi + shift_i
     c1, c2 = 0.01**2, 0.03**2
-    return jnp.mean((2 * mt * mi + c1) * (2 * cov + c2) / ((mt**2 + mi**2 + c1) * (vt + vi + c2)))
+    return (2 * mt * mi + c1) / (mt**2 + mi**2 + c1), (2 * cov + c2) / (vt + vi + c2)
+
+
+def ssim(truth: Float[Array, "h w c"], image: Float[Array, "h w c"]) -> Float[Array, ""]:
+    """Structural similarity of one pair, in [-1, 1], averaged over channels and over windows inside the image.
+
+    The window is 7x7, or the largest odd square that fits a smaller image.
+    """
+    luminance, structure = _similarities(truth, image)
+    return jnp.mean(luminance * structure)
+
+
+def ms_ssim(truth: Float[Array, "h w c"], image: Float[Array, "h w c"]) -> Float[Array, ""]:
+    """Structural similarity of one pair over several scales, in [0, 1]: fine noise costs less than a wrong shape.
+
+    The product over scales of the mean similarity of contrast and structure, with that of luminance at the coarsest; each scale is half of the one before, and
+    there are as many, five at most, as leave 7 pixels a side. Their exponents add up to 1; where a mean is negative, the product is 0.
+    """
+    count = 1
+    while count < len(_SCALES) and min(truth.shape[:2]) >> count >= _WINDOW:
+        count += 1
+    found = jnp.ones((), truth.dtype)
+    for at, exponent in enumerate(_SCALES[:count]):
+        luminance, structure = _similarities(truth, image)
+        alike = jnp.mean(luminance * structure if at == count - 1 else structure)
+        found *= jnp.maximum(alike, 0) ** (exponent / sum(_SCALES[:count]))
+        truth, image = (jax.lax.reduce_window(x, 0.0, jax.lax.add, (2, 2, 1), (2, 2, 1), "valid") / 4 for x in (truth, image))
+    return found
 
 
 def _of_pixels(compare: Callable[[Array, Array], Array]) -> Callable[[InputSpec, Batch, Reconstruction], Array]:
@@ -59,4 +89,5 @@ MEASURES = (
     Measure("mse", "MSE", "Mean squared error of pixels in [0, 1].", _of_pixels(mse), lower_is_better=True, threshold=1e-3, summary=True),
     Measure("psnr", "PSNR (dB)", "Peak signal-to-noise ratio, at most 100 dB.", _of_pixels(psnr), unit="dB", headline=True, curve=True, summary=True),
     Measure("ssim", "SSIM", "Structural similarity in [-1, 1] over 7x7 windows.", _of_pixels(jax.vmap(ssim)), curve=True, summary=True),
+    Measure("ms_ssim", "MS-SSIM", "Structural similarity over several scales, in [0, 1].", _of_pixels(jax.vmap(ms_ssim))),
 )

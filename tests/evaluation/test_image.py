@@ -11,7 +11,7 @@ from skimage import data, metrics
 from selgrad.base import Batch, InputSpec, Reconstruction
 from selgrad.data import DATASETS
 from selgrad.evaluation import MEASURES, align
-from selgrad.evaluation.image import mse, psnr, ssim
+from selgrad.evaluation.image import ms_ssim, mse, psnr, ssim
 
 RANDOM = np.random.default_rng(0)
 
@@ -33,6 +33,23 @@ def test_measures_equal_scikit_image(image, noisy):
         assert abs(float(psnr(jnp.asarray(image), jnp.asarray(noisy))) - metrics.peak_signal_noise_ratio(image, noisy, data_range=1.0)) < 1e-3
     else:
         assert float(psnr(jnp.asarray(image), jnp.asarray(noisy))) == pytest.approx(100)
+
+
+def halved(image):
+    high, wide = (n // 2 * 2 for n in image.shape[:2])
+    return image[:high, :wide].reshape(high // 2, 2, wide // 2, 2, -1).mean(axis=(1, 3))
+
+
+@pytest.mark.parametrize(("image", "noisy"), list(pairs()))
+def test_several_scales_are_scikit_images_at_each(image, noisy):
+    """With a huge first constant luminance counts as alike everywhere, and what scikit-image gives is contrast and structure alone."""
+    exponents = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])[: sum(min(image.shape[:2]) >> at >= 7 for at in range(5))]
+    expected, pair = 1.0, (image.astype(float), noisy.astype(float))
+    for at, exponent in enumerate(exponents / exponents.sum()):
+        given = {} if at == len(exponents) - 1 else {"K1": 1e5}
+        expected *= max(metrics.structural_similarity(*pair, channel_axis=-1, data_range=1.0, **given), 0) ** exponent
+        pair = tuple(map(halved, pair))
+    assert abs(float(ms_ssim(jnp.asarray(image), jnp.asarray(noisy))) - expected) < 1e-3
 
 
 def reconstruction(inputs, labels):
