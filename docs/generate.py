@@ -236,8 +236,6 @@ def calibration() -> str:
 CALIBRATED = """
 ## What falls short
 
-- `rank_one` on relu batches: exact to a batch of about 4, published up to 25 (SPEAR with scores and dictionary learning). Verdicts on batches of a model whose
-  first layer is dense rest on the other attacks.
 - Labels after five local steps: with a learning rate at which the last layer leaves its linear part within them (0.01 and more on LeNet, whose 768 features add
   up) simulated updates do not settle on the right counts.
 - DAGER after FedAvg: ROUGE-1 a little below the published 0.99."""

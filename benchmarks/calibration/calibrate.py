@@ -78,7 +78,10 @@ def images(data):
         ),
         "dager (gpt2 tiny, FedAvg)": (
             0.99, "Petrov et al. 2024: ROUGE above 0.99", "rouge1",
-            {"dataset": {"name": "sentences", "count": 16}, "model": {"name": "gpt2", "size": "tiny"}, "update": {"name": "fedavg", "num_steps": 5, "batch_size": 1}, "attack": "dager"},
+            {
+                "dataset": {"name": "sentences", "count": 16}, "model": {"name": "gpt2", "size": "tiny"}, "attack": "dager",
+                "update": [{"name": "fedavg", "num_steps": 10, "batch_size": 1, "learning_rate": rate} for rate in (1e-4, 0.1)],
+            },
         ),
         "tag (bert tiny)": (
             None, "published on BERT-base alone: 0.79 ROUGE-1 on CoLA", "rouge1",

@@ -107,12 +107,13 @@ def _without_others(rows: Matrix, right: Matrix) -> Matrix:
 
 def _sparsest(rows: Matrix, right: Matrix) -> tuple[Matrix, int]:
     """Linearly independent rows, those with the most zeros in q R first, and how many zeros they have: the sparsest basis that there is among them."""
-    rank, units = right.shape
+    rank = len(right)
     zeros = (np.abs(rows @ right) < _ZERO).sum(axis=1)
     kept: list[int] = []
     left = rows.copy()
     for index in np.argsort(-zeros, kind="stable"):
-        if zeros[index] < max(2 * rank, units // 10) or len(kept) == rank:
+        # A plane through any `rank - 1` units has so many; sigmoid networks have no others.
+        if zeros[index] < max(2 * rank, 8) or len(kept) == rank:
             break
         # What no row that is kept explains.
         size = np.linalg.norm(left[index])
