@@ -113,7 +113,7 @@ def _sparsest(rows: Matrix, right: Matrix) -> tuple[Matrix, int]:
     left = rows.copy()
     for index in np.argsort(-zeros, kind="stable"):
         # A plane through any `rank - 1` units has so many; sigmoid networks have no others.
-        if zeros[index] < max(2 * rank, 8) or len(kept) == rank:
+        if zeros[index] < 2 * rank or len(kept) == rank:
             break
         # What no row that is kept explains.
         size = np.linalg.norm(left[index])
