@@ -242,17 +242,17 @@ CALIBRATED = """
 
 GUIDELINES = """# Guidelines: what to encrypt, by model
 
-Written by `docs/generate.py` from `benchmarks/results/suites.json` (`benchmarks/suites.py`). For each setting the question of
-[verdicts.md](verdicts.md) was asked: from which share of encrypted entries on does no attack of the suite reach the level on more than 5 % of the inputs, with 95 %
-confidence? Each number is the end of a search that added inputs where the answer was open, over three draws of the weights; `(a, b]` means that a was shown not
-to protect and b was shown to protect. A suite is a lower bound of what attackers can do, and attacks get better: read "protects" as "no attack of this suite
-and this budget reads it".
+Written by `docs/generate.py` from `benchmarks/results/suites.json` (`benchmarks/suites.py`). For each setting the question of [verdicts.md](verdicts.md) was
+asked: from which share of encrypted entries on does no attack of the suite reach the level on more than 5 % of the inputs, with 95 % confidence? Each
+number is the end of a search that added inputs where the answer was open, over three draws of the weights; `(a, b]` means that a was shown not to protect and
+b was shown to protect. A suite is a lower bound of what attackers can do, and attacks get better: read "protects" as "no attack of this suite and this budget
+reads it".
 """
 RULES = """
 ## How to use this
 
 - Ask for your own model: `selgrad recommend --dataset ... --model ...` runs the same search, measures the ciphertexts and checks the answer on other inputs.
-- No single metric is best in every setting above; where two are not told apart, take the one that is cheaper to compute, or `random`, whose choice reveals nothing.
+- Where two metrics are not told apart, take the one that is cheaper to compute, or `random`, whose choice reveals nothing.
 - Where the answer is that everything must be encrypted, send less instead: adapters, all of them encrypted, are listed as an alternative by `recommend`.
 - What is missing above has not been measured: batches, trained weights and other architectures may be easier or harder to read.
 """
@@ -307,17 +307,27 @@ def guidelines() -> str:
 
 CLAIMS = """# Claims about selective encryption, measured
 
-Written by `docs/generate.py` from `benchmarks/results/claims.json` (`benchmarks/claims.py`): each claim on a model of the kind that it was made for, attacked by the
-suite, whose worst member counts on each input; the level is in the table, the intervals are exact and of 95 %. An arm that is said to protect is **refuted** where more
-than 5 % of the inputs are read beyond chance, **holds** where less than 5 % are (0 of 73 or better), and is otherwise **open**.
+Written by `docs/generate.py` from `benchmarks/results/claims.json` (`benchmarks/claims.py`): each claim on a model of its kind, attacked by
+the suite, whose worst member counts on each input; intervals are exact and of 95 %. An arm that is said to protect is **refuted** where more than 5 % of the
+inputs are read beyond chance, **holds** where less than 5 % are (0 of 73 or better), and is otherwise **open**. What is measured is what the arm lets be read
+by these attackers; a source may have meant a weaker attack or a stricter level.
 """
 UNTESTED = """
+## Not measured yet
+
+MaskCrypt's 1 %, FLRSP on LeNet, FedML-HE on BERT and SHE-LoRA's columns are in `benchmarks/claims.py` and take hours each.
+
 ## Not testable here
 
 - FAS: its encryption keeps a fixed share and scrambles the bits of what is left, with a key and noise that its abstract does not state.
-- The tables of arXiv 2508.04155 (gu2025selective): the abstract alone could be read. Its two sentences, that magnitude is generally effective against attacks that
-  optimise and that no single strategy is best everywhere, are answered by the rankings in [../guidelines.md](../guidelines.md).
+- The tables of arXiv 2508.04155 (gu2025selective): the abstract alone could be read. Its two sentences, that magnitude is generally effective against
+  attacks that optimise and that no single strategy is best everywhere, are answered by the rankings in [../guidelines.md](../guidelines.md).
 """
+
+
+def _short(label: str) -> str:
+    """A label without its arguments, where they are long."""
+    return label if len(label) < 60 else label.split("(")[0]
 
 
 def _claimed(row: Any) -> str:
@@ -337,20 +347,19 @@ def claims() -> str:
         every.setdefault(row["claim"], []).append(row)
     parts = [CLAIMS]
     for name, rows in every.items():
-        cells = [
-            [f"`{row['metric']}`", f"{row['ratio']:.3g}", row["says"], f"{row['read']} of {row['n']}", f"{row['low']:.0%} to {row['high']:.0%}", _claimed(row)]
-            for row in rows
-        ]
-        parts.append(f"\n## {name}\n\n{rows[0]['text'].capitalize()} ({rows[0]['source']}). {rows[0]['title']}; suite `{rows[0]['suite']}`, level {rows[0]['level']}.\n")
+        read = lambda row: (f"{row['read']} of {row['n']}", f"{row['low']:.0%} to {row['high']:.0%}")
+        cells = [[f"`{_short(row['metric'])}`", f"{row['ratio']:.3g}", row["says"], *read(row), _claimed(row)] for row in rows]
+        first, said = rows[0], rows[0]["text"][0].upper() + rows[0]["text"][1:]
+        parts.append(f"\n## {name}\n\n{said} ({first['source']}). {first['title']}; suite `{first['suite']}`, level {first['level']}.\n")
         parts.append(_rows(["encrypted", "share", "is said to", "read", "interval", ""], cells))
     return "\n".join([*parts, UNTESTED.rstrip()]) + "\n"
 
 
 MEMBERS = """# The suites: what each attack adds
 
-Written by `docs/generate.py` from `benchmarks/results/suite_members.json` (`benchmarks/suite_members.py`): members of the suites with the budget standard beside other
-candidates, all on the same cells: {masks}. `alone` counts cells that no other candidate reads, `among members` those that no other member reads: that is what the
-suite would lose without it.
+Written by `docs/generate.py` from `benchmarks/results/suite_members.json` (`benchmarks/suite_members.py`): members of the suites, budget standard, beside
+other candidates, all on the same cells: {masks}. `alone` counts cells that no other candidate reads, `among members` those that no other member reads: that is
+what the suite would lose without it. Settings that are not here have not been run.
 """
 
 

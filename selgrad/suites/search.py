@@ -71,7 +71,7 @@ class Search(Sweep):
         return np.random.default_rng(self.num_cells).permutation(self.num_cells)
 
     def lane(self, arm: Arm, ratio: float, cell: int) -> Lane:
-        """The cell of a number: each is of another sample, seeds take turns after every three, which a block attacks together, and all metrics have the same."""
+        """The cell of a number: each is of another sample, seeds take turns after three, which one block attacks, and all metrics have the same."""
         seeds = self.config.seeds
         return Lane(seeds[cell // 3 % len(seeds)], int(self._order[cell]), arm.metric, arm.selector, ratio)
 
