@@ -22,7 +22,9 @@ from selgrad import devices
 devices.configure()
 
 import jax
+import pandas as pd
 
+from selgrad.measures import held
 from selgrad.registry import Spec
 from selgrad.report.statistics import upper_bound
 from selgrad.report.verdicts import reached, worst_of
@@ -120,6 +122,18 @@ def interval(successes: int, trials: int) -> tuple[float, float]:
     return 1 - upper_bound(trials - successes, trials, 0.975), upper_bound(successes, trials, 0.975)
 
 
+def of_arm(table: pd.DataFrame, arm: Arm, ratio: float) -> pd.DataFrame:
+    """The rows of an arm at a ratio."""
+    return table[(table["ratio"] == ratio) & (table["metric_label"] == arm.metric.label) & (table["selector_label"] == arm.selector.label)]
+
+
+def quality(records: pd.DataFrame) -> str:
+    """What the best attack on the median input gets."""
+    (measure,) = held(records.columns, lambda one: one.headline and records[one.name].notna().any())
+    best = records.groupby(["sample", "seed"])[measure.name].agg("min" if measure.lower_is_better else "max")
+    return measure.quality(float(best.median()))
+
+
 def measured(claim: Claim, out: Path, budget: Any) -> list[dict[str, Any]]:
     """Each arm's inputs that the worst attack reads."""
     metrics, selectors = ([*{repr(one[at]): one[at] for one in claim.choices}.values()] for at in (0, 3))
@@ -139,10 +153,8 @@ def measured(claim: Claim, out: Path, budget: Any) -> list[dict[str, Any]]:
                 runner = Runner(search, executor, claim.level, on_event=print)
                 for first, last in ((0, FIRST), (FIRST, MOST)):
                     runner.run([search.lane(arm, choice.ratio, cell) for cell in range(first, min(last, search.num_cells))])
-                    worst = worst_of(reached(search.records(), claim.level))
-                    worst = worst[
-                        (worst["ratio"] == choice.ratio) & (worst["metric_label"] == arm.metric.label) & (worst["selector_label"] == arm.selector.label)
-                    ]
+                    records = search.records()
+                    worst = of_arm(worst_of(reached(records, claim.level)), arm, choice.ratio)
                     counts = worst["outcome"].value_counts()
                     told = len(worst) - int(counts.get("attack failed", 0))
                     low, high = interval(int(counts.get("read", 0)), told)
@@ -152,7 +164,7 @@ def measured(claim: Claim, out: Path, budget: Any) -> list[dict[str, Any]]:
                 rows.append(
                     {
                         "metric": arm.label, "ratio": choice.ratio, "says": choice.says, "read": int(counts.get("read", 0)), "n": told,
-                        "unresolved": int(counts.get("unresolved", 0)), "failed": int(counts.get("attack failed", 0)), "low": low, "high": high,
+                        "unresolved": int(counts.get("unresolved", 0)), "failed": int(counts.get("attack failed", 0)), "low": low, "high": high, "quality": quality(of_arm(records, arm, choice.ratio)),
                         "title": search.settings[0].title, "suite": suite.label(budget), "left_out": left, "hours": (time.perf_counter() - started) / 3600,
                     }
                 )  # fmt: skip

@@ -1,6 +1,6 @@
 """The ratio that protects, by metric and model, at each level: what README, docs/guidelines.md and the claims table rest on.
 
-Command: uv run python benchmarks/suites.py [--settings NAME ...] [--budget standard] --data DIR
+Command: uv run python benchmarks/suites.py [--settings NAME ...] [--budget standard] [--levels LEVEL ...] --data DIR
   DIR holds fashion-mnist, cifar10, cola; without it SELGRAD_DATA.
 Time: hours a setting on 2 cores with the budget standard; each setting is a search in selgrad-runs/suites that goes on where it was interrupted.
 Expected: an interval of the protecting ratio of each metric at the levels recognisable and exact, pairs of metrics compared on the same inputs, what each attack adds.
@@ -65,6 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", nargs="*", help="names; all of them by default")
     parser.add_argument("--budget", default="standard", choices=["quick", "standard", "full"])
+    parser.add_argument("--levels", nargs="*", default=["recognisable", "exact"], help="that are asked for, one after the other")
     parser.add_argument("--data", default=os.environ.get("SELGRAD_DATA"), help="folder of the data sets")
     parser.add_argument("--out", default="selgrad-runs/suites", type=Path)
     given = parser.parse_args()
@@ -74,7 +75,7 @@ def main() -> None:
     kept = json.loads(file.read_text()) if file.exists() else {"rows": []}
     for name in given.settings or every:
         answers, started = [], time.perf_counter()
-        for level in ("recognisable", "exact"):
+        for level in given.levels:
             found = recommend(every[name], given.out / f"{name}-{given.budget}", question=Question(level=level), budget=given.budget, on_event=print)
             records = read_records(given.out / f"{name}-{given.budget}" / "search")
             answers.append({"level": level, **found.document(), "differences": differences(records, level)})

@@ -348,10 +348,10 @@ def claims() -> str:
     parts = [CLAIMS]
     for name, rows in every.items():
         read = lambda row: (f"{row['read']} of {row['n']}", f"{row['low']:.0%} to {row['high']:.0%}")
-        cells = [[f"`{_short(row['metric'])}`", f"{row['ratio']:.3g}", row["says"], *read(row), _claimed(row)] for row in rows]
+        cells = [[f"`{_short(row['metric'])}`", f"{row['ratio']:.3g}", row["says"], *read(row), row["quality"], _claimed(row)] for row in rows]
         first, said = rows[0], rows[0]["text"][0].upper() + rows[0]["text"][1:]
         parts.append(f"\n## {name}\n\n{said} ({first['source']}). {first['title']}; suite `{first['suite']}`, level {first['level']}.\n")
-        parts.append(_rows(["encrypted", "share", "is said to", "read", "interval", ""], cells))
+        parts.append(_rows(["encrypted", "share", "is said to", "read", "interval", "median input", ""], cells))
     return "\n".join([*parts, UNTESTED.rstrip()]) + "\n"
 
 
