@@ -245,8 +245,8 @@ GUIDELINES = """# Guidelines: what to encrypt, by model
 Written by `docs/generate.py` from `benchmarks/results/suites.json` (`benchmarks/suites.py`). For each setting the question of [verdicts.md](verdicts.md) was
 asked: from which share of encrypted entries on does no attack of the suite reach the level on more than 5 % of the inputs, with 95 % confidence? Each
 number is the end of a search that added inputs where the answer was open, over three draws of the weights; `(a, b]` means that a was shown not to protect and
-b was shown to protect. A suite is a lower bound of what attackers can do, and attacks get better: read "protects" as "no attack of this suite and this budget
-reads it".
+b, where the interval is bold, to protect; otherwise the attacks or the inputs ended before that was shown. A suite is a lower bound of what attackers can do:
+read "protects" as "no attack of this suite and this budget reads it".
 """
 RULES = """
 ## How to use this
@@ -289,7 +289,7 @@ def guidelines() -> str:
         tables = {level: {one["metric"]: one for one in answer["table"]} for level, answer in answers.items()}
         metrics = list(dict.fromkeys(metric for table in tables.values() for metric in table))
         cells = [[f"`{metric}`", *(_protecting(table[metric]) if metric in table else "" for table in tables.values())] for metric in metrics]
-        parts.append(f"\n## {row['setting']}: {row['title']}\n\nSuite `{row['suite']}`, {row['hours']:.1f} hours on 2 cores.\n")
+        parts.append(f"\n## {row['setting']}: {row['title']}\n\nSuite `{row['suite']}`.\n")
         parts.append(_rows(["metric", *tables], cells))
         for level, answer in answers.items():
             found = _told_apart(answer)
