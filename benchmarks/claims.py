@@ -36,7 +36,6 @@ RATE = 0.05
 FIRST, MOST = 24, 90
 SENSITIVITY = {"name": "sensitivity", "target": "label"}
 SIGNED = {"name": "product", "exposed": "old", "signed": True, "gradient_at": "new"}
-ONE_KERNEL = "layer_0/attention/query/kernel"
 
 
 class Choice(NamedTuple):
@@ -72,7 +71,7 @@ def claims(data: str) -> dict[str, Claim]:
     cola = {"name": "cola", "path": f"{data}/cola", "max_length": 16, "count": MOST, "offset": 40}
     lenet = lambda **given: {"dataset": fashion(MOST), "public": fashion(500, 1000), "model": {"name": "lenet", "activation": "sigmoid", **given}}
     bert = {"dataset": cola, "model": {"name": "bert", "size": "tiny"}}
-    # All leaves but one kernel.
+    # All leaves but layer_0/attention/query/kernel.
     rest = [
         "classifier/**",
         "embeddings/**",
@@ -156,14 +155,14 @@ def measured(claim: Claim, out: Path, budget: Any) -> list[dict[str, Any]]:
                     records = search.records()
                     worst = of_arm(worst_of(reached(records, claim.level)), arm, choice.ratio)
                     counts = worst["outcome"].value_counts()
-                    told = len(worst) - int(counts.get("attack failed", 0))
-                    low, high = interval(int(counts.get("read", 0)), told)
+                    read, told = int(counts.get("read", 0)), len(worst) - int(counts.get("attack failed", 0))
+                    low, high = interval(read, told)
                     # A few successes among the first decide already.
                     if low > RATE:
                         break
                 rows.append(
                     {
-                        "metric": arm.label, "ratio": choice.ratio, "says": choice.says, "read": int(counts.get("read", 0)), "n": told,
+                        "metric": arm.label, "ratio": choice.ratio, "says": choice.says, "read": read, "n": told,
                         "unresolved": int(counts.get("unresolved", 0)), "failed": int(counts.get("attack failed", 0)), "low": low, "high": high, "quality": quality(of_arm(records, arm, choice.ratio)),
                         "title": search.settings[0].title, "suite": suite.label(budget), "left_out": left, "hours": (time.perf_counter() - started) / 3600,
                     }

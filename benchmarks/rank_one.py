@@ -3,7 +3,7 @@
 Command: uv run python benchmarks/rank_one.py --data DIR   (DIR holds cifar10/ and fashion-mnist/)
 Time: about 20 minutes on one core; cells that are in the JSON already are not run again.
 Expected: a sigmoid layer of 512 units on 3,072 pixels is recovered exactly with 99 % of its entries hidden by magnitude; of a relu layer a mask by magnitude
-  hides everything once it covers the non-zero entries; without one, batches of up to 25 are exact. Exactly means: no pixel is off by half a grey level (1/510).
+  hides everything once it covers the non-zero entries; without one, batches of 2 to 8 are exact. Exactly means: no pixel is off by half a grey level (1/510).
   Masks take their share of the whole update, or (batch 1, "layer") of the first layer's kernel alone and hide nothing else.
 Leaves: benchmarks/results/rank_one.json.
 """

@@ -136,7 +136,8 @@ def separate(left: Matrix, right: Matrix, rng: np.random.Generator, num_starts: 
     if rank == 1:
         return left.T, "rank one"
     size = np.linalg.norm(right, axis=0)
-    points = right[:, size > 1e-9 * np.linalg.norm(right)] / size[size > 1e-9 * np.linalg.norm(right)]
+    alive = size > 1e-9 * np.linalg.norm(right)
+    points = right[:, alive] / size[alive]
     if points.shape[1] > rank:
         # Inputs differ in how much they weigh; in these coordinates no direction is larger than another.
         values, vectors = np.linalg.eigh(points @ points.T)
