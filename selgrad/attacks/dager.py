@@ -171,15 +171,48 @@ def _layer_inputs(observation: Observation, tokens: Tokens, valid: npt.NDArray[n
     return np.concatenate([np.asarray(part.values)[: part.num_real] for part in _read(observation, tokens, valid, num_layers, at_once)])
 
 
-def _space(observation: Observation, layer: int, hidden: Hidden, max_rank: int, tolerance: float) -> row_space.RowSpace:
+class _Part(NamedTuple):
+    """What one round's leaves say of the inputs of a layer.
+
+    Attributes:
+      seen: the observation of the round.
+      space: that the inputs, or their products with `through`, lie in.
+      through: (width, rank) an adapter's first factor, where the space is that of what its second one reads; None for the inputs themselves.
+    """
+
+    seen: Observation
+    space: row_space.RowSpace
+    through: Any = None
+
+    def distances(self, inputs: Iterable[_Inputs]) -> npt.NDArray[np.float64]:
+        """How far inputs lie from the space."""
+        if self.through is None:
+            return _distances(inputs, self.space, _width(self.seen))
+        return _distances((_Inputs(_times(part.values, self.through), part.num_real) for part in inputs), self.space, self.through.shape[1])
+
+
+@jax.jit
+def _times(inputs: Array, matrix: Array) -> Array:
+    with jax.default_matmul_precision("highest"):
+        return inputs @ matrix
+
+
+def _spaces(observation: Observation, layer: int, hidden: Hidden, max_rank: int, tolerance: float) -> list[_Part]:
+    """Of the kernels that read the inputs; where these say nothing, of adapters' second factors, one space each.
+
+    The first factor of a fresh adapter has no gradient, since the second one is 0. The gradient of that is (X A)' D: its columns lie in the span of the rows
+    of X A, which is less than the whole space while fewer tokens occur than the adapter's rank.
+    """
     model, _ = text_parts(observation)
     sent = set(trees.paths(observation.visible))
-    kernels = [
-        (path, np.asarray(trees.at(observation.visible, path)), np.asarray(trees.at(observation.mask, path)))
-        for path in model.attention_kernels[layer]
-        if path in sent
-    ]
-    return row_space.find(kernels, hidden=hidden, max_rank=max_rank, rank_tolerance=tolerance)
+    leaf = lambda path: (path, np.asarray(trees.at(observation.visible, path)), np.asarray(trees.at(observation.mask, path)))
+    find = partial(row_space.find, hidden=hidden, max_rank=max_rank, rank_tolerance=tolerance)
+    paths = [path for path in model.attention_kernels[layer] if path in sent]
+    parts = [_Part(observation, find([leaf(path) for path in paths]))]
+    if not parts[0].space.basis.shape[1]:
+        factors = [(path, path.removesuffix("lora_a") + "lora_b") for path in paths if path.endswith("lora_a")]
+        parts += [_Part(observation, find([leaf(second)]), trees.at(observation.params, first)) for first, second in factors if second in sent]
+    return parts
 
 
 class _Layer(NamedTuple):
@@ -187,17 +220,17 @@ class _Layer(NamedTuple):
 
     Attributes:
       number: of the layer, from 1.
-      parts: one round's observation and row space, for each round whose space says anything.
+      parts: whose spaces say anything, of every round.
       leaves, unused: as `RowSpace` has them, of every round.
     """
 
     number: int
-    parts: tuple[tuple[Observation, row_space.RowSpace], ...]
+    parts: tuple[_Part, ...]
     leaves: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
 
     def distances(self, tokens: Tokens, valid: npt.NDArray[np.bool_], at_once: int) -> npt.NDArray[np.float64]:
-        """How far each token's input (n, T) is from the row spaces, the geometric mean over rounds; 1 where nothing can be said."""
+        """How far each token's input (n, T) is from the row spaces, the geometric mean over them; 1 where nothing can be said."""
         return self._over_rounds(tokens.shape, lambda seen: _read(seen, tokens, valid, self.number, at_once))
 
     def distances_of_words(self, vocabulary: _Vocabulary, allowed: npt.NDArray[Any], length: int, at_once: int) -> npt.NDArray[np.float64]:
@@ -207,19 +240,18 @@ class _Layer(NamedTuple):
     def _over_rounds(self, shape: tuple[int, ...], inputs: Callable[[Observation], Iterable[_Inputs]]) -> npt.NDArray[np.float64]:
         if not self.parts:
             return np.ones(shape)
-        each = [_distances(inputs(seen), space, _width(seen)) for seen, space in self.parts]
+        each = [part.distances(inputs(part.seen)) for part in self.parts]
         return each[0] if len(each) == 1 else np.exp(np.mean([np.log(np.maximum(part, 1e-12)) for part in each], axis=0))
 
 
 def _layer(observation: Observation, number: int, hidden: Hidden, max_rank: int, tolerance: float) -> _Layer:
-    rounds = observation.rounds
-    spaces = [_space(one, number - 1, hidden, max_rank, tolerance) for one in rounds]
+    rounds = [_spaces(one, number - 1, hidden, max_rank, tolerance) for one in observation.rounds]
     name = lambda leaf, t: leaf if len(rounds) == 1 else f"round {t + 1}: {leaf}"
     return _Layer(
         number,
-        tuple((one, space) for one, space in zip(rounds, spaces, strict=True) if space.basis.shape[1]),
-        tuple(name(leaf, t) for t, space in enumerate(spaces) for leaf in space.leaves),
-        tuple(name(leaf, t) for t, space in enumerate(spaces) for leaf in space.unused),
+        tuple(part for parts in rounds for part in parts if part.space.basis.shape[1]),
+        tuple(name(leaf, t) for t, parts in enumerate(rounds) for part in parts for leaf in part.space.leaves),
+        tuple(name(leaf, t) for t, parts in enumerate(rounds) for part in parts for leaf in part.space.unused),
     )
 
 
@@ -453,7 +485,8 @@ def dager(
 ) -> Attack:
     """Row-space tests per token and position, then a beam (decoders) or improvement from many starts (encoders) against the second layer.
 
-    Uses the visible gradients of query, key and value kernels of the first two layers, and says which. Hidden entries are completed at low rank
+    Uses the visible gradients of query, key and value kernels of the first two layers, or of the second factors of their adapters where the first ones say
+    nothing, as those of fresh adapters (ours), and says which. Hidden entries are completed at low rank
     (`ignore`, ours; `bounded` and `complete` add nothing to that here) or taken as 0 or the mean (`zero`, `average`). It runs on the host in float64,
     one observation after the other. Of several rounds each has its own row spaces, and a token's distance is the geometric mean over them.
 

@@ -19,9 +19,10 @@ from selgrad.attacks.distances import leaf_l2
 from selgrad.attacks.hidden import Hidden
 from selgrad.attacks.kernel import Mismatch, gradient_matching, iterate
 from selgrad.attacks.labels import rule_for
-from selgrad.attacks.minimisers import Minimiser, lbfgs
+from selgrad.attacks.minimisers import Minimiser
 from selgrad.attacks.spaces import whitened
-from selgrad.base import Attack, Observation
+from selgrad.attacks.trials import likely_images
+from selgrad.base import Attack
 from selgrad.errors import UsageError
 
 _LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01)
@@ -162,8 +163,7 @@ def gauss_newton(
         if not 0 < value < float("inf"):
             raise UsageError(f"{name}={value} must be positive")
     method = gauss_newton_steps(first_noise=first_noise, last_noise=last_noise, halving=halving, exact=exact, num_products=num_products)
-    short: Callable[[Observation], Minimiser] = lambda _: lbfgs(memory=50)
     kernel = gradient_matching(
-        distance=leaf_l2, minimiser=lambda _: method, hidden=hidden, space=whitened(shrinkage), label_rule=rule_for(hidden), trial_minimiser=short
+        distance=leaf_l2, minimiser=lambda _: method, hidden=hidden, space=whitened(shrinkage), label_rule=rule_for(hidden), trial=likely_images()
     )
     return iterate(kernel, num_steps=num_steps, num_restarts=num_restarts)

@@ -12,6 +12,7 @@ from selgrad.attacks.labels import rule_for
 from selgrad.attacks.minimisers import lbfgs
 from selgrad.attacks.spaces import pixels
 from selgrad.attacks.starts import Start
+from selgrad.attacks.trials import likely_images
 from selgrad.base import Attack
 
 
@@ -43,6 +44,7 @@ def idlg(
         hidden=hidden,
         space=pixels(start),
         label_rule=rule_for(hidden),
+        trial=likely_images(),
         evaluations_per_step=evaluations_per_step,
     )
     return iterate(kernel, num_steps=num_steps, num_restarts=num_restarts)

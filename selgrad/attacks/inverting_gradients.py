@@ -18,6 +18,7 @@ from selgrad.attacks.minimisers import Minimiser, first_order
 from selgrad.attacks.priors import total_variation
 from selgrad.attacks.spaces import image_spec, pixels
 from selgrad.attacks.starts import Start
+from selgrad.attacks.trials import likely_images
 from selgrad.base import Attack, Observation
 
 
@@ -66,5 +67,6 @@ def inverting_gradients(
         hidden=hidden,
         space=pixels(start),
         label_rule=rule_for(hidden),
+        trial=likely_images(),
     )
     return iterate(kernel, num_steps=num_steps, num_restarts=num_restarts)

@@ -102,6 +102,34 @@ Value = Callable[[Array], Array]
 """Dummy inputs -> the attack's objective there."""
 
 
+class Matching(NamedTuple):
+    """What an objective is made of.
+
+    Attributes:
+      distance: between the dummy update and the target.
+      space: what is optimised, from the observation: pixels or embeddings.
+      prior: penalty on the dummy inputs.
+      minimiser: for the attacker's bounds, from the observation.
+    """
+
+    distance: Callable[[Grads, Target], Array]
+    space: SpaceRule
+    minimiser: Callable[[Observation], Minimiser]
+    prior: Callable[[Observation, Array], Array] | None = None
+
+
+class Trial(NamedTuple):
+    """How labels are told apart where what is visible allows several: each gets a short search, and the one of the smallest objective is taken.
+
+    Attributes:
+      num_evaluations: minimiser steps that each plausible label gets.
+      matching: of the search; the attack's own where it is None.
+    """
+
+    num_evaluations: int = 100
+    matching: Matching | None = None
+
+
 class Search(NamedTuple):
     """Discrete moves beside the optimisation.
 
@@ -125,8 +153,7 @@ def gradient_matching(
     space: SpaceRule,
     prior: Callable[[Observation, Array], Array] | None = None,
     label_rule: LabelRule | None = None,
-    trial_evaluations: int = 100,
-    trial_minimiser: Callable[[Observation], Minimiser] | None = None,
+    trial: Trial | None = None,
     evaluations_per_step: int = 1,
     search: Search | None = None,
 ) -> Kernel:
@@ -140,8 +167,7 @@ def gradient_matching(
       space: what is optimised, from the observation: pixels or embeddings.
       prior: penalty on the dummy inputs.
       label_rule: labels before the optimisation; None optimises label logits jointly. Labels that the threat model gives are used as given.
-      trial_evaluations: minimiser steps that each plausible label gets where the rule is not certain; the one of the smallest objective is taken.
-      trial_minimiser: that takes them; the attack's own unless its steps are long.
+      trial: of each plausible label, where the rule is not certain; a hundred of the attack's own evaluations by default.
       evaluations_per_step: minimiser steps in one step of the attack.
       search: discrete moves, before the first step and after each; it needs a first-order minimiser.
 
@@ -155,13 +181,15 @@ def gradient_matching(
         raise UsageError(f"evaluations_per_step={evaluations_per_step} must be at least 1")
 
     doubled = hidden in ("bounded", "complete", "learned")
+    own = Matching(distance, space, minimiser, prior)
+    tried = trial or Trial()
 
     def label_sizes(observation: Observation) -> tuple[int, ...]:
         spec = observation.model.input_spec
         return (observation.update.batch_size, *spec.label_shape, spec.num_classes)
 
-    def unravel(observation: Observation, state_labels: Array | None, point: Array) -> tuple[Array, Array]:
-        place, labels_shape = space(observation), label_sizes(observation)
+    def unravel(observation: Observation, state_labels: Array | None, point: Array, by: Matching = own) -> tuple[Array, Array]:
+        place, labels_shape = by.space(observation), label_sizes(observation)
         if state_labels is not None:
             return place.fix(point.reshape(place.shape)), jax.nn.one_hot(state_labels, labels_shape[-1], dtype=point.dtype)
         num_inputs = math.prod(place.shape)
@@ -185,7 +213,7 @@ def gradient_matching(
 
         return [of_round(seen) for seen in observation.rounds]
 
-    def objective(observation: Observation, aims: list[Target], labels: Array | None, informed: Array | float = 1.0) -> Mismatch:
+    def objective(observation: Observation, aims: list[Target], labels: Array | None, informed: Array | float = 1.0, by: Matching = own) -> Mismatch:
         rounds = [(seen, told(seen, target, informed)) for seen, target in zip(observation.rounds, aims, strict=True)]
 
         def mismatch(seen: Observation, target: Target, inputs: Array, probabilities: Array) -> Array:
@@ -194,16 +222,16 @@ def gradient_matching(
                 # The same draws at every step and for every restart: a metric's probes must not be noise in the objective.
                 evidence = mask_evidence(jax.random.key(0), seen, candidate, inputs, probabilities, target.inverse)
                 target = target._replace(penalty=informed * evidence)
-            return distance(candidate, target)
+            return by.distance(candidate, target)
 
         def value(point: Array) -> Array:
-            inputs, probabilities = unravel(observation, labels, point)
+            inputs, probabilities = unravel(observation, labels, point, by)
             matched = [mismatch(seen, target, inputs, probabilities) for seen, target in rounds]
             total = matched[0] if len(matched) == 1 else jnp.stack(matched).mean()
-            return total + (0.0 if prior is None else prior(observation, inputs))
+            return total + (0.0 if by.prior is None else by.prior(observation, inputs))
 
         def residuals(point: Array) -> Array:
-            inputs, probabilities = unravel(observation, labels, point)
+            inputs, probabilities = unravel(observation, labels, point, by)
             update = lambda seen: seen.update(seen.model, seen.params, inputs, probabilities, seen.valid)
             return jnp.concatenate([leaf_residuals(update(seen), target) for seen, target in rounds])
 
@@ -232,22 +260,25 @@ def gradient_matching(
         # A search asks for it in several places, and each traces and batches the whole update again unless it is a program of its own.
         return jax.jit(lambda inputs: function(jnp.concatenate([inputs.reshape(-1), rest])))
 
-    def settled(observation: Observation, plausible: Plausible, inputs: Array) -> tuple[Array, Array]:
+    def settled(key: Key, observation: Observation, plausible: Plausible, inputs: Array) -> tuple[Array, Array]:
         """The labels whose objective is smallest after a few steps from the same start, and the evaluations spent on finding out."""
-        num_candidates = len(plausible.labels)
-        if num_candidates == 1:
-            return plausible.labels[0], jnp.zeros((), jnp.int32)
-        method, aims = (trial_minimiser or minimiser)(observation), aim(observation)
-        # Lanes that are certain ask for no step, and a block in which all are takes none.
-        steps = jnp.where(plausible.certain | ~_anything_visible(observation), 0, trial_evaluations)
+        every, by = plausible.labels, tried.matching or own
+        if len(every) == 1:
+            return every[0], jnp.zeros((), jnp.int32)
+        method, aims = by.minimiser(observation), aim(observation)
+        begin = inputs if by is own else by.space(observation).draw(key)
+        # Lanes that are certain ask for no step, and a block in which all are takes none; what is there already is not tried again.
+        again = jnp.stack([(every[:at] == labels).all(axis=-1).any() for at, labels in enumerate(every)])
+        steps = jnp.where(plausible.certain | ~_anything_visible(observation) | again, 0, tried.num_evaluations)
 
-        def value(labels: Array) -> Array:
-            function = objective(observation, aims, labels)
-            found = jax.lax.fori_loop(0, steps, lambda _, state: method.step(function, state), method.init(inputs.reshape(-1)))
-            return jnp.where(steps > 0, found.value, 0)
+        def value(candidate: tuple[Array, Array]) -> Array:
+            labels, steps = candidate
+            function = objective(observation, aims, labels, by=by)
+            return jax.lax.fori_loop(0, steps, lambda _, state: method.step(function, state), method.init(begin.reshape(-1))).value
 
-        best = jnp.argmin(jax.lax.map(value, plausible.labels))
-        return plausible.labels[best], num_candidates * steps.astype(jnp.int32)
+        # A candidate that got no step has the value inf, and of these the first is taken.
+        found = jax.lax.map(value, (every, steps))
+        return every[jnp.argmin(found)], steps.sum().astype(jnp.int32)
 
     def init(key: Key, informed: Array, observation: Observation) -> State:
         inputs_key, labels_key, key = jax.random.split(key, 3)
@@ -255,9 +286,9 @@ def gradient_matching(
         inputs = space(observation).draw(inputs_key)
         if hidden == "learned" and observation.estimate is not None:
             inputs = jnp.where(informed > 0, space(observation).place(observation.estimate), inputs)
-        labels, tried = observation.labels, jnp.zeros((), jnp.int32)
+        labels, spent = observation.labels, jnp.zeros((), jnp.int32)
         if labels is None and label_rule is not None:
-            labels, tried = settled(observation, label_rule(labels_key, observation, fill(observation, hidden)), inputs)
+            labels, spent = settled(labels_key, observation, label_rule(labels_key, observation, fill(observation, hidden)), inputs)
         if labels is None:
             point = ravel_pytree((inputs, jax.random.normal(labels_key, labels_shape)))[0]
         else:
@@ -269,7 +300,7 @@ def gradient_matching(
         inner = minimiser(observation).init(point)
         # Where nothing is visible there is nothing to optimise for: the attack is done and returns its prior sample.
         inner = inner._replace(done=~_anything_visible(observation))
-        spent = tried + (0 if search is None else search.evaluations_per_start)
+        spent = spent + (0 if search is None else search.evaluations_per_start)
         return State(informed, inner, point, labels, spent, jnp.zeros((), jnp.int32), jax.random.key_data(key))
 
     def step(observation: Observation, aims: list[Target], state: State) -> State:

@@ -14,7 +14,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from selgrad import trees
-from selgrad.attacks.priors import of_nature, of_public
+from selgrad.attacks.priors import Gaussian, of_nature, of_public
 from selgrad.attacks.starts import Start, TextStart, draw
 from selgrad.base import InputSpec, Key, Observation, TextModel, TextSpec
 from selgrad.errors import UsageError
@@ -63,6 +63,12 @@ def pixels(start: Start) -> SpaceRule:
     return make
 
 
+def image_prior(observation: Observation, shrinkage: float = 0.1) -> Gaussian:
+    """What images are like: the public ones where the attacker has any, else photographs."""
+    spec = image_spec(observation)
+    return of_nature(spec) if observation.public is None else of_public(observation.public, spec, shrinkage)
+
+
 def whitened(shrinkage: float = 0.1) -> SpaceRule:
     """Images as what a Gaussian prior makes of white noise: that of public images where the attacker has any, else one of photographs.
 
@@ -71,7 +77,7 @@ def whitened(shrinkage: float = 0.1) -> SpaceRule:
 
     def make(observation: Observation) -> Space:
         spec, size = image_spec(observation), observation.update.batch_size
-        prior = of_nature(spec) if observation.public is None else of_public(observation.public, spec, shrinkage)
+        prior = image_prior(observation, shrinkage)
         shape = (size, *spec.shape)
         return Space(
             shape=shape,

@@ -102,3 +102,15 @@ def test_numbers_that_make_no_sense_are_refused():
     with pytest.raises(UsageError, match="halving=0"):
         gauss_newton(halving=0.0)
     assert dataclasses.is_dataclass(gauss_newton())
+
+
+def test_labels_behind_magnitude_are_told_apart_on_likely_images(data_folder):
+    """Where any image may do, a wrong label matches what is visible of these two better than the right one for a thousand evaluations and more."""
+    images = lambda **chosen: make_spec("dataset", "fashion_mnist", {"path": str(data_folder / "fashion-mnist"), **chosen})
+    model = make_spec("model", "lenet", {"activation": "sigmoid"})
+    setting = Setting(images(count=2), model, make_spec("update", "gradient"), public=images(count=500, offset=200))
+    lanes = [Lane(0, sample, make_spec("metric", "magnitude"), make_spec("selector", "global_top"), 0.8) for sample in range(2)]
+    ran = run_lanes(setting, make_spec("attack", "idlg", {"num_steps": 1, "evaluations_per_step": 1}), lanes)
+    assert [one.measures["label_correct"] for one in ran.found] == [1, 1]
+    # Two labels are left, so it took two trials.
+    assert [one.measures["num_evaluations"] for one in ran.found] == [401, 401]

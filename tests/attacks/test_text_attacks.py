@@ -100,13 +100,25 @@ class TestDager:
         assert {text.split(" ")[0] for text in report["unused"]} == (set() if causal else set(unused))
         assert "layer_0/attention/qkv/kernel" in report["used"] if causal else "layer_0/attention/value/kernel" in report["used"]
 
+    @pytest.mark.parametrize("causal", [False, True])
+    @pytest.mark.parametrize(("rank", "chosen", "read"), [(12, 0.0, True), (12, 0.3, True), (12, 1.0, False), (6, 0.0, False)])
+    def test_a_fresh_adapter_is_read_through_its_second_factor_unless_as_many_tokens_occur_as_its_rank(self, text_problem, causal, rank, chosen, read):
+        p = text_problem(causal=causal, lora_rank=rank, lora_alpha=16.0)
+        sent = observe(p.model, p.update, p.params, p.grads, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), p.grads), valid=p.batch.valid)
+        assert not any(leaf.any() for path, leaf in zip(trees.paths(sent.visible), jax.tree.leaves(sent.visible), strict=True) if path.endswith("lora_a"))
+        found = ATTACKS["dager"]().reconstruct(jax.random.key(0), hide(p, lambda path, leaf: np.random.default_rng(len(path)).random(leaf.shape) < chosen))
+        assert bool((found.inputs == p.batch.inputs).all()) == read
+        used = json.loads(found.report)["used"]
+        assert all(path.endswith("lora_b") for path in used) and any(path.startswith("layer_0") for path in used) == read
+
     @pytest.mark.parametrize("number", [1, 2])
     @pytest.mark.parametrize("every", [0, 4])
     def test_the_device_measures_what_the_row_space_says(self, text_problem, number, every):
         """In batches that do not divide the tokens, and with rows hidden whole."""
         p = text_problem()
         seen = hide(p, lambda path, leaf: (np.arange(leaf.shape[0]) % every == 0).reshape(-1, *[1] * (leaf.ndim - 1)) if every else False)
-        ((_, space),) = _layer(seen, number, "ignore", 8, 1e-8).parts
+        (part,) = _layer(seen, number, "ignore", 8, 1e-8).parts
+        space = part.space
         length = seen.valid.shape[1]
         others = np.random.default_rng(0).integers(5, 40, (10, length)).astype(np.int32)
         tokens = np.concatenate([np.asarray(p.batch.inputs), others])
@@ -133,7 +145,7 @@ class TestDager:
         for _ in range(2):
             np.testing.assert_array_equal(layer.distances_of_words(vocabulary, allowed, length, 8), expected)
         assert len(read) == 1
-        moved = layer._replace(parts=((other, layer.parts[0][1]),)).distances_of_words(vocabulary, allowed, length, 8)
+        moved = layer._replace(parts=(layer.parts[0]._replace(seen=other),)).distances_of_words(vocabulary, allowed, length, 8)
         assert len(read) == 2 and np.abs(moved - expected).max() > 1e-3
         # Where there is no room they are made each time.
         monkeypatch.setattr(module, "KEPT_BYTES", 10)
