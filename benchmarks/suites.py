@@ -1,9 +1,10 @@
 """The ratio that protects, by metric and model, at each level: what README, docs/guidelines.md and the claims table rest on.
 
-Command: uv run python benchmarks/suites.py [--settings NAME ...] [--budget standard] [--levels LEVEL ...] --data DIR
+Command: uv run python benchmarks/suites.py [--settings NAME ...] [--budget standard] [--levels LEVEL ...] [--check] --data DIR
   DIR holds fashion-mnist, cifar10, cola; without it SELGRAD_DATA.
 Time: hours a setting on 2 cores with the budget standard; each setting is a search in selgrad-runs/suites that goes on where it was interrupted.
-Expected: an interval of the protecting ratio of each metric at the levels recognisable and exact, pairs of metrics compared on the same inputs, what each attack adds.
+Expected: an interval of the protecting ratio of each metric at the levels recognisable and exact, pairs of metrics compared on the same inputs, what each attack adds;
+  with --check, whether the advice holds on inputs and weights that had no part in it.
 Leaves: benchmarks/results/suites.json, one entry a setting and budget, and benchmarks/results/suites-NAME-BUDGET.parquet.
 """
 
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="*", help="names; all of them by default")
     parser.add_argument("--budget", default="standard", choices=["quick", "standard", "full"])
     parser.add_argument("--levels", nargs="*", default=["recognisable", "exact"], help="that are asked for, one after the other")
+    parser.add_argument("--check", action="store_true", help="try each answer on the inputs after these, with other weights")
     parser.add_argument("--data", default=os.environ.get("SELGRAD_DATA"), help="folder of the data sets")
     parser.add_argument("--out", default="selgrad-runs/suites", type=Path)
     given = parser.parse_args()
@@ -76,7 +78,8 @@ def main() -> None:
     for name in given.settings or every:
         answers, started = [], time.perf_counter()
         for level in given.levels:
-            found = recommend(every[name], given.out / f"{name}-{given.budget}", question=Question(level=level), budget=given.budget, on_event=print)
+            out = given.out / f"{name}-{given.budget}"
+            found = recommend(every[name], out, question=Question(level=level), budget=given.budget, check=given.check, on_event=print)
             records = read_records(given.out / f"{name}-{given.budget}" / "search")
             answers.append({"level": level, **found.document(), "differences": differences(records, level)})
         row = {

@@ -281,6 +281,14 @@ def _told_apart(answer: Any) -> list[str]:
     return [f"- `{better}` lets fewer inputs be read than `{worse}` at {'; '.join(found)}." for (better, worse), found in sorted(pairs.items())]
 
 
+def _checked(found: Any) -> str:
+    """How the advice fared on inputs that had no part in it."""
+    if not found:
+        return ""
+    left = f", {found['unresolved']} unresolved" if found["unresolved"] else ""
+    return f" On other inputs and weights, at {found['ratio']:g}: {found['read']} of {found['num_cells']} read{left} (at most {found['bound']:.1%}): {found['verdict']}."
+
+
 def guidelines() -> str:
     """The page of advice."""
     parts = [GUIDELINES]
@@ -296,7 +304,7 @@ def guidelines() -> str:
             told = "\n".join(found) if found else "- No two metrics are told apart by these inputs."
             parts.append(f"\nLevel {level} (McNemar, Holm's correction):\n\n{told}")
             if answer["chosen"]:
-                parts.append(f"\nThe cheapest that protects at this level: `{answer['chosen']}`.")
+                parts.append(f"\nThe cheapest that protects at this level: `{answer['chosen']}`.{_checked(answer['checked'])}")
         raised = dict.fromkeys(f"- {flag['name']}: {flag['detail']}" for answer in answers.values() for flag in answer["flags"])
         if raised:
             parts.append("\nFlags:\n\n" + "\n".join(raised))
