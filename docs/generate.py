@@ -286,7 +286,8 @@ def _checked(found: Any) -> str:
     if not found:
         return ""
     left = f", {found['unresolved']} unresolved" if found["unresolved"] else ""
-    return f" On other inputs and weights, at {found['ratio']:g}: {found['read']} of {found['num_cells']} read{left} (at most {found['bound']:.1%}): {found['verdict']}."
+    read = f"{found['read']} of {found['num_cells']} read{left} (at most {found['bound']:.1%})"
+    return f" On other inputs and weights, at {found['ratio']:g}: {read}: {found['verdict']}."
 
 
 def guidelines() -> str:
