@@ -171,11 +171,14 @@ def text_problem():
     return TextProblem
 
 
+SMALL = {"lenet": {}, "vit": {"width": 16, "num_layers": 1, "num_heads": 2}}
+
+
 class Problem:
     """A model, an update and one client's batch, small enough for a test."""
 
     def __init__(self, spec, model="mlp", update="gradient", batch_size=1, **arguments):
-        self.model = MODELS[model](spec, **({"width": 16} if model != "lenet" else {}))
+        self.model = MODELS[model](spec, **SMALL.get(model, {"width": 16}))
         self.update = UPDATES[update](batch_size=batch_size, **arguments)
         self.params = jax.jit(self.model.init)(jax.random.key(0))
         keys = jax.random.split(jax.random.key(1))

@@ -72,6 +72,17 @@ def images(data):
                 "attack": "rank_one", "success": {"measure": "mse", "threshold": 1e-5}, "seeds": [0],
             },
         ),
+        "april (vit)": (
+            None, "Lu et al. 2022 solve the first attention layer; no number for this one", "success",
+            {"dataset": cifar(data, 16), "model": "vit", "attack": "april", "success": {"level": "exact"}},
+        ),
+        "dager (fresh adapters)": (
+            0.99, "Petrov et al. 2024: ROUGE above 0.99 at rank 256", "rouge1",
+            {
+                "dataset": {"name": "sentences", "count": 16}, "attack": "dager",
+                "model": [{"name": name, "size": "tiny", "lora_rank": rank} for name in ("bert", "gpt2") for rank in (32, 256)],
+            },
+        ),
         "dager (bert tiny)": (
             0.99, "Petrov et al. 2024: ROUGE above 0.99", "rouge1",
             {"dataset": {"name": "sentences", "count": 16}, "model": {"name": "bert", "size": "tiny"}, "attack": "dager"},
@@ -95,7 +106,7 @@ def measured(name, row, out):
     whole = parse({"name": name, "metric": "magnitude", "ratio": [0], "seeds": SEEDS, "encryption": "none", "gallery": 0, **config})
     records = run_sweep(whole, out / name.split(" (")[0] / whole.identity)
     found = []
-    for (attack, update), cells in records.groupby(["attack_label", "update_label"], sort=False):
+    for (attack, update, _), cells in records.groupby(["attack_label", "update_label", "model_label"], sort=False):
         low, high = two_way_interval(cells, measure)
         found.append(
             {

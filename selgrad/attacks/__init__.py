@@ -6,6 +6,7 @@ An attack sees an `Observation` and nothing else: this room imports neither data
 from collections.abc import Callable
 from typing import Any
 
+from selgrad.attacks.april import april
 from selgrad.attacks.candidates import candidates
 from selgrad.attacks.dager import dager
 from selgrad.attacks.dlg import dlg
@@ -30,6 +31,7 @@ ATTACKS = {
     "lamp": lamp,
     "dager": dager,
     "rank_one": rank_one,
+    "april": april,
     "learned": learned,
     "candidates": candidates,
 }

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from selgrad.attacks.april import reads_patches
 from selgrad.attacks.rank_one import reads_pixels
 from selgrad.base import TextModel
 from selgrad.errors import UsageError, did_you_mean
@@ -101,6 +102,12 @@ def _reads_pixels(setting: Setting) -> str:
     return "" if reads_pixels(setting.shapes, setting.input_spec) else "no dense layer reads the pixels"  # type: ignore[arg-type]
 
 
+def _reads_patches(setting: Setting) -> str:
+    if setting.update.batch_size > 1:
+        return "reads one image, and a client holds several"
+    return "" if reads_patches(setting.shapes, setting.input_spec) else "no layer reads patches beside positions of as many tokens"  # type: ignore[arg-type]
+
+
 def _small(setting: Setting) -> str:
     coordinates = setting.update.batch_size * int(np.prod(setting.input_spec.shape))
     size = 4 * coordinates * setting.num_total
@@ -137,6 +144,7 @@ SUITES: dict[str, Suite] = {
         1,
         (
             Member("rank_one", _fixed(), _reads_pixels, "reads the inputs of a dense first layer in closed form, from a few visible columns"),
+            Member("april", _fixed(), _reads_patches, "reads the patches of a vision transformer in closed form, from its positions"),
             Member("inverting_gradients", _spent(1200, 4800), _anywhere, "cosine distance with total variation: the strongest on deep and relu networks"),
             Member("idlg", _spent(60, 150, start="grey"), _anywhere, "second-order matching without a prior: exact on smooth networks"),
             Member("gauss_newton", _spent(0, 60), _small, "the mode of the posterior: reads what others leave behind masks, where the Jacobian fits"),

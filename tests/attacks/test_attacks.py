@@ -91,6 +91,8 @@ def test_starts_are_noise_in_the_models_units_or_grey_in_pixels():
 
 
 ON_TEXT = ("dlg_text", "tag", "lamp", "dager")
+READS = {"rank_one": "mlp", "april": "vit"}
+"""Models of the attacks that read one kind of layer."""
 BRIEF = {"lamp": {"steps_per_phase": 2, "num_starts": 2, "num_start_permutations": 2, "num_moves": 2, "candidates_at_once": 2}}
 
 
@@ -110,7 +112,7 @@ ALONE = [name for name in ATTACKS if name not in ("learned", "candidates")]
 
 @pytest.mark.parametrize("name", ALONE)
 def test_given_labels_are_used_as_given(problem, text_problem, spec, name):
-    p = on_text(text_problem, name) if name in ON_TEXT else problem(spec, model="mlp" if name == "rank_one" else "lenet")
+    p = on_text(text_problem, name) if name in ON_TEXT else problem(spec, model=READS.get(name, "lenet"))
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), p.grads)
     wrong = (p.batch.labels + 2) % 3
     attack, observation = brief(name, 1), observe(p.model, p.update, p.params, p.grads, nothing, wrong)
@@ -206,7 +208,7 @@ def test_nothing_depends_on_the_scale_of_the_loss(problem, text_problem, spec, n
 
     What is left is the order in which XLA multiplies.
     """
-    p = on_text(text_problem, name) if name in ON_TEXT else problem(spec, model="mlp" if name == "rank_one" else "lenet")
+    p = on_text(text_problem, name) if name in ON_TEXT else problem(spec, model=READS.get(name, "lenet"))
     attack = brief(name, 1 if name in ("dlg", "idlg") else 5)
     found = []
     for factor in (1.0, 2.0**-27, 2.0**27):

@@ -24,7 +24,7 @@ from selgrad.suites.recommend import configured, recommend, run_suite, with_luck
 from selgrad.suites.search import Search, outcomes
 
 HASHES = {
-    "images": {"quick": "6ee20b81", "standard": "ac28bf63", "full": "064c5cc6"},
+    "images": {"quick": "eb4b50fb", "standard": "c8925f6b", "full": "d6e2155e"},
     "text": {"quick": "5455aaa7", "standard": "2f782223", "full": "6dd1f77c"},
 }
 RATIOS = (0.2, 0.6, 0.9, 1.0)
@@ -45,10 +45,17 @@ def test_a_suite_is_frozen():
 def test_what_cannot_be_run_is_left_out_and_says_why():
     setting = lambda model, **update: Setting(make_spec("dataset", "digits", {"count": 8}), make_spec("model", model), make_spec("update", **update))
     attacks, left = suite_for("images").attacks(setting("lenet", name="gradient"), "standard")
-    assert [spec.name for spec in attacks] == ["inverting_gradients", "idlg", "gauss_newton"] and left == {"rank_one": "no dense layer reads the pixels"}
+    assert [spec.name for spec in attacks] == ["inverting_gradients", "idlg", "gauss_newton"]
+    assert left == {"rank_one": "no dense layer reads the pixels", "april": "no layer reads patches beside positions of as many tokens"}
+    attacks, left = suite_for("images").attacks(setting("vit", name="gradient"), "quick")
+    assert [spec.name for spec in attacks] == ["april", "inverting_gradients", "idlg"] and set(left) == {"rank_one", "gauss_newton"}
     attacks, left = suite_for("images").attacks(setting("mlp", name="fedavg", arguments={"num_steps": 2, "batch_size": 2}), "quick")
     assert [spec.name for spec in attacks] == ["inverting_gradients", "idlg"]
-    assert left == {"rank_one": "reads one gradient, and several local steps are sent", "gauss_newton": "budget quick leaves it out"}
+    assert left == {
+        "rank_one": "reads one gradient, and several local steps are sent",
+        "april": "reads one image, and a client holds several",
+        "gauss_newton": "budget quick leaves it out",
+    }
     with pytest.raises(UsageError, match="unknown suite 'image'; did you mean 'images'"):
         suite_for("image")
 
