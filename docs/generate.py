@@ -368,14 +368,26 @@ MEMBERS = """# The suites: what each attack adds
 
 Written by `docs/generate.py` from `benchmarks/results/suite_members.json` (`benchmarks/suite_members.py`): members of the suites, budget standard, beside
 other candidates, all on the same cells: {masks}. `alone` counts cells that no other candidate reads, `among members` those that no other member reads: that is
-what the suite would lose without it. Settings that are not here have not been run.
+what the suite would lose without it. Settings that are not here have not been run: a member that adds nothing here stays until those it was taken for have been
+(deep relu networks for Inverting Gradients, masks by sensitivity for Gauss-Newton, sentences after local steps for LAMP).
 """
+
+
+def _lost(rows: list[Any]) -> str:
+    """A table of the cells that nothing but a member reads, over all settings in which it could be run."""
+    cells = []
+    for attack in dict.fromkeys(row["attack"] for row in rows if row["member"]):
+        of = lambda level, attack=attack: [row for row in rows if (row["attack"], row["level"]) == (attack, level)]
+        counts = [f"{sum(row['among_members'] for row in of(level))} of {sum(row['num_cells'] for row in of(level))}" for level in ("recognisable", "exact")]
+        cells.append([f"`{attack}`", len(of("exact")), *counts])
+    return _rows(["member", "settings", "recognisable cells that no other member reads", "exact ones"], cells)
 
 
 def members() -> str:
     """The page of the suites' members."""
     found = _result("suite_members")
     parts = [MEMBERS.format(masks="random and magnitude masks at 0, 0.2, 0.6 and 0.9")]
+    parts += ["\n## What the suites would lose\n", _lost(found["rows"])]
     head = ["attack", "member", "read", "alone", "among members", "of", "gradient evaluations", "seconds a cell"]
     for setting in dict.fromkeys(row["setting"] for row in found["rows"]):
         for level in ("recognisable", "exact"):
