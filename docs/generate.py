@@ -304,7 +304,9 @@ def guidelines() -> str:
             found = _told_apart(answer)
             told = "\n".join(found) if found else "- No two metrics are told apart by these inputs."
             parts.append(f"\nLevel {level} (McNemar, Holm's correction):\n\n{told}")
-            if answer["chosen"]:
+            if answer["chosen"] and tables[level][answer["chosen"]]["ratio"] == 1:
+                parts.append("\nAt this level nothing but encrypting everything was shown to protect.")
+            elif answer["chosen"]:
                 parts.append(f"\nThe cheapest that protects at this level: `{answer['chosen']}`.{_checked(answer['checked'])}")
         raised = dict.fromkeys(f"- {flag['name']}: {flag['detail']}" for answer in answers.values() for flag in answer["flags"])
         if raised:

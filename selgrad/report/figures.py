@@ -18,10 +18,11 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from selgrad import measures
 from selgrad.measures import Measure
-from selgrad.report.tables import curves, headline, with_labels
+from selgrad.report.tables import curves, headline, profiles, with_labels
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 _MARKERS = "osD^vPX*"
@@ -143,6 +144,41 @@ def cost_against_protection(records: pd.DataFrame, folder: Path) -> str | None:
     axes[0].set_ylabel(f"{measures.named(measure).title} of the reconstruction")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=9)
+    _save(figure, folder, stem, digest)
+    return stem
+
+
+def success_profiles(records: pd.DataFrame, folder: Path) -> str | None:
+    """The share of inputs of which the best attack gets at least so much, one panel a metric and one curve a ratio; None where there is nothing to draw."""
+    shown = headline(records)
+    data = pd.DataFrame() if shown is None else profiles(records, shown.name)
+    if shown is None or data.empty or data["num_inputs"].max() < 2:
+        return None
+    stem, digest = "success_profiles", _digest(data)
+    if _is_drawn(folder, stem, digest):
+        return stem
+    several = data["setting"].nunique() > 1
+    groups, ratios = list(data.groupby(["setting", "curve"], sort=False)), sorted(data["ratio"].unique())
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(ratios)))
+    figure, axes = _panels(len(groups))
+    for axis, ((setting, curve), part) in zip(axes, groups, strict=True):
+        for colour, ratio in zip(colours, ratios, strict=True):
+            one = part[part["ratio"] == ratio].sort_values("threshold", ascending=not shown.lower_is_better)
+            if len(one):
+                # All inputs pass a threshold below the worst of them, and none one above the best.
+                x = np.concatenate([one["threshold"], one["threshold"].iloc[-1:]])
+                y = np.concatenate([one["share"], [0.0]])
+                axis.step(
+                    np.concatenate([[data["threshold"].max() if shown.lower_is_better else data["threshold"].min()], x]), [1.0, *y], where="pre", color=colour
+                )
+        axis.set_title(f"{setting}\n{curve}" if several else curve, fontsize=9)
+        axis.set_xlabel(f"{shown.title}, at {'most' if shown.lower_is_better else 'least'}")
+        axis.set_ylim(-0.03, 1.03)
+        axis.grid(alpha=0.25)
+    counts = data["num_inputs"]
+    axes[0].set_ylabel(f"share of inputs (n = {counts.min()}{'' if counts.min() == counts.max() else f' to {counts.max()}'})")
+    lines = [Line2D([], [], color=colour) for colour in colours]
+    figure.legend(lines, [f"{100 * ratio:g} % encrypted" for ratio in ratios], loc="outside lower center", ncols=min(4, len(ratios)), frameon=False, fontsize=9)
     _save(figure, folder, stem, digest)
     return stem
 

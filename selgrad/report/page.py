@@ -191,6 +191,13 @@ def make_report(out: str | Path) -> Path:
         "better protected. An attack that reads a wrong label off a half-hidden last layer fails for that reason alone: compare the labels recovered."
     )
     sections.append(("Quality of the reconstruction against the ratio encrypted", caption, [_image(folder, stem, "svg") for stem in quality]))
+    profile = figures.success_profiles(records, folder)
+    if profile is not None:
+        caption = (
+            "How well the best attack on each input does, without a threshold: a curve is the share of inputs of which it gets at least what the axis says. "
+            "Where it falls far to the left, nobody's idea of success is met."
+        )
+        sections.append(("Success at every threshold", caption, [_image(folder, profile, "svg")]))
     cost = figures.cost_against_protection(records, folder)
     if cost is not None:
         caption = "What one client uploads encrypted, measured with real CKKS on its own selected entries; indices counted."

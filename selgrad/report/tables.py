@@ -134,6 +134,30 @@ def headline(records: pd.DataFrame) -> Measure | None:
     return found[0] if found else None
 
 
+def profiles(records: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """On which share of the inputs the best attack gets at least so much, for every value that any of them gets: a verdict for each threshold.
+
+    Args:
+      records: of any attacks; on each input the one that gets most counts, as in a suite's verdict.
+      measure: a column of the records.
+
+    Returns:
+      One row a setting, metric (`curve`), ratio and value that occurs: `setting`, `curve`, `ratio`, `threshold`, `share`, `num_inputs`.
+    """
+    lower = measures.named(measure).lower_is_better
+    given = with_labels(records)
+    given = given.assign(setting=given["dataset_label"] + " / " + given["model_label"] + " / " + given["update_label"]).dropna(subset=[measure])
+    keys = ["setting", "curve", "ratio"]
+    best = given.groupby([*keys, "sample", "seed"], sort=False, observed=True)[measure].agg("min" if lower else "max").reset_index()
+    rows = []
+    for key, values in best.groupby(keys, sort=False, observed=True)[measure]:
+        ordered = np.sort(values.to_numpy(float))
+        thresholds = np.unique(ordered)
+        count = np.searchsorted(ordered, thresholds, "right") if lower else len(ordered) - np.searchsorted(ordered, thresholds, "left")
+        rows.append(pd.DataFrame({**dict(zip(keys, key, strict=True)), "threshold": thresholds, "share": count / len(ordered), "num_inputs": len(ordered)}))
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=[*keys, "threshold", "share", "num_inputs"])
+
+
 def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
     """The Wilson score interval of a share (Wilson 1927, wilson1927), 95 % by default.
 

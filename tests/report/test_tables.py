@@ -12,7 +12,7 @@ import scipy.stats
 from selgrad.devices import write_atomically
 from selgrad.errors import SelgradError
 from selgrad.report.record_files import RecordFiles
-from selgrad.report.tables import attack_label, curves, mask_overlaps, protecting_ratios, ranking_changes, same_masks, wilson
+from selgrad.report.tables import attack_label, curves, mask_overlaps, profiles, protecting_ratios, ranking_changes, same_masks, wilson
 from selgrad.report.verdicts import stopping_ratios, verdict_grid, with_outcomes
 
 
@@ -205,3 +205,18 @@ def test_many_record_files_become_few_and_a_kill_in_between_doubles_nothing(tmp_
     (folder / "part-0000000000000000.parquet").write_bytes(b"PAR1")
     with pytest.raises(SelgradError, match=r"part-0000000000000000.parquet' is damaged"):
         RecordFiles(tmp_path)
+
+
+def test_a_profile_is_the_share_of_inputs_whose_best_attack_passes_each_threshold():
+    found = {"dlg": [10.0, 20.0, 5.0], "idlg": [15.0, 12.0, np.nan]}
+    rows = [
+        records({0.5: [False]}, attack=attack, attack_label=attack, sample=sample, seed=0, psnr=psnr, mse=-psnr)
+        for attack, values in found.items() for sample, psnr in enumerate(values)
+    ]  # fmt: skip
+    table = pd.concat(rows, ignore_index=True)
+    expected = [(5.0, 1.0), (15.0, 2 / 3), (20.0, 1 / 3)]
+    for measure, sign in (("psnr", 1), ("mse", -1)):
+        found = profiles(table, measure)
+        assert sorted((sign * row.threshold, row.share) for row in found.itertuples()) == expected
+        assert set(found["num_inputs"]) == {3} and set(found["curve"]) == {"magnitude"} and set(found["ratio"]) == {0.5}
+    assert profiles(table.assign(psnr=np.nan), "psnr").empty
