@@ -9,6 +9,7 @@ Leaves: benchmarks/results/suites.json, one entry a setting and budget, and benc
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -23,14 +24,18 @@ devices.configure()
 import jax
 import pandas as pd
 
+from selgrad.registry import Spec
 from selgrad.report.statistics import paired
 from selgrad.report.tables import read_records
 from selgrad.report.verdicts import reached, worst_of
 from selgrad.suites.decide import Question
-from selgrad.suites.recommend import recommend
+from selgrad.suites.recommend import configured, recommend
+from selgrad.suites.search import Runner, Search
 
 RESULTS = Path(__file__).parent / "results"
 IMAGES = ["random", "magnitude", {"name": "sensitivity", "target": "inputs", "num_probes": 16}, "product"]
+PAIRS = 36
+"""Inputs on which all metrics are compared, at the smallest ratio with which the search of any of them ended."""
 TEXT = ["random", "magnitude", {"name": "sensitivity", "target": "inputs"}, "product"]
 
 
@@ -48,6 +53,18 @@ def settings(data: str) -> dict[str, dict[str, Any]]:
         "bert": {"dataset": cola, "model": {"name": "bert", "size": "tiny"}, "metric": TEXT},
         "gpt2": {"dataset": cola, "model": {"name": "gpt2", "size": "tiny"}, "metric": TEXT, "known_labels": True},
     }
+
+
+def compared(given: dict[str, Any], out: Path, level: str, budget: Any, ratio: float) -> None:
+    """Runs every metric on the same first inputs at a ratio: a search asks each metric for cells at ratios of its own, and pairs are few."""
+    config, _, _ = configured({"gallery": 0, "name": "recommend", **given}, None, budget, Question(level=level).ratios)
+    executor: Any = Spec.of("engine", "local").build()
+    with contextlib.closing(executor):
+        search = Search(config, out / "search")
+        with search.lock():
+            executor.plan(search, print)
+            Runner(search, executor, level, on_event=print).run([search.lane(arm, ratio, cell) for arm in search.arms for cell in range(PAIRS)])
+            search.folder.compact()
 
 
 def differences(records: pd.DataFrame, level: str) -> list[dict[str, Any]]:
@@ -80,6 +97,9 @@ def main() -> None:
         for level in given.levels:
             out = given.out / f"{name}-{given.budget}"
             found = recommend(every[name], out, question=Question(level=level), budget=given.budget, check=given.check, on_event=print)
+            asked = [one["ratio"] for one in found.document()["table"] if one["ratio"] is not None and one["ratio"] < 1]
+            if asked:
+                compared(every[name], out, level, given.budget, min(asked))
             records = read_records(given.out / f"{name}-{given.budget}" / "search")
             answers.append({"level": level, **found.document(), "differences": differences(records, level)})
         row = {
