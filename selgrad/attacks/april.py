@@ -79,9 +79,8 @@ def _stacked(observation: Observation, where: Patches) -> tuple[Matrix, npt.NDAr
         parts = [positions.reshape(-1, positions.shape[-1])[where.first :], kernel.reshape(-1, kernel.shape[-1])]
         return np.concatenate(parts if where.bias is None else [*parts, np.asarray(trees.at(tree, where.bias))[None]])
 
-    matrix, mask = (
-        np.concatenate([of(tree) for tree in every], axis=1) for every in zip(*((seen.visible, seen.mask) for seen in observation.rounds), strict=True)
-    )
+    rounds = [(of(seen.visible), of(seen.mask)) for seen in observation.rounds]
+    matrix, mask = (np.concatenate(parts, axis=1) for parts in zip(*rounds, strict=True))
     positions = trees.at(observation.visible, where.positions)
     return matrix.astype(np.float64), mask, math.prod(positions.shape[:-1]) - where.first
 

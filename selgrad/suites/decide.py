@@ -164,7 +164,9 @@ def step(question: Question, tried: Tried, num_cells: int) -> Wanted | Answer:
         # A test that has been passed is not given up by the last cell that it needed.
         passed = told > 0 and evidence_below(read, told, rate, question.expected) >= 1 / question.error_of(failures(place))
         unlikely = any(_surprise(*of(place, cells)[:2], rate) < _DOUBT for cells in (range(num_cells), others))
-        return not passed and (unlikely or told >= question.most(failures(place)))
+        # Without more inputs a larger ratio may still be shown to protect, if these are enough for another test.
+        ended = all(cell in known(place) for cell in others) and question.needed(failures(place) + 1) <= told
+        return not passed and (unlikely or ended or told >= question.most(failures(place)))
 
     low, high = -1, len(question.ratios) - 1
     while high - low > 1:

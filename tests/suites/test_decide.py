@@ -39,10 +39,10 @@ def logistic(centre, steepness=12.0):
     return lambda ratio: 1 / (1 + math.exp(steepness * (ratio - centre)))
 
 
-@pytest.mark.parametrize(("centre", "steepness"), [(0.05, 12), (0.3, 40), (0.6, 40)])
-def test_both_ends_are_wrong_less_often_than_they_may_be(centre, steepness):
+@pytest.mark.parametrize(("centre", "steepness", "num_cells"), [(0.05, 12, 600), (0.3, 40, 600), (0.6, 40, 600), (0.3, 12, 100)])
+def test_both_ends_are_wrong_less_often_than_they_may_be(centre, steepness, num_cells):
     rng, question, rate = np.random.default_rng(0), Question(confidence=0.8), logistic(centre, steepness)
-    runs = [search(question, rate, rng) for _ in range(150)]
+    runs = [search(question, rate, rng, num_cells) for _ in range(150)]
     too_low = sum(answer.verdict == "protected" and rate(answer.ratio) > question.rate for answer, _ in runs)
     too_high = sum(answer.low > 0 and rate(answer.low) <= question.rate for answer, _ in runs)
     # The true probabilities are at most 10 %; so many more would be seen once in 10,000 such tests.
@@ -76,6 +76,14 @@ def test_what_cannot_be_said_is_not_said():
     assert (answer.verdict, answer.ratio, answer.low) == ("encrypt everything", 1.0, 0.999) and cells < 100
     answer, _ = search(question, lambda ratio: 0.0, rng)
     assert (answer.ratio, answer.low) == (0.001, 0.0), "whatever is encrypted protects, and no ratio was shown not to"
+
+
+def test_where_inputs_end_the_next_ratio_is_tried_on_them():
+    """At 0.3 the rate is what is tolerated, so no test of any length ends; with so many inputs one at 0.4 still can."""
+    rng, question = np.random.default_rng(3), Question()
+    found = [search(question, lambda ratio: 1.0 if ratio < 0.3 else 0.04 if ratio < 0.4 else 0.0, rng, num_cells=140)[0] for _ in range(20)]
+    assert all(answer.ratio == 0.4 and answer.verdict == "protected" for answer in found if answer.ratio > 0.3)
+    assert sum(answer.ratio == 0.4 for answer in found) > 15
 
 
 @settings(max_examples=60, deadline=None)
