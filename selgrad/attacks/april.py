@@ -194,20 +194,24 @@ def april(*, hidden: Hidden = "ignore", shrinkage: float = 0.1, num_steps: int =
             raise UsageError(f"attack 'april' reads one image, and a client holds batch_size={observation.update.batch_size}; choose another attack")
         used: list[str] = []
         unused: list[str] = []
-        inputs: Any = draw("normal", key, 1, spec)
-        labels, unexplained = explained(observation, inputs)
+        found: tuple[Any, Any, float] | None = None
         for where in layers:
             image, said = read(observation, where)
             if image is None:
                 unused.append(said)
                 continue
-            candidate = jnp.asarray(image, jnp.float32)[None]
-            told, left = explained(observation, candidate)
-            if not used or left < unexplained:
+            inputs = jnp.asarray(image, jnp.float32)[None]
+            labels, unexplained = explained(observation, inputs)
+            if found is None or unexplained < found[2]:
                 unused += used
-                inputs, labels, unexplained, used = candidate, told, left, [said]
+                found, used = (inputs, labels, unexplained), [said]
             else:
                 unused.append(said)
+        if found is None:
+            # Nothing can be solved: a sample of the prior, as every attack returns at ratio 1.
+            drawn = draw("normal", key, 1, spec)
+            found = drawn, *explained(observation, drawn)
+        inputs, labels, unexplained = found
         report = json.dumps({"used": used, "unused": unused})
         return Reconstruction.single(inputs, labels, jnp.float32(unexplained), report=report, moved=bool(used))
 
