@@ -6,9 +6,12 @@ noise, in which every direction is as likely as any other.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +34,41 @@ class Gaussian(NamedTuple):
     inverse: Callable[[Array], Array]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Same:
+    """An array as a key: the same object, whatever it holds."""
+
+    array: Array
+
+    def __hash__(self) -> int:
+        return id(self.array)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.array is other.array
+
+
+def _moments(inputs: _Same, size: int, shrinkage: float) -> tuple[Array, Array, Array, Array]:
+    """Mean (d,), deviations (n,) along a basis (n, d), and the variance outside of it, of images that everybody knows.
+
+    Where they are no part of what is traced, this is computed once for all programs and no part of any.
+    """
+    if isinstance(inputs.array, jax.core.Tracer):
+        return _computed(inputs, size, shrinkage)
+    with jax.ensure_compile_time_eval():
+        return _remembered(inputs, size, shrinkage)
+
+
+def _computed(inputs: _Same, size: int, shrinkage: float) -> tuple[Array, Array, Array, Array]:
+    images = inputs.array.reshape(-1, size)
+    mean = images.mean(axis=0)
+    values, basis = jnp.linalg.svd((images - mean) / jnp.sqrt(len(images)), full_matrices=False)[1:]
+    rest = jnp.maximum(shrinkage * (values**2).sum() / size, 1e-8)
+    return mean, jnp.sqrt((1 - shrinkage) * values**2 + rest), basis, rest
+
+
+_remembered = functools.lru_cache(maxsize=4)(_computed)
+
+
 def of_public(public: Batch, spec: InputSpec, shrinkage: float = 0.1) -> Gaussian:
     """Mean and covariance of public images, the covariance shrunk towards the mean variance.
 
@@ -39,16 +77,11 @@ def of_public(public: Batch, spec: InputSpec, shrinkage: float = 0.1) -> Gaussia
       spec: of the images.
       shrinkage: weight of the mean variance, in (0, 1]: what the images do not span has to have some.
     """
-    images = public.inputs.reshape(-1, int(np.prod(spec.shape)))
-    mean = images.mean(axis=0)
-    values, basis = jnp.linalg.svd((images - mean) / jnp.sqrt(len(images)), full_matrices=False)[1:]
-    rest = shrinkage * (values**2).sum() / images.shape[1]
-    rest = jnp.maximum(rest, 1e-8)
-    deviations = jnp.sqrt((1 - shrinkage) * values**2 + rest)
+    mean, deviations, basis, rest = _moments(_Same(public.inputs), int(np.prod(spec.shape)), shrinkage)
 
     def scaled(spread: Array, other: Array) -> Callable[[Array], Array]:
         def apply(x: Array) -> Array:
-            flat = x.reshape(-1, images.shape[1])
+            flat = x.reshape(-1, len(mean))
             return (other * flat + (flat @ basis.T * (spread - other)) @ basis).reshape(x.shape)
 
         return apply
