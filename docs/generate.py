@@ -247,8 +247,8 @@ asked: from which share of encrypted entries on does no attack of the suite reac
 number is the end of a search that added inputs where the answer was open, over three draws of the weights; `(a, b]` means that a was shown not to protect and
 b, where the interval is bold, to protect; otherwise the attacks or the inputs ended before that was shown. A suite is a lower bound of what attackers can do:
 read "protects" as "no attack of this suite and this budget reads it".
-The label of a suite is that of the run: until version 1 is released it may gain members, and the one that joined last (`april`, for vision transformers) cannot be run
-on any setting below that has an older label.
+The label of a suite is that of the run: until version 1 is released it may gain members, and the last one (`april`, for vision transformers) cannot be
+run on any setting below that has an older label.
 """
 RULES = """
 ## How to use this
@@ -324,8 +324,8 @@ Written by `docs/generate.py` from `benchmarks/results/claims.json` (`benchmarks
 the suite, whose worst member counts on each input; intervals are exact and of 95 %. An arm that is said to protect is **refuted** where more than 5 % of the
 inputs are read beyond chance, **holds** where less than 5 % are (0 of 73 or better), and is otherwise **open**. What is measured is what the arm lets be read
 by these attackers; a source may have meant a weaker attack or a stricter level.
-The label of a suite is that of the run: until version 1 is released it may gain members, and the one that joined last (`april`, for vision transformers) cannot be run
-on any setting below that has an older label.
+The label of a suite is that of the run: until version 1 is released it may gain members, and the last one (`april`, for vision transformers) cannot be
+run on any setting below that has an older label.
 """
 UNTESTED = """
 ## Not measured yet
