@@ -104,8 +104,7 @@ class TestDager:
     @pytest.mark.parametrize(("rank", "chosen", "read"), [(12, 0.0, True), (12, 0.3, True), (12, 1.0, False), (6, 0.0, False)])
     def test_a_fresh_adapter_is_read_through_its_second_factor_unless_as_many_tokens_occur_as_its_rank(self, text_problem, causal, rank, chosen, read):
         p = text_problem(causal=causal, lora_rank=rank, lora_alpha=16.0)
-        sent = observe(p.model, p.update, p.params, p.grads, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), p.grads), valid=p.batch.valid)
-        assert not any(leaf.any() for path, leaf in zip(trees.paths(sent.visible), jax.tree.leaves(sent.visible), strict=True) if path.endswith("lora_a"))
+        assert not any(leaf.any() for path, leaf in zip(trees.paths(p.grads), jax.tree.leaves(p.grads), strict=True) if path.endswith("lora_a"))
         found = ATTACKS["dager"]().reconstruct(jax.random.key(0), hide(p, lambda path, leaf: np.random.default_rng(len(path)).random(leaf.shape) < chosen))
         assert bool((found.inputs == p.batch.inputs).all()) == read
         used = json.loads(found.report)["used"]
