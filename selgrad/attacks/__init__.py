@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from selgrad.attacks.april import april
+from selgrad.attacks.bayesian import bayesian
 from selgrad.attacks.candidates import candidates
 from selgrad.attacks.dager import dager
 from selgrad.attacks.dlg import dlg
@@ -17,6 +18,7 @@ from selgrad.attacks.inverting_gradients import inverting_gradients
 from selgrad.attacks.lamp import lamp
 from selgrad.attacks.learned import learned
 from selgrad.attacks.rank_one import rank_one
+from selgrad.attacks.silhouette import silhouette
 from selgrad.attacks.tag import tag
 from selgrad.base import Attack
 from selgrad.callables import constant, is_factory, unusable
@@ -25,12 +27,14 @@ ATTACKS = {
     "dlg": dlg,
     "idlg": idlg,
     "inverting_gradients": inverting_gradients,
+    "bayesian": bayesian,
     "gauss_newton": gauss_newton,
     "dlg_text": dlg_text,
     "tag": tag,
     "lamp": lamp,
     "dager": dager,
     "rank_one": rank_one,
+    "silhouette": silhouette,
     "april": april,
     "learned": learned,
     "candidates": candidates,

@@ -102,6 +102,12 @@ def _reads_pixels(setting: Setting) -> str:
     return "" if reads_pixels(setting.shapes, setting.input_spec) else "no dense layer reads the pixels"  # type: ignore[arg-type]
 
 
+def _shows_rows(setting: Setting) -> str:
+    if setting.update.batch_size > 1:
+        return "reads one image, and a client holds several"
+    return "" if reads_pixels(setting.shapes, setting.input_spec) else "no dense layer reads the pixels"  # type: ignore[arg-type]
+
+
 def _reads_patches(setting: Setting) -> str:
     if setting.update.batch_size > 1:
         return "reads one image, and a client holds several"
@@ -144,9 +150,12 @@ SUITES: dict[str, Suite] = {
         1,
         (
             Member("rank_one", _fixed(), _reads_pixels, "reads the inputs of a dense first layer in closed form, from a few visible columns"),
+            Member("silhouette", _fixed(), _shows_rows, "reads the same layer's visible sizes and the list of what is encrypted of it"),
             Member("april", _fixed(), _reads_patches, "reads the patches of a vision transformer in closed form, from its positions"),
             Member("inverting_gradients", _spent(1200, 4800), _anywhere, "cosine distance with total variation: the strongest on deep and relu networks"),
-            Member("idlg", _spent(60, 150, start="grey"), _anywhere, "second-order matching without a prior: exact on smooth networks"),
+            Member(
+                "bayesian", _spent(60, 150), _anywhere, "second-order matching that ends at the likeliest image: exact on smooth networks, and behind masks"
+            ),
             Member("gauss_newton", _spent(0, 60), _small, "the mode of the posterior: reads what others leave behind masks, where the Jacobian fits"),
         ),
     ),

@@ -91,14 +91,14 @@ def test_starts_are_noise_in_the_models_units_or_grey_in_pixels():
 
 
 ON_TEXT = ("dlg_text", "tag", "lamp", "dager")
-READS = {"rank_one": "mlp", "april": "vit"}
+READS = {"rank_one": "mlp", "silhouette": "mlp", "april": "vit"}
 """Models of the attacks that read one kind of layer."""
 BRIEF = {"lamp": {"steps_per_phase": 2, "num_starts": 2, "num_start_permutations": 2, "num_moves": 2, "candidates_at_once": 2}}
 
 
 def brief(name, steps, **arguments):
     """The attack, over in a moment."""
-    return ATTACKS[name](**({} if name in ("dager", "rank_one") else {"num_steps": steps}), **BRIEF.get(name, {}), **arguments)
+    return ATTACKS[name](**({} if name in ("dager", "rank_one", "silhouette") else {"num_steps": steps}), **BRIEF.get(name, {}), **arguments)
 
 
 def on_text(text_problem, name):
