@@ -23,8 +23,8 @@ from selgrad.base import Attack, Key, Observation, Reconstruction
 def row_sizes(matrix: npt.NDArray[np.float64], hidden: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     """How large each row of x delta' is, relative to the largest: exact where nothing is hidden.
 
-    Columns differ in delta alone, so each is measured by its largest visible entry, and a hidden entry counts as that. Where a column shows nothing but zeros, a
-    hidden entry is 1 and a visible one is 0. Ties are broken by place: where zeros are encrypted too, the first rows are, wholly, and say nothing.
+    Columns differ in delta alone, so each is measured by its largest visible entry, and a hidden entry counts as that. Where a column shows nothing but
+    zeros, a hidden entry is 1 and a visible one is 0. Ties are broken by place: where zeros are encrypted too, the first rows are, wholly, and say nothing.
 
     Args:
       matrix: (d, units), 0 where hidden.
@@ -45,8 +45,8 @@ def row_sizes(matrix: npt.NDArray[np.float64], hidden: npt.NDArray[np.bool_]) ->
 def silhouette() -> Attack:
     """The image whose pixels are as bright as their rows of the first dense layer's gradient are large; no optimisation.
 
-    It is right up to a factor and the pixels' signs, and no further where entries are hidden: enough to tell which picture it is. Of a batch it gives the sum of
-    its images. It runs on the host.
+    It is right up to a factor and the pixels' signs, and no further where entries are hidden: enough to tell which picture it is. Of a batch it gives the
+    sum of its images. It runs on the host.
 
     Raises:
       UsageError: if no dense layer reads the pixels.

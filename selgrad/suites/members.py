@@ -150,12 +150,10 @@ SUITES: dict[str, Suite] = {
         1,
         (
             Member("rank_one", _fixed(), _reads_pixels, "reads the inputs of a dense first layer in closed form, from a few visible columns"),
-            Member("silhouette", _fixed(), _shows_rows, "reads the same layer's visible sizes and the list of what is encrypted of it"),
+            Member("silhouette", _fixed(), _shows_rows, "reads the sizes of that layer's rows, and the list of what is encrypted of them"),
             Member("april", _fixed(), _reads_patches, "reads the patches of a vision transformer in closed form, from its positions"),
             Member("inverting_gradients", _spent(1200, 4800), _anywhere, "cosine distance with total variation: the strongest on deep and relu networks"),
-            Member(
-                "bayesian", _spent(60, 150), _anywhere, "second-order matching that ends at the likeliest image: exact on smooth networks, and behind masks"
-            ),
+            Member("bayesian", _spent(60, 150), _anywhere, "second-order matching that ends at the likeliest image, also behind masks"),
             Member("gauss_newton", _spent(0, 60), _small, "the mode of the posterior: reads what others leave behind masks, where the Jacobian fits"),
         ),
     ),

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from selgrad import trees
 from selgrad.attacks.bayesian import bayesian
 from selgrad.attacks.minimisers import lbfgs
 from selgrad.attacks.priors import of_nature
