@@ -267,9 +267,11 @@ def gradient_matching(
             return every[0], jnp.zeros((), jnp.int32)
         method, aims = by.minimiser(observation), aim(observation)
         begin = inputs if by is own else by.space(observation).draw(key)
-        # Lanes that are certain ask for no step, and a block in which all are takes none; what is there already is not tried again.
+        # Lanes that are certain ask for no step, and a block in which all are takes none; what is there already is not tried again. Where nothing but zeros is
+        # visible, no label explains it better than another.
         again = jnp.stack([(every[:at] == labels).all(axis=-1).any() for at, labels in enumerate(every)])
-        steps = jnp.where(plausible.certain | ~_anything_visible(observation) | again, 0, tried.num_evaluations)
+        telling = jnp.stack([(target.norms > 0).any() for target in aims]).any()
+        steps = jnp.where(plausible.certain | ~telling | again, 0, tried.num_evaluations)
 
         def value(candidate: tuple[Array, Array]) -> Array:
             labels, steps = candidate

@@ -114,3 +114,15 @@ def test_labels_behind_magnitude_are_told_apart_on_likely_images(data_folder):
     assert [one.measures["label_correct"] for one in ran.found] == [1, 1]
     # Two labels are left, so it took two trials.
     assert [one.measures["num_evaluations"] for one in ran.found] == [401, 401]
+
+
+def test_no_label_is_tried_where_nothing_but_zeros_is_visible():
+    """A relu network's gradient has enough of them to fill what 90 % by magnitude leave."""
+    setting = Setting(make_spec("dataset", "digits", {"count": 2}), make_spec("model", "mlp"), make_spec("update", "gradient"))
+    lanes = [Lane(0, sample, make_spec("metric", "magnitude"), make_spec("selector", "global_top"), 0.9) for sample in range(2)]
+    assert not any(
+        np.asarray(leaf)[~np.asarray(m)].any()
+        for leaf, m in zip(jax.tree.leaves(setting.sent(0, 0, 0).grads), jax.tree.leaves(setting.mask(lanes[0])), strict=True)
+    )
+    ran = run_lanes(setting, make_spec("attack", "idlg", {"num_steps": 1, "evaluations_per_step": 1}), lanes)
+    assert [one.measures["num_evaluations"] for one in ran.found] == [1, 1]
