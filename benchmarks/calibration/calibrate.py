@@ -65,6 +65,16 @@ def images(data):
             None, "the certificate: posterior MSE of what is visible", "psnr",
             {"dataset": fashion(data, 8), "model": lenet(), "attack": {"name": "gauss_newton", "num_steps": 60}, "public": fashion(data, 500, 1000), "seeds": [0]},
         ),
+        "bayesian": (
+            46.3, published_ig + ", L-BFGS", "psnr", {"dataset": cifar(data, 16), "model": lenet(), "attack": "bayesian", "known_labels": True},
+        ),
+        "bayesian (batches)": (
+            1.0, "Zhu et al. 2019: batches up to 8 on LeNet", "success",
+            {
+                "dataset": cifar(data, 16), "model": lenet(), "update": [{"name": "gradient", "batch_size": b} for b in (2, 4, 8)], "attack": "bayesian",
+                "success": {"level": "recognisable"}, "seeds": [0],
+            },
+        ),
         "rank_one (relu, batches)": (
             1.0, "Dimitrov et al. 2024: exact up to a batch of about 25", "success",
             {
@@ -97,6 +107,10 @@ def images(data):
         "tag (bert tiny)": (
             None, "published on BERT-base alone: 0.79 ROUGE-1 on CoLA", "rouge1",
             {"dataset": {"name": "sentences", "count": 16}, "model": {"name": "bert", "size": "tiny"}, "attack": {"name": "tag", "start": "vocabulary", "learning_rate": 0.01}},
+        ),
+        "lamp (bert tiny)": (
+            None, "published on BERT-base alone: 0.90 ROUGE-1 on CoLA", "rouge1",
+            {"dataset": {"name": "sentences", "count": 16}, "model": {"name": "bert", "size": "tiny"}, "attack": "lamp", "seeds": [0]},
         ),
     }  # fmt: skip
 
