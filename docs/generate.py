@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from selgrad.config import EncryptionConfig, RoundsConfig, Section, SuccessConfig, SweepConfig, WandbConfig
+from selgrad.config import EncryptionConfig, FeaturesConfig, RoundsConfig, Section, SuccessConfig, SweepConfig, WandbConfig
 from selgrad.federation.config import ClientsConfig, Content, FaultConfig, KeysConfig, LocalConfig
 from selgrad.registry import REGISTRIES, describe
 from selgrad.sweep.records import COLUMNS
@@ -62,7 +62,7 @@ def configuration() -> str:
         "## A sweep\n\nNames are those of `selgrad list`, places (`file.py:attribute`), or mappings of a name and arguments; a list is an axis of the grid.\n",
         _table(SweepConfig),
     ]
-    for title, section in (("encryption", EncryptionConfig), ("rounds", RoundsConfig), ("success", SuccessConfig), ("wandb", WandbConfig)):
+    for title, section in (("encryption", EncryptionConfig), ("rounds", RoundsConfig), ("features", FeaturesConfig), ("success", SuccessConfig), ("wandb", WandbConfig)):
         parts += [f"\n### `{title}`\n\n{(section.__doc__ or '').strip()}\n", _table(section)]
     parts += ["\n## A federated run\n", _table(Content)]
     for title, section in (("clients", ClientsConfig), ("local", LocalConfig), ("encryption", KeysConfig), ("faults", FaultConfig)):

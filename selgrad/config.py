@@ -22,7 +22,7 @@ import yaml
 
 from selgrad.errors import EncryptionError, UsageError, did_you_mean, require_ratio
 from selgrad.measures import LEVELS
-from selgrad.registry import REGISTRIES, Spec, describe, expand
+from selgrad.registry import REGISTRIES, Spec, describe, expand, one
 
 if TYPE_CHECKING:
     from selgrad.encryption.profiles import Profile
@@ -135,6 +135,39 @@ class RoundsConfig(Section):
           UsageError: naming the key, the value and the remedy.
         """
         return cls.read(given or {}, "rounds")
+
+
+class FeaturesConfig(Section):
+    """A trained network in whose features reconstructed images are compared beside their pixels."""
+
+    model: Any = pydantic.Field(description="Named as a model is, with its checkpoint.")
+    normalisation: Literal["data", "none", "imagenet", "cifar10"] = pydantic.Field(
+        "data", description="What it was trained with: that of the data set, none, or the constants of a published one."
+    )
+
+    @pydantic.field_validator("model")
+    @classmethod
+    def _check(cls, given: Any) -> Any:
+        spec = one("model", given)
+        if spec.get("checkpoint") is None:
+            raise UsageError(
+                f"features: {spec.label} has no trained weights, and an untrained network tells nothing of what an image shows; name a file with checkpoint="
+            )
+        return spec.to_dict()
+
+    @property
+    def spec(self) -> Spec:
+        """The network."""
+        return one("model", self.model)
+
+    @classmethod
+    def parse(cls, given: Any) -> FeaturesConfig | None:
+        """From a mapping; None compares pixels alone.
+
+        Raises:
+          UsageError: naming the key, the value and the remedy.
+        """
+        return None if given is None else cls.read(given, "features")
 
 
 class SuccessConfig(Section):
@@ -251,6 +284,9 @@ class SweepConfig(Section):
     public: Annotated[Spec | None, _plain(_public)] = pydantic.Field(
         None, description="Data that everybody has, for amortised metrics and learned attackers; none where nobody has any."
     )
+    features: Annotated[FeaturesConfig | None, _plain(FeaturesConfig.parse)] = pydantic.Field(
+        None, description="A trained network in whose features reconstructed images are compared beside their pixels."
+    )
     rounds: Annotated[RoundsConfig, _plain(RoundsConfig.parse)] = pydantic.Field(
         {}, validate_default=True, description="Updates of the same data, all of which the attacker has."
     )
@@ -300,6 +336,8 @@ class SweepConfig(Section):
             del content["rounds"]
         if not self.suite:
             del content["suite"]
+        if self.features is None:
+            del content["features"]
         # Where nothing is named a level judges, which none did once, so such a sweep is another.
         if self.success.measure is not None or self.success.threshold is not None:
             content["success"] = {k: v for k, v in content["success"].items() if k != "level"}

@@ -109,7 +109,7 @@ def images(data):
             {"dataset": {"name": "sentences", "count": 16}, "model": {"name": "bert", "size": "tiny"}, "attack": {"name": "tag", "start": "vocabulary", "learning_rate": 0.01}},
         ),
         "lamp (bert tiny)": (
-            None, "published on BERT-base alone: 0.90 ROUGE-1 on CoLA", "rouge1",
+            0.939, "Balunović et al. 2022: TinyBERT on CoLA", "rouge1",
             {"dataset": {"name": "sentences", "count": 16}, "model": {"name": "bert", "size": "tiny"}, "attack": "lamp", "seeds": [0]},
         ),
     }  # fmt: skip

@@ -17,11 +17,11 @@ from selgrad.base import Batch, InputSpec
 from selgrad.errors import DataError, UsageError
 
 Normalisation: TypeAlias = Literal["none", "channel", "imagenet", "cifar10"]
-_KNOWN = {
-    # Constants that published weights were trained with.
+KNOWN = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
 }
+"""Mean and standard deviation of each channel that published weights were trained with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +91,8 @@ def make(
     if normalisation == "channel":
         moments = [_moments(whole[..., channel]) for channel in range(channels)]
         mean, std = tuple(one for one, _ in moments), tuple(max(other, 1e-3) for _, other in moments)
-    elif normalisation in _KNOWN:
-        mean, std = _KNOWN[normalisation]
+    elif normalisation in KNOWN:
+        mean, std = KNOWN[normalisation]
         if channels != len(mean):
             raise UsageError(f"{source}: normalisation={normalisation!r} is of {len(mean)} channels and these pictures have {channels}; take 'channel'")
     return Dataset(scaled, labels.astype(np.int32), InputSpec(scaled.shape[1:], num_classes, mean, std))

@@ -17,12 +17,20 @@ from selgrad.evaluation.text import rouge, words
 from selgrad.measures import Measure
 
 
-def identified_images(truths: npt.NDArray[np.float32], found: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> float:
-    """The share of images that are nearest to their own reconstruction, in squared error or in correlation, which knows neither brightness nor contrast.
+def identified_images(
+    truths: npt.NDArray[np.float32],
+    found: npt.NDArray[np.float32],
+    others: npt.NDArray[np.float32],
+    features: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None,
+) -> float:
+    """The share of images that are nearest to their own reconstruction.
+
+    Nearest in squared error, in correlation, which knows neither brightness nor contrast, or in the features of a trained network.
 
     Args:
       truths, found: (B, H, W, C) pixels in [0, 1], aligned.
       others: (N, H, W, C) of the same data set.
+      features: of the three, (B, F), (B, F) and (N, F), of length 1; pixels alone are compared without.
 
     Returns:
       In [0, 1]; NaN where there are no others.
@@ -40,11 +48,12 @@ def identified_images(truths: npt.NDArray[np.float32], found: npt.NDArray[np.flo
     # |a - b|^2 without what all candidates share.
     nearer = lambda rows, one: 2 * rows @ one - (rows**2).sum(axis=1)
     right = 0
-    for own, one in zip(truth, image, strict=True):
+    for at, (own, one) in enumerate(zip(truth, image, strict=True)):
         by_error = nearer(own[None], one)[0] > nearer(rest, one).max()
         alike = standard(one[None])[0]
         by_correlation = standard(own[None])[0] @ alike > (standard(rest) @ alike).max()
-        right += bool(by_error or by_correlation)
+        by_features = features is not None and features[0][at] @ features[1][at] > (features[2] @ features[1][at]).max()
+        right += bool(by_error or by_correlation or by_features)
     return right / len(truth)
 
 
@@ -76,5 +85,13 @@ MEASURES = (
         "others",
         curve=True,
         summary=True,
+    ),
+    Measure(
+        "feature_distance",
+        "distance in a trained network's features",
+        "One minus the cosine of what the last hidden layer of the network `features` makes of the truth and of the reconstruction.",
+        None,
+        "others",
+        lower_is_better=True,
     ),
 )

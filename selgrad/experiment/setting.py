@@ -6,7 +6,6 @@ long as there is room; nothing here knows of attacks.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -17,13 +16,13 @@ import numpy as np
 
 from selgrad import devices, topk, trees, weights
 from selgrad.base import Batch, Grads, InputSpec, Key, Mask, Model, Params, Protection, Ranks, Sent, TextSpec, Update
-from selgrad.config import RoundsConfig
+from selgrad.config import FeaturesConfig, RoundsConfig
 from selgrad.data import Dataset, TextDataset
 from selgrad.errors import GradientError, UsageError
 from selgrad.experiment.choices import Choices, Chosen
 from selgrad.experiment.types import Client, Lane, each_key, seed_key
 from selgrad.gradients import attacked
-from selgrad.modality import modality_of
+from selgrad.modality import hidden_layer, modality_of, require_same_inputs
 from selgrad.protections import Protected
 from selgrad.registry import Spec, make_spec
 
@@ -38,6 +37,7 @@ class Setting:
       rounds: how often each client sends an update of the same data, and the `server_learning_rate` times the mean of the samples' updates that the
         global weights lose between two rounds; None is one round.
       protection: what clients do to their updates besides encrypting; None is nothing.
+      features: a trained network, in whose features images are compared too.
 
     Raises:
       UsageError: if the data set is smaller than one batch, has no such sample, or one gradient does not fit in memory.
@@ -53,6 +53,7 @@ class Setting:
         public: Spec | None = None,
         rounds: RoundsConfig | None = None,
         protection: Spec | None = None,
+        features: FeaturesConfig | None = None,
     ) -> None:
         self.protection_spec = protection or make_spec("protection", "none")
         self.specs = (dataset, model, update)
@@ -60,8 +61,8 @@ class Setting:
         self.num_rounds, self._server_learning_rate = rounds.count, rounds.server_learning_rate
         self.dataset: Dataset | TextDataset = dataset.build()
         self.model: Model = model.build(self.dataset.spec)
-        self.modality = modality_of(self.dataset.spec)
-        _require_same_inputs(self.model.input_spec, self.dataset.spec)
+        self.modality = modality_of(self.dataset.spec, None if features is None else hidden_layer(features, self.dataset.spec))
+        require_same_inputs(self.model.input_spec, self.dataset.spec)
         self.modality.require_fitting(self.dataset, self.model)
         self.update: Update = update.build()
         self.protection: Protection = self.protection_spec.build()
@@ -283,15 +284,3 @@ class Setting:
             with jax.default_matmul_precision("highest"):
                 self._programs[name] = jax.jit(function).lower(*arguments).compile()
         return self._programs[name]
-
-
-def _require_same_inputs(read: InputSpec | TextSpec, given: InputSpec | TextSpec) -> None:
-    """A model that somebody made for other data than these reads something else; only classes and labels may differ."""
-    if type(read) is not type(given):
-        raise UsageError(f"model: it reads {modality_of(read).name}, and the data set holds {modality_of(given).name}")
-    for field in dataclasses.fields(given):
-        mine, theirs = getattr(read, field.name), getattr(given, field.name)
-        if field.name not in ("num_classes", "label_shape") and mine != theirs:
-            raise UsageError(
-                f"model: it was made for inputs of {field.name}={mine}, and the data set has {field.name}={theirs}; make it with the data set's spec"
-            )

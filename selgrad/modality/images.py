@@ -22,6 +22,7 @@ from selgrad.devices import write_atomically
 from selgrad.errors import UsageError
 from selgrad.evaluation import MEASURES, align, identified_images
 from selgrad.evaluation.certificates import gaussian_prior
+from selgrad.evaluation.features import HiddenLayer
 from selgrad.evaluation.image import mse
 from selgrad.measures import Measure
 from selgrad.modality.protocol import NUM_OTHERS, NUMBERS, Kept, LaneResult, Outcome, drawn, rounding
@@ -31,9 +32,15 @@ _MINE = [measure for measure in MEASURES.values() if measure.reads in ("images",
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Images of one shape and normalisation."""
+    """Images of one shape and normalisation.
+
+    Attributes:
+      spec: of the images.
+      features: of a trained network, in which they are compared beside their pixels.
+    """
 
     spec: InputSpec
+    features: HiddenLayer | None = None
 
     @property
     def name(self) -> str:
@@ -97,9 +104,14 @@ class Images:
     def finish(self, dataset: Dataset | TextDataset, model: Model, batch: Batch, found: LaneResult, guess: Any, others: Any) -> LaneResult:
         """Compares with the others; pixels need no decoding."""
         if found.measures["diverged"]:
-            return found._replace(measures={**found.measures, "identified": float("nan")})
+            unknown = dict.fromkeys(["identified", *(["feature_distance"] if self.features else [])], float("nan"))
+            return found._replace(measures={**found.measures, **unknown})
         truths = self.spec.pixels(np.asarray(batch.inputs))
-        return found._replace(measures={**found.measures, "identified": identified_images(truths, found.outputs, _without(others, truths))})
+        apart, features, more = _apart(others, truths), None, {}
+        if self.features is not None:
+            features = self.features(truths), self.features(np.nan_to_num(found.outputs)), self.features.kept(others)[apart]
+            more = {"feature_distance": float(1 - (features[0] * features[1]).sum(axis=1).mean())}
+        return found._replace(measures={**found.measures, "identified": identified_images(truths, found.outputs, others[apart], features), **more})
 
     def others(self, everything: Dataset | TextDataset, own: Dataset | TextDataset) -> Any:
         """Pixels (N, *shape) in [0, 1]."""
@@ -154,13 +166,13 @@ class Images:
         _write_npz(file.with_suffix(".npz"), pixels=_to_uint8(np.stack([one.found.outputs for one in kept])), **titles)
 
 
-def _without(others: npt.NDArray[np.float32], truths: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The others that are none of the truths, which have been through a normalisation and back."""
+def _apart(others: npt.NDArray[np.float32], truths: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Which of the others are none of the truths, which have been through a normalisation and back."""
     sums, apart = others.sum(axis=(1, 2, 3)), np.ones(len(others), bool)
     for truth in truths:
         near = np.flatnonzero(np.abs(sums - truth.sum()) < 1e-4 * truth.size)
         apart[near[np.abs(others[near] - truth).max(axis=(1, 2, 3)) < 1e-4]] = False
-    return others[apart]
+    return apart
 
 
 def _to_uint8(pixels: Any) -> Any:

@@ -122,7 +122,9 @@ def configured(given: Mapping[str, Any], suite: str | None, budget: Budget, rati
         found = getattr(first, kind)
         if len(found) > 1:
             raise UsageError(f"{kind}: {', '.join(spec.label for spec in found)} are {len(found)}; a suite speaks of one setting, name one")
-    setting = Setting(first.dataset[0], first.model[0], first.update[0], public=first.public, rounds=first.rounds, protection=first.protection[0])
+    setting = Setting(
+        first.dataset[0], first.model[0], first.update[0], public=first.public, rounds=first.rounds, protection=first.protection[0], features=first.features
+    )
     which = suite_for(setting.modality.name if suite is None else suite)
     if which.name != setting.modality.name:
         raise UsageError(f"suite {which.name!r} is for {which.name}, and {setting.specs[0].label} holds {setting.modality.name}")

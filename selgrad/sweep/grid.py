@@ -38,7 +38,7 @@ class Grid:
     def __init__(self, config: SweepConfig) -> None:
         self.config = config
         self.settings = [
-            Setting(dataset, model, update, public=config.public, rounds=config.rounds, protection=protection)
+            Setting(dataset, model, update, public=config.public, rounds=config.rounds, protection=protection, features=config.features)
             for dataset, model, update, protection in settings(config)
         ]
         choices = len(config.metric) * len(config.selector) * len(config.seeds)

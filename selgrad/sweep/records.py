@@ -91,6 +91,8 @@ def cell_id(config: SweepConfig, setting: Setting, attack: Spec, lane: Lane) -> 
     identity = {kind: _facts(spec) for kind, spec in named.items()}
     if config.public is not None:
         identity["public"] = _facts(config.public)
+    if config.features is not None:
+        identity["features"] = [*_facts(config.features.spec), config.features.normalisation]
     if setting.protection.changes:
         identity["protection"] = _facts(setting.protection_spec)
     if config.rounds.count > 1:
