@@ -31,7 +31,7 @@ from selgrad.suites.recommend import configured
 RESULTS = Path(__file__).parent / "results" / "suite_members.json"
 IMAGES: list[dict[str, Any]] = [
     {"name": "dlg"}, {"name": "idlg", "num_steps": 150, "start": "grey"}, {"name": "bayesian", "num_steps": 150, "hidden": "complete"},
-    {"name": "inverting_gradients", "total_variation_weight": 1e-3},
+    *({"name": "inverting_gradients", "total_variation_weight": weight} for weight in (0.1, 1e-3)),
 ]  # fmt: skip
 TEXT: list[dict[str, Any]] = [
     {"name": "dlg_text"}, {"name": "tag", "start": "vocabulary", "learning_rate": 0.01, "hidden": "complete"},

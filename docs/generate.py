@@ -62,7 +62,13 @@ def configuration() -> str:
         "## A sweep\n\nNames are those of `selgrad list`, places (`file.py:attribute`), or mappings of a name and arguments; a list is an axis of the grid.\n",
         _table(SweepConfig),
     ]
-    for title, section in (("encryption", EncryptionConfig), ("rounds", RoundsConfig), ("features", FeaturesConfig), ("success", SuccessConfig), ("wandb", WandbConfig)):
+    for title, section in (
+        ("encryption", EncryptionConfig),
+        ("rounds", RoundsConfig),
+        ("features", FeaturesConfig),
+        ("success", SuccessConfig),
+        ("wandb", WandbConfig),
+    ):
         parts += [f"\n### `{title}`\n\n{(section.__doc__ or '').strip()}\n", _table(section)]
     parts += ["\n## A federated run\n", _table(Content)]
     for title, section in (("clients", ClientsConfig), ("local", LocalConfig), ("encryption", KeysConfig), ("faults", FaultConfig)):

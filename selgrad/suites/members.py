@@ -23,7 +23,7 @@ from selgrad.registry import Spec, make_spec
 
 Budget = Literal["quick", "standard", "full"]
 BUDGETS: tuple[Budget, ...] = ("quick", "standard", "full")
-"""How much each attack may spend: a first look, what verdicts are given by, and twice that from four starts beside it."""
+"""How much each attack may spend: a first look, what verdicts are given by, and twice that from four starts beside it, with Gauss-Newton where it fits."""
 
 _JACOBIAN = 1 << 29
 """Bytes of the Jacobian of an update beyond which Gauss-Newton is left out, the same on every machine: 512 MB."""
@@ -152,9 +152,14 @@ SUITES: dict[str, Suite] = {
             Member("rank_one", _fixed(), _reads_pixels, "reads the inputs of a dense first layer in closed form, from a few visible columns"),
             Member("silhouette", _fixed(), _shows_rows, "reads the sizes of that layer's rows, and the list of what is encrypted of them"),
             Member("april", _fixed(), _reads_patches, "reads the patches of a vision transformer in closed form, from its positions"),
-            Member("inverting_gradients", _spent(1200, 4800), _anywhere, "cosine distance with total variation: the strongest on deep and relu networks"),
+            Member(
+                "inverting_gradients",
+                _spent(1200, 4800, total_variation_weight=0.01),
+                _anywhere,
+                "cosine distance with total variation: first-order steps where a network's kinks mislead second-order ones",
+            ),
             Member("bayesian", _spent(60, 150), _anywhere, "second-order matching that ends at the likeliest image, also behind masks"),
-            Member("gauss_newton", _spent(0, 60), _small, "the mode of the posterior: reads what others leave behind masks, where the Jacobian fits"),
+            Member("gauss_newton", {"full": ({"num_steps": 60},)}, _small, "the same likeliest image by Jacobians, which cost fifteen times as much"),
         ),
     ),
     "text": Suite(
