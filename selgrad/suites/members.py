@@ -159,7 +159,7 @@ SUITES: dict[str, Suite] = {
                 "cosine distance with total variation: first-order steps where a network's kinks mislead second-order ones",
             ),
             Member("bayesian", _spent(60, 150), _anywhere, "second-order matching that ends at the likeliest image, also behind masks"),
-            Member("gauss_newton", {"full": ({"num_steps": 60},)}, _small, "the same likeliest image by Jacobians, which cost fifteen times as much"),
+            Member("gauss_newton", {"full": ({"num_steps": 60},)}, _small, "the same likeliest image by Jacobians, at a dozen times the price"),
         ),
     ),
     "text": Suite(
