@@ -158,10 +158,10 @@ def default_attacks(setting: Setting, seed: int) -> list[Spec]:
         ]
     else:
         sent = setting.sent(seed, 0, 0).grads
-        chosen = [make_spec("attack", "rank_one")] if reads_pixels(sent, setting.input_spec) else []
+        chosen = [make_spec("attack", name) for name in ("rank_one", "silhouette")] if reads_pixels(sent, setting.input_spec) else []
         chosen += [
-            make_spec("attack", "idlg", {"num_steps": 100, "start": "grey", "hidden": "complete"}),
-            make_spec("attack", "inverting_gradients", {"num_steps": 1000, "hidden": "complete"}),
+            make_spec("attack", "bayesian", {"num_steps": 60, "hidden": "complete"}),
+            make_spec("attack", "inverting_gradients", {"num_steps": 1000, "total_variation_weight": 0.01, "hidden": "complete"}),
         ]
     return chosen if setting.public is None else [*chosen, make_spec("attack", "learned")]
 
