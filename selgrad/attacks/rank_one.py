@@ -1,5 +1,7 @@
 """Inputs in closed form from a first dense layer: its gradient is [x; 1] delta', of rank 1 for one input and of the batch's rank for several.
 
+Local steps read the same inputs, so their sum is of that rank too.
+
 Batch 1: x is a column of the kernel's gradient over the bias's (Phong et al. 2018, phong2018privacy). Batches through sparse relu gradients after Dimitrov
 et al. 2024 (dimitrov2024spear), and through independent components after Kariyappa et al. 2023 (kariyappa2023cocktail). Hidden entries are completed first.
 """

@@ -97,8 +97,6 @@ def _anywhere(setting: Setting) -> str:
 
 
 def _reads_pixels(setting: Setting) -> str:
-    if setting.update.num_steps > 1:
-        return "reads one gradient, and several local steps are sent"
     return "" if reads_pixels(setting.shapes, setting.input_spec) else "no dense layer reads the pixels"  # type: ignore[arg-type]
 
 

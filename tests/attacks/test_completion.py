@@ -77,10 +77,10 @@ def test_one_hidden_entry_of_a_row_that_sums_to_zero_is_recovered():
     np.testing.assert_allclose(filled[~still], matrix[~still], atol=1e-12)
 
 
-def client(activation="sigmoid", batch_size=1, ratio=0.0, metric="magnitude", model="mlp", key=0, shape=(8, 8, 1), width=64, **given):
+def client(activation="sigmoid", batch_size=1, ratio=0.0, metric="magnitude", model="mlp", key=0, shape=(8, 8, 1), width=64, local=None, **given):
     spec = InputSpec(shape, 10)
     net = MODELS[model](spec, activation=activation, **({"width": width} if model == "mlp" else {}))
-    params, update = net.init(jax.random.key(key)), UPDATES["gradient"](batch_size=batch_size)
+    params, update = net.init(jax.random.key(key)), UPDATES["fedavg" if local else "gradient"](batch_size=batch_size, **(local or {}))
     keys = jax.random.split(jax.random.key(key + 100))
     batch = Batch(jax.random.uniform(keys[0], (batch_size, *shape), minval=0.05), jax.random.randint(keys[1], (batch_size,), 0, 10, jnp.int32))
     grads = jax.jit(lambda p, b: update.client(net, p, b, jax.nn.one_hot(b.labels, 10)))(params, batch)
@@ -99,8 +99,8 @@ def test_the_rung_complete_fills_in_true_values_and_says_which():
     assert json.loads(report)["used"]
 
 
-def images_found(activation, batch_size, ratio, metric="magnitude"):
-    context, seen = client(activation, batch_size, ratio, metric, shape=(12, 12, 1), width=max(64, 20 * batch_size))
+def images_found(activation, batch_size, ratio, metric="magnitude", local=None):
+    context, seen = client(activation, batch_size, ratio, metric, shape=(12, 12, 1), width=max(64, 20 * batch_size), local=local)
     found = ATTACKS["rank_one"]().reconstruct(jax.random.key(0), seen)
     truth = np.asarray(context.batch.inputs)
     errors = [((np.asarray(found.inputs) - image) ** 2).mean(axis=(1, 2, 3)) for image in truth]
@@ -116,6 +116,13 @@ def test_inputs_are_read_off_the_first_layer(activation, batch_size, ratio):
     errors, labels, report = images_found(activation, batch_size, ratio)
     assert max(errors) < 1e-6, report
     assert ratio > 0.5 or labels
+
+
+@pytest.mark.parametrize(("activation", "batch_size", "ratio", "local_batch_size"), [("sigmoid", 1, 0.5, 1), ("relu", 2, 0.0, 2), ("relu", 2, 0.0, 1)])
+def test_inputs_are_read_off_the_sum_of_local_steps(activation, batch_size, ratio, local_batch_size):
+    """Every step reads the same inputs, so the sum of the steps is of their rank."""
+    errors, _, report = images_found(activation, batch_size, ratio, local={"num_steps": 4, "learning_rate": 0.01, "local_batch_size": local_batch_size})
+    assert max(errors) < 1e-6, report
 
 
 def test_a_second_client_compiles_nothing():
