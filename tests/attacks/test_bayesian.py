@@ -68,3 +68,17 @@ def test_it_comes_near_the_posterior_mse_of_the_certificate():
         found, without = mse("bayesian", {"num_steps": 60}), mse("idlg", {"num_steps": 60, "start": "grey"})
         assert found.mean() < 1.5 * np.mean([one[0].posterior_mse for one in bounds]) + 1e-4, name
         assert found.mean() < 0.5 * without.mean(), name
+
+
+def test_noise_on_what_is_sent_leaves_it_the_posterior_mse_and_no_more():
+    """Encryption of half of the entries and noise on the others: the search without a prior fits the noise."""
+    digits = lambda **chosen: make_spec("dataset", "digits", chosen)
+    model, protection = make_spec("model", "lenet", {"activation": "sigmoid"}), make_spec("protection", "dp_gaussian", {"noise": 0.01})
+    setting = Setting(digits(count=4), model, make_spec("update", "gradient"), public=digits(count=400, offset=200), protection=protection)
+    metric, selector = make_spec("metric", "random"), make_spec("selector", "global_top")
+    bounds, _ = Certifier(setting).certificates(metric, selector, 0, (setting.num_selected(0.5),))
+    lanes = [Lane(0, sample, metric, selector, 0.5) for sample in range(4)]
+    mse = lambda attack, arguments: np.mean([one.measures["mse"] for one in run_lanes(setting, make_spec("attack", attack, arguments), lanes).found])
+    found, bound = mse("bayesian", {"num_steps": 30}), np.mean([one[0].posterior_mse for one in bounds])
+    assert 0.5 * bound < found < 1.2 * bound
+    assert mse("idlg", {"num_steps": 30, "start": "grey"}) > 3 * found
