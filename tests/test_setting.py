@@ -83,11 +83,11 @@ def test_memory_of_a_block_is_its_tables_and_so_much_a_lane():
 
     small, large = compiled(16, 2), compiled(64, 2)
     # What a step works on: what is seen of an update and where, the dummy's gradient, and little else; the tables come once. The compiler overlays the buffers
-    # of a phase as it likes (187,000 bytes a lane at 16 lanes, 168,000 at 32, 169,000 at 64), so that a lane is held between bounds and not to a slope.
+    # of a phase as it likes (5.2 of the update's size a lane at 16 lanes, 4.7 at 32 and 64; 6.9 with the newest JAX), so that a lane is held between bounds.
     entries = 4 * setting.num_total
     for engine, lanes in ((small, 16), (large, 64)):
         each = (engine.memory_bytes - engine.shared_bytes) / lanes
-        assert 2 * entries < each < 6 * entries, each / entries
+        assert 2 * entries < each < 8 * entries, each / entries
     tables, _ = shapes(setting, 1, 16, 2)
     assert small.shared_bytes == sum(leaf.dtype.itemsize * int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tables)) == 3 * entries
     more = compiled(16, 5)
