@@ -59,7 +59,9 @@ def silhouette() -> Attack:
         found = row_sizes(matrix, mask)
         picture = jnp.asarray(found.reshape(spec.shape) * float(np.max(spec.high)), jnp.float32)
         inputs: Array = jnp.broadcast_to(picture, (size, *spec.shape))
-        said = f"{path} ({mask.mean():.0%} of it encrypted)"
+        # Zeros are read as such only because the list says what else there is.
+        source = path if matrix.any() else f"list of {path}"
+        said = f"{source} ({mask.mean():.0%} of it encrypted)"
         labels, unexplained = explained(observation, inputs)
         report = {"used": [said], "unused": []} if found.any() else {"used": [], "unused": [said]}
         return Reconstruction.single(inputs, labels, jnp.float32(unexplained), report=json.dumps(report), moved=bool(found.any()))

@@ -47,7 +47,9 @@ def test_it_is_the_image_up_to_a_factor_where_nothing_is_encrypted(scale):
 def test_the_list_alone_says_which_picture_it_is(activation):
     """Nothing visible is left but zeros: of 64 pixels those that are not black are named, all of them."""
     grads, image, read = client(activation=activation)
-    found = np.asarray(read(jax.tree.map(lambda leaf: leaf != 0, grads)).inputs).ravel()
+    read_off = read(jax.tree.map(lambda leaf: leaf != 0, grads))
+    assert json.loads(read_off.report)["used"][0].startswith("list of fc_0/kernel (")
+    found = np.asarray(read_off.inputs).ravel()
     np.testing.assert_array_equal(found > 0, image > 0)
     # By magnitude in all but the smallest of its entries: the more of a row is encrypted, the brighter its pixel.
     kernel = np.abs(np.asarray(trees.at(grads, "fc_0/kernel")))
