@@ -380,8 +380,8 @@ MEMBERS = """# The suites: what each attack adds
 Written by `docs/generate.py` from `benchmarks/results/suite_members.json` (`benchmarks/suite_members.py`): members of the suites, budget standard, beside
 other candidates, all on the same cells: {masks}. `alone` counts cells that no other candidate reads, `among members` those that no other member reads: that is
 what the suite would lose without it. Settings that are not here have not been run: a member that adds nothing here stays until those it was taken for have been
-(deep relu networks for Inverting Gradients, vision transformers for `april`, sentences after local steps for LAMP). The relu MLP in batches was run with the members
-before these: `idlg` in the place of `bayesian` and `silhouette`, and Inverting Gradients with the published weight.
+(deep relu networks for Inverting Gradients, vision transformers for `april`, sentences after local steps for LAMP). The relu MLP in batches was run
+with the members before these: `idlg` in the place of `bayesian` and `silhouette`, and Inverting Gradients with the published weight.
 """
 
 
