@@ -77,17 +77,18 @@ def test_memory_of_a_block_is_its_tables_and_so_much_a_lane():
     attack = make_spec("attack", "inverting_gradients", {"num_steps": 4, "num_restarts": 1})
 
     def compiled(lanes, rows):
-        engine = make_engine(setting, attack, threat=Threat(), num_seeds=1, num_lanes=lanes, chosen_by=(metric, selector))
+        engine = make_engine(setting, attack, threat=Threat(known_labels=True), num_seeds=1, num_lanes=lanes, chosen_by=(metric, selector))
         engine.compile(*shapes(setting, 1, lanes, rows))
         return engine
 
-    small, large = compiled(16, 2), compiled(64, 2)
-    # What a step works on: what is seen of an update and where, the dummy's gradient, and little else; the tables come once. The compiler overlays the buffers
-    # of a phase as it likes (5.2 of the update's size a lane at 16 lanes, 4.7 at 32 and 64; 6.9 with the newest JAX), so that a lane is held between bounds.
+    # Labels are given: their trials are another phase. From 16 lanes on: below, newer compilers overlay a phase's buffers in another way (96,284 bytes a lane from
+    # 8 to 16, 105,525 from 16 to 32, 106,038 to 64).
+    small, middle, large = (compiled(lanes, 2) for lanes in (16, 32, 64))
+    each = (large.memory_bytes - middle.memory_bytes) / 32
+    assert (middle.memory_bytes - small.memory_bytes) / 16 == pytest.approx(each, rel=0.05)
+    # What a step works on: what is seen of an update and where, the dummy's gradient, and little else; the tables come once.
     entries = 4 * setting.num_total
-    for engine, lanes in ((small, 16), (large, 64)):
-        each = (engine.memory_bytes - engine.shared_bytes) / lanes
-        assert 2 * entries < each < 8 * entries, each / entries
+    assert 2 * entries < each < 6 * entries, each / entries
     tables, _ = shapes(setting, 1, 16, 2)
     assert small.shared_bytes == sum(leaf.dtype.itemsize * int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tables)) == 3 * entries
     more = compiled(16, 5)
