@@ -65,6 +65,19 @@ def first_dense_layer(observation: Observation) -> str:
     )
 
 
+def first_layer_seen(observation: Observation) -> tuple[str, Matrix, npt.NDArray[np.bool_]]:
+    """The path of the dense layer that reads the pixels, what is seen of it with its bias as the last row, and what is hidden.
+
+    The inputs are the same in every round, so the kernels stand side by side like those of one wider layer.
+
+    Raises:
+      UsageError: if the model has no such layer.
+    """
+    path = first_dense_layer(observation)
+    matrix, mask = (np.concatenate(parts, axis=1) for parts in zip(*(stack(seen, [path]) for seen in observation.rounds), strict=True))
+    return path, matrix, mask
+
+
 def sparse_directions(right: Matrix, num_starts: int, rng: np.random.Generator) -> Matrix:
     """Rows q with many zeros in q R: in a relu network each input's delta is such a q R (dimitrov2024spear, section 4).
 
@@ -190,10 +203,8 @@ def rank_one(*, hidden: Hidden = "complete", num_starts: int = 20_000) -> Attack
         raise UsageError(f"num_starts={num_starts} must be at least 1")
 
     def reconstruct(key: Key, observation: Observation) -> Reconstruction:
-        path, spec, size = first_dense_layer(observation), image_spec(observation), observation.update.batch_size
-        # The inputs are the same in every round, so the kernels stand side by side like those of one wider layer.
-        rounds = [stack(seen, [path]) for seen in observation.rounds]
-        matrix, mask = (np.concatenate(parts, axis=1) for parts in zip(*rounds, strict=True))
+        path, matrix, mask = first_layer_seen(observation)
+        spec, size = image_spec(observation), observation.update.batch_size
         said = "nothing hidden"
         if hidden == "average" and mask.any() and not mask.all():
             matrix = np.where(mask, matrix[~mask].mean(), matrix)

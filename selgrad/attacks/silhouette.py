@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from jax import Array
 
-from selgrad.attacks.completion import stack
 from selgrad.attacks.kernel import on_host
-from selgrad.attacks.rank_one import explained, first_dense_layer
+from selgrad.attacks.rank_one import explained, first_layer_seen
 from selgrad.attacks.spaces import image_spec
 from selgrad.base import Attack, Key, Observation, Reconstruction
 
@@ -53,9 +52,10 @@ def silhouette() -> Attack:
     """
 
     def reconstruct(key: Key, observation: Observation) -> Reconstruction:
-        path, spec, size = first_dense_layer(observation), image_spec(observation), observation.update.batch_size
-        rounds = [stack(seen, [path]) for seen in observation.rounds]
-        matrix, mask = (np.concatenate(parts, axis=1)[:-1] for parts in zip(*rounds, strict=True))
+        path, entries, hidden = first_layer_seen(observation)
+        # Without the bias, which is no pixel's.
+        matrix, mask = entries[:-1], hidden[:-1]
+        spec, size = image_spec(observation), observation.update.batch_size
         found = row_sizes(matrix, mask)
         picture = jnp.asarray(found.reshape(spec.shape) * float(np.max(spec.high)), jnp.float32)
         inputs: Array = jnp.broadcast_to(picture, (size, *spec.shape))

@@ -101,9 +101,7 @@ def _reads_pixels(setting: Setting) -> str:
 
 
 def _shows_rows(setting: Setting) -> str:
-    if setting.update.batch_size > 1:
-        return "reads one image, and a client holds several"
-    return "" if reads_pixels(setting.shapes, setting.input_spec) else "no dense layer reads the pixels"  # type: ignore[arg-type]
+    return "reads one image, and a client holds several" if setting.update.batch_size > 1 else _reads_pixels(setting)
 
 
 def _reads_patches(setting: Setting) -> str:
