@@ -43,10 +43,10 @@ def settings(data: str) -> dict[str, dict[str, Any]]:
     """Name -> keys of a sweep."""
     fashion = lambda count, offset=0: {"name": "fashion_mnist", "path": f"{data}/fashion-mnist", "count": count, "offset": offset}
     cifar = lambda count: {"name": "cifar10", "path": f"{data}/cifar10", "count": count}
-    cola = {"name": "cola", "path": f"{data}/cola", "max_length": 16, "count": 140, "offset": 40}
+    cola = {"name": "cola", "path": f"{data}/cola", "max_length": 16, "count": 240, "offset": 40}
     lenet = lambda classes: {"name": "lenet", "activation": "sigmoid", "num_classes": classes}
     return {
-        "mlp": {"dataset": fashion(140), "model": {"name": "mlp", "activation": "sigmoid"}, "metric": IMAGES},
+        "mlp": {"dataset": fashion(300), "model": {"name": "mlp", "activation": "sigmoid"}, "metric": IMAGES},
         "lenet-10": {"dataset": fashion(140), "model": lenet(10), "metric": IMAGES, "public": fashion(500, 1000)},
         "lenet-100": {"dataset": fashion(140), "model": lenet(100), "metric": IMAGES, "public": fashion(500, 1000)},
         "cnn": {"dataset": cifar(140), "model": "cnn", "metric": IMAGES},

@@ -5,7 +5,8 @@ taken to fall as more is encrypted. Three steps:
 
 1. bisection over the ratios, by the first inputs alone: a ratio at which more of them are read than is tolerated needs more;
 2. the smallest ratio that is left is tested on other inputs, until the success rate is shown to lie below the one that is tolerated (`evidence_below`), or
-   until it looks otherwise, and then the bisection goes on above it; each such test has six tenths of the error that was left;
+   until it looks otherwise, and then the bisection goes on above it; each such test has six tenths of the error that was left. Inputs on which attacks ended
+   too early are counted as read before "protected" is said: a few of them cost more inputs, many leave the question unresolved;
 3. the largest ratio that does not protect is shown not to.
 
 A guess is right now and then, and an input told from a thousand others once in a thousand times, so no single success decides anything.
@@ -107,12 +108,13 @@ class Answer:
     """The ratio that protects.
 
     Attributes:
-      verdict: "protected"; "unresolved", where nothing was read and attacks ended too early on some; "too few inputs", where the data ended first;
-        "encrypt everything", where only that helps; "attacks fail", where nothing encrypted is safe too, by these attacks.
+      verdict: "protected", even if all that attacks left open were read; "unresolved", where few inputs were read and attacks ended too early on more than that
+        allows; "too few inputs", where the data ended first; "encrypt everything", where only that helps; "attacks fail", where nothing encrypted is safe too,
+        by these attacks.
       ratio: from which on the success rate lies below the one that is tolerated; NaN where attacks fail.
       low: the largest ratio that was shown not to protect, 0 where none was.
       read, num_cells, unresolved: at `ratio`, of the cells that were not used to find it.
-      bound: on the success rate at `ratio`, with the confidence of one end, wherever the search stopped.
+      bound: on the success rate at `ratio`, with the confidence of one end, wherever the search stopped; where protected, with the unresolved counted as read.
     """
 
     verdict: str
@@ -191,14 +193,18 @@ def step(question: Question, tried: Tried, num_cells: int) -> Wanted | Answer:
     read, told, unresolved = of(high, others)
     everything = high == len(question.ratios) - 1
     error = question.error_of(failed)
-    is_shown = everything or evidence_below(read, told, rate, question.expected) >= 1 / error
-    if not is_shown and (wanted := more(high, others, min(max(question.chunk, told), question.needed(failed, read) - told))) is not None:
+    below = lambda successes: everything or evidence_below(successes, told, rate, question.expected) >= 1 / error
+    # What is open is taken for read, where there are inputs enough to bear it.
+    at_worst = read + unresolved
+    is_shown, is_safe = below(read), below(at_worst)
+    counted = at_worst if is_shown and question.needed(failed, at_worst) <= len(others) else read
+    if not below(counted) and (wanted := more(high, others, min(max(question.chunk, told), question.needed(failed, counted) - told))) is not None:
         return wanted
     shown = [place for place in range(high) if _shown(question, *of(place, range(num_cells))[:2])]
     if low >= 0 and low not in shown and (wanted := more(low, pilots, question.chunk)) is not None:
         return wanted
-    verdict = "encrypt everything" if everything else "too few inputs" if not is_shown else "unresolved" if unresolved else "protected"
-    bound = 0.0 if everything else anytime_bound(read, told, rate, question.expected, error)
+    verdict = "encrypt everything" if everything else "too few inputs" if not is_shown else "protected" if is_safe else "unresolved"
+    bound = 0.0 if everything else anytime_bound(at_worst if is_safe else read, told, rate, question.expected, error)
     return Answer(verdict, question.ratios[high], question.ratios[max(shown)] if shown else 0.0, read, told, unresolved, bound)
 
 

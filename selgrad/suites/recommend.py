@@ -43,7 +43,7 @@ class Checked:
       ratio: that was tried.
       read, num_cells: cells that an attack reads, of those on which one works at all.
       unresolved: cells on which attacks ended too early.
-      bound: on the success rate, with the confidence of the question.
+      bound: on the success rate, these counted as read, with the confidence of the question.
       verdict: "held" where the bound lies at or below the rate that is tolerated, "did not hold" where more of them are read than that, else "undecided".
     """
 
@@ -278,12 +278,11 @@ def _check(
     with other.lock():
         executor.plan(other, on_event)
         runner = Runner(other, executor, question.level, on_event=lambda line: on_event(f"check: {line}"))
-        cells = range(min(other.num_cells, question.needed(0)))
+        cells = range(min(other.num_cells, question.needed(0, answer.read + answer.unresolved)))
         runner.run([other.lane(other.arms[0], answer.ratio, cell) for cell in cells])
         worst = worst_of(reached(other.records(), question.level))
         other.folder.compact()
     told = worst[(worst["ratio"] == answer.ratio) & (worst["outcome"] != "attack failed")]
     read, unresolved = int((told["outcome"] == "read").sum()), int((told["outcome"] == "unresolved").sum())
-    bound = upper_bound(read, len(told), 1 - question.error)
-    shown = bound <= question.rate and not unresolved
-    return Checked(answer.ratio, read, len(told), unresolved, bound, "held" if shown else "did not hold" if read > question.rate * len(told) else "undecided")
+    bound = upper_bound(read + unresolved, len(told), 1 - question.error)
+    return Checked(answer.ratio, read, len(told), unresolved, bound, "held" if bound <= question.rate else "did not hold" if read > question.rate * len(told) else "undecided")

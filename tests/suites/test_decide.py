@@ -72,6 +72,12 @@ def test_what_cannot_be_said_is_not_said():
     assert answer.verdict == "too few inputs" and answer.bound > question.rate
     answer, _ = search(question, logistic(0.3), rng, open_at=range(20, 400))
     assert answer.verdict == "unresolved" and answer.unresolved > 0
+    # A few of them leave the answer as it would be if all were read, for more inputs; where there are no more, they leave it open.
+    few = [search(question, logistic(0.3, 60.0), rng, open_at=[25, 60])[0] for _ in range(10)]
+    told = [answer for answer in few if answer.verdict == "protected" and answer.unresolved]
+    assert len(told) > 5 and all(answer.num_cells > question.needed(0) and answer.bound <= question.rate for answer in told)
+    assert all(anytime_bound(answer.read + answer.unresolved, answer.num_cells, 0.05, 0.005, question.error) <= 0.05 for answer in told if answer.ratio <= 0.4)
+    assert search(question, logistic(0.3, 60.0), rng, num_cells=130, open_at=[25, 60])[0].verdict in ("unresolved", "too few inputs")
     answer, cells = search(question, lambda ratio: 1.0, rng)
     assert (answer.verdict, answer.ratio, answer.low) == ("encrypt everything", 1.0, 0.999) and cells < 100
     answer, _ = search(question, lambda ratio: 0.0, rng)
