@@ -348,6 +348,15 @@ class KeepsStatistics(Protocol):
 
 
 @runtime_checkable
+class Normalises(Protocol):
+    """A model with running statistics of what its layers read, which everybody has and anybody can compare images with."""
+
+    def statistics_loss(self, params: Params, embedded: Array) -> Params:
+        """Old - new, of what training on a batch would make of them; empty where there are none."""
+        ...
+
+
+@runtime_checkable
 class Discloses(Protocol):
     """A model of which an attacker may know more than what clients send, such as statistics of the batch."""
 

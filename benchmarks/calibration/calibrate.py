@@ -75,6 +75,20 @@ def images(data):
                 "success": {"level": "recognisable"}, "seeds": [0],
             },
         ),
+        "inverting_gradients (resnet)": (
+            None, "Geiping et al. 2020 on ResNet20-4: 19.8 dB untrained, 14.0 trained; of ResNet-20 the direction is compared", "psnr",
+            {
+                "dataset": cifar(data, 4, normalisation="imagenet"), "known_labels": True, "attack": "inverting_gradients", "seeds": [0],
+                "model": ["resnet", {"name": "resnet", "checkpoint": f"{data}/weights/resnet20-cifar10/resnet20-12fca82f.safetensors"}],
+            },
+        ),
+        "surrogate (FedAvg)": (
+            None, "Zhu et al. 2023: as good as simulating the local steps, at the price of one", "psnr",
+            {
+                "dataset": cifar(data, 8), "model": lenet(), "update": {"name": "fedavg", "num_steps": 10, "learning_rate": 0.01}, "known_labels": True, "seeds": [0],
+                "attack": [{"name": name, "num_steps": 1200, "total_variation_weight": 0.01} for name in ("surrogate", "inverting_gradients")],
+            },
+        ),
         "rank_one (relu, batches)": (
             1.0, "Dimitrov et al. 2024: exact up to a batch of about 25", "success",
             {

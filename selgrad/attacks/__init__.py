@@ -19,6 +19,7 @@ from selgrad.attacks.lamp import lamp
 from selgrad.attacks.learned import learned
 from selgrad.attacks.rank_one import rank_one
 from selgrad.attacks.silhouette import silhouette
+from selgrad.attacks.surrogate import surrogate
 from selgrad.attacks.tag import tag
 from selgrad.base import Attack
 from selgrad.callables import constant, is_factory, unusable
@@ -27,6 +28,7 @@ ATTACKS = {
     "dlg": dlg,
     "idlg": idlg,
     "inverting_gradients": inverting_gradients,
+    "surrogate": surrogate,
     "bayesian": bayesian,
     "gauss_newton": gauss_newton,
     "dlg_text": dlg_text,

@@ -6,7 +6,7 @@ A `Kernel` is one start of one attack on one observation: `init` and `step` in t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -156,6 +156,7 @@ def gradient_matching(
     trial: Trial | None = None,
     evaluations_per_step: int = 1,
     search: Search | None = None,
+    surrogates: Callable[[Observation], Sequence[Observation]] | None = None,
 ) -> Kernel:
     """Optimises dummy inputs, and soft labels where no rule gives them, until their update matches the observed one.
 
@@ -170,6 +171,8 @@ def gradient_matching(
       trial: of each plausible label, where the rule is not certain; a hundred of the attack's own evaluations by default.
       evaluations_per_step: minimiser steps in one step of the attack.
       search: discrete moves, before the first step and after each; it needs a first-order minimiser.
+      surrogates: from one round's observation to several with the updates, and the weights, that dummies are tried with; the nearest counts. None tries them
+        with the client's own.
 
     Returns:
       A kernel.
@@ -217,6 +220,8 @@ def gradient_matching(
         rounds = [(seen, told(seen, target, informed)) for seen, target in zip(observation.rounds, aims, strict=True)]
 
         def mismatch(seen: Observation, target: Target, inputs: Array, probabilities: Array) -> Array:
+            if surrogates is not None:
+                return jnp.stack([by.distance(updated(one, inputs, probabilities), target) for one in surrogates(seen)]).min()
             candidate = updated(seen, inputs, probabilities)
             if hidden == "bounded":
                 # The same draws at every step and for every restart: a metric's probes must not be noise in the objective.

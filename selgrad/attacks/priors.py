@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, Float
 
-from selgrad.base import Batch, InputSpec
+from selgrad import trees
+from selgrad.base import Batch, InputSpec, Normalises, Observation
+from selgrad.errors import UsageError
 
 
 class Gaussian(NamedTuple):
@@ -127,3 +129,27 @@ def total_variation(images: Float[Array, "b h w c"]) -> Float[Array, ""]:
     Geiping et al. 2020 (geiping2020inverting), whose released code takes the mean, not the sum.
     """
     return jnp.abs(jnp.diff(images, axis=1)).mean() + jnp.abs(jnp.diff(images, axis=2)).mean()
+
+
+def batch_statistics(observation: Observation, images: Float[Array, "b h w c"]) -> Float[Array, ""]:
+    """How far a batch would move a network's running statistics: the mean over normalisations and channels of (mean' - mean)^2 / var + (var' / var - 1)^2.
+
+    Images like those that the network was trained on move them little; GradInversion (Yin et al. 2021, yin2021gradinversion, equation 9), here in units of the
+    running statistics themselves, so that layers of large activations do not decide alone. The primes are the running statistics after the batch: with a
+    momentum of 0.9 a hundredth of what the batch's own would give.
+
+    Raises:
+      UsageError: when traced, if the model keeps no running mean and variance.
+    """
+    model, params = observation.model, observation.params
+    lost = model.statistics_loss(params, images) if isinstance(model, Normalises) else {}
+    found = dict(zip(trees.paths(lost), jax.tree.leaves(lost), strict=True))
+    running = dict(zip(trees.paths(params), jax.tree.leaves(params), strict=True))
+    layers = [path.removesuffix("/var") for path in found if path.endswith("/var") and f"{path.removesuffix('var')}mean" in found]
+    if not layers:
+        raise UsageError("statistics_weight: the model keeps no running mean and variance of batches; take 0")
+    terms = []
+    for layer in layers:
+        variance = running[f"{layer}/var"] + 1e-5
+        terms.append(jnp.mean(found[f"{layer}/mean"] ** 2 / variance + (found[f"{layer}/var"] / variance) ** 2))
+    return jnp.stack(terms).mean()

@@ -120,10 +120,15 @@ class ImageClassifier:
 
     def statistics_update(self, params: Params, embedded: Float[Array, "b ..."]) -> Params:
         """What running statistics lose by seeing a batch, old - new, where the client sends it; else nothing."""
-        if self._keeps:
-            return {}
-        _, others = self._parts(params)
-        return jax.tree.map(lambda old, new: old - new, others, self._apply(params, embedded)[1])
+        return {} if self._keeps else self._lost(params, self._apply(params, embedded)[1])
+
+    def statistics_loss(self, params: Params, embedded: Float[Array, "b ..."]) -> Params:
+        """What running statistics would lose by training on a batch, old - new, whatever the mode and whoever keeps them; nothing where there are none."""
+        key = jax.random.key(0 if self.dropout_seed is None else self.dropout_seed)
+        return self._lost(params, self._network.apply(*self._parts(params), embedded, True, key)[1])
+
+    def _lost(self, params: Params, others: Params) -> Params:
+        return jax.tree.map(lambda old, new: old - new, self._parts(params)[1], others)
 
 
 def _cross_entropy(logits: Float[Array, "b c"], labels: Float[Array, "b c"]) -> Float[Array, ""]:

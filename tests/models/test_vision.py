@@ -10,6 +10,7 @@ import selgrad
 from selgrad import run_cell, trees
 from selgrad.attacks import ATTACKS
 from selgrad.attacks.completion import complete, tokens_at_most
+from selgrad.attacks.priors import batch_statistics
 from selgrad.base import Batch, InputSpec
 from selgrad.errors import UsageError
 from selgrad.experiment.setting import Setting
@@ -95,6 +96,34 @@ def test_a_statistic_that_is_sent_is_an_entry_like_every_other():
     # Means and variances of 8 features.
     kept = sizes["kept"][0]
     assert sizes == {"kept": (kept, 0), "known": (kept, 0), "sent": (kept + 16, 0), "encrypted": (kept + 16, 16)}
+
+
+def test_a_prior_of_running_statistics_is_what_numpy_makes_of_them():
+    """After Yin et al. 2021, equation 9: of one layer, computed by hand; nothing where the batch has just those statistics."""
+    spec = InputSpec((8, 8, 1), 10)
+    model, update = Spec.of("model", selgrad.model(Normed())).build(spec), UPDATES["gradient"](batch_size=6)
+    params, images = jax.jit(model.init)(jax.random.key(0)), np.asarray(jax.random.uniform(jax.random.key(1), (6, *spec.shape)))
+    dense = params["Dense_0"]
+    features = images.reshape(6, -1) @ np.asarray(dense["kernel"]) + np.asarray(dense["bias"])
+    mean, variance = features.mean(axis=0), features.var(axis=0)
+
+    def prior(statistics):
+        weights = {**params, "batch_stats": {"BatchNorm_0": statistics}}
+        grads = model.split(jax.tree.map(jnp.zeros_like, weights))[0]
+        seen = observe(model, update, weights, grads, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), grads))
+        return float(batch_statistics(seen, jnp.asarray(images)))
+
+    # Flax moves running statistics by a hundredth of the way; here they are 0.3 and 2.
+    expected = np.mean((0.01 * (mean - 0.3)) ** 2 / 2) + np.mean((0.01 * (variance / 2 - 1)) ** 2)
+    assert prior({"mean": jnp.full(8, 0.3), "var": jnp.full(8, 2.0)}) == pytest.approx(expected, rel=1e-3)
+    assert prior({"mean": jnp.asarray(mean), "var": jnp.asarray(variance)}) < 1e-9 * expected
+
+
+def test_a_prior_of_statistics_that_there_are_not_is_refused():
+    with pytest.raises(UsageError, match="statistics_weight"):
+        run_cell(
+            dataset={"name": "digits", "count": 1}, model="mlp", attack={"name": "inverting_gradients", "num_steps": 1, "statistics_weight": 1.0}, ratio=0.0
+        )
 
 
 def test_an_attacker_that_knows_statistics_matches_them_though_everything_sent_is_encrypted():

@@ -24,7 +24,7 @@ from selgrad.suites.recommend import configured, recommend, run_suite, with_luck
 from selgrad.suites.search import Search, outcomes
 
 HASHES = {
-    "images": {"quick": "e567326d", "standard": "37fdb108", "full": "30aa2830"},
+    "images": {"quick": "4d3f8af5", "standard": "cfb16334", "full": "90c4e7fe"},
     "text": {"quick": "5455aaa7", "standard": "2f782223", "full": "6dd1f77c"},
 }
 RATIOS = (0.2, 0.6, 0.9, 1.0)
