@@ -329,7 +329,7 @@ Written by `docs/generate.py` from `benchmarks/results/claims.json` (`benchmarks
 the suite, whose worst member counts on each input; intervals are exact and of 95 %. An arm that is said to protect is **refuted** where more than 5 % of the
 inputs are read beyond chance, **holds** where less than 5 % are (0 of 73 or better), and is otherwise **open**. What is measured is what the arm lets be read
 by these attackers; a source may have meant a weaker attack or a stricter level.
-The label of a suite is that of the run. Images with an older one than `images-v1-standard-37fdb108` were attacked by a weaker
+The label of a suite is that of the run. Images with an older one than `images-v1-standard-cfb16334` were attacked by a weaker
 suite, without `bayesian` and `silhouette`: what it refuted is refuted.
 """
 UNTESTED = """

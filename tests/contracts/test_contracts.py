@@ -171,6 +171,7 @@ def quick(name):
 # Only speed, and what fits random pixels, which vary more than any photograph: an attack that is not named here meets its contract with its own defaults.
 ATTACKS_QUICK = {
     "inverting_gradients": {"num_steps": 400, "total_variation_weight": 1e-4},
+    "surrogate": {"num_steps": 400, "total_variation_weight": 1e-4},
     "bayesian": {"num_steps": 30},
     "gauss_newton": {"num_steps": 20},
     "dlg": {"num_steps": 30},
@@ -182,7 +183,7 @@ ATTACKS_QUICK = {
 
 
 # Rungs are the kernel's, and these match embeddings as dlg_text does and pixels as idlg does, which face all of them; each rung is a program of half a minute.
-FACES_ONE_RUNG = ("tag", "lamp", "bayesian")
+FACES_ONE_RUNG = ("tag", "lamp", "bayesian", "surrogate")
 
 
 def rungs(name):
