@@ -7,6 +7,7 @@ from selgrad.experiment.assemble import assemble, num_updates, shapes
 from selgrad.experiment.cell import bind, make_engine, run_cell, run_lanes
 from selgrad.experiment.certify import Certifier
 from selgrad.experiment.costs import SchemeCache, encryption_cost
+from selgrad.experiment.exposed import Exposed
 from selgrad.experiment.results import SuccessRule, decode_lane
 from selgrad.experiment.setting import Setting
 from selgrad.experiment.threat import Threat
@@ -15,6 +16,7 @@ from selgrad.experiment.types import CellResult, Lane, Lanes
 __all__ = [
     "CellResult",
     "Certifier",
+    "Exposed",
     "Lane",
     "Lanes",
     "SchemeCache",

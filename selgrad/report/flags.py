@@ -21,6 +21,8 @@ RUNGS = ("zero", "average", "ignore", "bounded", "complete", "learned")
 TOO_OFTEN = 0.1
 """Share of cells from which on a symptom is told."""
 SIGNIFICANT = 0.05
+SHARP = 0.01
+"""Posterior mean squared error of a pixel, 20 dB, below which what is visible determines a picture well enough for anybody to recognise it."""
 
 
 class Flag(NamedTuple):
@@ -188,7 +190,22 @@ def no_better_than_the_mean(table: pd.DataFrame) -> Iterator[Flag]:
             yield Flag("no better than the mean", panel, f"in {_share(worse, len(asked))} cells")
 
 
+def certificate_says_otherwise(table: pd.DataFrame) -> Iterator[Flag]:
+    """Pictures that no attack reads and that what is visible determines: a better attacker will, so they are not protected."""
+    if not {"certificate_posterior_mse", "mse"} <= set(table.columns):
+        return
+    mask = [name for name in (*SETTING, "metric_label", "selector_label", "ratio", "sample", "seed") if name in table]
+    for panel, cells in table.assign(setting=_setting(table)).groupby("setting", sort=True):
+        worst = cells.assign(read=cells["success"].astype(bool)).groupby(mask, sort=False, observed=True)[["read", "certificate_posterior_mse"]].max()
+        unread = worst[~worst["read"]]
+        sharp = int((unread["certificate_posterior_mse"] < SHARP).sum())
+        if sharp > TOO_OFTEN * len(unread):
+            detail = f"{_share(sharp, len(unread))} masks that no attack reads leave a posterior MSE below {SHARP:g}"
+            yield Flag("the certificate says otherwise", str(panel) or "all attacks", detail)
+
+
 CHECKS: tuple[_Check, ...] = (
     fails_plainly, weaker_rung_wins, doubling_helps, restarts_disagree, not_converged, zero_leaf_used, labels_wrong, no_better_than_the_mean,
+    certificate_says_otherwise,
 )  # fmt: skip
 """Every symptom that is looked for."""

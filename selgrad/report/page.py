@@ -15,6 +15,7 @@ import pandas as pd
 
 from selgrad.report import figures
 from selgrad.report.flags import flags
+from selgrad.report.left import left_rows
 from selgrad.report.tables import attack_label, mask_overlaps, metric_label, protections, read_records, same_masks, with_labels
 from selgrad.report.verdicts import by_level, level_cell, stopping_ratios, verdict_grid
 
@@ -45,6 +46,12 @@ _PAGE = jinja2.Template(
 <table><tr>{% for cell in levels[0] %}<th>{{ cell }}</th>{% endfor %}</tr>
 {% for row in levels[1:] %}<tr>{% for cell, kind in row %}<td class="{{ kind }}">{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>{% endif %}
+{% if left %}<details><summary>What each ratio leaves</summary>
+<p>A ratio of one metric is not that of another: visible entries that are not 0, for each coordinate of the input that the attacker does not know, and the share of each
+ layer's entries that nobody sees.{% if 'posterior MSE' in left[0] %} The posterior MSE is the certificate's: what is left to an attacker who knows what images look like.{% endif %}</p>
+<table><tr>{% for cell in left[0] %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% for row in left[1:] %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table></details>{% endif %}
 <h2>The smallest measured ratio that stops each attack</h2>
 <table><tr>{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr>
 {% for row in grid %}<tr>{% for cell in row %}<td class="{{ 'succeeds' if 'still' in cell else 'stopped' if 'stopped' in cell else 'open' if 'no success' in cell else 'never' if 'fails' in cell else '' }}">{{ cell }}</td>{% endfor %}</tr>
@@ -233,6 +240,7 @@ def make_report(out: str | Path) -> Path:
         diverged=int(records["diverged"].sum()),
         flags=flags(records),
         levels=_levels(records),
+        left=left_rows(records),
         suite=next((text for text in records.get("suite", []) if text), ""),
         others=f"{int(records['num_others'].max()):,}" if "num_others" in records else "",
         note="" if cost is not None else "Encryption costs were not measured.",

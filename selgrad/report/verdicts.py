@@ -76,6 +76,14 @@ def worst_of(records: pd.DataFrame) -> pd.DataFrame:
     return found.assign(outcome=found["place"].map(dict(enumerate(order)))).drop(columns="place")
 
 
+def setting_names(table: pd.DataFrame) -> list[str]:
+    """Data set, model and update of each row, and its protection where several were tried."""
+    parts_of = [dataset_label(table) if "dataset_arguments" in table else table["dataset_label"], table["model_label"], table["update_label"]]
+    if "protection_label" in table and table["protection_label"].nunique() > 1:
+        parts_of.append(table["protection_label"])
+    return [" / ".join(map(str, names)) for names in zip(*parts_of, strict=True)]
+
+
 def by_level(records: pd.DataFrame) -> pd.DataFrame:
     """How many inputs the attacks read together, at each level, behind each mask.
 
@@ -88,10 +96,7 @@ def by_level(records: pd.DataFrame) -> pd.DataFrame:
     narrow = records[[name for name in records.columns if name in needed]]
     for level in reversed(LEVELS[1:]):
         worst = worst_of(reached(narrow, level))
-        parts_of = [dataset_label(worst) if "dataset_arguments" in worst else worst["dataset_label"], worst["model_label"], worst["update_label"]]
-        if "protection_label" in worst and worst["protection_label"].nunique() > 1:
-            parts_of.append(worst["protection_label"])
-        worst = worst.assign(setting=[" / ".join(map(str, names)) for names in zip(*parts_of, strict=True)])
+        worst = worst.assign(setting=setting_names(worst))
         for (setting, metric, selector, ratio), cells in worst.groupby(["setting", "metric_label", "selector_label", "ratio"], sort=True):
             told = cells[cells["outcome"] != "attack failed"]
             read, unresolved = int((told["outcome"] == "read").sum()), int((told["outcome"] == "unresolved").sum())

@@ -10,7 +10,7 @@ from typing import Any
 
 from selgrad import devices
 from selgrad.config import SweepConfig, settings
-from selgrad.experiment import Certifier, Setting, assemble
+from selgrad.experiment import Certifier, Exposed, Setting, assemble
 from selgrad.experiment.engine import Engine
 from selgrad.sweep.plan import BlockPlan, most_updates
 from selgrad.sweep.programs import Programs
@@ -45,6 +45,7 @@ class Grid:
         for setting in self.settings:
             setting.hold(len(config.seeds), choices, [setting.num_selected(ratio) for ratio in config.ratio])
         self._certifiers = [Certifier(setting) for setting in self.settings]
+        self._exposed = [Exposed(setting) for setting in self.settings]
         if config.certificates:
             # Before anything runs: records are written with them.
             for certifier in self._certifiers:

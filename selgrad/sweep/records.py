@@ -17,7 +17,7 @@ import pandas as pd
 from selgrad import __version__, encryption
 from selgrad.base import Attack
 from selgrad.config import SweepConfig
-from selgrad.experiment import Certifier, Lane, Setting, SuccessRule
+from selgrad.experiment import Certifier, Exposed, Lane, Setting, SuccessRule
 from selgrad.modality import LaneResult
 from selgrad.registry import Spec
 from selgrad.sweep.plan import BlockPlan
@@ -57,6 +57,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "num_total": ("int", "Entries of the update."),
     "num_selected": ("int", "Encrypted entries."),
     "num_visible": ("int", "Entries sent in the clear; fewer than the rest where a protection leaves some out."),
+    "visible_per_unknown": ("float", "Visible entries of the first round that are not 0, for each coordinate of the input that the attacker does not know."),
+    "hidden_by_layer": ("JSON", "Share of each layer's entries that nobody sees, in the first round."),
     "plain_bytes": ("int", "Of the entries sent in the clear."),
     "num_clients": ("int or null", "Clients in the measured encryption; null, like all that follow of it, where nothing was encrypted."),
     "num_ciphertexts": ("int or null", "Per client."),
@@ -118,7 +120,7 @@ class Origin:
 
     Attributes:
       config: of the sweep.
-      setting, certifier: of the block.
+      setting, certifier, exposed: of the block.
       attack: as built.
       costs: of the encryption by metric, selector and ratio labels; None where there is none.
       run_id: of the folder.
@@ -127,6 +129,7 @@ class Origin:
     config: SweepConfig
     setting: Setting
     certifier: Certifier
+    exposed: Exposed
     attack: Attack
     costs: dict[tuple[str, str, float], encryption.Cost] | None
     run_id: str
@@ -136,6 +139,7 @@ def row(origin: Origin, spec: Spec, lane: Lane, found: LaneResult, report: str, 
     """The record of one cell."""
     config, setting = origin.config, origin.setting
     selected, visible = setting.num_selected(lane.ratio), setting.num_visible(lane)
+    left = origin.exposed.left(lane)
     bits, score_seconds, mask_seconds = setting.chosen(lane)
     rule, level = SuccessRule.of(config.success, setting), setting.modality.level(found.measures, config.known_labels)
     cost = None if origin.costs is None else origin.costs[lane.metric.label, lane.selector.label, lane.ratio]
@@ -169,6 +173,8 @@ def row(origin: Origin, spec: Spec, lane: Lane, found: LaneResult, report: str, 
         "num_total": setting.num_total,
         "num_selected": selected,
         "num_visible": visible,
+        "visible_per_unknown": left.num_nonzero / max(1, left.num_unknown),
+        "hidden_by_layer": json.dumps(left.hidden),
         "plain_bytes": setting.protection.num_bytes(visible, setting.num_total),
         "num_clients": None if cost is None or config.encryption is None else config.encryption.num_clients,
         "num_ciphertexts": None if cost is None else cost.num_ciphertexts,

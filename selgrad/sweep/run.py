@@ -273,7 +273,9 @@ class Sweep(Grid):
             setting = self._use(part.setting)
             found = {(i, j): decode_lane(setting, attacked.outcome, i, j, lane) for i, row in enumerate(part.lanes) for j, lane in enumerate(row)}
             mine = None if costs is None else {key[1:]: cost for key, cost in costs.items() if key[0] == part.setting}
-            origin = rows.Origin(self.config, setting, self._certifiers[part.setting], self._attacks[part.attack], mine, self.run_id)
+            origin = rows.Origin(
+                self.config, setting, self._certifiers[part.setting], self._exposed[part.setting], self._attacks[part.attack], mine, self.run_id
+            )
             records = rows.frame(origin, part, found, attacked.reports, attacked.seconds / part.num_cells)
             keep_gallery(self.folder, self.config, setting, part, found)
         table = pa.Table.from_pandas(records, preserve_index=False)

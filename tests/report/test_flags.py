@@ -100,5 +100,13 @@ def test_a_leaf_of_zeros_that_is_used_is_told(names, tmp_path):
     assert "a leaf of zeros is used" in {flag.name for flag in flags(records)}
 
 
+def test_what_a_certificate_determines_is_not_protected(names, tmp_path):
+    """All but 5 % of the entries say all of the image, so an attack that does not read it is weak, and one that reads it contradicts nothing."""
+    blind, able = ({"name": "closed", "works_with": works} for works in ("never", ""))
+    assert "the certificate says otherwise" in raised(tmp_path / "blind", blind, certificates=True)
+    assert raised(tmp_path / "able", able, certificates=True) == set()
+    assert "the certificate says otherwise" not in raised(tmp_path / "both", blind, able, certificates=True)
+
+
 def test_every_check_has_its_fault_here():
-    assert len(CHECKS) == 8 and flags(pd.DataFrame()) == []
+    assert len(CHECKS) == 9 and flags(pd.DataFrame()) == []

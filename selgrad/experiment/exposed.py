@@ -1,0 +1,76 @@
+"""What a mask leaves to work with: visible entries that say something for each unknown coordinate, and how much of each layer is hidden.
+
+The same ratio of two models, or of two metrics, hides different things: convolutions are half of a LeNet's entries with 10 classes and a tenth with 100, and
+a mask by magnitude leaves mostly zeros where activations are sparse. Counts, and no bound: `selgrad.evaluation.certificates` has those.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+from selgrad import trees
+from selgrad.experiment.setting import Setting
+from selgrad.experiment.types import Lane
+
+
+class Left(NamedTuple):
+    """What a mask leaves of the first round's update.
+
+    Attributes:
+      num_nonzero: visible entries that are not 0.
+      num_unknown: coordinates of the embedded inputs that the attacker does not know.
+      hidden: layer -> share of its entries that nobody sees, in the order of the update.
+    """
+
+    num_nonzero: int
+    num_unknown: int
+    hidden: dict[str, float]
+
+
+class Exposed:
+    """What the masks of one setting leave, counted on the host from packed bits."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._nonzero = functools.lru_cache(maxsize=4)(self._page)
+
+    def _page(self, seed: int, page: int) -> npt.NDArray[np.uint8]:
+        """Which entries of a page's updates are not 0, packed by sample."""
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(self._setting.client(seed, 0, page).grads)]
+        return np.stack([np.packbits(np.concatenate([(leaf[at] != 0).reshape(-1) for leaf in leaves])) for at in range(len(leaves[0]))])
+
+    @functools.cached_property
+    def _layers(self) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The layers' names, the number of each leaf's layer, and where leaves begin in the flat update."""
+        setting = self._setting
+        names = [path.rpartition("/")[0] or path for path in trees.paths(setting.shapes)]
+        layers = list(dict.fromkeys(names))
+        sizes = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(setting.shapes)]
+        return layers, np.asarray([layers.index(name) for name in names]), np.cumsum([0, *sizes])
+
+    @functools.cached_property
+    def _embedded(self) -> Any:
+        """The shape of one batch's embedded inputs."""
+        setting = self._setting
+        params = jax.eval_shape(setting.model.init, jax.random.key(0))
+        return jax.eval_shape(setting.model.embed, params, setting.dataset.batch(setting.samples[0], setting.update.batch_size).inputs).shape
+
+    def left(self, lane: Lane) -> Left:
+        """What the first round's mask of a lane leaves."""
+        setting, total = self._setting, self._setting.num_total
+        layers, number, begins = self._layers
+        page, at = divmod(lane.sample, setting.page_size)
+        hidden = np.unpackbits(setting.hidden(lane), count=total)
+        told = np.unpackbits(self._nonzero(lane.seed, page)[at], count=total)
+        # A sum by leaf, of which none is empty, and then by layer.
+        counts = np.bincount(number, np.add.reduceat(hidden, begins[:-1], dtype=np.int64), len(layers))
+        sizes = np.bincount(number, np.diff(begins), len(layers))
+        batch = jax.tree.map(lambda leaf: leaf[lane.sample], setting.batches)
+        unknown = int(setting.modality.unknown(batch, self._embedded).sum())
+        shares = {name: round(float(share), 6) for name, share in zip(layers, counts / sizes, strict=True)}
+        return Left(int(np.count_nonzero(told > hidden)), unknown, shares)
