@@ -300,7 +300,7 @@ def _checked(found: Any) -> str:
 def guidelines() -> str:
     """The page of advice."""
     parts = [GUIDELINES]
-    for row in _result("suites")["rows"]:
+    for row in sorted(_result("suites")["rows"], key=lambda row: row["title"]):
         answers = {answer["level"]: answer for answer in row["answers"]}
         tables = {level: {one["metric"]: one for one in answer["table"]} for level, answer in answers.items()}
         metrics = list(dict.fromkeys(metric for table in tables.values() for metric in table))
