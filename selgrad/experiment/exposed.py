@@ -65,12 +65,12 @@ class Exposed:
         setting, total = self._setting, self._setting.num_total
         layers, number, begins = self._layers
         page, at = divmod(lane.sample, setting.page_size)
-        hidden = np.unpackbits(setting.hidden(lane), count=total)
-        told = np.unpackbits(self._nonzero(lane.seed, page)[at], count=total)
+        packed = setting.hidden(lane)
+        hidden = np.unpackbits(packed, count=total)
         # A sum by leaf, of which none is empty, and then by layer.
         counts = np.bincount(number, np.add.reduceat(hidden, begins[:-1], dtype=np.int64), len(layers))
         sizes = np.bincount(number, np.diff(begins), len(layers))
         batch = jax.tree.map(lambda leaf: leaf[lane.sample], setting.batches)
         unknown = int(setting.modality.unknown(batch, self._embedded).sum())
         shares = {name: round(float(share), 6) for name, share in zip(layers, counts / sizes, strict=True)}
-        return Left(int(np.count_nonzero(told > hidden)), unknown, shares)
+        return Left(int(np.bitwise_count(self._nonzero(lane.seed, page)[at] & ~packed).sum()), unknown, shares)
