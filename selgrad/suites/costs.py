@@ -14,6 +14,7 @@ import numpy as np
 
 from selgrad import encryption
 from selgrad.config import EncryptionConfig
+from selgrad.errors import UsageError
 from selgrad.experiment import Lane, SchemeCache, Setting, encryption_cost
 from selgrad.suites.decide import Answer
 from selgrad.suites.search import Arm, Search
@@ -44,7 +45,7 @@ class Alternative(NamedTuple):
 def costs_of(
     search: Search, found: Mapping[str, Answer], options: EncryptionConfig | None, on_event: OnEvent
 ) -> tuple[list[dict[str, Any]], list[Alternative], str]:
-    """One row an arm, with what its selection costs; the alternatives; and why there are no costs, where there are none."""
+    """One row an arm, with what its selection costs; the alternatives, other profiles for the cheapest among them; why there are no costs, if there are none."""
     note = "encryption is off" if options is None else encryption.unavailable() or ""
     schemes = None if note or options is None else SchemeCache(options)
     setting, seed = search.settings[0], search.config.seeds[0]
@@ -62,7 +63,12 @@ def costs_of(
     if schemes is None:
         return rows, [], note
     on_event("encrypting everything")
-    return rows, _alternatives(setting, search.arms[0], seed, schemes), note
+    instead = _alternatives(setting, search.arms[0], seed, schemes)
+    # As the table is sorted: the cheapest comes first.
+    best = min(zip(rows, search.arms, strict=True), key=lambda one: (not one[0]["protects"], one[0]["bytes"], one[0]["ratio"]))
+    if options is not None and best[0]["protects"]:
+        instead += _profiles(setting, Lane(seed, 0, best[1].metric, best[1].selector, best[0]["ratio"]), options, on_event)
+    return rows, instead, note
 
 
 def _index_bytes(setting: Setting, lane: Lane) -> int:
@@ -70,6 +76,24 @@ def _index_bytes(setting: Setting, lane: Lane) -> int:
     if lane.ratio == 1:
         return 0
     return len(encryption.encode_indices(np.unpackbits(setting.chosen(lane).bits, count=setting.num_total).view(bool)))
+
+
+def _profiles(setting: Setting, lane: Lane, options: EncryptionConfig, on_event: OnEvent) -> list[Alternative]:
+    """The same selection under other profiles that hold as many clients; the textbook's parameters are for comparison alone."""
+    found = []
+    for profile in encryption.PROFILES.values():
+        if profile.name in (options.profile, "textbook"):
+            continue
+        try:
+            other = EncryptionConfig.parse({**options.model_dump(), "profile": profile.name})
+        except UsageError:
+            continue
+        assert other is not None
+        on_event(f"encrypting {lane.ratio:.1%} with profile {profile.name}")
+        paid = encryption_cost(setting, lane, SchemeCache(other))
+        size = paid.ciphertext_bytes + _index_bytes(setting, lane)
+        found.append(Alternative(f"profile {profile.name}", setting.num_selected(lane.ratio), size, paid.encrypt_seconds, profile.about.rstrip(".")))
+    return found
 
 
 def _alternatives(setting: Setting, arm: Arm, seed: int, schemes: SchemeCache) -> list[Alternative]:

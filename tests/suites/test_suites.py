@@ -127,7 +127,9 @@ def test_the_search_says_what_the_grid_says(closed_form, tmp_path):
     saved = json.loads((tmp_path / "search" / "recommendation.json").read_text())
     assert saved["chosen"] == found.chosen and [row["metric"] for row in saved["table"]] == list(found.table["metric"])
     if unavailable() is None:
-        (everything,) = found.alternatives
+        everything, *profiles = found.alternatives
+        assert [one.name for one in profiles] == ([f"profile {name}" for name in ("compact", "threshold", "noise_flooding")] if found.chosen else [])
+        assert all(one.bytes < found.table["bytes"].iloc[0] for one in profiles if one.name == "profile compact")
         assert everything.num_entries == grid["num_total"].iloc[0] and (table["bytes"] > 0).all()
         assert table.loc[table["ratio"] == 1, "bytes"].isin([everything.bytes]).all(), "the list of encrypted entries costs nothing where all are"
     levels = by_level(grid)
@@ -176,7 +178,7 @@ def test_adapters_are_an_alternative_of_a_transformer(monkeypatch, tmp_path):
         "seeds": [0],
     }
     found = recommend(given, tmp_path, question=dataclasses.replace(QUESTION, rate=0.45, confidence=0.5, pilot=1, ratios=(0.5, 1.0)), budget="quick")
-    everything, adapters = found.alternatives
+    everything, adapters = found.alternatives[:2]
     assert adapters.num_entries < everything.num_entries / 5 and adapters.bytes < everything.bytes / 5
     assert found.left_out == {} and found.suite.startswith("text-v1-quick-")
 
