@@ -45,7 +45,7 @@ class Alternative(NamedTuple):
 def costs_of(
     search: Search, found: Mapping[str, Answer], options: EncryptionConfig | None, on_event: OnEvent
 ) -> tuple[list[dict[str, Any]], list[Alternative], str]:
-    """One row an arm, with what its selection costs; the alternatives, other profiles for the cheapest among them; why there are no costs, if there are none."""
+    """One row an arm, with what its selection costs; alternatives, other profiles for the cheapest among them; why there are no costs, if there are none."""
     note = "encryption is off" if options is None else encryption.unavailable() or ""
     schemes = None if note or options is None else SchemeCache(options)
     setting, seed = search.settings[0], search.config.seeds[0]
