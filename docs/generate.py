@@ -297,6 +297,14 @@ def _checked(found: Any) -> str:
     return f" On other inputs and weights, at {found['ratio']:g}: {read}: {found['verdict']}."
 
 
+def _everything(table: Any) -> str:
+    """Why everything is to be encrypted: nothing else protects, or what does is dearer."""
+    partly = [f"{100 * row['ratio']:g} % by `{row['metric']}`" for row in table if row["verdict"] == "protected"]
+    if not partly:
+        return "At this level nothing but encrypting everything was shown to protect."
+    return f"Everything encrypted takes the fewest bytes at this level: {', '.join(partly)} would do, but a list of what is encrypted has to be sent as well."
+
+
 def guidelines() -> str:
     """The page of advice."""
     parts = [GUIDELINES]
@@ -312,7 +320,7 @@ def guidelines() -> str:
             told = "\n".join(found) if found else "- No two metrics are told apart by these inputs."
             parts.append(f"\nLevel {level} (McNemar, Holm's correction):\n\n{told}")
             if answer["chosen"] and tables[level][answer["chosen"]]["ratio"] == 1:
-                parts.append("\nAt this level nothing but encrypting everything was shown to protect.")
+                parts.append("\n" + _everything(answer["table"]))
             elif answer["chosen"]:
                 parts.append(f"\nThe cheapest that protects at this level: `{answer['chosen']}`.{_checked(answer['checked'])}")
         raised = dict.fromkeys(f"- {flag['name']}: {flag['detail']}" for answer in answers.values() for flag in answer["flags"])

@@ -131,7 +131,12 @@ def print_recommendation(found: Any, out: Path) -> None:
         click.echo("answer     none: no metric was shown to protect; more inputs, more weight draws or a larger budget may show one")
     else:
         best = found.table.iloc[0]
-        click.echo(f"answer     encrypt {best['ratio']:.4g} of the entries by {found.chosen}; {best['low']:.4g} is not enough")
+        if best["ratio"] == 1:
+            partly = bool((found.table["verdict"] == "protected").any())
+            why = "a part would do, but takes more bytes with the list of what is encrypted" if partly else "no part was shown to protect"
+            click.echo(f"answer     encrypt everything; {why}")
+        else:
+            click.echo(f"answer     encrypt {best['ratio']:.4g} of the entries by {found.chosen}; {best['low']:.4g} is not enough")
     for one in found.alternatives:
         click.echo(f"instead    {one.name}: {one.num_entries:,} entries, {one.bytes / 1000:,.0f} kB a client, {one.seconds:.3f} s; {one.about}")
     click.echo("instead    noise: `selgrad sweep` with protection: {name: dp_gaussian, noise: [...]} says how much stops the same attacks")
