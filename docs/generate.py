@@ -345,9 +345,10 @@ UNTESTED = """
 
 Answered by the searches of [../guidelines.md](../guidelines.md), level recognisable (gu2025selective):
 
-- "Magnitude is generally effective against attacks that optimise": **partly**. It is significantly ahead of random entries on both transformers and of every other metric on the sigmoid MLP;
-  on LeNet no metric protects at any share that was tried.
-- "No single strategy is best everywhere": **holds**. Sensitivity to inputs is level with magnitude on text and far behind it on the MLP; where everything has to be encrypted, all are one.
+- "Magnitude is generally effective against attacks that optimise": **partly**. It is significantly ahead of random entries on both transformers and of every
+  other metric on the sigmoid MLP; on LeNet no metric protects at any share that was tried.
+- "No single strategy is best everywhere": **holds**. Sensitivity to inputs is level with magnitude on text and far behind it on the MLP; where everything has
+  to be encrypted, all are one.
 
 ## Not testable here
 
