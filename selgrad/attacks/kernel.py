@@ -24,7 +24,7 @@ from selgrad.attacks.labels import LabelRule, Plausible
 from selgrad.attacks.learned import estimate
 from selgrad.attacks.minimisers import RUN_AWAY, Minimiser
 from selgrad.attacks.spaces import SpaceRule
-from selgrad.base import Attack, Grads, Key, Observation, Reconstruction, Remember, stride
+from selgrad.base import Attack, Grads, Key, Observation, Params, Reconstruction, Remember, loss_gradient, stride
 from selgrad.errors import UsageError
 
 
@@ -156,7 +156,7 @@ def gradient_matching(
     trial: Trial | None = None,
     evaluations_per_step: int = 1,
     search: Search | None = None,
-    surrogates: Callable[[Observation], Sequence[Observation]] | None = None,
+    surrogates: Callable[[Observation], Sequence[Params]] | None = None,
 ) -> Kernel:
     """Optimises dummy inputs, and soft labels where no rule gives them, until their update matches the observed one.
 
@@ -171,8 +171,8 @@ def gradient_matching(
       trial: of each plausible label, where the rule is not certain; a hundred of the attack's own evaluations by default.
       evaluations_per_step: minimiser steps in one step of the attack.
       search: discrete moves, before the first step and after each; it needs a first-order minimiser.
-      surrogates: from one round's observation to several with the updates, and the weights, that dummies are tried with; the nearest counts. None tries them
-        with the client's own.
+      surrogates: from one round's observation to weights at which the dummy's gradient stands for the client's update; the nearest counts. None simulates
+        the update.
 
     Returns:
       A kernel.
@@ -198,9 +198,13 @@ def gradient_matching(
         num_inputs = math.prod(place.shape)
         return place.fix(point[:num_inputs].reshape(place.shape)), jax.nn.softmax(point[num_inputs:].reshape(labels_shape))
 
-    def updated(seen: Observation, inputs: Array, probabilities: Array) -> Any:
-        function = lambda *arguments: seen.update(seen.model, *arguments)
-        arguments = seen.params, inputs, probabilities, seen.valid
+    def updated(seen: Observation, inputs: Array, probabilities: Array, at: Params | None = None) -> Any:
+        def function(params: Params, inputs: Array, probabilities: Array, valid: Array | None) -> Grads:
+            if at is None:
+                return seen.update(seen.model, params, inputs, probabilities, valid)
+            return loss_gradient(seen.model, params, lambda _: inputs, probabilities, valid)
+
+        arguments = seen.params if at is None else at, inputs, probabilities, seen.valid
         # A metric that scores the dummy reads every entry of its update.
         return outer.factored(function, *arguments) if hidden != "bounded" and outer.enabled() else function(*arguments)
 
@@ -209,7 +213,8 @@ def gradient_matching(
 
         def of_round(seen: Observation) -> Target:
             target = fill(seen, hidden)
-            like = jax.eval_shape(lambda: updated(seen, jnp.zeros(place), jnp.zeros(sizes)))
+            at = None if surrogates is None else surrogates(seen)[0]
+            like = jax.eval_shape(lambda: updated(seen, jnp.zeros(place), jnp.zeros(sizes), at))
             # Read as a factor of products in every step.
             known = lambda leaf, c: c.astype(jnp.float32) if outer.is_outer(leaf) else c
             return target._replace(counted=jax.tree.map(known, like, target.counted, is_leaf=outer.is_outer))
@@ -221,7 +226,7 @@ def gradient_matching(
 
         def mismatch(seen: Observation, target: Target, inputs: Array, probabilities: Array) -> Array:
             if surrogates is not None:
-                return jnp.stack([by.distance(updated(one, inputs, probabilities), target) for one in surrogates(seen)]).min()
+                return jnp.stack([by.distance(updated(seen, inputs, probabilities, at), target) for at in surrogates(seen)]).min()
             candidate = updated(seen, inputs, probabilities)
             if hidden == "bounded":
                 # The same draws at every step and for every restart: a metric's probes must not be noise in the objective.

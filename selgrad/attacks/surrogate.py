@@ -5,11 +5,9 @@ Zhu, Yao, Blaschko, "Surrogate Model Extension (SME): A Fast and Accurate Weight
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import jax
-from jax import Array
 
 from selgrad.attacks.distances import cosine
 from selgrad.attacks.hidden import Hidden
@@ -20,41 +18,12 @@ from selgrad.attacks.priors import total_variation
 from selgrad.attacks.spaces import pixels
 from selgrad.attacks.starts import Start
 from selgrad.attacks.trials import likely_images
-from selgrad.base import Attack, Batch, Grads, Model, Observation, Params, Update, loss_gradient
+from selgrad.base import Attack, Observation, Params
 from selgrad.errors import UsageError
 
 
-@dataclasses.dataclass(frozen=True)
-class OneStep:
-    """The gradient of all that a client holds, whatever it does with it; `client` and `new_params` are the client's."""
-
-    update: Update
-
-    @property
-    def batch_size(self) -> int:
-        """The client's."""
-        return self.update.batch_size
-
-    @property
-    def num_steps(self) -> int:
-        """One."""
-        return 1
-
-    def __call__(self, model: Model, params: Params, embedded: Array, labels: Array, valid: Array | None = None) -> Grads:
-        """The gradient of the mean loss, a tree like the parameters that are sent."""
-        return loss_gradient(model, params, lambda _: embedded, labels, valid)
-
-    def client(self, model: Model, params: Params, batch: Batch, labels: Array, offset: Array | None = None) -> Grads:
-        """The client's."""
-        return self.update.client(model, params, batch, labels, offset)
-
-    def new_params(self, params: Params, grads: Grads) -> Params:
-        """The client's."""
-        return self.update.new_params(params, grads)
-
-
-def between(observation: Observation, position: float) -> Observation:
-    """The same for one gradient of the whole batch, at weights that have come this share of the way to where the client's steps led, as far as that is visible.
+def between(observation: Observation, position: float) -> Params:
+    """Weights that have come this share of the way to where the client's steps led, as far as that is visible.
 
     Args:
       observation: of one round.
@@ -64,8 +33,7 @@ def between(observation: Observation, position: float) -> Observation:
     before, frozen = model.split(observation.params)
     # What is encrypted counts as no movement.
     after = observation.update.new_params(before, observation.visible)
-    weights = model.merge(jax.tree.map(lambda old, new: old + position * (new - old), before, after), frozen)
-    return dataclasses.replace(observation, update=OneStep(observation.update), sent=(observation.sent[0]._replace(params=weights),))
+    return model.merge(jax.tree.map(lambda old, new: old + position * (new - old), before, after), frozen)
 
 
 def surrogate(

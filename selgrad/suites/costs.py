@@ -80,7 +80,7 @@ def _index_bytes(setting: Setting, lane: Lane) -> int:
 
 def _profiles(setting: Setting, lane: Lane, options: EncryptionConfig, on_event: OnEvent) -> list[Alternative]:
     """The same selection under other profiles that hold as many clients; the textbook's parameters are for comparison alone."""
-    found = []
+    found, index = [], _index_bytes(setting, lane)
     for profile in encryption.PROFILES.values():
         if profile.name in (options.profile, "textbook"):
             continue
@@ -91,7 +91,7 @@ def _profiles(setting: Setting, lane: Lane, options: EncryptionConfig, on_event:
         assert other is not None
         on_event(f"encrypting {lane.ratio:.1%} with profile {profile.name}")
         paid = encryption_cost(setting, lane, SchemeCache(other))
-        size = paid.ciphertext_bytes + _index_bytes(setting, lane)
+        size = paid.ciphertext_bytes + index
         found.append(Alternative(f"profile {profile.name}", setting.num_selected(lane.ratio), size, paid.encrypt_seconds, profile.about.rstrip(".")))
     return found
 

@@ -285,11 +285,5 @@ def _check(
     told = worst[(worst["ratio"] == answer.ratio) & (worst["outcome"] != "attack failed")]
     read, unresolved = int((told["outcome"] == "read").sum()), int((told["outcome"] == "unresolved").sum())
     bound = upper_bound(read + unresolved, len(told), 1 - question.error)
-    return Checked(
-        answer.ratio,
-        read,
-        len(told),
-        unresolved,
-        bound,
-        "held" if bound <= question.rate else "did not hold" if read > question.rate * len(told) else "undecided",
-    )
+    verdict = "held" if bound <= question.rate else "did not hold" if read > question.rate * len(told) else "undecided"
+    return Checked(answer.ratio, read, len(told), unresolved, bound, verdict)

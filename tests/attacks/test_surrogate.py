@@ -38,8 +38,8 @@ def test_the_gradient_half_way_points_most_nearly_along_all_steps():
     images, seen = seen_of(UPDATES["fedavg"](batch_size=2, num_steps=8, learning_rate=0.02))
 
     def apart(position):
-        one = between(seen, position)
-        gradient = trees.concatenate(one.update(one.model, one.params, images, jax.nn.one_hot(LABELS, 5)))
+        one = UPDATES["gradient"](batch_size=2)(seen.model, between(seen, position), images, jax.nn.one_hot(LABELS, 5))
+        gradient = trees.concatenate(one)
         sent = trees.concatenate(seen.visible)
         return 1 - float(gradient @ sent / jnp.linalg.norm(gradient) / jnp.linalg.norm(sent))
 
@@ -49,10 +49,10 @@ def test_the_gradient_half_way_points_most_nearly_along_all_steps():
 
 def test_encrypted_entries_count_as_no_movement():
     _, seen = seen_of(UPDATES["fedavg"](batch_size=2, num_steps=3), hide=lambda leaf: jnp.ones(leaf.shape, bool))
-    jax.tree.map(np.testing.assert_array_equal, between(seen, 1.0).params, seen.params)
+    jax.tree.map(np.testing.assert_array_equal, between(seen, 1.0), seen.params)
     _, seen = seen_of(UPDATES["fedavg"](batch_size=2, num_steps=3))
     moved = jax.tree.map(lambda old, lost: old - 0.5 * lost, seen.params, seen.visible)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), between(seen, 0.5).params, moved)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), between(seen, 0.5), moved)
 
 
 @pytest.mark.parametrize("wrong", [{"positions": ()}, {"positions": (0.5, 1.5)}, {"hidden": "bounded"}])
