@@ -37,8 +37,7 @@ class Certifier:
           UsageError: if it does not fit in memory, or a protection leaves entries out.
         """
         setting = self._setting
-        params = jax.eval_shape(setting.model.init, jax.random.key(0))
-        embedded = jax.eval_shape(setting.model.embed, params, setting.dataset.batch(setting.samples[0], setting.update.batch_size).inputs)
+        embedded = setting.embedded
         if setting.discloses:
             raise UsageError("certificates bound what follows from what is sent, and statistics='known' tells the attacker more; take statistics: sent")
         if setting.leaves_out:

@@ -7,7 +7,7 @@ a mask by magnitude leaves mostly zeros where activations are sparse. Counts, an
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -53,13 +53,6 @@ class Exposed:
         sizes = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(setting.shapes)]
         return layers, np.asarray([layers.index(name) for name in names]), np.cumsum([0, *sizes])
 
-    @functools.cached_property
-    def _embedded(self) -> Any:
-        """The shape of one batch's embedded inputs."""
-        setting = self._setting
-        params = jax.eval_shape(setting.model.init, jax.random.key(0))
-        return jax.eval_shape(setting.model.embed, params, setting.dataset.batch(setting.samples[0], setting.update.batch_size).inputs).shape
-
     def left(self, lane: Lane) -> Left:
         """What the first round's mask of a lane leaves."""
         setting, total = self._setting, self._setting.num_total
@@ -71,6 +64,6 @@ class Exposed:
         counts = np.bincount(number, np.add.reduceat(hidden, begins[:-1], dtype=np.int64), len(layers))
         sizes = np.bincount(number, np.diff(begins), len(layers))
         batch = jax.tree.map(lambda leaf: leaf[lane.sample], setting.batches)
-        unknown = int(setting.modality.unknown(batch, self._embedded).sum())
+        unknown = int(setting.modality.unknown(batch, setting.embedded.shape).sum())
         shares = {name: round(float(share), 6) for name, share in zip(layers, counts / sizes, strict=True)}
         return Left(int(np.bitwise_count(self._nonzero(lane.seed, page)[at] & ~packed).sum()), unknown, shares)

@@ -137,6 +137,12 @@ class Setting:
         return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *batches)
 
     @functools.cached_property
+    def embedded(self) -> jax.ShapeDtypeStruct:
+        """The shape of one batch's embedded inputs, which an attacker looks for."""
+        params = jax.eval_shape(self.model.init, jax.random.key(0))
+        return jax.eval_shape(self.model.embed, params, self.dataset.batch(self.samples[0], self.update.batch_size).inputs)
+
+    @functools.cached_property
     def others(self) -> Any:
         """Other inputs of the same data set, from which a reconstruction has to tell the truth."""
         spec, everything = self.specs[0], self.dataset
