@@ -31,28 +31,53 @@ from selgrad.report.verdicts import reached, worst_of
 from selgrad.suites.decide import Question
 from selgrad.suites.recommend import configured, recommend
 from selgrad.suites.search import Runner, Search
+from selgrad.training import Recipe, train
 
 RESULTS = Path(__file__).parent / "results"
 IMAGES = ["random", "magnitude", {"name": "sensitivity", "target": "inputs", "num_probes": 16}, "product"]
 TEXT = ["random", "magnitude", {"name": "sensitivity", "target": "inputs"}, "product"]
+RECIPES = {"mlp": Recipe(num_epochs=12), "lenet": Recipe(num_epochs=12, learning_rate=0.01)}
+"""By which weights are trained, on the training half of Fashion-MNIST; the test half is attacked."""
 PAIRS = 36
 """Inputs on which all metrics are compared, at the smallest ratio with which the search of any of them ended."""
 
 
-def settings(data: str) -> dict[str, dict[str, Any]]:
-    """Name -> keys of a sweep."""
+def settings(data: str, out: Path) -> dict[str, dict[str, Any]]:
+    """Name -> keys of a sweep; weights lie in `out` where `trained` made them."""
     fashion = lambda count, offset=0: {"name": "fashion_mnist", "path": f"{data}/fashion-mnist", "count": count, "offset": offset}
-    cifar = lambda count: {"name": "cifar10", "path": f"{data}/cifar10", "count": count}
+    cifar = lambda count, **more: {"name": "cifar10", "path": f"{data}/cifar10", "count": count, **more}
     cola = {"name": "cola", "path": f"{data}/cola", "max_length": 16, "count": 240, "offset": 40}
-    lenet = lambda classes: {"name": "lenet", "activation": "sigmoid", "num_classes": classes}
-    return {
-        "mlp": {"dataset": fashion(300), "model": {"name": "mlp", "activation": "sigmoid"}, "metric": IMAGES},
-        "lenet-10": {"dataset": fashion(140), "model": lenet(10), "metric": IMAGES, "public": fashion(500, 1000)},
-        "lenet-100": {"dataset": fashion(140), "model": lenet(100), "metric": IMAGES, "public": fashion(500, 1000)},
-        "cnn": {"dataset": cifar(140), "model": "cnn", "metric": IMAGES},
-        "bert": {"dataset": cola, "model": {"name": "bert", "size": "tiny"}, "metric": TEXT},
-        "gpt2": {"dataset": cola, "model": {"name": "gpt2", "size": "tiny"}, "metric": TEXT, "known_labels": True},
+    mlp, lenet = {"name": "mlp", "activation": "sigmoid"}, {"name": "lenet", "activation": "sigmoid"}
+    bert, gpt2 = {"name": "bert", "size": "tiny"}, {"name": "gpt2", "size": "tiny"}
+    local = {"name": "fedavg", "num_steps": 5, "batch_size": 1}
+    public, test = fashion(500, 1000), fashion(240)
+    every: dict[str, dict[str, Any]] = {
+        "mlp": {"dataset": fashion(300), "model": mlp},
+        "mlp-fedavg": {"dataset": fashion(240), "model": mlp, "update": {**local, "learning_rate": 0.01}},
+        "mlp-trained": {"dataset": test, "model": {**mlp, "checkpoint": str(out / "trained-mlp" / "weights")}, "public": public},
+        "mlp-relu-batch-8": {"dataset": fashion(1120), "model": "mlp", "update": {"name": "gradient", "batch_size": 8}},
+        "lenet-10": {"dataset": fashion(140), "model": {**lenet, "num_classes": 10}, "public": public},
+        "lenet-10-trained": {"dataset": test, "model": {**lenet, "checkpoint": str(out / "trained-lenet" / "weights")}, "public": public},
+        "lenet-100": {"dataset": fashion(140), "model": {**lenet, "num_classes": 100}, "public": public},
+        "cnn": {"dataset": cifar(140), "model": "cnn"},
+        "resnet20-trained": {
+            "dataset": cifar(140, normalisation="imagenet"),
+            "model": {"name": "resnet", "checkpoint": f"{data}/weights/resnet20-cifar10/resnet20-12fca82f.safetensors"},
+        },
+        "vit": {"dataset": cifar(140), "model": "vit"},
+        "bert": {"dataset": cola, "model": bert},
+        "bert-fedavg": {"dataset": cola, "model": bert, "update": {**local, "learning_rate": 1e-4}},
+        "bert-lora": {"dataset": cola, "model": {**bert, "lora_rank": 32}},
+        "gpt2": {"dataset": cola, "model": gpt2, "known_labels": True},
     }
+    return {name: {"metric": TEXT if given["dataset"] is cola else IMAGES, **given} for name, given in every.items()}
+
+
+def trained(name: str, data: str, out: Path) -> None:
+    """Makes the weights that a setting is about; the same call goes on where it was stopped."""
+    model = name.split("-")[0]
+    learnt = Spec.of("dataset", {"name": "fashion_mnist", "path": f"{data}/fashion-mnist", "split": "train"}).build()
+    print(f"{name}: {train(learnt, {'name': model, 'activation': 'sigmoid'}, out / f'trained-{model}', recipe=RECIPES[model])}")
 
 
 def compared(given: dict[str, Any], out: Path, level: str, budget: Any, ratio: float) -> None:
@@ -90,10 +115,12 @@ def main() -> None:
     given = parser.parse_args()
     if not given.data:
         parser.error("name the folder of the data sets with --data")
-    every, file = settings(given.data), RESULTS / "suites.json"
+    every, file = settings(given.data, given.out), RESULTS / "suites.json"
     kept = json.loads(file.read_text()) if file.exists() else {"rows": []}
     for name in given.settings or every:
         answers, started = [], time.perf_counter()
+        if str(given.out) in str(every[name]["model"]):
+            trained(name, given.data, given.out)
         for level in given.levels:
             out = given.out / f"{name}-{given.budget}"
             found = recommend(every[name], out, question=Question(level=level), budget=given.budget, check=given.check, on_event=print)
@@ -113,7 +140,7 @@ def main() -> None:
         }
         kept["rows"] = [one for one in kept["rows"] if (one["setting"], one["budget"]) != (name, given.budget)] + [row]
         kept["hardware"] = {"cores": os.cpu_count(), "machine": platform.machine(), "device": jax.devices()[0].device_kind, "jax": jax.__version__}
-        text = json.dumps(kept, indent=1, default=str).replace("NaN", "null").replace(f"{given.data}/", "")
+        text = json.dumps(kept, indent=1, default=str).replace("NaN", "null").replace(f"{given.data}/", "").replace(f"{given.out}/", "")
         file.write_text(text + "\n")
         for column in records.select_dtypes("object").columns:
             records[column] = records[column].astype(str).str.replace(f"{given.data}/", "", regex=False)

@@ -118,6 +118,16 @@ def unpack(packed: Packed, like: Any) -> list[npt.NDArray[np.bool_]]:
     return [part.reshape(leaf.shape) for part, leaf in zip(np.split(bits, ends[:-1]), leaves, strict=True)]
 
 
+def counts(packed: Packed, sizes: Sequence[int]) -> npt.NDArray[np.int64]:
+    """How many entries of each leaf a packed mask has.
+
+    Args:
+      packed: one mask.
+      sizes: of the leaves, each above 0.
+    """
+    return np.add.reduceat(np.unpackbits(packed, count=sum(sizes)), np.cumsum([0, *sizes])[:-1], dtype=np.int64)
+
+
 def _parts(blocks: list[tuple[int, npt.NDArray[Any]]], start: int, stop: int) -> Iterator[npt.NDArray[np.uint64]]:
     """Of each block the entries whose bucket, counted from the largest scores, lies in [start, stop): how late they come above their index."""
     for at, block in blocks:

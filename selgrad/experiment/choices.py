@@ -18,7 +18,6 @@ import numpy as np
 
 from selgrad import devices, topk, trees
 from selgrad.base import Batch, GradientContext, Grads, Key, Metric, Model, Params, Ranks, Scores, Selector, Update
-from selgrad.data import Dataset, TextDataset
 from selgrad.errors import UsageError
 from selgrad.experiment.types import Client, each_key, seed_key, widen
 from selgrad.registry import Spec
@@ -30,13 +29,17 @@ class Clients(Protocol):
 
     model: Model
     update: Update
-    dataset: Dataset | TextDataset
     public: Batch | None
     samples: tuple[int, ...]
     always: list[bool]
     num_total: int
     num_rounds: int
     num_pages: int
+
+    @property
+    def embedded(self) -> jax.ShapeDtypeStruct:
+        """The shape of one batch's embedded inputs."""
+        ...
 
     def page(self, page: int) -> tuple[int, ...]:
         """The samples of a page."""
@@ -141,9 +144,7 @@ class Choices:
         if score.num_probes is None:
             return 0.0
         setting = self._setting
-        batch = setting.dataset.batch(setting.samples[0], setting.update.batch_size)
-        embedded = jax.eval_shape(lambda inputs: setting.model.embed(setting.model.init(jax.random.key(0)), inputs), batch.inputs)
-        return score.standard_error(int(np.prod(embedded.shape)), setting.update.batch_size)
+        return score.standard_error(int(np.prod(setting.embedded.shape)), setting.update.batch_size)
 
     def _choose(self, metric: Spec, selector: Spec, seed: int, round_index: int, page: int, counts: tuple[int, ...]) -> Chosen:
         choose: Selector = selector.build()

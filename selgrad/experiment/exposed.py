@@ -16,6 +16,7 @@ import numpy.typing as npt
 from selgrad import trees
 from selgrad.experiment.setting import Setting
 from selgrad.experiment.types import Lane
+from selgrad.topk import counts
 
 
 class Left(NamedTuple):
@@ -45,25 +46,22 @@ class Exposed:
         return np.stack([np.packbits(np.concatenate([(leaf[at] != 0).reshape(-1) for leaf in leaves])) for at in range(len(leaves[0]))])
 
     @functools.cached_property
-    def _layers(self) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The layers' names, the number of each leaf's layer, and where leaves begin in the flat update."""
+    def _layers(self) -> tuple[list[str], npt.NDArray[np.int64], list[int]]:
+        """The layers' names, the number of each leaf's layer, and the leaves' sizes."""
         setting = self._setting
         names = [path.rpartition("/")[0] or path for path in trees.paths(setting.shapes)]
         layers = list(dict.fromkeys(names))
         sizes = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(setting.shapes)]
-        return layers, np.asarray([layers.index(name) for name in names]), np.cumsum([0, *sizes])
+        return layers, np.asarray([layers.index(name) for name in names]), sizes
 
     def left(self, lane: Lane) -> Left:
         """What the first round's mask of a lane leaves."""
-        setting, total = self._setting, self._setting.num_total
-        layers, number, begins = self._layers
+        setting = self._setting
+        layers, number, sizes = self._layers
         page, at = divmod(lane.sample, setting.page_size)
         packed = setting.hidden(lane)
-        hidden = np.unpackbits(packed, count=total)
-        # A sum by leaf, of which none is empty, and then by layer.
-        counts = np.bincount(number, np.add.reduceat(hidden, begins[:-1], dtype=np.int64), len(layers))
-        sizes = np.bincount(number, np.diff(begins), len(layers))
+        hidden, whole = (np.bincount(number, by_leaf, len(layers)) for by_leaf in (counts(packed, sizes), sizes))
         batch = jax.tree.map(lambda leaf: leaf[lane.sample], setting.batches)
         unknown = int(setting.modality.unknown(batch, setting.embedded.shape).sum())
-        shares = {name: round(float(share), 6) for name, share in zip(layers, counts / sizes, strict=True)}
+        shares = {name: round(float(share), 6) for name, share in zip(layers, hidden / whole, strict=True)}
         return Left(int(np.bitwise_count(self._nonzero(lane.seed, page)[at] & ~packed).sum()), unknown, shares)

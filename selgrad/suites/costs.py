@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from selgrad import encryption
 from selgrad.config import EncryptionConfig
@@ -42,10 +43,8 @@ class Alternative(NamedTuple):
     about: str
 
 
-def costs_of(
-    search: Search, found: Mapping[str, Answer], options: EncryptionConfig | None, on_event: OnEvent
-) -> tuple[list[dict[str, Any]], list[Alternative], str]:
-    """One row an arm, with what its selection costs; alternatives, other profiles for the cheapest among them; why there are no costs, if there are none."""
+def costs_of(search: Search, found: Mapping[str, Answer], options: EncryptionConfig | None, on_event: OnEvent) -> tuple[pd.DataFrame, list[Alternative], str]:
+    """One row an arm, the cheapest that protects first; alternatives, other profiles for that one among them; why there are no costs, if there are none."""
     note = "encryption is off" if options is None else encryption.unavailable() or ""
     schemes = None if note or options is None else SchemeCache(options)
     setting, seed = search.settings[0], search.config.seeds[0]
@@ -60,15 +59,16 @@ def costs_of(
             paid = encryption_cost(setting, lane, schemes)
             row |= {"bytes": float(paid.ciphertext_bytes + _index_bytes(setting, lane)), "seconds": paid.encrypt_seconds}
         rows.append(row)
+    table = pd.DataFrame(rows).sort_values(["protects", "bytes", "ratio"], ascending=[False, True, True], kind="stable")
+    sorted_table = table.reset_index(drop=True)
     if schemes is None:
-        return rows, [], note
+        return sorted_table, [], note
     on_event("encrypting everything")
     instead = _alternatives(setting, search.arms[0], seed, schemes)
-    # As the table is sorted: the cheapest comes first.
-    best = min(zip(rows, search.arms, strict=True), key=lambda one: (not one[0]["protects"], one[0]["bytes"], one[0]["ratio"]))
-    if options is not None and best[0]["protects"]:
-        instead += _profiles(setting, Lane(seed, 0, best[1].metric, best[1].selector, best[0]["ratio"]), options, on_event)
-    return rows, instead, note
+    best = search.arms[table.index[0]]
+    if options is not None and sorted_table["protects"][0]:
+        instead += _profiles(setting, Lane(seed, 0, best.metric, best.selector, float(sorted_table["ratio"][0])), options, on_event)
+    return sorted_table, instead, note
 
 
 def _index_bytes(setting: Setting, lane: Lane) -> int:

@@ -188,8 +188,7 @@ def recommend(
         asked = with_luck(question or Question(), search)
         runner, found = _searched(search, asked, executor, on_event)
         records = search.records()
-        rows, instead, note = costs_of(search, found, config.encryption, on_event)
-        table = pd.DataFrame(rows).sort_values(["protects", "bytes", "ratio"], ascending=[False, True, True], kind="stable", ignore_index=True)
+        table, instead, note = costs_of(search, found, config.encryption, on_event)
         chosen = str(table["metric"].iloc[0]) if len(table) and table["protects"].iloc[0] else None
         checked = None
         if check and chosen is not None:

@@ -18,6 +18,7 @@ import pandas as pd
 from selgrad import trees
 from selgrad.config import SweepConfig
 from selgrad.experiment import Setting
+from selgrad.topk import counts
 
 COLUMNS = ("setting", "title", "selector", "ratio", "metric_a", "metric_b", "leaf", "jaccard", "identical")
 
@@ -29,10 +30,9 @@ def overlap(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8], sizes: Sequence[
       a, b: masks, (samples, ceil(n / 8)), as `numpy.packbits` has them.
       sizes: of the leaves.
     """
-    starts = np.cumsum([0, *sizes])[:-1]
 
     def by_leaf(packed: npt.NDArray[np.uint8]) -> Any:
-        found = np.stack([np.add.reduceat(np.unpackbits(row, count=sum(sizes)), starts, dtype=np.int64) for row in packed])
+        found = np.stack([counts(row, sizes) for row in packed])
         return np.concatenate([found.sum(axis=1, keepdims=True), found], axis=1)
 
     return by_leaf(a & b), by_leaf(a | b)
