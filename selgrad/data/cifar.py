@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,24 +29,86 @@ _FOLDERS = {
 }
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that builds NumPy arrays and plain containers and nothing else: a pickle from elsewhere may run code."""
+class _Bytes:
+    """What a pickle calls an array: the shape and the bytes of unsigned 8-bit integers, which is all that a CIFAR batch holds."""
+
+    __slots__ = ("values",)
+
+    def __init__(self) -> None:
+        self.values: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, by_columns, raw = state
+        if not isinstance(dtype, _Type) or by_columns or not isinstance(raw, bytes):
+            raise pickle.UnpicklingError("its array is not one of bytes, row by row")
+        self.values = np.frombuffer(raw, np.uint8).reshape(shape)
+
+
+class _Type:
+    """NumPy's type of unsigned 8-bit integers, as a pickle names it."""
+
+    __slots__ = ()
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+class _Named:
+    """Stands for a name in a pickle: it can be called, and nothing can be set on it."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self._make = make
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._make(*arguments)
+
+
+def _type(name: Any, *_: Any) -> _Type:
+    if name not in ("u1", b"u1"):
+        raise pickle.UnpicklingError(f"its array is of type {name!r}, and pixels are u1")
+    return _Type()
+
+
+def _encoded(text: Any, encoding: Any) -> bytes:
+    """How Python 3 writes bytes for Python 2."""
+    if encoding not in ("latin1", b"latin1") or not isinstance(text, str | bytes):
+        raise pickle.UnpicklingError("it encodes something else than bytes")
+    return text.encode("latin1") if isinstance(text, str) else text
+
+
+_NAMES = {
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Named(lambda *_: _Bytes()) for core in ("core", "_core")},
+    ("numpy", "ndarray"): _Named(lambda *_: _Bytes()),
+    ("numpy", "dtype"): _Named(_type),
+    ("_codecs", "encode"): _Named(_encoded),
+}
+
+
+class _BatchUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
+    """Builds strings, numbers, lists, dictionaries and arrays of bytes, and calls nothing of NumPy's: its own reader of pickles follows pointers.
+
+    Written in Python, whose memo is a dictionary: the one in C allocates as much as a pickle's counter says.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype"):
-            return super().find_class(module, name)
-        if (module, name) == ("_codecs", "encode"):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR batch does")
+        if (module, name) not in _NAMES:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR batch does")
+        return _NAMES[module, name]
 
 
 def _read_python(path: Path, label_key: bytes) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    raw = path.read_bytes()
     try:
-        batch = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-        data, labels = np.asarray(batch[b"data"], np.uint8), np.asarray(batch[label_key], np.int64)
-        return data.reshape(-1, 3072), labels
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, IndexError, AttributeError, ImportError) as error:
-        raise DataError(f"{str(path)!r} is no CIFAR python batch, or is truncated ({type(error).__name__}: {error})") from None
+        batch = _BatchUnpickler(io.BytesIO(raw), encoding="bytes").load()
+        data, labels = batch[b"data"], batch[label_key]
+        if not isinstance(data, _Bytes) or not isinstance(labels, list) or not all(type(label) is int for label in labels):
+            raise pickle.UnpicklingError("its data are no array of bytes, or its labels no list of integers")
+        return data.values.reshape(-1, 3072), np.asarray(labels, np.int64)
+    except Exception as error:  # a damaged pickle asks for anything
+        said = str(error).splitlines()[0] if str(error) else "damaged"
+        raise DataError(f"{str(path)!r} is no CIFAR python batch, or is truncated ({type(error).__name__}: {said})") from None
 
 
 def _read_binary(path: Path, label_bytes: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:

@@ -42,6 +42,8 @@ def cola(
         file = existing_file(inner if inner.is_dir() else root, _FILES[split])
         texts, labels = [], []
         for number, line in enumerate(read_lines(file), 1):
+            if not line.strip():
+                continue
             fields = line.split("\t")
             if len(fields) != 4 or fields[1] not in ("0", "1"):
                 raise DataError(f"{str(file)!r}, line {number}: not the four columns of CoLA (source, label, mark, sentence); the file is damaged")

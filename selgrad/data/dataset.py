@@ -75,9 +75,14 @@ def make(
         all samples, which everybody knows, and not those of the few that are kept, which nobody is told; "imagenet" and "cifar10" take the constants that
         published weights were trained with.
       source: what to call the data in errors.
+
+    Raises:
+      DataError: if shapes do not belong together, labels are out of range, or pixels are neither uint8 nor floats in [0, 1].
+      UsageError: if the part asked for is not there, or the normalisation is of other channels.
     """
     if pixels.ndim != 4 or len(pixels) != len(labels):
         raise DataError(f"{source}: pixels of shape {pixels.shape} and {len(labels)} labels do not belong together")
+    _require_range(pixels, source)
     if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
         raise DataError(f"{source}: labels from {labels.min()} to {labels.max()} lie outside 0 .. {num_classes - 1}")
     available = len(labels)
@@ -96,6 +101,17 @@ def make(
         if channels != len(mean):
             raise UsageError(f"{source}: normalisation={normalisation!r} is of {len(mean)} channels and these pictures have {channels}; take 'channel'")
     return Dataset(scaled, labels.astype(np.int32), InputSpec(scaled.shape[1:], num_classes, mean, std))
+
+
+def _require_range(pixels: npt.NDArray[np.generic], source: str) -> None:
+    """Refuses pixels of a type or of values that do not say what is black and what is white."""
+    if pixels.dtype == np.uint8 or not pixels.size:
+        return
+    if not np.issubdtype(pixels.dtype, np.floating):
+        raise DataError(f"{source}: pixels of type {pixels.dtype} have no known range; give uint8, or floats in [0, 1]")
+    # A NaN fails it too.
+    if not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise DataError(f"{source}: pixels from {pixels.min():g} to {pixels.max():g} lie outside [0, 1]; give them before normalisation")
 
 
 def _moments(values: npt.NDArray[np.generic]) -> tuple[float, float]:

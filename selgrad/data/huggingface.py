@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from selgrad.data import pictures
 from selgrad.data.dataset import Dataset, Normalisation, make
 from selgrad.errors import DataError, UsageError
 
@@ -71,11 +72,10 @@ def huggingface(
     labels = np.asarray(loaded[label])
     stop = len(loaded) if count is None else min(offset + count, len(loaded))
     images = []
-    for row in loaded.select(range(offset, stop)):
-        picture = row[image].convert("RGB")
-        images.append(np.asarray(picture.resize((size, size)) if size else picture))
+    for at, row in enumerate(loaded.select(range(offset, stop)), offset):
+        images.append(pictures.to_rgb(row[image], f"picture {at} of {repository!r}", size))
     if len({i.shape for i in images}) > 1:
         raise DataError(f"{repository!r} holds images of several shapes; set size to resize")
     classes = getattr(loaded.features[label], "num_classes", None) or int(labels.max()) + 1
     kept = labels[offset:stop]
-    return make(np.stack(images), kept, num_classes=classes, count=count, offset=0, normalisation=normalisation, source=repository)
+    return make(pictures.together(images), kept, num_classes=classes, count=count, offset=0, normalisation=normalisation, source=repository)

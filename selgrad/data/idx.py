@@ -6,16 +6,20 @@ LeCun et al. 1998 (lecun1998mnist); Xiao, Rasul, Vollgraf 2017 (xiao2017fashion)
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from selgrad.data.dataset import Dataset, Normalisation, existing_file, make
 from selgrad.errors import DataError
+
+LARGEST = 2**32
+"""Bytes of one file's array; MNIST has 47 million."""
 
 
 def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
@@ -28,18 +32,26 @@ def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
     Raises:
       DataError: if the file is truncated or of another format.
     """
-    raw = path.read_bytes()
-    if raw[:2] == b"\x1f\x8b":
-        try:
-            raw = gzip.decompress(raw)
-        except (EOFError, OSError, zlib.error) as error:
-            raise DataError(f"{str(path)!r} is a truncated or damaged gzip file ({error}); fetch it again") from None
-    if len(raw) < 4 + 4 * ndim or raw[:4] != bytes((0, 0, 8, ndim)):
-        raise DataError(f"{str(path)!r} is no idx file of unsigned bytes with {ndim} dimensions (it begins {raw[:4].hex() or 'empty'})")
-    shape = struct.unpack(f">{ndim}I", raw[4 : 4 + 4 * ndim])
-    body = raw[4 + 4 * ndim :]
-    if len(body) != int(np.prod(shape, dtype=np.int64)):
-        raise DataError(f"{str(path)!r} holds {len(body)} bytes of data where its header says {shape}; it is truncated, fetch it again")
+    try:
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            stream: Any = gzip.GzipFile(fileobj=file) if packed else file
+            start = stream.read(4 + 4 * ndim)
+            if len(start) < 4 + 4 * ndim or start[:4] != bytes((0, 0, 8, ndim)):
+                raise DataError(f"{str(path)!r} is no idx file of unsigned bytes with {ndim} dimensions (it begins {start[:4].hex() or 'empty'})")
+            shape = struct.unpack(f">{ndim}I", start[4:])
+            wanted = math.prod(shape)
+            if wanted > LARGEST:
+                raise DataError(f"{str(path)!r} announces {wanted:,} bytes, {shape}; at most {LARGEST:,} are read, so it is damaged, or split it")
+            # No more is unpacked than the header says: a megabyte may hold gigabytes.
+            body = stream.read(wanted)
+            rest = bool(stream.read(1))
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{str(path)!r} is a truncated or damaged gzip file ({error}); fetch it again") from None
+    if len(body) != wanted or rest:
+        said = "more" if rest else f"{len(body)} bytes of data"
+        raise DataError(f"{str(path)!r} holds {said} where its header says {shape}; it is {'damaged' if rest else 'truncated'}, fetch it again")
     return np.frombuffer(body, np.uint8).reshape(shape)
 
 

@@ -1,19 +1,63 @@
 """Images from a folder of PNG, JPEG or other files that Pillow reads; the label is the sub-folder, or a number in the file's name.
 
-Files are taken in sorted order, so a folder always gives the same data set.
+Files are taken in sorted order, so a folder always gives the same data set. What is hidden is no data: folders that tools leave behind, such as
+`.ipynb_checkpoints`, would be classes else.
 """
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from selgrad.data import pictures
 from selgrad.data.dataset import Dataset, Normalisation, make
 from selgrad.errors import DataError, UsageError
 
 _ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+_SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
+_LEFT_BEHIND = {"__MACOSX", "@eaDir"}
+"""Folders of copies that tools make beside the data."""
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """Every picture's file under a folder; links are followed, but not in circles."""
+    seen = set()
+    for folder, below, names in os.walk(root, followlinks=True):
+        # A folder that lies above itself by a link is walked once.
+        if os.path.realpath(folder) in seen:
+            below.clear()
+            continue
+        seen.add(os.path.realpath(folder))
+        below[:] = [name for name in below if not name.startswith(".") and name not in _LEFT_BEHIND]
+        for name in names:
+            file = Path(folder, name)
+            if not name.startswith(".") and file.suffix.lower() in _ENDINGS:
+                if not file.exists():
+                    raise DataError(f"{str(file)!r} is a link to {os.readlink(file)!r}, which is not there; fetch the data again or remove the link")
+                yield file
+
+
+def _classes(root: Path, files: list[Path]) -> tuple[list[str], list[int]]:
+    """The names of the classes, which are the folders directly under the root, and the class of each file."""
+    folders = [file.relative_to(root).parts[:-1] for file in files]
+    alone = next((file for file, parts in zip(files, folders, strict=True) if not parts), None)
+    if alone is not None:
+        raise DataError(f"{str(alone)!r} lies in no class's folder; move it into one, or give label_pattern, which finds the label in a file's name")
+    names = sorted({parts[0] for parts in folders})
+    if set(map(str.lower, names)) <= _SPLITS:
+        raise UsageError(f"{str(root)!r} holds {', '.join(names)}, which are parts of a data set and no classes; set path to one of them")
+    return names, [names.index(parts[0]) for parts in folders]
+
+
+def _in_name(pattern: re.Pattern[str], file: Path) -> int:
+    match = pattern.search(file.name)
+    if match is None or not match.groups() or not re.fullmatch("[0-9]{1,9}", match[1] or ""):
+        raise UsageError(f"label_pattern={pattern.pattern!r} finds no number in the file name {file.name!r}")
+    return int(match[1])
 
 
 def image_folder(
@@ -28,8 +72,10 @@ def image_folder(
 ) -> Dataset:
     """RGB images from files.
 
+    Pictures of 16 bits and of floats keep their levels, pictures stand upright as their EXIF says, and those with transparent pixels are refused.
+
     Args:
-      path: folder whose sub-folders are the classes, in sorted order, or a flat folder with `label_pattern`.
+      path: folder whose sub-folders are the classes, in sorted order, or a flat folder with `label_pattern`. Hidden files and folders are left out.
       size: height and width to resize to (bilinear); None asks that all files have one shape.
       label_pattern: regular expression whose first group is the label in a file's name, such as "_([0-9]+)[.]png$".
       num_classes: default: the number of sub-folders, or the largest label plus one.
@@ -37,38 +83,35 @@ def image_folder(
       offset: samples to leave out first.
       normalisation: "none" keeps [0, 1]; "channel" standardises.
     """
-    from PIL import Image, UnidentifiedImageError
-
     if size is not None and size < 1:
         raise UsageError(f"size={size} must be at least 1 pixel")
     try:
-        pattern = re.compile(label_pattern or "")
+        pattern = None if label_pattern is None else re.compile(label_pattern)
     except re.error as error:
         raise UsageError(f"label_pattern={label_pattern!r} is no regular expression ({error})") from None
     root = Path(path).expanduser()
     if not root.is_dir():
         raise DataError(f"data folder {str(root)!r} does not exist; set dataset.path to a folder of images")
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in _ENDINGS)
+    files = sorted(_files(root))
     if not files:
         raise DataError(f"data folder {str(root)!r} holds no image ({', '.join(sorted(_ENDINGS))})")
-    folders = sorted({p.parent for p in files})
-    images, labels = [], []
-    for file in files:
-        if label_pattern is None:
-            labels.append(folders.index(file.parent))
-        else:
-            match = pattern.search(file.name)
-            if match is None or not match.groups() or not match[1].isdigit():
-                raise UsageError(f"label_pattern={label_pattern!r} finds no number in the file name {file.name!r}")
-            labels.append(int(match[1]))
-        try:
-            with Image.open(file) as image:
-                rgb = image.convert("RGB")
-                images.append(np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR) if size else rgb))
-        except (UnidentifiedImageError, OSError) as error:
-            raise DataError(f"{str(file)!r} is no readable image ({error})") from None
-        if images[-1].shape != images[0].shape:
-            raise DataError(f"{str(file)!r} has shape {images[-1].shape}, {str(files[0])!r} has {images[0].shape}; set size to resize")
-    classes = num_classes or (len(folders) if label_pattern is None else max(labels) + 1)
+    if pattern is None:
+        names, labels = _classes(root, files)
+        classes = len(names)
+    else:
+        labels = [_in_name(pattern, file) for file in files]
+        classes = max(labels) + 1
     source = f"image_folder {str(root)!r}"
-    return make(np.stack(images), np.asarray(labels), num_classes=classes, count=count, offset=offset, normalisation=normalisation, source=source)
+    # What nobody asked for is not read, unless everything decides how pictures are normalised.
+    first, stop = (0, len(files)) if normalisation == "channel" else (max(offset, 0), len(files) if count is None else max(offset, 0) + count)
+    images = []
+    for file in files[first:stop]:
+        images.append(pictures.read(file, size))
+        if images[-1].shape != images[0].shape:
+            raise DataError(f"{str(file)!r} has shape {images[-1].shape}, {str(files[first])!r} has {images[0].shape}; set size to resize")
+    if not images or (count is not None and stop > len(files)):
+        raise UsageError(f"{source}: offset={offset}, count={count} asks for samples {offset} .. {stop - 1}; there are {len(files)}")
+    return make(
+        pictures.together(images), np.asarray(labels[first:stop]), num_classes=num_classes or classes, count=count, offset=offset - first,
+        normalisation=normalisation, source=source,
+    )  # fmt: skip

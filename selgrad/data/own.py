@@ -14,7 +14,7 @@ import numpy as np
 from selgrad.callables import constant, is_factory, unusable
 from selgrad.data.dataset import Dataset, Normalisation, make
 from selgrad.data.text import TextDataset, make_text
-from selgrad.data.tokenizer import Tokenizer
+from selgrad.data.tokenizer import Tokenizer, of_library
 from selgrad.errors import DataError, UsageError
 
 _WANTED = "a pair of arrays (images, labels), a pair (sentences, tokenizer), a Dataset, or a function of keyword arguments that returns one"
@@ -42,10 +42,6 @@ def from_arrays(images: Any, labels: Any, *, num_classes: int | None = None, nor
         pixels = pixels[..., None]
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
         raise DataError(f"{source}: labels of shape {ids.shape} and type {ids.dtype} are not one integer an image; give class numbers from 0 on")
-    if np.issubdtype(pixels.dtype, np.integer) and pixels.dtype != np.uint8:
-        raise DataError(f"{source}: pixels of type {pixels.dtype} have no known range; give uint8, or floats in [0, 1]")
-    if np.issubdtype(pixels.dtype, np.floating) and pixels.size and not (pixels.min() >= 0 and pixels.max() <= 1):
-        raise DataError(f"{source}: pixels from {pixels.min():g} to {pixels.max():g} lie outside [0, 1]; give them before normalisation")
     classes = int(ids.max()) + 1 if num_classes is None and len(ids) else num_classes or 1
     return make(pixels, ids, num_classes=classes, count=None, offset=0, normalisation=normalisation, source=source)
 
@@ -61,24 +57,14 @@ def as_tokenizer(given: Any) -> str | Tokenizer:
     if isinstance(given, Path):
         return str(given)
     if hasattr(given, "token_to_id") and hasattr(given, "get_vocab_size"):
-        special = tuple(sorted(i for i in map(given.token_to_id, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<|endoftext|>")) if i is not None))
-        pad = given.token_to_id("[PAD]")
-        return Tokenizer(
-            encode=lambda text: list(given.encode(text).ids),
-            decode=lambda ids: str(given.decode([i for i in ids if i not in special])).strip(),
-            size=given.get_vocab_size(),
-            pad_id=(special[0] if special else 0) if pad is None else pad,
-            start_id=given.token_to_id("[CLS]"),
-            end_id=given.token_to_id("[SEP]"),
-            special_ids=special,
-        )
+        return of_library(given)
     if hasattr(given, "all_special_ids") and hasattr(given, "encode"):
         special = tuple(sorted(given.all_special_ids))
         pad = given.pad_token_id if given.pad_token_id is not None else given.eos_token_id
         return Tokenizer(
             encode=lambda text: list(given.encode(text)),
             decode=lambda ids: str(given.decode([i for i in ids if i not in special])).strip(),
-            size=len(given),
+            size=max(given.get_vocab().values()) + 1 if hasattr(given, "get_vocab") else len(given),
             pad_id=0 if pad is None else pad,
             start_id=given.cls_token_id,
             end_id=given.sep_token_id,

@@ -5,6 +5,7 @@ Pang and Lee, "Seeing Stars", ACL 2005 (pang2005seeing); the files `rt-polarity.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Literal
 
@@ -35,8 +36,9 @@ def rotten_tomatoes(
         texts, labels = from_hub("cornell-movie-review-data/rotten_tomatoes", None, split, "text", "label")
     else:
         root = Path(path).expanduser()
-        sides = [[line.strip() for line in read_lines(existing_file(root, f"rt-polarity.{end}"), "cp1252")] for end in ("neg", "pos")]
-        pairs = [(text, label) for both in zip(*sides, strict=False) for label, text in enumerate(both) if text]
+        lines = (read_lines(existing_file(root, f"rt-polarity.{end}"), "cp1252") for end in ("neg", "pos"))
+        sides = [[line.strip() for line in side if line.strip()] for side in lines]
+        pairs = [(text, label) for both in itertools.zip_longest(*sides) for label, text in enumerate(both) if text is not None]
         texts, labels = [text for text, _ in pairs], [label for _, label in pairs]
     return make_text(
         texts, labels, num_classes=2, tokenizer=tokenizer, max_length=max_length, count=count, offset=offset, source="rotten_tomatoes"

@@ -41,6 +41,8 @@ def sst2(
             raise DataError(f"{str(file)!r} does not begin with the columns sentence and label; it is no file of GLUE's SST-2")
         texts, labels = [], []
         for number, line in enumerate(lines[1:], 2):
+            if not line.strip():
+                continue
             sentence, _, label = line.rpartition("\t")
             if not sentence or label not in ("0", "1"):
                 raise DataError(f"{str(file)!r}, line {number}: not a sentence and a label of 0 or 1; the file is damaged")

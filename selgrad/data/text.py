@@ -119,15 +119,18 @@ def make_text(
 
 
 def read_lines(file: Path, encoding: str = "utf-8") -> list[str]:
-    """The lines of a file.
+    r"""The lines of a file: \n, \r\n and \r end one, and no other character does; a byte-order mark is no part of the first.
 
     Raises:
       DataError: if it cannot be read in that encoding.
     """
     try:
-        return file.read_text(encoding=encoding).splitlines()
+        # Opened as text, these three become \n; str.splitlines() would end lines at eight characters more.
+        with file.open(encoding="utf-8-sig" if encoding == "utf-8" else encoding, newline=None) as stream:
+            lines = stream.read().split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{str(file)!r} is no readable text in {encoding} ({error}); fetch it again") from None
+        raise DataError(f"{str(file)!r} is no readable text in {encoding} ({error}); fetch it again, or save it in {encoding}") from None
+    return lines[:-1] if lines[-1] == "" else lines
 
 
 def from_hub(repository: str, configuration: str | None, split: str, text: str, label: str) -> tuple[list[str], list[int]]:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from selgrad.errors import DataError, UsageError
 
@@ -53,8 +55,93 @@ def words(texts: Sequence[str]) -> Tokenizer:
     return Tokenizer(encode, decode, len(vocabulary), 0, 2, 3, (0, 1, 2, 3))
 
 
+_ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token", "bos_token", "eos_token")
+_NAMES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<|endoftext|>", "<pad>", "<unk>", "<s>", "</s>", "<mask>")
+"""Of special tokens, where no file says which they are."""
+
+
+def _said(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON file beside a tokenizer; empty where there is none.
+
+    Raises:
+      DataError: if it is no JSON object.
+    """
+    file = folder / name
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise DataError(f"{str(file)!r} is no readable JSON ({type(error).__name__}); fetch it again") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{str(file)!r} holds no JSON object; fetch it again")
+    return found
+
+
+def _named(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Role -> token, of a tokenizer's configuration, which writes tokens as text or as an object."""
+    named = {role: facts[role].get("content") if isinstance(facts[role], dict) else facts[role] for role in _ROLES if facts.get(role) is not None}
+    return {role: token for role, token in named.items() if isinstance(token, str)}
+
+
+def _flag(facts: Mapping[str, Any], key: str, default: bool | None) -> bool | None:
+    value = facts.get(key, default)
+    if value is not None and not isinstance(value, bool):
+        raise DataError(f"tokenizer_config.json: {key}={value!r} is neither true nor false; fetch it again")
+    return value
+
+
+def of_library(loaded: Any, named: Mapping[str, str] | None = None, source: str = "tokenizer") -> Tokenizer:
+    """One of the package tokenizers, asked for what it does: a sentence without words shows its opening and closing token.
+
+    Args:
+      loaded: a `tokenizers.Tokenizer`.
+      named: special tokens by role (`pad_token` and so on), as files beside it say.
+      source: what to call it in errors.
+
+    Raises:
+      DataError: if it holds no token.
+    """
+    named = named or {}
+    vocabulary = loaded.get_vocab(with_added_tokens=True)
+    if not vocabulary:
+        raise DataError(f"{source}: the tokenizer knows no token")
+    added = loaded.get_added_tokens_decoder() if hasattr(loaded, "get_added_tokens_decoder") else {}
+    special = {number for number, token in added.items() if token.special}
+    special |= {vocabulary[token] for token in (*named.values(), *_NAMES) if token in vocabulary}
+
+    def encode(text: str) -> list[int]:
+        try:
+            return list(loaded.encode(text).ids)
+        except Exception as error:  # the Rust library raises bare exceptions, such as for a word while there is no [UNK]
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DataError(
+                f"{source}: the tokenizer cannot encode {text[:40]!r} ({reason}); is its vocabulary whole, with a token for unknown words?"
+            ) from None
+
+    around = encode("")
+    start = around[0] if around and (len(around) > 1 or encode("a")[0] == around[0]) else None
+    end = around[-1] if len(around) > 1 or (around and start is None) else None
+    if start is not None:
+        special |= set(around)
+    pad = vocabulary.get(named.get("pad_token", "[PAD]"), vocabulary.get("<pad>"))
+    if pad is None:
+        # GPT-2 has no padding token; its end of text serves.
+        pad = vocabulary.get(named.get("eos_token", "<|endoftext|>"), 0)
+    return Tokenizer(
+        encode=encode,
+        decode=lambda ids: str(loaded.decode([i for i in ids if i not in special])).strip(),
+        # Ids may have holes; an embedding has a row for each up to the largest.
+        size=max(vocabulary.values()) + 1,
+        pad_id=pad,
+        start_id=start,
+        end_id=end,
+        special_ids=tuple(sorted(special)),
+    )
+
+
 def from_files(source: str) -> Tokenizer:
-    """A tokenizer from a folder, or by its name on the Hugging Face hub.
+    """A tokenizer from a folder, or by its name on the Hugging Face hub; `tokenizer_config.json` and `special_tokens_map.json` beside it are read.
 
     Raises:
       DataError: if nothing there is a tokenizer.
@@ -63,12 +150,17 @@ def from_files(source: str) -> Tokenizer:
     from tokenizers.implementations import BertWordPieceTokenizer, ByteLevelBPETokenizer  # type: ignore[attr-defined]
 
     folder = Path(source).expanduser()
+    facts: dict[str, Any] = {}
     try:
         if folder.is_dir():
+            facts = {**_said(folder, "special_tokens_map.json"), **_said(folder, "tokenizer_config.json")}
             if (folder / "tokenizer.json").is_file():
                 loaded = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
             elif (folder / "vocab.txt").is_file():
-                loaded = BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=True)._tokenizer
+                options: Any = {role: token for role, token in _named(facts).items() if role not in ("bos_token", "eos_token")}
+                options |= {"lowercase": _flag(facts, "do_lower_case", True), "strip_accents": _flag(facts, "strip_accents", None)}
+                options["handle_chinese_chars"] = _flag(facts, "tokenize_chinese_chars", True)
+                loaded = BertWordPieceTokenizer(str(folder / "vocab.txt"), **options)._tokenizer
             elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
                 loaded = ByteLevelBPETokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))._tokenizer
             else:
@@ -77,30 +169,14 @@ def from_files(source: str) -> Tokenizer:
             raise DataError(f"tokenizer folder {source!r} does not exist; give a folder, a name on the hub, or 'words'")
         else:
             loaded = tokenizers.Tokenizer.from_pretrained(source)
+        loaded.no_padding()
+        loaded.no_truncation()
     except DataError:
         raise
     except Exception as error:  # the Rust library raises bare exceptions
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"tokenizer {source!r} could not be read ({reason}); give a folder with tokenizer files, or 'words'") from None
-    loaded.no_padding()
-    loaded.no_truncation()
-    size = loaded.get_vocab_size()
-    start, end = loaded.token_to_id("[CLS]"), loaded.token_to_id("[SEP]")
-    names = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<|endoftext|>")
-    special = tuple(i for i in map(loaded.token_to_id, names) if i is not None)
-    pad = loaded.token_to_id("[PAD]")
-    if pad is None:
-        # GPT-2 has no padding token; its end of text serves.
-        pad = loaded.token_to_id("<|endoftext|>")
-    return Tokenizer(
-        encode=lambda text: loaded.encode(text).ids,
-        decode=lambda ids: loaded.decode([i for i in ids if i not in special]).strip(),
-        size=size,
-        pad_id=0 if pad is None else pad,
-        start_id=start,
-        end_id=end,
-        special_ids=special,
-    )
+    return of_library(loaded, _named(facts), f"tokenizer {source!r}")
 
 
 def make(name: str, texts: Sequence[str]) -> Tokenizer:

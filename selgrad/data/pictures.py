@@ -1,0 +1,103 @@
+"""One picture as RGB, from whatever Pillow opens: deep and float pictures are scaled by their type, and what has no one reading is refused.
+
+Used by every loader that reads pictures; Pillow alone clips 16 bits to 8, drops transparency and ignores which way is up.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from selgrad.errors import DataError
+
+MOST_PIXELS = 2**26
+"""Of one picture: a file of a few kilobytes may announce terabytes."""
+_BYTES = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB", "HSV")
+_ALPHA = ("LA", "RGBA", "PA", "La", "RGBa")
+
+
+def _deep(image: Any, what: str) -> npt.NDArray[np.float32]:
+    """A grey picture of more than 8 bits, (H, W) in [0, 1]."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+            raise DataError(f"{what} holds floats outside [0, 1], whose black and white nobody knows; scale them to [0, 1]")
+        return values.astype(np.float32)
+    # PNG's 16 bits come as 32 from older versions of Pillow.
+    if values.min() < 0 or values.max() > 65535:
+        raise DataError(f"{what} holds integers from {values.min()} to {values.max()}, and 16 bits end at 65535; save it with 8 or 16 bits")
+    return (values / 65535).astype(np.float32)
+
+
+def to_rgb(image: Any, what: str, size: int | None = None) -> npt.NDArray[Any]:
+    """The upright picture, (H, W, 3): uint8, or float32 in [0, 1] where it has more than 8 bits.
+
+    Args:
+      image: Pillow's.
+      what: to call it in errors.
+      size: height and width to resize to, bilinear.
+
+    Raises:
+      DataError: if it is too large or cannot be decoded, has transparent pixels, or values of no known range.
+    """
+    from PIL import Image, ImageOps
+
+    if image.width * image.height > MOST_PIXELS:
+        raise DataError(f"{what} is {image.width} x {image.height} pixels large, more than {MOST_PIXELS:,} in all; make it smaller")
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode in _ALPHA or "transparency" in image.info:
+            alpha = np.asarray(image.convert("RGBA"))[..., 3]
+            if (alpha < 255).any():
+                raise DataError(f"{what} has transparent pixels, whose colours are nobody's to see; put it on a background and save it without transparency")
+            image = image.convert("RGB")
+        if image.mode in _BYTES:
+            rgb = image.convert("RGB")
+            return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR) if size else rgb)
+        if image.mode != "F" and not image.mode.startswith("I"):
+            raise DataError(f"{what} has mode {image.mode!r} of Pillow, which is read in no one way; save it as RGB")
+        grey = _deep(image, what)
+        if size:
+            grey = np.clip(np.asarray(Image.fromarray(grey).resize((size, size), Image.Resampling.BILINEAR)), 0, 1)
+        return np.repeat(grey[..., None], 3, axis=-1)
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's decoders raise errors of many kinds, SyntaxError among them
+        raise DataError(f"{what} is no readable image ({_said(error)})") from None
+
+
+def read(file: Path, size: int | None = None) -> npt.NDArray[Any]:
+    """The picture in a file, as `to_rgb` makes it.
+
+    Raises:
+      DataError: if it is none, or as `to_rgb` says.
+    """
+    from PIL import Image
+
+    what = repr(str(file))
+    try:
+        with warnings.catch_warnings():
+            # Too many pixels are refused below, with a line of ours.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file) as image:
+                return to_rgb(image, what, size)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{what} is no readable image ({_said(error)})") from None
+
+
+def together(pictures: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Pictures of one shape as one array: uint8 where all are, else float32 in [0, 1]."""
+    if all(picture.dtype == np.uint8 for picture in pictures):
+        return np.stack(pictures)
+    return np.stack([picture / np.float32(255) if picture.dtype == np.uint8 else picture for picture in pictures]).astype(np.float32)
+
+
+def _said(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

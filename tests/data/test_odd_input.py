@@ -1,0 +1,294 @@
+"""Input as it comes in practice, and as nobody should send it: each test is of a kind, so that the kind does not come back."""
+
+import gzip
+import io
+import json
+import pickle
+import string
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from selgrad.data import DATASETS
+from selgrad.data.idx import read_idx
+from selgrad.data.pictures import read, to_rgb
+from selgrad.data.text import read_lines
+from selgrad.data.tokenizer import from_files
+from selgrad.errors import DataError, UsageError
+
+LINE = st.text(st.characters(blacklist_characters="\r\n", blacklist_categories=["Cs"]), max_size=20)
+
+
+@settings(max_examples=200, deadline=None)
+@given(lines=st.lists(LINE, min_size=1), ending=st.sampled_from(["\n", "\r\n", "\r"]), mark=st.booleans(), closed=st.booleans())
+def test_lines_end_where_files_say(tmp_path_factory, lines, ending, mark, closed):
+    if lines[0].startswith("\ufeff") or (not closed and lines[-1] == ""):
+        return
+    file = tmp_path_factory.mktemp("lines") / "text"
+    file.write_bytes((b"\xef\xbb\xbf" if mark else b"") + (ending.join(lines) + (ending if closed else "")).encode())
+    assert read_lines(file) == lines
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "text"),
+    [("sst2", "train.tsv", "sentence\tlabel\ngood film\t1\n\nbad film\t0\n\n"), ("cola", "in_domain_train.tsv", "g\t1\t\ta cat sat\n\ng\t0\t*\tcat a sat\n\n")],
+)
+def test_an_empty_line_is_no_damage(tmp_path, name, file, text):
+    (tmp_path / file).write_text(text)
+    assert len(DATASETS[name](path=str(tmp_path))) == 2
+
+
+def picture(mode, levels):
+    """A picture of 1 x n pixels with these shares of white."""
+    grey = np.asarray(levels)
+    made = {
+        "L": lambda: Image.fromarray(np.round(grey * 255).astype(np.uint8)[None]),
+        "I;16": lambda: Image.fromarray(np.round(grey * 65535).astype(np.uint16)[None]),
+        "I": lambda: Image.fromarray(np.round(grey * 65535).astype(np.int32)[None]),
+        "F": lambda: Image.fromarray(grey.astype(np.float32)[None]),
+    }
+    image = made[mode]() if mode in made else made["L"]().convert(mode)
+    assert image.mode == mode
+    return image
+
+
+@settings(max_examples=100, deadline=None)
+@given(mode=st.sampled_from(["L", "RGB", "P", "RGBA", "LA", "CMYK", "I;16", "I", "F"]), levels=st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_black_is_0_and_white_is_1_in_every_mode(mode, levels):
+    found = to_rgb(picture(mode, levels), "it")
+    shares = found / 255 if found.dtype == np.uint8 else found
+    assert found.shape == (1, len(levels), 3) and (shares == shares[..., :1]).all()
+    # Half a grey level of what was given: 8 bits, or finer.
+    np.testing.assert_allclose(shares[0, :, 0], levels, atol=0.501 / 255 if mode not in ("I;16", "I", "F") else 1e-5)
+
+
+def test_a_16_bit_file_keeps_its_levels_beside_8_bit_ones(tmp_path):
+    for name, image in (("a", picture("I;16", [0, 0.1, 0.5001, 1])), ("b", picture("L", [1, 0, 0, 1]))):
+        (tmp_path / name).mkdir()
+        image.resize((4, 3), Image.Resampling.NEAREST).save(tmp_path / name / "x.png")
+    pixels = DATASETS["image_folder"](path=str(tmp_path)).pixels
+    np.testing.assert_allclose(pixels[:, 0, :, 0], [[0, 0.1, 0.5001, 1], [1, 0, 0, 1]], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (Image.fromarray(np.full((4, 4), 2.0, np.float32)), "floats outside"),
+        (Image.fromarray(np.full((4, 4), np.nan, np.float32)), "floats outside"),
+        (Image.fromarray(np.full((4, 4), 70000, np.int32)), "16 bits end at 65535"),
+        (Image.new("RGBA", (4, 4), (255, 0, 0, 0)), "transparent pixels"),
+        (Image.new("RGB", (2**14, 2**13)), "pixels large"),
+    ],
+)
+def test_what_has_no_one_reading_is_refused(image, message):
+    with pytest.raises(DataError, match=message):
+        to_rgb(image, "it")
+
+
+def test_pictures_stand_upright(tmp_path):
+    image, exif = Image.fromarray(np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)), Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "x.png", exif=exif)
+    np.testing.assert_array_equal(read(tmp_path / "x.png"), np.rot90(np.asarray(image), -1))
+
+
+def test_what_is_hidden_is_no_data(tmp_path):
+    for place in ("a/x.png", "b/y.png", "b/deep/z.png", ".ipynb_checkpoints/x.png", "a/.x.png", "__MACOSX/a/x.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(tmp_path / place)
+    (tmp_path / "a" / "folder.png").mkdir()
+    (tmp_path / "b" / "round").symlink_to(tmp_path)
+    data = DATASETS["image_folder"](path=str(tmp_path))
+    assert data.spec.num_classes == 2 and data.labels.tolist() == [0, 1, 1]
+    (tmp_path / "c").symlink_to(tmp_path / "b" / "deep")
+    assert DATASETS["image_folder"](path=str(tmp_path)).spec.num_classes in (2, 3)
+    (tmp_path / "a" / "gone.png").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="is a link to"):
+        DATASETS["image_folder"](path=str(tmp_path))
+
+
+def test_parts_of_a_data_set_are_no_classes(tmp_path):
+    for place in ("train/a/x.png", "test/a/x.png", "test/b/x.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(tmp_path / place)
+    with pytest.raises(UsageError, match="parts of a data set"):
+        DATASETS["image_folder"](path=str(tmp_path))
+    assert DATASETS["image_folder"](path=str(tmp_path / "test")).spec.num_classes == 2
+    Image.new("L", (4, 4)).save(tmp_path / "test" / "x.png")
+    with pytest.raises(DataError, match="lies in no class's folder"):
+        DATASETS["image_folder"](path=str(tmp_path / "test"))
+
+
+def test_what_nobody_asks_for_is_not_read(tmp_path):
+    for at in range(3):
+        (tmp_path / "ab"[at % 2]).mkdir(exist_ok=True)
+        Image.new("L", (4, 4), at * 100).save(tmp_path / "ab"[at % 2] / f"{at}.png")
+    (tmp_path / "b" / "9.png").write_bytes(b"damaged")
+    data = DATASETS["image_folder"](path=str(tmp_path), count=2, offset=1)
+    assert data.labels.tolist() == [0, 1] and data.spec.num_classes == 2
+    np.testing.assert_allclose(data.pixels[:, 0, 0, 0] * 255, [200, 100])
+    with pytest.raises(DataError, match="no readable image"):
+        DATASETS["image_folder"](path=str(tmp_path), count=2, offset=1, normalisation="channel")
+
+
+@settings(max_examples=60, deadline=None)
+@given(dtype=st.sampled_from([np.int8, np.int16, np.uint16, np.int64, np.float16, np.float32, np.float64]), low=st.floats(-2, 2), high=st.floats(-2, 2))
+def test_pixels_are_bytes_or_shares(dtype, low, high):
+    from selgrad.data.dataset import make
+
+    pixels = np.array([low, high]).astype(dtype).reshape(2, 1, 1, 1)
+    sound = np.issubdtype(dtype, np.floating) and pixels.min() >= 0 and pixels.max() <= 1
+    build = lambda: make(pixels, np.array([0, 1]), num_classes=2, count=None, offset=0, normalisation="none", source="it")
+    if sound:
+        np.testing.assert_array_equal(build().pixels, pixels.astype(np.float32))
+    else:
+        with pytest.raises(DataError, match="known range|outside"):
+            build()
+
+
+def tokenizer_files(folder, words, **config):
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    if config:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return from_files(str(folder))
+
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def test_a_tokenizer_is_what_its_files_say(tmp_path):
+    words = [*SPECIAL, "Berlin", "berlin", "café", "cafe", "is"]
+    cased = tokenizer_files(tmp_path, words, do_lower_case=False)
+    assert cased.encode("Berlin is café") == [2, 5, 9, 7, 3]
+    assert tokenizer_files(tmp_path, words, do_lower_case=True).encode("Berlin is café") == [2, 6, 9, 8, 3]
+    assert tokenizer_files(tmp_path, words, do_lower_case=True, strip_accents=False).encode("café") == [2, 7, 3]
+    with pytest.raises(DataError, match="do_lower_case='no'"):
+        tokenizer_files(tmp_path, words, do_lower_case="no")
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(DataError, match="no readable JSON"):
+        from_files(str(tmp_path))
+
+
+def test_special_tokens_have_the_names_that_files_give_them(tmp_path):
+    words = ["<nil>", "<what>", "<go>", "<stop>", "<hole>", "a", "b"]
+    names = {"pad_token": "<nil>", "unk_token": {"content": "<what>"}, "cls_token": "<go>", "sep_token": "<stop>", "mask_token": "<hole>"}
+    found = tokenizer_files(tmp_path, words, **names)
+    assert (found.pad_id, found.start_id, found.end_id, found.special_ids) == (0, 2, 3, (0, 1, 2, 3, 4))
+    assert found.encode("a q") == [2, 5, 1, 3] and found.decode([2, 5, 1, 3, 0]) == "a"
+
+
+def test_ids_may_have_holes(tmp_path):
+    model = {"type": "WordLevel", "vocab": {"[UNK]": 0, "film": 21, "fine": 4}, "unk_token": "[UNK]"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model, "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"}}))
+    found = from_files(str(tmp_path))
+    assert found.size == 22 and found.encode("fine film") == [4, 21] and found.start_id is None and found.end_id is None
+
+
+def test_an_unknown_word_without_a_token_for_it_is_one_line(tmp_path):
+    with pytest.raises(DataError, match="could not be read|cannot encode") as caught:
+        tokenizer_files(tmp_path, ["[PAD]", "[CLS]", "[SEP]", "a"]).encode("zebra")
+    assert "\n" not in str(caught.value)
+
+
+class Pointer:
+    """What NumPy's own reader of pickles would follow: an array of objects over bytes that somebody chose."""
+
+    def __reduce__(self):
+        return np.ndarray, ((1,), np.dtype("O"), b"ABCDEFG\x08")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        pickle.dumps({b"data": Pointer(), b"labels": [0]}, 2),
+        pickle.dumps({b"data": np.zeros((1, 3072), object), b"labels": [0]}, 2),
+        pickle.dumps({b"data": np.zeros((1, 3072), np.float32), b"labels": [0]}, 2),
+        pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [0.5]}, 2),
+        pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [2**70]}, 2),
+        b"\x80\x02]r" + struct.pack("<I", 2**31 - 1) + b".",
+        b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"x.",
+        b"(" * 100_000 + b".",
+    ],
+)
+def test_a_pickle_is_read_by_nothing_that_could_crash(tmp_path, raw):
+    (tmp_path / "test_batch").write_bytes(raw)
+    with pytest.raises(DataError, match="is no CIFAR python batch"):
+        DATASETS["cifar10"](path=str(tmp_path))
+
+
+def test_floats_are_no_cifar_labels(tmp_path):
+    (tmp_path / "test_batch").write_bytes(pickle.dumps({b"data": np.full((2, 3072), 7, np.uint8), b"labels": [0, 3]}, 4))
+    assert DATASETS["cifar10"](path=str(tmp_path)).labels.tolist() == [0, 3]
+
+
+def test_an_unpacked_file_is_as_large_as_its_header_says(tmp_path):
+    file = tmp_path / "bomb"
+    file.write_bytes(gzip.compress(struct.pack(">4I", 0x803, 1, 28, 28) + bytes(200_000_000)))
+    code = (
+        "import resource, sys; from pathlib import Path; from selgrad.data.idx import read_idx; from selgrad.errors import DataError\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try: read_idx(Path(sys.argv[1]), 3)\n"
+        "except DataError as error: print(error)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    told = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True).stdout.splitlines()
+    assert "holds more where its header says" in told[0] and int(told[1]) < 50_000
+    file.write_bytes(struct.pack(">4I", 0x803, 2**31, 2**20, 28))
+    with pytest.raises(DataError, match="announces"):
+        read_idx(file, 3)
+
+
+def damaged(raw, draw):
+    """A few changes of a file: bytes, a cut, a repetition."""
+    out = bytearray(raw)
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, max(len(out) - 1, 0)))
+        kind = draw(st.sampled_from(["flip", "cut", "double", "number"]))
+        if kind == "flip" and out:
+            out[at] ^= 1 << draw(st.integers(0, 7))
+        elif kind == "cut":
+            del out[at:]
+        elif kind == "double":
+            out[at:at] = out[at : at + 64]
+        else:
+            out[at : at + 4] = struct.pack("<I", draw(st.integers(0, 2**32 - 1)))
+    return bytes(out)
+
+
+def seeds():
+    image = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(image, "png")
+    bert = "\n".join([*SPECIAL, *string.ascii_lowercase]).encode()
+    return {
+        "mnist": ("t10k-images-idx3-ubyte", struct.pack(">4I", 0x803, 2, 4, 4) + bytes(32)),
+        "cifar10": ("test_batch", pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 1]}, 2)),
+        "image_folder": ("a/x.png", image.getvalue()),
+        "sst2": ("train.tsv", b"sentence\tlabel\ngood film\t1\nbad film\t0\n"),
+        "text_file": ("text", "Grüße\nmir geht es gut\n".encode()),
+        "tokenizer": ("vocab.txt", bert),
+    }
+
+
+@pytest.mark.parametrize("name", seeds())
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_damaged_files_end_in_one_line(tmp_path_factory, name, data):
+    place, raw = seeds()[name]
+    folder = tmp_path_factory.mktemp("damaged")
+    (folder / place).parent.mkdir(exist_ok=True)
+    (folder / place).write_bytes(damaged(raw, data.draw))
+    if name == "mnist":
+        (folder / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, 2) + bytes(2))
+    try:
+        if name == "tokenizer":
+            from_files(str(folder)).encode("a zebra")
+        else:
+            DATASETS[name](path=str(folder / place if name == "text_file" else folder))
+    except (DataError, UsageError) as error:
+        assert "\n" not in str(error)
