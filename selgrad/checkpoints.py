@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from selgrad import trees
-from selgrad.devices import write_atomically
+from selgrad import files, trees
 from selgrad.errors import SelgradError
 
 
@@ -140,7 +139,7 @@ class Series:
         older = self._steps()
         if notes:
             # Before the arrays, whose folder says that the checkpoint is whole.
-            write_atomically(self._notes(done), lambda path: _write_text(path, json.dumps(list(notes))))
+            files.write_text(self._notes(done), json.dumps(list(notes)))
         save(self._folder / str(done), arrays)
         for step in older:
             shutil.rmtree(self._folder / str(step), ignore_errors=True)
@@ -151,7 +150,7 @@ class Series:
         for step in reversed(self._steps()):
             try:
                 arrays = load(self._folder / str(step), like)
-                notes = json.loads(self._notes(step).read_text()) if self._notes(step).exists() else []
+                notes = json.loads(files.read_text(self._notes(step))) if self._notes(step).exists() else []
                 return Stored(step, arrays, tuple(map(str, notes)))
             except (SelgradError, OSError, ValueError):
                 continue
@@ -160,10 +159,6 @@ class Series:
     def remove(self) -> None:
         """Removes the whole series."""
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
 
 
 class Kept:

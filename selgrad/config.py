@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import pydantic
 import yaml
 
+from selgrad import files
 from selgrad.errors import EncryptionError, UsageError, did_you_mean, require_ratio
 from selgrad.measures import LEVELS
 from selgrad.registry import REGISTRIES, Spec, describe, expand, one
@@ -362,18 +363,23 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """A mapping of keys that differ."""
-        seen: set[Any] = set()
+        seen: dict[Any, int] = {}
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
             if isinstance(key, Hashable):
+                line = key_node.start_mark.line + 1
                 if key in seen:
-                    line = key_node.start_mark.line + 1
-                    raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice, again in line {line}; keep one", key_node.start_mark)
-                seen.add(key)
+                    said = f"key {key!r} stands twice, in line {seen[key]} and again in line {line}; keep one"
+                    raise yaml.constructor.ConstructorError(None, None, said, key_node.start_mark)
+                seen[key] = line
         return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
+
+
+LONGEST = 1_000_000
+"""Characters of a configuration."""
 
 
 def read_yaml(text: str, what: str) -> Any:
@@ -382,10 +388,17 @@ def read_yaml(text: str, what: str) -> Any:
     Raises:
       UsageError: if the text is no YAML, or a key stands twice.
     """
+    if len(text) > LONGEST:
+        raise UsageError(f"{what} has {len(text):,} characters, and configurations of more than {LONGEST:,} are not read")
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except yaml.constructor.ConstructorError as error:
         raise UsageError(f"{what}: {error.problem}") from None
+    except RecursionError:
+        raise UsageError(f"{what} is nested too deeply, or holds itself; write it out") from None
+    except (ValueError, OverflowError) as error:
+        # Such as a date of a month 13.
+        raise UsageError(f"{what} holds a value that cannot be read ({error}); put text in quotes") from None
     except yaml.YAMLError as error:
         raise UsageError(f"{what} is no YAML: {' '.join(str(error).split())}; put text with special characters in quotes") from None
 
@@ -398,7 +411,7 @@ def read_file(path: str | Path) -> Any:
     """
     file = Path(path)
     try:
-        return read_yaml(file.read_text(), f"configuration {str(file)!r}")
+        return read_yaml(files.read_text(file), f"configuration {str(file)!r}")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"configuration {str(file)!r} cannot be read ({reason}); give the path of a YAML file") from None

@@ -26,12 +26,26 @@ def configure() -> None:
     """Sets XLA's flags for CPUs and keeps compiled programs, unless the user has set either; call it before anything touches a JAX device.
 
     The flags name the host platform only, so they do nothing on GPU and TPU.
+
+    Raises:
+      SelgradError: if JAX finds no device of the platform that JAX_PLATFORMS names.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
         flags += f" --xla_force_host_platform_device_count={num_cores()} --xla_cpu_multi_thread_eigen=false"
         os.environ["XLA_FLAGS"] = flags.strip()
     _keep_compilations()
+    asked = os.environ.get("JAX_PLATFORMS")
+    if asked:
+        import jax
+
+        try:
+            jax.devices()
+        except Exception as error:  # of many kinds, AssertionError among them
+            said = f" ({' '.join(str(error).split())[:150]})" if str(error) else ""
+            raise SelgradError(
+                f"JAX_PLATFORMS={asked} names a platform of which JAX finds no device here{said}; unset it, or install JAX for that accelerator"
+            ) from None
 
 
 def num_cores() -> int:
@@ -207,21 +221,3 @@ def default_block_size() -> int:
 
     devices = jax.local_devices()
     return 8 * len(devices) if devices[0].platform == "cpu" else 1024
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Writes a file under another name, flushes it to disk, and renames it: it is there whole or not at all.
-
-    Raises:
-      SelgradError: if the disk is full or not writable.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise SelgradError(f"cannot write {str(path)!r}: {error.strerror}; make room or choose another --out, then run the same command") from None

@@ -31,6 +31,10 @@ class EncryptionError(SelgradError):
     """The encryption refuses a value, a key, a ciphertext or the process that it runs in."""
 
 
+class DamagedError(SelgradError):
+    """A file of selgrad's own is truncated or changed."""
+
+
 class OutOfMemoryError(SelgradError):
     """A device has not enough memory for a block; a smaller one may fit."""
 

@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 import itertools
 import json
+import math
 import sys
 import types
 import typing
@@ -47,6 +48,9 @@ _LATER = ("checkpoint_names",)
 """Arguments that came later: where they are not given, specs and so the identities of older sweeps are as they were."""
 _PLACES = ("path", "count", "offset", "split")
 """Arguments that say where data lie or which part of them, and not what they are; labels leave them out."""
+
+MOST = 10_000
+"""Specs of one entry."""
 
 _T = TypeVar("_T", bound=Callable[..., Any])
 
@@ -415,6 +419,8 @@ def expand(kind: str, entry: Any) -> list[Spec]:
         return [value]
 
     axes = [[(key, v) for v in values(key, value)] for key, value in rest.items()]
+    if math.prod(map(len, axes)) > MOST:
+        raise UsageError(f"{kind} {name!r}: its lists make {math.prod(map(len, axes)):,} of it, and at most {MOST:,} are taken; give fewer values")
     return [make_spec(kind, name, dict(combination)) for combination in itertools.product(*axes)]
 
 

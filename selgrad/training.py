@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from selgrad import checkpoints, devices, trees, weights
+from selgrad import checkpoints, files, trees, weights
 from selgrad.base import InputSpec, Key, Model, Params
 from selgrad.data import Dataset
 from selgrad.errors import SelgradError, UsageError
@@ -55,16 +55,13 @@ class Journal:
         if not self._file.exists():
             return None
         try:
-            found = json.loads(self._file.read_text())
+            found = json.loads(files.read_text(self._file))
         except ValueError:
             return {}
         return found if isinstance(found, dict) else {}
 
     def _write(self, content: dict[str, Any]) -> None:
-        def write(path: Path) -> None:
-            path.write_text(json.dumps(content, indent=1) + "\n")
-
-        devices.write_atomically(self._file, write)
+        files.write_text(self._file, json.dumps(content, indent=1) + "\n")
 
     @property
     def result(self) -> dict[str, float] | None:

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "selgrad"
 # They compose the rooms.
 CORRIDORS = {"federation", "experiment", "sweep", "suites", "modality", "cli"}
 ROOMS = sorted(p.name for p in PACKAGE.iterdir() if p.is_dir() and (p / "__init__.py").exists() and p.name not in CORRIDORS)
-SHARED = {f"selgrad.{name}" for name in ("base", "trees", "jacobian", "errors", "callables", "measures", "sources")}
+SHARED = {f"selgrad.{name}" for name in ("base", "trees", "jacobian", "errors", "callables", "measures", "sources", "files")}
 
 
 def imports(file: Path) -> set[str]:
@@ -110,3 +110,18 @@ def test_nothing_is_decided_by_how_an_argument_is_spelt():
             text = file.read_text()
             for spelt in ('.get("hidden"', '.get("num_restarts"', '.get("precision"', '.name == "', '.name != "', "isinstance(spec, TextSpec)"):
                 assert spelt not in text, f"{file.relative_to(PACKAGE)} asks {spelt}"
+
+
+def test_files_are_written_and_read_in_one_place():
+    """A file that is written in place is half of one after a kill, and text without an encoding is what the machine's locale makes of it."""
+    in_place = {"write_text", "write_bytes", "read_text", "to_parquet", "to_csv", "to_json", "savefig"}
+    for file in PACKAGE.rglob("*.py"):
+        if file.name in ("files.py", "devices.py"):
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or node.func.attr not in in_place:
+                continue
+            owner = ast.unparse(node.func.value)
+            # A table as text in memory is no file.
+            in_memory = node.func.attr in ("to_csv", "to_json") and not node.args
+            assert in_memory or owner in ("files", "self.folder", "self"), f"{file.relative_to(PACKAGE)}:{node.lineno} calls {owner}.{node.func.attr}"

@@ -284,8 +284,8 @@ def test_a_full_disk_is_one_line_and_loses_nothing(finished, tmp_path, monkeypat
 def test_damaged_records_are_named(finished, tmp_path):
     out, _ = finished
     (tmp_path / "records").mkdir()
-    (tmp_path / "records" / "x.parquet").write_bytes(next((out / "records").glob("*.parquet")).read_bytes()[:100])
-    with pytest.raises(SelgradError, match=r"x.parquet' is damaged"):
+    (tmp_path / "records" / f"{1:016x}.parquet").write_bytes(next((out / "records").glob("*.parquet")).read_bytes()[:100])
+    with pytest.raises(SelgradError, match=r"0001.parquet' is damaged"):
         read_records(tmp_path)
     with pytest.raises(SelgradError, match="holds no records"):
         read_records(tmp_path / "nowhere")

@@ -58,20 +58,22 @@ def audit(
     from selgrad import devices
 
     devices.configure()
-    from rich.console import Console
+    from rich.text import Text
 
     from selgrad.audit import audit_masks, audit_paths
+    from selgrad.terminal import console
 
     given: dict[str, Any] = {kind: entry(kind, texts[kind]) for kind in ("dataset", "model", "update", "protection")}
     if public is not None:
         given["public"] = entry("public", public)
-    with Console(stderr=True).status("starting") as status:
+    with console(stderr=True).status("starting") as status:
+        say = lambda line: status.update(Text(line))
         if encrypt:
             attacks = [entry("attack", one) for one in attack]
-            asked = audit_paths(encrypt, **given, attacks=attacks, samples=range(samples), seed=seed, on_event=status.update)
+            asked = audit_paths(encrypt, **given, attacks=attacks, samples=range(samples), seed=seed, on_event=say)
         else:
             chosen = {"metrics": [entry("metric", one) for one in metric], "selectors": [entry("selector", one) for one in selector]}
-            table = audit_masks(**given, **chosen, ratios=ratio, seed=seed, ordered=ordered, on_event=status.update)
+            table = audit_masks(**given, **chosen, ratios=ratio, seed=seed, ordered=ordered, on_event=say)
     if encrypt:
         _tell_paths(asked, out, as_json)
     else:

@@ -36,11 +36,10 @@ def federate(config: Path, out: Path | None, wandb: str, app: Path | None) -> No
     protection: selective    # full | none | {name: pruning, ratio: 0.9} | {name: dp_gaussian, noise: 0.003} | {name: quantised, bits: 8}
     encryption: {profile: exact}
     """
-    from rich.console import Console
-
     from selgrad.federation.config import load
     from selgrad.federation.run import federate as run
     from selgrad.federation.run import summary, write_app
+    from selgrad.terminal import wide
 
     checked = load(config)
     target = out or Path("selgrad-runs") / checked.name
@@ -48,7 +47,7 @@ def federate(config: Path, out: Path | None, wandb: str, app: Path | None) -> No
         click.echo(f"flwr run {write_app(checked, app, target)}")
         return
     records = run(checked, target, wandb=wandb)
-    Console(width=max(130, Console().width)).print(summary(records))
+    wide(130).print(summary(records))
     click.echo(f"records: {target / 'rounds.parquet'}\nevents:  {target / 'events.parquet'}\nfigure:  {target / 'figures' / 'federation.png'}")
     if not all(same for same in records["verified"] if same is not None):
         raise SelgradError(

@@ -5,8 +5,11 @@ An option is a decorator; every option that names an entry of a registry is read
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +39,54 @@ wandb_option = click.option(
 )
 
 
-def entry(kind: str, text: str) -> dict[str, Any]:
-    """`name` or `name:key=value,key=value` as a mapping; values are read as YAML, and a comma inside brackets belongs to a value.
+def _parts(text: str) -> Iterator[str]:
+    """Splits at commas that stand neither in quotes nor in brackets.
 
-    A name may be a place, `file.py:attribute` or `package.module:attribute`, with arguments after another colon.
+    Raises:
+      UsageError: if a quote or a bracket is not closed.
+    """
+    closing: list[str] = []
+    start = 0
+    for at, sign in enumerate(text):
+        if closing and closing[-1] in "\"'":
+            if sign == closing[-1]:
+                closing.pop()
+        elif sign in "\"'" and (at == 0 or text[at - 1] in "=,[{: "):
+            # Elsewhere it is an apostrophe.
+            closing.append(sign)
+        elif sign in "[{":
+            closing.append({"[": "]", "{": "}"}[sign])
+        elif closing and sign == closing[-1]:
+            closing.pop()
+        elif sign == "," and not closing:
+            yield text[start:at]
+            start = at + 1
+    if closing:
+        raise UsageError(f"{text!r}: {closing[-1]} is missing at the end")
+    yield text[start:]
+
+
+def _is_text(annotation: Any) -> bool:
+    """Whether an argument takes text and nothing else but none."""
+    inner = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else (annotation,)
+    return all(one in (str, type(None)) for one in inner) and str in inner
+
+
+def entry(kind: str, text: str) -> dict[str, Any]:
+    """`name` or `name:key=value,key=value` as a mapping.
+
+    A value is taken as it is where the argument is text, such as a path (`null` is none, and quotes protect a comma), and read as YAML elsewhere; a comma
+    inside quotes or brackets belongs to a value. A name may be a place, `file.py:attribute` or `package.module:attribute`, with arguments after another colon.
 
     Args:
       kind: name of the option, for messages.
       text: its value.
 
     Raises:
-      UsageError: for a part that is no key=value, or a value that is no YAML.
+      UsageError: for a part that is no key=value, a key that stands twice, or a value that is no YAML.
     """
     from selgrad.config import read_yaml
+    from selgrad.registry import REGISTRIES, parameters
 
     arguments = re.match(r"(.*?):(\w+\s*=.*)$", text, re.DOTALL)
     name, rest = (text, "") if arguments is None else arguments.groups()
@@ -56,9 +94,25 @@ def entry(kind: str, text: str) -> dict[str, Any]:
         # No place: arguments without a value.
         name, _, rest = text.partition(":")
     result: dict[str, Any] = {"name": name}
-    for part in filter(None, re.split(r",(?![^\[]*\])", rest)):
+    allowed: Mapping[str, Any] = {}
+    if rest:
+        with contextlib.suppress(UsageError):  # of an unknown name, which is refused with its arguments
+            allowed = parameters(kind if kind in REGISTRIES else "dataset", name)
+    try:
+        parts = [part for part in _parts(rest) if part]
+    except UsageError as error:
+        raise UsageError(f"--{kind} {error}") from None
+    for part in parts:
         key, equals, value = part.partition("=")
+        key = key.strip()
         if not equals:
-            raise UsageError(f"--{kind} {text!r}: {part!r} is no key=value; write {name}:key=value,key=value")
-        result[key.strip()] = read_yaml(value, f"--{kind} {text!r}: {key.strip()}")
+            raise UsageError(f"--{kind} {text!r}: {part!r} is no key=value; write {name}:key=value,key=value, and a value with a comma in quotes")
+        if key in result:
+            raise UsageError(f"--{kind} {text!r}: {key} stands twice; give it once, or a list [a, b]")
+        is_text = key in allowed and _is_text(allowed[key].annotation)
+        plain = value.strip()
+        if is_text and plain[:1] not in ("'", '"', "[") and plain != "null":
+            result[key] = plain
+        else:
+            result[key] = read_yaml(value, f"--{kind} {text!r}: {key}")
     return result

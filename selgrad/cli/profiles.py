@@ -20,10 +20,10 @@ def profiles(as_json: bool) -> None:
     A value is clipped to the bound and rounded to a grid; sums of grid points are exact. The margin is half a grid step over the noise's standard deviation
     with the largest number of clients.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from selgrad.encryption.profiles import PROFILES, table
+    from selgrad.terminal import wide
 
     rows = table()
     if as_json:
@@ -35,6 +35,6 @@ def profiles(as_json: bool) -> None:
     for row in rows:
         values = {**row, "decryption": by[row["decryption"]], "largest_error": f"{row['largest_error']:.1e}", "clients": f"{row['clients']:,}"}
         shown.add_row(*(str(value) for value in values.values()))
-    Console(width=max(160, Console().width)).print(shown)
+    wide(160).print(shown)
     for name, profile in PROFILES.items():
         click.echo(f"{click.style(name, bold=True)}: {profile.about}")

@@ -28,11 +28,13 @@ def finite(value: Any) -> Any:
 @contextlib.contextmanager
 def progress(total: float = 100) -> Iterator[Callable[..., None]]:
     """A bar on a terminal's standard error, and nothing elsewhere; what it gives takes `completed`, `total` and `description`."""
-    from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    from selgrad.terminal import console, description
+
+    screen = console(stderr=True)
+    columns = description(), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task("compiling", total=total)
 
         def show(**changes: Any) -> None:
@@ -51,15 +53,16 @@ def print_summary(records: Any, out: Path) -> None:
 
 def write_audit(table: Any, out: Path) -> None:
     """A table of an audit as `audit.parquet` in a folder."""
-    from selgrad.devices import write_atomically
+    from selgrad import files
 
-    write_atomically(out / "audit.parquet", lambda path: table.to_parquet(path, index=False))
+    files.write_table(out / "audit.parquet", table)
 
 
 def print_leaks(table: Any) -> None:
     """What masks tell, one row per metric, selector and ratio."""
-    from rich.console import Console
     from rich.table import Table
+
+    from selgrad.terminal import wide
 
     shown = Table(
         title=f"what {'priority lists' if table['ordered'].iloc[0] else 'masks'} of {table['num_samples'].iloc[0]} samples tell of them, gradient values unseen"
@@ -74,13 +77,14 @@ def print_leaks(table: Any) -> None:
             row.metric, row.selector, f"{row.ratio:g}", f"{row.label_accuracy:.0%}", f"{row.label_chance:.0%}", f"{row.label_bits:.2f}",
             f"{row.label_entropy:.2f}", f"{row.input_explained:.0%}", auc, f"{row.extra_entries:+.0%}",
         )  # fmt: skip
-    Console(width=max(150, Console().width)).print(shown)
+    wide(150).print(shown)
 
 
 def print_levels(table: Any, suite: str) -> None:
     """How many inputs are read at each level behind each mask: one row per metric, selector and ratio."""
-    from rich.console import Console
     from rich.table import Table
+
+    from selgrad.terminal import console
 
     levels = list(dict.fromkeys(table["level"]))
     shown = Table(title=f"inputs read by the worst attack of {suite}, of those that it reads with nothing encrypted; at most (95 %)", title_justify="left")
@@ -93,15 +97,17 @@ def print_levels(table: Any, suite: str) -> None:
         told = {row.level: row for row in rows.itertuples()}
         cells = [_read_cell(told[level]) if level in told else "" for level in levels]
         shown.add_row(f"{metric} / {selector}" if several else str(metric), f"{ratio:.4g}", *cells)
-    Console().print(shown)
+    console().print(shown)
 
 
-def _read_cell(row: Any) -> str:
+def _read_cell(row: Any) -> Any:
+    from rich.text import Text
+
     from selgrad.report.verdicts import level_cell
 
     text, kind = level_cell(row)
     colour = {"attack failed": "dim", "read": "red", "unresolved": "yellow", "protected": "green"}[kind]
-    return f"[{colour}]{text}[/{colour}]"
+    return Text(text, style=colour)
 
 
 def print_flags(raised: Any) -> None:
@@ -112,8 +118,9 @@ def print_flags(raised: Any) -> None:
 
 def print_recommendation(found: Any, out: Path) -> None:
     """The answer, what it costs, what else there is, and what it is worth."""
-    from rich.console import Console
     from rich.table import Table
+
+    from selgrad.terminal import wide
 
     question = found.question
     shown = Table(title=f"{found.title}: where at most {question.rate:.3g} of the inputs are {question.level} by {found.suite}", title_justify="left")
@@ -126,7 +133,7 @@ def print_recommendation(found: Any, out: Path) -> None:
             row.metric, row.verdict, money(row.ratio, ".4g"), f"{row.low:.4g}", f"{row.read} of {row.num_cells}{open_cells}", f"{row.bound:.1%}",
             money(row.bytes / 1000, ",.0f"), money(row.seconds, ".3f"),
         )  # fmt: skip
-    Console(width=max(120, Console().width)).print(shown)
+    wide(120).print(shown)
     if found.chosen is None:
         click.echo("answer     none: no metric was shown to protect; more inputs, more weight draws or a larger budget may show one")
     else:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from selgrad import files
 from selgrad.errors import DataError, UsageError
 
 _WORD = re.compile(r"\w+(?:'\w+)?|[^\w\s]")
@@ -70,7 +71,7 @@ def _said(folder: Path, name: str) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8-sig"))
+        found = json.loads(files.read_text(file))
     except (ValueError, RecursionError, OSError) as error:
         raise DataError(f"{str(file)!r} is no readable JSON ({type(error).__name__}); fetch it again") from None
     if not isinstance(found, dict):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from selgrad import checkpoints, devices
+from selgrad import checkpoints, files
 from selgrad.encryption.agreement import Bits
 from selgrad.errors import UsageError
 from selgrad.federation.config import FederationConfig, load
@@ -91,7 +91,7 @@ class Journal:
         self._rounds.append(row)
         frames = {"rounds": self.records(), "events": pd.DataFrame(self._events, columns=list(_EVENT_COLUMNS)).astype(_EVENT_COLUMNS)}
         for name, frame in frames.items():
-            devices.write_atomically(self._out / f"{name}.parquet", lambda path, frame=frame: frame.to_parquet(path, index=False))  # type: ignore[misc]
+            files.write_table(self._out / f"{name}.parquet", frame)
         self._series.save(row["round"], {"weights": weights, "mask": np.zeros(weights.size, bool) if mask is None else mask})
 
 
@@ -111,8 +111,4 @@ def adopt(config: FederationConfig, out: Path) -> None:
         if known != config.identity:
             raise UsageError(f"{str(out)!r} holds another federated run; choose another --out, or remove it")
         return
-
-    def write(path: Path) -> None:
-        path.write_text(config.text)
-
-    devices.write_atomically(file, write)
+    files.write_text(file, config.text)

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedColumn
 from rich.table import Table
 
+from selgrad import files
 from selgrad.federation.config import FederationConfig, parse
 from selgrad.report.figures import federation
+from selgrad.terminal import description
 
 
 def federate(config: FederationConfig | Mapping[str, Any], out: str | Path, *, wandb: str = "disabled", quiet: bool = False) -> pd.DataFrame:
@@ -52,7 +54,7 @@ def federate(config: FederationConfig | Mapping[str, Any], out: str | Path, *, w
     run_id = hashlib.sha256(f"{checked.identity}{folder.absolute()}".encode()).hexdigest()[:12]
     tracker = make_tracker(wandb, folder, checked.name, run_id, {"federation": checked.text}, {**checked.wandb.model_dump(), "runs": "sweep"})
     tracker.open([""])
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
+    columns = description(), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
     with terminal(quiet) as screen, Progress(*columns, console=screen, disable=quiet or not screen.is_terminal) as progress:
         bar = progress.add_task("starting Flower's workers", total=1.0)
 
@@ -96,8 +98,9 @@ def write_app(config: FederationConfig, folder: str | Path, out: str | Path) -> 
     """
     target = Path(folder).absolute()
     target.mkdir(parents=True, exist_ok=True)
-    (target / "federation.yaml").write_text(config.text)
-    (target / "pyproject.toml").write_text(
+    files.write_text(target / "federation.yaml", config.text)
+    files.write_text(
+        target / "pyproject.toml",
         f"""[project]
 name = "selgrad-run"
 version = "1.0.0"
@@ -114,6 +117,6 @@ clientapp = "selgrad.federation.apps:client_app"
 [tool.flwr.app.config]
 config = "{target / "federation.yaml"}"
 out = "{Path(out).absolute()}"
-"""
+""",
     )
     return target

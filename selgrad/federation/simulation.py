@@ -19,6 +19,7 @@ from selgrad import devices
 from selgrad.errors import SelgradError
 from selgrad.federation.flower import FlowerTransport, num_participants, quiet_flower
 from selgrad.federation.messages import STARTUP_SECONDS
+from selgrad.terminal import console
 
 
 def simulate(config: Any, serve: Callable[[FlowerTransport], Any]) -> Any:
@@ -111,4 +112,4 @@ def _quiet() -> Iterator[None]:
 def terminal(quiet: bool) -> Iterator[Console]:
     """A console on standard error as it is now, whatever becomes of that."""
     with os.fdopen(os.dup(2), "w", buffering=1) as stream:
-        yield Console(file=stream, quiet=quiet)
+        yield console(file=stream, quiet=quiet)

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from jax import Array
 
+from selgrad import files
 from selgrad.base import Batch, InputSpec, Model, Params, Reconstruction
 from selgrad.data import Dataset, TextDataset
-from selgrad.devices import write_atomically
 from selgrad.errors import UsageError
 from selgrad.evaluation import MEASURES, align, identified_images
 from selgrad.evaluation.certificates import gaussian_prior
@@ -182,8 +182,4 @@ def _to_uint8(pixels: Any) -> Any:
 def _write_npz(path: Path, **arrays: Any) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
-
-    def write(target: Path) -> None:
-        target.write_bytes(buffer.getvalue())
-
-    write_atomically(path, write)
+    files.write_bytes(path, buffer.getvalue())

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from jax import Array
 
+from selgrad import files
 from selgrad.base import Batch, Model, Params, Reconstruction, TextModel, TextSpec
 from selgrad.data import Dataset, TextDataset
 from selgrad.data import tokenizer as tokenizers
-from selgrad.devices import write_atomically
 from selgrad.errors import DataError, UsageError
 from selgrad.evaluation import MEASURES, align_texts, identified_sentences
 from selgrad.evaluation.text import words
@@ -195,8 +195,4 @@ class Text:
         """Sentences with their titles as `<stem>.json`."""
         rows = [{**one.title, "truth": list(one.found.truth), "found": list(one.found.texts)} for one in kept]
         text = json.dumps(rows, indent=1, ensure_ascii=False)
-
-        def write(target: Path) -> None:
-            target.write_text(text)
-
-        write_atomically(file.with_suffix(".json"), write)
+        files.write_text(file.with_suffix(".json"), text)

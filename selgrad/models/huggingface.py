@@ -19,7 +19,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from selgrad import trees
+from selgrad import files, trees
 from selgrad.base import Params
 from selgrad.errors import DataError, UsageError
 from selgrad.models._transformer import ACTIVATIONS, Transformer, TransformerConfig
@@ -94,7 +94,7 @@ def read_config(source: str, model_type: str) -> dict[str, Any]:
     if file is None:
         raise DataError(f"checkpoint {source!r} holds no config.json; give a Hugging Face folder")
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(files.read_text(file))
         kind = found.get("model_type")
     except (ValueError, OSError, AttributeError) as error:
         raise DataError(f"{str(file)!r} is no readable configuration ({error})") from None
@@ -211,22 +211,22 @@ def read_safetensors(file: Path) -> dict[str, npt.NDArray[Any]]:
 def read_tensors(source: str) -> dict[str, npt.NDArray[Any]]:
     """All tensors of a checkpoint by name."""
     file = _folder_file(source, "model.safetensors")
-    files = [] if file is None else [file]
+    shards = [] if file is None else [file]
     if file is None:
         index = _folder_file(source, "model.safetensors.index.json")
         if index is None:
             raise DataError(f"checkpoint {source!r} holds no model.safetensors; save it in that format")
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = sorted(set(json.loads(files.read_text(index))["weight_map"].values()))
         except (ValueError, KeyError, AttributeError, OSError):
             raise DataError(f"{str(index)!r} is no index of shards; the checkpoint is damaged") from None
         for name in names:
             shard = _folder_file(source, name)
             if shard is None:
                 raise DataError(f"checkpoint {source!r} lacks the shard {name!r} that its index names")
-            files.append(shard)
+            shards.append(shard)
     tensors: dict[str, npt.NDArray[Any]] = {}
-    for one in files:
+    for one in shards:
         tensors |= read_safetensors(one)
     return tensors
 
@@ -301,9 +301,9 @@ def save_pretrained(model: Transformer, params: Params, folder: str | Path) -> N
         count = model.input_spec.num_classes
         labels = {"id2label": {str(i): f"LABEL_{i}" for i in range(count)}, "label2id": {f"LABEL_{i}": i for i in range(count)}}
     content = {"architectures": [name + heads[model.task]], **shared, **own, **labels, "pad_token_id": model.input_spec.pad_id}
-    (root / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    files.write_text(root / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
     tensors = {}
     for path, theirs, transposed in named_leaves(model, params):
         value = np.asarray(trees.at(params, path))
         tensors[theirs] = np.ascontiguousarray(value.T if transposed else value)
-    safetensors.numpy.save_file(tensors, root / "model.safetensors", metadata={"format": "pt"})
+    files.write(root / "model.safetensors", lambda path: safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"}))

@@ -8,6 +8,7 @@ the notebook or program that calls us.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -20,7 +21,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from selgrad import measures
+from selgrad import files, measures
 from selgrad.measures import Measure
 from selgrad.report.tables import curves, headline, profiles, with_labels
 
@@ -39,7 +40,7 @@ def _digest(*content: Any) -> str:
 def _is_drawn(folder: Path, name: str, digest: str) -> bool:
     """Whether a figure is there and shows what it would show now."""
     try:
-        return (folder / f".{name}.sha256").read_text() == digest and all((folder / f"{name}.{ending}").exists() for ending in ("png", "svg"))
+        return files.read_text(folder / f".{name}.sha256") == digest and all((folder / f"{name}.{ending}").exists() for ending in ("png", "svg"))
     except OSError:
         return False
 
@@ -51,9 +52,10 @@ def _save(figure: Any, folder: Path, name: str, digest: str = "") -> None:
     figure.set_layout_engine("none")
     box = figure.get_tightbbox().padded(matplotlib.rcParams["savefig.pad_inches"])
     for ending in ("png", "svg"):
-        figure.savefig(folder / f"{name}.{ending}", dpi=150, bbox_inches=box, metadata={"Date": None} if ending == "svg" else None)
+        options = {"format": ending, "dpi": 150, "bbox_inches": box, "metadata": {"Date": None} if ending == "svg" else None}
+        files.write(folder / f"{name}.{ending}", functools.partial(figure.savefig, **options))
     if digest:
-        (folder / f".{name}.sha256").write_text(digest)
+        files.write_text(folder / f".{name}.sha256", digest)
 
 
 def _panels(count: int) -> tuple[Any, list[Any]]:
@@ -260,7 +262,7 @@ def sentences(out: Path) -> list[dict[str, Any]]:
     """Kept sentences, one entry per attack, sample, metric and ratio: truth and found, with what differs marked word by word."""
     rows: list[dict[str, Any]] = []
     for file in sorted((out / "reconstructions").glob("*.json")):
-        rows += json.loads(file.read_text())
+        rows += json.loads(files.read_text(file))
     rows.sort(key=lambda r: (r["setting"], r["attack"], r["sample"], r["metric"], r["selector"], r["ratio"]))
     for row in rows:
         row["pairs"] = [mark(truth, found) for truth, found in zip(row["truth"], row["found"], strict=True)]

@@ -13,10 +13,11 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from selgrad import files
 from selgrad.report import figures
 from selgrad.report.flags import flags
 from selgrad.report.left import left_rows
-from selgrad.report.tables import attack_label, mask_overlaps, metric_label, protections, read_records, same_masks, with_labels
+from selgrad.report.tables import attack_label, dataset_label, mask_overlaps, metric_label, protections, read_records, same_masks, with_labels
 from selgrad.report.verdicts import by_level, level_cell, stopping_ratios, verdict_grid
 
 _PAGE = jinja2.Template(
@@ -105,7 +106,7 @@ def _image(folder: Path, stem: str, ending: str) -> dict[str, str]:
 
 def _facts(records: pd.DataFrame) -> str:
     parts = [
-        (records["dataset_label"], "data set", "data sets"),
+        (dataset_label(records), "data set", "data sets"),
         (records["model_label"], "model", "models"),
         (records["protection_label"], "protection", "protections"),
         (records["metric_label"], "metric", "metrics"),
@@ -214,7 +215,7 @@ def make_report(out: str | Path) -> Path:
         caption = "The truth above; below it what the attack returned, by metric (rows) and share of entries encrypted (columns)."
         sections.append(("Reconstructions", caption, [_image(folder, stem, "png") for stem in pictures]))
     stops = stopping_ratios(records)
-    stops.to_csv(folder / "stopping_ratios.csv", index=False)
+    files.write_text(folder / "stopping_ratios.csv", stops.to_csv(index=False))
     header, grid = verdict_grid(stops, same_masks(root))
 
     def share(value: float) -> str:
@@ -248,11 +249,11 @@ def make_report(out: str | Path) -> Path:
         grid=grid,
         stops=rows,
         sections=sections,
-        config=config.read_text() if config.exists() else "",
+        config=files.read_text(config) if config.exists() else "",
         version=records["selgrad_version"].iloc[0],
         run_id=records["run_id"].iloc[0],
         device=records["device"].iloc[0],
     )
     file = root / "report.html"
-    file.write_text(page, encoding="utf-8")
+    files.write_text(file, page)
     return file

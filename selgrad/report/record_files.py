@@ -1,25 +1,33 @@
 """The record files of a sweep: one for each block as it ends, and a few large ones once there are many.
 
 A large file names in its metadata the blocks that it holds, and appears by a rename before their own files go. So a kill at any moment leaves every cell, and
-readers pass over what the large files hold already. Nothing here imports JAX.
+readers pass over what the large files hold already. What else lies there (copies that a file manager made, another sweep's files) is named and left out, and a
+cell counts once. Nothing here imports JAX.
 """
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import functools
 import json
-from collections.abc import Callable
+import re
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from selgrad.errors import SelgradError
+from selgrad import files
+from selgrad.errors import DamagedError, SelgradError
 
+_SWEEP = b"selgrad.sweep"
+"""In a file's metadata: the identity of the configuration that its cells are of."""
 _BLOCKS = b"selgrad.blocks"
+_NAME = re.compile(r"(part-)?[0-9a-f]{16}")
 _LARGE = "part-"
 _FILES, _ROWS = 2**14, 2**14
 """Blocks in a large file, at most, and rows that are written together."""
@@ -30,18 +38,29 @@ class RecordFiles:
 
     Args:
       out: the folder.
+      identity: of the sweep; None takes that of `plan.json`, or where there is none of most files.
 
     Attributes:
       large: each large file with the blocks that it holds.
       small: the files of other blocks, by block.
+      left_out: what lies there besides, by name, and why it is left out.
 
     Raises:
-      SelgradError: if a large file is damaged.
+      SelgradError: if a file is damaged.
     """
 
-    def __init__(self, out: str | Path) -> None:
+    def __init__(self, out: str | Path, identity: str | None = None) -> None:
         self._folder = Path(out) / "records"
-        found: dict[str, Path] = {file.stem: file for file in sorted(self._folder.glob("*.parquet"))}
+        # Tools keep hidden files of their own beside others' (._NAME.parquet).
+        named = {file.stem: file for file in sorted(self._folder.glob("*.parquet"))}
+        self.left_out = {file.name: "a copy, or no file of selgrad" for name, file in named.items() if not _NAME.fullmatch(name)}
+        found = {name: file for name, file in named.items() if _NAME.fullmatch(name)}
+        sweeps = {name: sweep_of(file) for name, file in found.items()}
+        self._sweeps = list(sweeps.values())
+        known = collections.Counter(sweep for sweep in sweeps.values() if sweep)
+        mine = identity or _planned(Path(out)) or next((sweep for sweep, _ in known.most_common(1)), "")
+        for name in [name for name, sweep in sweeps.items() if sweep and mine and sweep != mine]:
+            self.left_out[found.pop(name).name] = "of another sweep"
         self.large = {file: _blocks_of(file) for name, file in found.items() if name.startswith(_LARGE)}
         held = {block for blocks in self.large.values() for block in blocks}
         self.small = {name: file for name, file in found.items() if not name.startswith(_LARGE) and name not in held}
@@ -53,12 +72,20 @@ class RecordFiles:
         """Every block that has records."""
         return {*self.small, *(block for blocks in self.large.values() for block in blocks)}
 
+    def is_of(self, identity: str) -> bool:
+        """Whether every file says that it is of this sweep."""
+        return bool(self._sweeps) and set(self._sweeps) == {identity}
+
     def read(self) -> pd.DataFrame:
-        """All records, in no order; equal texts of a column are one object.
+        """All records, in no order, each cell once; equal texts of a column are one object.
+
+        Warns of files that are left out, and of cells that occur twice.
 
         Raises:
           SelgradError: if a file is damaged.
         """
+        for name, why in self.left_out.items():
+            warnings.warn(f"{str(self._folder / name)!r} is left out: it is {why}", stacklevel=2)
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             # Not one schema for all: a sweep over images and text has columns of both, and a column may be empty in the first file alone.
             table = pa.concat_tables(pool.map(_read_coded, [*self.large, *self.small.values()]), promote_options="permissive")
@@ -67,14 +94,17 @@ class RecordFiles:
             if isinstance(column.dtype, pd.CategoricalDtype):
                 texts = np.asarray([*column.cat.categories, None], object)
                 frame[name] = pd.Series(texts[column.cat.codes.to_numpy()], dtype=object, index=frame.index)
+        twice = frame["cell_id"].duplicated() if "cell_id" in frame else pd.Series(False, index=frame.index)
+        if twice.any():
+            warnings.warn(f"{str(self._folder)!r} holds {int(twice.sum())} cells twice; each counts once", stacklevel=2)
+            frame = frame[~twice].reset_index(drop=True)
         return frame
 
-    def compact(self, at_least: int, write: Callable[[Path, Callable[[Path], None]], None]) -> None:
+    def compact(self, at_least: int) -> None:
         """Puts the files of blocks together in large ones if there are so many; the caller is the only one who writes.
 
         Args:
           at_least: files.
-          write: has a function write a file that then appears whole.
 
         Raises:
           SelgradError: if the disk is full, or a file is damaged.
@@ -88,7 +118,7 @@ class RecordFiles:
         for at in range(0, len(names), _FILES):
             part = names[at : at + _FILES]
             metadata = {**(schema.metadata or {}), _BLOCKS: json.dumps(part).encode()}
-            write(self._folder / f"{_LARGE}{part[0]}.parquet", functools.partial(self._write, part, schema.with_metadata(metadata)))
+            files.write(self._folder / f"{_LARGE}{part[0]}.parquet", functools.partial(self._write, part, schema.with_metadata(metadata)))
             for name in part:
                 self.small[name].unlink()
 
@@ -99,7 +129,7 @@ class RecordFiles:
 
     def _write(self, names: list[str], schema: pa.Schema, path: Path) -> None:
         """Some thousand rows at a time, so that little is held at once and readers skip what they do not want."""
-        with pq.ParquetWriter(path, schema) as writer:
+        with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
             tables: list[pa.Table] = []
             for name in names:
                 tables.append(_read(self.small[name]))
@@ -109,6 +139,25 @@ class RecordFiles:
                     tables = []
 
 
+def write_block(file: Path, records: pd.DataFrame, identity: str) -> None:
+    """The records of one block, with the identity of the sweep that they are of.
+
+    Raises:
+      SelgradError: if the disk is full or not writable.
+    """
+    table = pa.Table.from_pandas(records, preserve_index=False)
+    files.write_table(file, table.replace_schema_metadata({**(table.schema.metadata or {}), _SWEEP: identity.encode()}))
+
+
+def sweep_of(file: Path) -> str:
+    """The identity of the sweep whose cells a file holds; empty where it does not say so.
+
+    Raises:
+      SelgradError: if it is damaged.
+    """
+    return (_schema(file).metadata or {}).get(_SWEEP, b"").decode("ascii", "replace")
+
+
 _APART = ("cell_id", "attack_report")
 """Texts of which every cell has its own."""
 
@@ -116,15 +165,15 @@ _APART = ("cell_id", "attack_report")
 def _schema(file: Path) -> pa.Schema:
     try:
         return pq.read_schema(file)
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(file, error) from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(str(error).splitlines()[0] if str(error) else type(error).__name__, file) from None
 
 
 def _read(file: Path, coded: list[str] | None = None) -> pa.Table:
     try:
-        return pq.ParquetFile(file, read_dictionary=coded).read()
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(file, error) from None
+        return files.read_table(file, coded=coded)
+    except DamagedError as error:
+        raise _damaged(str(error).partition("is damaged (")[2].rstrip(")"), file) from None
 
 
 def _read_coded(file: Path) -> pa.Table:
@@ -134,12 +183,19 @@ def _read_coded(file: Path) -> pa.Table:
 
 def _blocks_of(file: Path) -> list[str]:
     try:
-        blocks: list[str] = json.loads((_schema(file).metadata or {})[_BLOCKS])
-        return blocks
-    except (KeyError, ValueError) as error:
-        raise _damaged(file, error) from None
+        blocks: Any = json.loads((_schema(file).metadata or {})[_BLOCKS])
+        return [str(block) for block in blocks]
+    except (KeyError, ValueError, TypeError) as error:
+        raise _damaged(type(error).__name__, file) from None
 
 
-def _damaged(file: Path, error: Exception) -> SelgradError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+def _planned(out: Path) -> str:
+    """The identity in `plan.json`, where it can be read."""
+    try:
+        return str(json.loads(files.read_text(out / "plan.json"))["identity"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _damaged(reason: str, file: Path) -> SelgradError:
     return SelgradError(f"{str(file)!r} is damaged ({reason}); remove it and run the same sweep again, only its blocks are repeated")

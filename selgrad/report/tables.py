@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyarrow.parquet as pq
 
-from selgrad import measures
-from selgrad.errors import SelgradError
+from selgrad import files, measures
+from selgrad.errors import DamagedError, SelgradError
 from selgrad.measures import Measure
 from selgrad.report.record_files import RecordFiles
 
@@ -33,10 +33,10 @@ def read_records(out: str | Path) -> pd.DataFrame:
     Raises:
       SelgradError: if there are none, or a file is damaged.
     """
-    files = RecordFiles(out)
-    if not files.blocks:
+    found = RecordFiles(out)
+    if not found.blocks:
         raise SelgradError(f"{str(out)!r} holds no records; run `selgrad sweep CONFIG --out {out}` first")
-    table = files.read()
+    table = found.read()
     # Written before there were any.
     for name, plain in {"protection": "none", "protection_label": "none", "protection_arguments": "{}"}.items():
         table[name] = table[name].fillna(plain) if name in table else plain
@@ -53,8 +53,13 @@ def _overlaps_of_whole_trees(out: str | Path) -> pd.DataFrame:
     file = Path(out) / "equivalence.parquet"
     if not file.exists():
         return pd.DataFrame(columns=["metric_a", "metric_b"])
-    table = pq.read_table(file).to_pandas()
-    return table[table["leaf"] == ""]
+    try:
+        table = files.read_frame(file)
+        return table[table["leaf"] == ""]
+    except (DamagedError, KeyError):
+        # It follows from the configuration, and the sweep makes it anew.
+        warnings.warn(f"{str(file)!r} is damaged and left out; `selgrad sweep` with the same --out makes it anew", stacklevel=2)
+        return pd.DataFrame(columns=["metric_a", "metric_b"])
 
 
 def same_masks(out: str | Path) -> dict[str, list[str]]:
@@ -146,7 +151,7 @@ def profiles(records: pd.DataFrame, measure: str) -> pd.DataFrame:
     """
     lower = measures.named(measure).lower_is_better
     given = with_labels(records)
-    given = given.assign(setting=given["dataset_label"] + " / " + given["model_label"] + " / " + given["update_label"]).dropna(subset=[measure])
+    given = given.assign(setting=dataset_label(given) + " / " + given["model_label"] + " / " + given["update_label"]).dropna(subset=[measure])
     keys = ["setting", "curve", "ratio"]
     best = given.groupby([*keys, "sample", "seed"], sort=False, observed=True)[measure].agg("min" if lower else "max").reset_index()
     rows = []
@@ -245,10 +250,11 @@ def protecting_ratios(records: pd.DataFrame, *, num_resamples: int = 1000) -> pd
       Columns `setting`, `metric`, `attack`, `hidden`, `ratio`, `low`, `high` (inf where the attack still succeeds at the largest ratio), `num_samples`,
       `success_at_0`, `upper` (of the 95 % Wilson interval of the success rate at `ratio`), and `worst`: whether no rung needs more.
     """
-    setting = records["dataset_label"] + " / " + records["model_label"]
-    if "protection_label" in records and records["protection_label"].nunique() > 1:
-        setting = setting + " / " + records["protection_label"]
-    records = records.assign(setting=setting)
+    setting = dataset_label(records) + " / " + records["model_label"]
+    for column in ("update_label", "protection_label"):
+        if column in records and records[column].nunique() > 1:
+            setting = setting + " / " + records[column]
+    records = records.assign(setting=setting, metric_label=metric_label(records))
     generator, rows = np.random.default_rng(0), []
     for (setting, metric, attack, hidden), cells in records.groupby(["setting", "metric_label", "attack", "hidden"], sort=False):
         won = cells.astype({"success": float}).pivot_table(index=["sample", "seed"], columns="ratio", values="success").sort_index(axis=1)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from selgrad import files
 from selgrad.config import SweepConfig, parse
 from selgrad.errors import UsageError, require_ratio
 from selgrad.experiment import Setting
@@ -204,7 +205,7 @@ def recommend(
         search.settings[0].title, which.label(budget), asked, table, instead, chosen, contributions(judged).drop(columns="alone"), left,
         list(dict.fromkeys(raised)), runner.num_known, grid, checked, note,
     )  # fmt: skip
-    (root / "recommendation.json").write_text(json.dumps(_finite(result.document()), indent=1) + "\n")
+    files.write_text(root / "recommendation.json", json.dumps(_finite(result.document()), indent=1) + "\n")
     return result
 
 

@@ -77,8 +77,8 @@ class Search(Sweep):
 
     def records(self) -> pd.DataFrame:
         """What is known."""
-        files = RecordFiles(self.out)
-        return files.read() if files.blocks else pd.DataFrame()
+        found = RecordFiles(self.out)
+        return found.read() if found.blocks else pd.DataFrame()
 
     def blocks_of(self, attack: Spec, lanes: Iterable[Lane]) -> list[BlockPlan]:
         """Cells in blocks of one seed, and of one metric and selector where the attacker reads them."""

@@ -5,8 +5,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable, Iterator
+from dataclasses import is_dataclass
 from typing import Any
+
+import jax
+import numpy as np
 
 from selgrad import devices
 from selgrad.config import SweepConfig, settings
@@ -17,6 +22,16 @@ from selgrad.sweep.programs import Programs
 
 MANY_SETTINGS = 8
 """Beyond so many, compiled programs and what was computed on a setting are let go with it: a process holds some hundred memory maps for each."""
+
+
+def _digest(content: Any) -> str:
+    """Of the arrays in a container; what is no array is left out."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(content):
+        if isinstance(leaf, np.ndarray | jax.Array):
+            found.update(f"{leaf.dtype}{leaf.shape}".encode())
+            found.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+    return found.hexdigest()[:16]
 
 
 class Grid:
@@ -55,6 +70,20 @@ class Grid:
         self._is_crowded = len(self.settings) > MANY_SETTINGS or sum(setting.num_bytes for setting in self.settings) > devices.memory_budget()
         self._held = self._left = 0
         self._programs = Programs(config, self._attacks, min(len(self.settings), MANY_SETTINGS), self._most_updates)
+
+    def inputs(self) -> dict[str, str]:
+        """A digest of what each data set and each checkpoint held when it was read, by what a configuration calls it."""
+        found: dict[str, str] = {}
+        for setting in self.settings:
+            dataset, model = setting.specs[:2]
+            for spec, given in ((dataset, setting.dataset), *(((self.config.public, setting.public),) if self.config.public is not None else ())):
+                name = f"{spec.label} {spec.get('path', '')}".strip()
+                if name not in found:
+                    found[name] = _digest(vars(given) if is_dataclass(given) else given)
+            place = model.get("checkpoint") or model.get("pretrained")
+            if place is not None and f"{model.label} {place}" not in found:
+                found[f"{model.label} {place}"] = _digest(setting.weights(self.config.seeds[0]))
+        return found
 
     def _use(self, index: int) -> Setting:
         """A setting that is about to be read."""

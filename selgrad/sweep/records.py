@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -101,6 +102,11 @@ def cell_id(config: SweepConfig, setting: Setting, attack: Spec, lane: Lane) -> 
         identity["rounds"] = [config.rounds.count, config.rounds.server_learning_rate]
     text = json.dumps([identity, lane.ratio, lane.sample, lane.seed, config.known_labels, config.known_padding], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def cell_ids(config: SweepConfig, setting: Setting, part: BlockPlan) -> Iterator[str]:
+    """Those of a block's cells."""
+    return (cell_id(config, setting, part.attack, lane) for lanes in part.lanes for lane in lanes)
 
 
 def certificate_columns(config: SweepConfig, certifier: Certifier, setting: Setting, lane: Lane) -> dict[str, Any]:

@@ -11,19 +11,19 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import cast
 
 import jax
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
-from selgrad import checkpoints, devices, encryption
+from selgrad import checkpoints, devices, encryption, files
 from selgrad.base import stride
 from selgrad.config import SweepConfig, load, portable
-from selgrad.errors import SelgradError
+from selgrad.errors import DamagedError, SelgradError
 from selgrad.experiment import decode_lane
 from selgrad.registry import Spec
+from selgrad.report.record_files import write_block
 from selgrad.sweep import records as rows
 from selgrad.sweep.costs import Costs, measure_costs
 from selgrad.sweep.drive import Attacked, Prepared, memory_errors, run_attacks
@@ -94,7 +94,10 @@ class Sweep(Grid):
 
     def is_done(self, plan: BlockPlan) -> bool:
         """Whether a block has its records."""
-        return self.folder.has_records(plan.identity)
+        if self.folder.has_records(plan.identity) or not self.folder.is_recovered:
+            return self.folder.has_records(plan.identity)
+        # The plan was lost, and blocks may be cut otherwise than before.
+        return self.folder.cells.issuperset(rows.cell_ids(self.config, self.settings[plan.setting], plan))
 
     def missing(self, blocks: Iterable[BlockPlan]) -> list[BlockPlan]:
         """Those that have none yet, in their order."""
@@ -113,6 +116,7 @@ class Sweep(Grid):
         Args:
           on_event: called with one line before each long operation.
         """
+        self.folder.require_inputs(self.inputs())
         blocks: list[BlockPlan] = []
         memory, seconds, before = 0, 0.0, len(self._programs.compile_seconds)
         budget, sizes = devices.memory_budget(), self.folder.block_sizes
@@ -278,8 +282,7 @@ class Sweep(Grid):
             )
             records = rows.frame(origin, part, found, attacked.reports, attacked.seconds / part.num_cells)
             keep_gallery(self.folder, self.config, setting, part, found)
-        table = pa.Table.from_pandas(records, preserve_index=False)
-        devices.write_atomically(self.record_file(part), lambda path: pq.write_table(table, path))
+        write_block(self.record_file(part), records, self.config.identity)
         checkpoints.Series(self.folder.checkpoint_folder(part.identity)).remove()
         self.folder.publish()
         return records
@@ -288,7 +291,9 @@ class Sweep(Grid):
         """How alike the masks of every two metrics are, as `selgrad.sweep.overlap.equivalence` says, kept in `equivalence.parquet`."""
         file = self.out / "equivalence.parquet"
         if file.exists():
-            return pq.read_table(file).to_pandas()
+            # Damaged, it is made anew.
+            with contextlib.suppress(DamagedError):
+                return cast(pd.DataFrame, files.read_frame(file))
         table = equivalence(self.config, self._each_setting())
-        devices.write_atomically(file, lambda path: table.to_parquet(path, index=False))
+        files.write_table(file, table)
         return table

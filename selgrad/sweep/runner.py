@@ -6,6 +6,7 @@ The command line and `selgrad.run_sweep` both come here; everything else about a
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,9 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from selgrad import terminal
 from selgrad.config import SweepConfig, parse
 from selgrad.registry import Spec
 from selgrad.report.page import make_report
@@ -69,7 +72,8 @@ def run_sweep(
     from selgrad.sweep.executors.protocol import Executor
     from selgrad.tracking import make_tracker
 
-    screen = console or Console(stderr=True, quiet=quiet)
+    screen = console or terminal.console(stderr=True, quiet=quiet)
+    say = functools.partial(screen.print, markup=False)
     checked = config if isinstance(config, SweepConfig) else parse(config)
     executor: Executor = Spec.of("engine", engine).build()
     with screen.status("loading data and models"):
@@ -78,25 +82,25 @@ def run_sweep(
         tracker = make_tracker(wandb, sweep.out, checked.name, sweep.run_id, checked.to_dict(), checked.wandb.model_dump())
         tracker.open(list(dict.fromkeys(attack.short for attack in checked.attack)))
         with screen.status("planning") as status:
-            plan = executor.plan(sweep, lambda line: status.update(f"planning: {line}"))
+            plan = executor.plan(sweep, lambda line: status.update(Text(f"planning: {line}")))
         waiting = sweep.missing(plan.blocks)
-        screen.print(
-            f"[bold]{checked.name}[/bold]: {plan.num_cells:,} cells in {len(plan.blocks)} blocks of {plan.num_programs} compiled programs; "
+        say(
+            f"{checked.name}: {plan.num_cells:,} cells in {len(plan.blocks)} blocks of {plan.num_programs} compiled programs; "
             f"{plan.num_cells - sum(b.num_cells for b in waiting):,} cells already done"
         )
-        screen.print(
+        say(
             f"at most {plan.memory_bytes / 1e6:,.0f} MB at once, compiled in {duration(plan.compile_seconds)}, attacks take at most "
             f"{duration(plan.seconds)}; records go to {sweep.out / 'records'}"
         )
         with screen.status("measuring the encryption") as status:
-            costs = sweep.costs(on_event=lambda line: status.update(line))
+            costs = sweep.costs(on_event=lambda line: status.update(Text(line)))
         if sweep.encryption_note is not None:
-            screen.print(f"[yellow]cost columns stay empty: {sweep.encryption_note}[/yellow]", soft_wrap=True)
+            say(f"cost columns stay empty: {sweep.encryption_note}", style="yellow", soft_wrap=True)
         elif costs:
             clipped = sum(cost.num_clipped for cost in costs.values())
             note = f"; {clipped:,} entries lay beyond the public bound and were clipped (encryption: bound)" if clipped else ""
-            screen.print(f"round trip proven on {len(costs)} selections of real gradient entries: every decrypted integer equals the plain sum{note}")
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
+            say(f"round trip proven on {len(costs)} selections of real gradient entries: every decrypted integer equals the plain sum{note}")
+        columns = (terminal.description(), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
         started, lines = time.perf_counter(), {"last": time.perf_counter(), "done": 0.0}
         with Progress(*columns, console=screen, disable=quiet, transient=True) as progress:
             task = progress.add_task("cells", total=plan.num_cells)
@@ -107,7 +111,7 @@ def run_sweep(
                 if not screen.is_terminal and time.perf_counter() - lines["last"] > 30:
                     lines["last"] = time.perf_counter()
                     spent = duration(time.perf_counter() - started)
-                    screen.print(f"{lines['done']:,.0f} of {plan.num_cells:,} cells after {spent}: {line}")
+                    say(f"{lines['done']:,.0f} of {plan.num_cells:,} cells after {spent}: {line}")
 
             executor.run(sweep, plan, costs, tracker.block, on_progress)
         sweep.folder.compact()
@@ -116,9 +120,9 @@ def run_sweep(
             page = make_report(sweep.out)
             tracker.finish(records, sweep.out / "figures")
             sweep.folder.publish()
-        screen.print(summary_table(records, sweep.out))
-        screen.print(f"attacks took {duration(time.perf_counter() - started)}")
+        say(summary_table(records, sweep.out))
+        say(f"attacks took {duration(time.perf_counter() - started)}")
         if sweep.place != str(sweep.out.absolute()):
-            screen.print(f"all of it lies at {sweep.place}, and a copy here:", soft_wrap=True)
-        screen.print(f"figures: {sweep.out / 'figures'}\nreport:  {page}\nrecords: {sweep.out / 'records'}", soft_wrap=True)
+            say(f"all of it lies at {sweep.place}, and a copy here:", soft_wrap=True)
+        say(f"figures: {sweep.out / 'figures'}\nreport:  {page}\nrecords: {sweep.out / 'records'}", soft_wrap=True)
     return records

@@ -1,6 +1,7 @@
 """The folder of a run: whose it is, who works in it, and where its files lie, here or elsewhere; every file appears whole or not at all.
 
-`plan.json` names the configuration by its identity, so that a folder is continued by the same sweep and refused to another.
+`plan.json` names the configuration by its identity, so that a folder is continued by the same sweep and refused to another. It has a checksum; where it is
+damaged or gone, a sweep goes on from `config.yaml` and the records, of which a cell that is there is not run again.
 """
 
 from __future__ import annotations
@@ -8,17 +9,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
+import hashlib
 import json
 import os
 import threading
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from selgrad import __version__, devices
+from selgrad import __version__, files
+from selgrad.config import load
 from selgrad.errors import SelgradError, UsageError
-from selgrad.report.record_files import RecordFiles
+from selgrad.report.record_files import RecordFiles, sweep_of
 from selgrad.sweep.remote import Mirror
 
 
@@ -38,7 +43,7 @@ class RunFolder:
         self.out, self._identity, self._mirror, self._sending = out, identity, mirror, threading.Lock()
         self.saved = self._adopt()
         # Looked up at once; what ends later has a file of its own.
-        self._finished = RecordFiles(out).blocks
+        self._finished = RecordFiles(out, identity).blocks
 
     @property
     def run_id(self) -> str:
@@ -72,38 +77,71 @@ class RunFolder:
         """Reads again what was decided, by another process perhaps."""
         self.fetch("plan.json")
         self.saved = self._adopt()
-        self._finished = RecordFiles(self.out).blocks
+        self._finished = RecordFiles(self.out, self._identity).blocks
 
     def _adopt(self) -> dict[str, Any]:
-        file = self.out / "plan.json"
-        if file.exists():
-            try:
-                saved: dict[str, Any] = json.loads(file.read_text())
-                known = saved["identity"]
-            except (ValueError, KeyError, TypeError):
-                raise SelgradError(f"{str(file)!r} is damaged; remove the folder {str(self.out)!r} or choose another --out") from None
-            if known != self._identity:
-                raise UsageError(f"folder {str(self.out)!r} holds another sweep (its config.yaml differs, or your own code has changed); choose another --out")
-            if saved.get("version") != __version__:
-                raise UsageError(f"folder {str(self.out)!r} was begun by selgrad {saved.get('version')}, this is {__version__}; choose another --out")
-            return saved
         if self.out.exists() and not self.out.is_dir():
             raise UsageError(f"{str(self.out)!r} is a file; choose a folder for --out")
-        if self.out.is_dir() and (self.out / "records").is_dir() and any((self.out / "records").glob("*.parquet")):
-            raise UsageError(f"folder {str(self.out)!r} holds records without a plan.json; choose another --out")
-        return {"identity": self._identity, "run_id": uuid.uuid4().hex[:12], "version": __version__, "block_sizes": {}}
+        saved = _read_plan(self.out / "plan.json")
+        if saved is None:
+            return self._anew()
+        if saved["identity"] != self._identity:
+            raise UsageError(f"folder {str(self.out)!r} holds another sweep (its config.yaml differs, or your own code has changed); choose another --out")
+        if saved.get("version") != __version__:
+            raise UsageError(f"folder {str(self.out)!r} was begun by selgrad {saved.get('version')}, this is {__version__}; choose another --out")
+        return saved
+
+    def _anew(self) -> dict[str, Any]:
+        """A plan where there is none: of a new folder, or of one whose plan is damaged or gone and that holds this sweep's records."""
+        fresh = {"identity": self._identity, "run_id": uuid.uuid4().hex[:12], "version": __version__, "block_sizes": {}}
+        known = RecordFiles(self.out, self._identity)
+        if not (self.out / "plan.json").exists() and not known.blocks and not known.left_out:
+            return fresh
+        if not self._is_mine():
+            raise UsageError(f"folder {str(self.out)!r} holds no readable plan.json, and its config.yaml is not that of this sweep; choose another --out")
+        warnings.warn(f"{str(self.out / 'plan.json')!r} is damaged or gone; the sweep goes on from config.yaml and the records", stacklevel=2)
+        return {**fresh, "recovered": True}
+
+    def _is_mine(self) -> bool:
+        """Whether `config.yaml` is of this sweep, or where that cannot be read, its records say that they are."""
+        try:
+            return load(self.out / "config.yaml").identity == self._identity
+        except SelgradError:
+            return RecordFiles(self.out, self._identity).is_of(self._identity)
+
+    def require_inputs(self, digests: dict[str, str]) -> None:
+        """Refuses to go on with other data under the same names: records of both would be one table.
+
+        Args:
+          digests: of what was read, by name.
+
+        Raises:
+          UsageError: if what was read is not what the sweep began with.
+        """
+        known = self.saved.setdefault("inputs", digests)
+        changed = [name for name, digest in digests.items() if known.get(name, digest) != digest]
+        if changed:
+            raise UsageError(f"{changed[0]} has changed since the sweep in {str(self.out)!r} began, which would mix both; choose another --out, or put it back")
+        known.update(digests)
+
+    @property
+    def is_recovered(self) -> bool:
+        """Whether the plan was lost once, so that blocks may be cut otherwise than those that the records are of."""
+        return bool(self.saved.get("recovered"))
+
+    @functools.cached_property
+    def cells(self) -> set[str]:
+        """The `cell_id` of every record that was there when this was first asked for."""
+        found = RecordFiles(self.out, self._identity)
+        return set(found.read()["cell_id"]) if found.blocks else set()
 
     def save(self) -> None:
         """Writes down what was decided."""
-        self.write_text("plan.json", json.dumps(self.saved, indent=1, sort_keys=True))
+        self.write_text("plan.json", json.dumps({**self.saved, "checksum": _checksum(self.saved)}, indent=1, sort_keys=True))
 
     def write_text(self, name: str, text: str) -> None:
         """A text file in the folder."""
-
-        def write(path: Path) -> None:
-            path.write_text(text)
-
-        devices.write_atomically(self.out / name, write)
+        files.write_text(self.out / name, text)
 
     def record_file(self, block: str) -> Path:
         """Where a block writes its records."""
@@ -111,12 +149,13 @@ class RunFolder:
 
     def has_records(self, block: str) -> bool:
         """Whether a block is finished."""
-        return block in self._finished or self.record_file(block).exists()
+        file = self.record_file(block)
+        return block in self._finished or (file.exists() and sweep_of(file) in ("", self._identity))
 
     def compact(self, at_least: int = 64) -> None:
         """Puts the records of many blocks together; whoever holds the folder may do so while nobody writes there."""
-        RecordFiles(self.out).compact(at_least, devices.write_atomically)
-        self._finished = RecordFiles(self.out).blocks
+        RecordFiles(self.out, self._identity).compact(at_least)
+        self._finished = RecordFiles(self.out, self._identity).blocks
         self.publish()
 
     def model_folder(self, setting: int, seed: int) -> Path:
@@ -157,4 +196,23 @@ class RunFolder:
                     ) from None
             # Another process may have begun or ended a sweep here since this one looked.
             self.reload()
+            for name, why in RecordFiles(self.out, self._identity).left_out.items():
+                warnings.warn(f"{str(self.out / 'records' / name)!r} is left out: it is {why}", stacklevel=4)
+            files.sweep_up(self.out)
             yield
+
+
+def _checksum(saved: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(saved, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read_plan(file: Path) -> dict[str, Any] | None:
+    """What was decided; None where there is no plan, or it is not as it was written."""
+    try:
+        saved = json.loads(files.read_text(file))
+        # Written before there were any.
+        checksum = saved.pop("checksum", None)
+        whole = isinstance(saved["identity"], str) and isinstance(saved["run_id"], str) and isinstance(saved["block_sizes"], dict)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return saved if whole and checksum in (None, _checksum(saved)) else None

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from selgrad.devices import write_atomically
 from selgrad.errors import SelgradError
 from selgrad.report.record_files import RecordFiles
 from selgrad.report.tables import attack_label, curves, mask_overlaps, profiles, protecting_ratios, ranking_changes, same_masks, wilson
@@ -184,7 +183,7 @@ def test_many_record_files_become_few_and_a_kill_in_between_doubles_nothing(tmp_
     read = lambda: RecordFiles(tmp_path).read().sort_values("cell_id", ignore_index=True)[list(expected.columns)]
     pd.testing.assert_frame_equal(read().fillna({"note": math.nan}), expected)
 
-    RecordFiles(tmp_path).compact(7, write_atomically)
+    RecordFiles(tmp_path).compact(7)
     assert len(list(folder.iterdir())) == 6, "few files stay as they are"
 
     def killed(*_, **__):
@@ -193,14 +192,14 @@ def test_many_record_files_become_few_and_a_kill_in_between_doubles_nothing(tmp_
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", killed)
         with pytest.raises(KeyboardInterrupt):
-            RecordFiles(tmp_path).compact(6, write_atomically)
+            RecordFiles(tmp_path).compact(6)
     assert len(list(folder.iterdir())) == 7 and RecordFiles(tmp_path).blocks == set(frames)
     assert len(read()) == 12, "the large file and the small ones hold the same cells"
-    RecordFiles(tmp_path).compact(6, write_atomically)
+    RecordFiles(tmp_path).compact(6)
     assert [file.name for file in folder.iterdir()] == ["part-0000000000000000.parquet"] and RecordFiles(tmp_path).blocks == set(frames)
     pd.testing.assert_frame_equal(read().fillna({"note": math.nan}), expected)
     # Blocks that come later lie beside it.
-    expected.tail(2).to_parquet(folder / "f.parquet", index=False)
+    expected.tail(2).assign(cell_id=["6-a", "6-b"]).to_parquet(folder / f"{6:016x}.parquet", index=False)
     assert len(RecordFiles(tmp_path).read()) == 14
     (folder / "part-0000000000000000.parquet").write_bytes(b"PAR1")
     with pytest.raises(SelgradError, match=r"part-0000000000000000.parquet' is damaged"):

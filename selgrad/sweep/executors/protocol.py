@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import pandas as pd
 
+from selgrad import files
 from selgrad.errors import SelgradError
 from selgrad.sweep.costs import Costs
 from selgrad.sweep.plan import BlockPlan, Plan
@@ -100,7 +101,7 @@ class Queue:
             self._on_progress(0.0, f"out of memory at {block.lanes_per_block} lanes; going on with half as many")
             return
         self._sweep.folder.fetch(f"records/{block.identity}.parquet")
-        records = pd.read_parquet(self._sweep.record_file(block))
+        records = files.read_frame(self._sweep.record_file(block))
         self._on_progress(float(block.num_cells), f"{block.attack.label} on {self._sweep.settings[block.setting].specs[1].label}")
         self._on_block(block.attack.short, records)
 

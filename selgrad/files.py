@@ -1,0 +1,149 @@
+"""Files that are there whole or not at all, and text in UTF-8 whatever the machine's locale.
+
+All that selgrad keeps is written here, but for keys and ciphertexts, which are private as well (`selgrad.encryption.wire`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from selgrad.errors import DamagedError, SelgradError
+
+_SCRATCH = re.compile(r"\..+\.(\d+)\.tmp")
+_FORGOTTEN = 3600.0
+"""Seconds after which nobody writes a file any more, on whatever machine it was begun."""
+
+
+def write(path: Path, fill: Callable[[Path], None]) -> None:
+    """Writes a file under another name, flushes it to disk, and renames it.
+
+    Args:
+      path: of the file; its folder is made if need be.
+      fill: writes the content at the path that it is given.
+
+    Raises:
+      SelgradError: if the disk is full or not writable.
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fill(scratch)
+        with open(scratch, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(scratch, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        said = error.strerror or str(error).splitlines()[0]
+        raise SelgradError(f"cannot write {str(path)!r}: {said}; make room or choose another --out, then run the same command") from None
+    except BaseException:
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """`write` of bytes.
+
+    Raises:
+      SelgradError: if the disk is full or not writable.
+    """
+    write(path, lambda scratch: _fill(scratch, content))
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write` of text, in UTF-8.
+
+    Raises:
+      SelgradError: if the disk is full or not writable.
+    """
+    write_bytes(path, text.encode())
+
+
+def _fill(scratch: Path, content: bytes) -> None:
+    scratch.write_bytes(content)
+
+
+def read_text(path: Path) -> str:
+    """Text in UTF-8, with or without a byte-order mark.
+
+    Raises:
+      OSError, UnicodeDecodeError: as `Path.read_text` does.
+    """
+    return path.read_text(encoding="utf-8-sig")
+
+
+def write_table(path: Path, table: Any) -> None:
+    """`write` of a table as Parquet, with a checksum of every page.
+
+    Args:
+      path: of the file.
+      table: of pandas or of pyarrow.
+
+    Raises:
+      SelgradError: if the disk is full or not writable.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    plain = table if isinstance(table, pa.Table) else pa.Table.from_pandas(table, preserve_index=False)
+    write(path, lambda scratch: pq.write_table(plain, scratch, write_page_checksum=True))
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None, coded: Sequence[str] | None = None) -> Any:
+    """A Parquet file as a table of pyarrow; a page that does not have its checksum is refused.
+
+    Args:
+      path: of the file.
+      columns: all by default.
+      coded: columns of text to read as codes and the texts that they stand for.
+
+    Raises:
+      DamagedError: if it is no whole Parquet file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, read_dictionary=None if coded is None else list(coded), page_checksum_verification=True) as file:
+            return file.read(columns=None if columns is None else list(columns))
+    except (pa.ArrowException, OSError, KeyError, ValueError, UnicodeDecodeError) as error:
+        raise DamagedError(f"{str(path)!r} is damaged ({(str(error).splitlines() or [type(error).__name__])[0]})") from None
+
+
+def read_frame(path: Path) -> Any:
+    """`read_table` as a table of pandas.
+
+    Raises:
+      DamagedError: if it is no whole Parquet file.
+    """
+    table = read_table(path)
+    try:
+        return table.to_pandas()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # what pandas wrote of itself beside the data
+        raise DamagedError(f"{str(path)!r} is damaged ({type(error).__name__})") from None
+
+
+def sweep_up(folder: Path) -> None:
+    """Removes what `write` left in a folder and below where its process was killed."""
+    for scratch in folder.rglob(".*.tmp"):
+        found = _SCRATCH.fullmatch(scratch.name)
+        with contextlib.suppress(OSError):
+            if found and scratch.is_file() and (not _runs(int(found[1])) or time.time() - scratch.stat().st_mtime > _FORGOTTEN):
+                scratch.unlink()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()

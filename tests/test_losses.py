@@ -1,0 +1,211 @@
+"""What lies in a run's folder may be damaged, copied or gone: nothing finished is lost, and nothing counts twice."""
+
+import json
+import shutil
+import warnings
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from selgrad import files, run_sweep
+from selgrad.errors import DamagedError, SelgradError, UsageError
+from selgrad.report.page import make_report
+from selgrad.report.tables import read_records
+
+CONFIG = {
+    "name": "losses",
+    "dataset": {"name": "digits", "count": 2},
+    "model": {"name": "mlp", "width": 8},
+    "metric": ["random", "magnitude"],
+    "ratio": [0, 0.5],
+    "attack": {"name": "idlg", "num_steps": 2},
+    "encryption": "none",
+    "gallery": 0,
+    "block_size": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("losses") / "out"
+    return out, run_sweep(CONFIG, out, quiet=True)
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "out")
+    return tmp_path / "out"
+
+
+def as_before(records, finished):
+    again = records.drop(columns=["run_id"]).sort_values("cell_id", ignore_index=True)
+    pd.testing.assert_frame_equal(again, finished[1].drop(columns=["run_id"]).sort_values("cell_id", ignore_index=True))
+
+
+def other_sweep(folder):
+    """A record file of a sweep of another model, which may have the same name."""
+    run_sweep({**CONFIG, "model": {"name": "mlp", "width": 9}}, folder, quiet=True)
+    return next((folder / "records").glob("*.parquet"))
+
+
+def test_a_cell_counts_once_whatever_lies_beside_its_records(folder, finished, tmp_path):
+    records = folder / "records"
+    mine, theirs = next(records.glob("*.parquet")), other_sweep(tmp_path / "other")
+    shutil.copy(mine, records / f"{mine.stem} (1).parquet")
+    (records / f"._{mine.name}").write_bytes(b"\x00\x05\x16\x07 what another system keeps beside a file")
+    shutil.copy(theirs, records / f"{7:016x}.parquet")
+    with pytest.warns(UserWarning, match="is left out") as told:
+        found = read_records(folder)
+    as_before(found, finished)
+    named = " ".join(str(one.message) for one in told)
+    assert all(name in named for name in (f"{mine.stem} (1)", f"._{mine.name}", f"{7:016x}", "of another sweep"))
+    # Under a block's own name it is no block of this sweep either.
+    for file in records.glob("*.parquet"):
+        file.unlink()
+    shutil.copy(theirs, records / mine.name)
+    with pytest.warns(UserWarning, match="of another sweep"):
+        assert len(run_sweep(CONFIG, folder, quiet=True)) == len(finished[1])
+
+
+def test_a_cell_that_two_files_hold_counts_once(folder, finished):
+    records = folder / "records"
+    shutil.copy(next(records.glob("*.parquet")), records / f"{9:016x}.parquet")
+    with pytest.warns(UserWarning, match="twice"):
+        as_before(read_records(folder), finished)
+
+
+def flipped(text, at, bit):
+    raw = bytearray(text.encode())
+    raw[at % len(raw)] ^= 1 << bit
+    return bytes(raw)
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "sizes", "garbage", "list"])
+def test_a_sweep_goes_on_without_its_plan(folder, finished, damage):
+    plan = folder / "plan.json"
+    text = plan.read_text()
+    content = {
+        "empty": "", "cut": text[: len(text) // 2], "garbage": "\x00\xff", "list": "[1]",
+        "sizes": json.dumps({**json.loads(text), "block_sizes": dict.fromkeys(json.loads(text)["block_sizes"], 1)}),
+    }  # fmt: skip
+    plan.unlink() if damage == "gone" else plan.write_text(content[damage])
+    when = {file: file.stat().st_mtime_ns for file in (folder / "records").glob("*.parquet")}
+    with pytest.warns(UserWarning, match=r"plan.json' is damaged or gone"):
+        again = run_sweep({**CONFIG, "block_size": 2}, folder, quiet=True)
+    as_before(again, finished)
+    assert {file: file.stat().st_mtime_ns for file in (folder / "records").glob("*.parquet")} == when, "nothing was run again"
+    # And from then on as ever.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        as_before(run_sweep(CONFIG, folder, quiet=True), finished)
+
+
+def test_a_plan_without_config_or_of_another_sweep_is_refused(folder):
+    (folder / "plan.json").unlink()
+    with pytest.raises(UsageError, match=r"config.yaml is not that of this sweep"):
+        run_sweep({**CONFIG, "seeds": [3]}, folder, quiet=True)
+    (folder / "config.yaml").write_text("\x00")
+    with pytest.warns(UserWarning, match="goes on"):
+        run_sweep(CONFIG, folder, quiet=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(at=st.integers(0, 10_000), bit=st.integers(0, 7))
+def test_no_bit_of_a_plan_changes_what_is_run(finished, tmp_path_factory, at, bit):
+    from selgrad.sweep.store import RunFolder
+
+    out = finished[0]
+    saved = json.loads((out / "plan.json").read_text())
+    place = tmp_path_factory.mktemp("plan")
+    shutil.copytree(out / "records", place / "records")
+    shutil.copy(out / "config.yaml", place / "config.yaml")
+    (place / "plan.json").write_bytes(flipped((out / "plan.json").read_text(), at, bit))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = RunFolder(place, saved["identity"])
+    # JSON that means the same, or a plan that was lost.
+    assert found.is_recovered or (found.block_sizes, found.run_id) == (saved["block_sizes"], saved["run_id"])
+
+
+def test_a_damaged_side_file_is_made_again(folder):
+    make_report(folder)
+    for content in (b"", b"PAR1", b"\x00" * 1000):
+        (folder / "equivalence.parquet").write_bytes(content)
+        with pytest.warns(UserWarning, match="makes it anew"):
+            make_report(folder)
+    run_sweep(CONFIG, folder, quiet=True)
+    assert len(files.read_frame(folder / "equivalence.parquet"))
+
+
+@settings(max_examples=200, deadline=None)
+@given(at=st.integers(0, 100_000), bit=st.integers(0, 7))
+def test_a_changed_bit_of_a_table_is_seen_or_changes_nothing(tmp_path_factory, at, bit):
+    file = tmp_path_factory.mktemp("bits") / "t.parquet"
+    table = pd.DataFrame({"a": np.arange(50.0), "b": [f"text {i}" for i in range(50)]})
+    files.write_table(file, table)
+    raw = bytearray(file.read_bytes())
+    # Of the pages; the footer's text is that of the schema.
+    pages = len(raw) - int.from_bytes(raw[-8:-4], "little") - 8
+    raw[at % pages] ^= 1 << bit
+    file.write_bytes(raw)
+    try:
+        pd.testing.assert_frame_equal(files.read_frame(file), table)
+    except DamagedError as error:
+        assert "\n" not in str(error)
+
+
+def test_what_a_kill_left_is_swept_up(folder):
+    gone = folder / "records" / ".x.parquet.999999999.tmp"
+    gone.write_bytes(b"half")
+    (folder / "records" / ".note.tmp").write_bytes(b"somebody's")
+    run_sweep(CONFIG, folder, quiet=True)
+    assert not gone.exists() and (folder / "records" / ".note.tmp").exists()
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "a" / "file"
+    files.write_text(target, "first")
+
+    def fails(scratch):
+        scratch.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        files.write(target, fails)
+    assert target.read_text() == "first" and len(list(target.parent.iterdir())) == 1
+    (tmp_path / "b").write_text("a file")
+    with pytest.raises(SelgradError, match="cannot write"):
+        files.write_text(tmp_path / "b" / "file", "x")
+
+
+def test_exchanged_data_under_the_same_name_are_another_sweep(tmp_path):
+    for at, label in enumerate("ab"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        Image.fromarray(np.full((8, 8), 50 * at + 50, np.uint8)).save(tmp_path / "data" / label / "x.png")
+    config = {**CONFIG, "dataset": {"name": "image_folder", "path": str(tmp_path / "data")}}
+    run_sweep(config, tmp_path / "out", quiet=True)
+    before = len(run_sweep(config, tmp_path / "out", quiet=True))
+    Image.fromarray(np.full((8, 8), 7, np.uint8)).save(tmp_path / "data" / "a" / "x.png")
+    with pytest.raises(UsageError, match="has changed since the sweep"):
+        run_sweep(config, tmp_path / "out", quiet=True)
+    assert len(read_records(tmp_path / "out")) == before
+    run_sweep(config, tmp_path / "other", quiet=True)
+
+
+def test_exchanged_weights_under_the_same_name_are_another_sweep(tmp_path):
+    from selgrad import checkpoints
+    from selgrad.registry import make_spec
+
+    model = make_spec("model", "mlp", {"width": 8}).build(make_spec("dataset", "digits").build().spec)
+    config = {**CONFIG, "model": {"name": "mlp", "width": 8, "checkpoint": str(tmp_path / "weights")}}
+    for seed in (0, 1):
+        checkpoints.save_params(tmp_path / "weights", model.init(jax.random.key(seed)))
+        if seed == 0:
+            run_sweep(config, tmp_path / "out", quiet=True)
+    with pytest.raises(UsageError, match="has changed since the sweep"):
+        run_sweep(config, tmp_path / "out", quiet=True)
