@@ -34,7 +34,7 @@ _S = TypeVar("_S", bound="Section")
 class Section(pydantic.BaseModel):
     """A part of a configuration: it takes the keys that it names and nothing else, each of its own type."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
     @classmethod
     def read(cls: type[_S], given: Any, what: str) -> _S:
@@ -391,7 +391,7 @@ def read_yaml(text: str, what: str) -> Any:
     if len(text) > LONGEST:
         raise UsageError(f"{what} has {len(text):,} characters, and configurations of more than {LONGEST:,} are not read")
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        found = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except yaml.constructor.ConstructorError as error:
         raise UsageError(f"{what}: {error.problem}") from None
     except RecursionError:
@@ -399,8 +399,20 @@ def read_yaml(text: str, what: str) -> Any:
     except (ValueError, OverflowError) as error:
         # Such as a date of a month 13.
         raise UsageError(f"{what} holds a value that cannot be read ({error}); put text in quotes") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{what} is no YAML: {' '.join(str(error).split())}; put text with special characters in quotes") from None
+    if _holds_itself(found, (), set()):
+        raise UsageError(f"{what} holds itself; write it out")
+    return found
+
+
+def _holds_itself(value: Any, above: tuple[int, ...], seen: set[int]) -> bool:
+    """Whether a list or mapping is among what it holds, which anchors can make."""
+    if not isinstance(value, list | dict) or id(value) in seen:
+        return False
+    if id(value) in above:
+        return True
+    found = any(_holds_itself(one, (*above, id(value)), seen) for one in (value.values() if isinstance(value, dict) else value))
+    seen.add(id(value))
+    return found
 
 
 def read_file(path: str | Path) -> Any:

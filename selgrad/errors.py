@@ -4,6 +4,7 @@ Every message names the value and the remedy in one line; the command line print
 """
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -43,6 +44,13 @@ def require_ratio(ratio: float) -> None:
     """Raises UsageError for a share of entries outside [0, 1]."""
     if not 0 <= ratio <= 1:
         raise UsageError(f"ratio={ratio:g} lies outside [0, 1]; give the share of the entries to encrypt, such as 0.1")
+
+
+def require_positive(**values: float) -> None:
+    """Raises UsageError for the first value that is not a positive number; NaN and infinity are none."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise UsageError(f"{name}={value} must be positive")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

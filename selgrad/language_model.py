@@ -17,7 +17,7 @@ import optax
 
 from selgrad.base import LanguageModel, Params, TextSpec
 from selgrad.data import TextDataset
-from selgrad.errors import UsageError
+from selgrad.errors import UsageError, require_positive
 from selgrad.models.gpt2 import gpt2
 from selgrad.models.huggingface import save_pretrained
 from selgrad.training import Journal
@@ -78,6 +78,7 @@ def train(
     for name, value in (("num_steps", num_steps), ("batch_size", batch_size), ("checkpoint_steps", checkpoint_steps)):
         if value < 1:
             raise UsageError(f"{name}={value} must be at least 1")
+    require_positive(learning_rate=learning_rate)
     root, model = Path(out), gpt2(dataset.spec, size=size, task="causal_lm")
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(dataset))

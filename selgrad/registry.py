@@ -332,7 +332,7 @@ def fits(value: Any, annotation: Any) -> bool:
     if isinstance(annotation, types.UnionType) or origin is typing.Union:
         return any(fits(value, a) for a in inner)
     if annotation is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and value == value
     if annotation is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if annotation is None or annotation is type(None):

@@ -15,6 +15,7 @@ from selgrad.attacks.minimisers import first_order
 from selgrad.attacks.spaces import embeddings
 from selgrad.attacks.starts import TextStart
 from selgrad.base import Attack
+from selgrad.errors import require_positive
 
 
 def dlg_text(*, num_steps: int = 2500, num_restarts: int = 1, hidden: Hidden = "ignore", start: TextStart = "normal", learning_rate: float = 0.1) -> Attack:
@@ -27,6 +28,7 @@ def dlg_text(*, num_steps: int = 2500, num_restarts: int = 1, hidden: Hidden = "
       start: normal (N(0, 1), as published) or vocabulary (scaled to the mean norm of the embeddings, ours).
       learning_rate: of Adam.
     """
+    require_positive(learning_rate=learning_rate)
     kernel = gradient_matching(
         distance=squared_l2,
         minimiser=lambda _: first_order(optax.adam(learning_rate)),

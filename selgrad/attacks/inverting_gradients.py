@@ -22,6 +22,7 @@ from selgrad.attacks.spaces import image_spec, pixels
 from selgrad.attacks.starts import Start
 from selgrad.attacks.trials import likely_images
 from selgrad.base import Attack, Observation
+from selgrad.errors import require_positive
 
 
 def _signed_adam(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
@@ -78,6 +79,7 @@ def inverting_gradients(
         rough = total_variation_weight * total_variation(images)
         return rough + statistics_weight * batch_statistics(observation, images) if statistics_weight else rough
 
+    require_positive(learning_rate=learning_rate)
     kernel = gradient_matching(
         distance=cosine,
         prior=unlikely,

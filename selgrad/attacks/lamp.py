@@ -21,7 +21,7 @@ from selgrad.attacks.minimisers import first_order
 from selgrad.attacks.moves import permutations
 from selgrad.attacks.spaces import embeddings, text_parts
 from selgrad.base import Attack, Key, LanguageModel, Observation
-from selgrad.errors import UsageError
+from selgrad.errors import UsageError, require_positive
 
 
 def unbound(key: Key, observation: Observation) -> NoReturn:
@@ -76,6 +76,7 @@ def lamp(
     for name, value in (("steps_per_phase", steps_per_phase), ("num_moves", num_moves), ("candidates_at_once", candidates_at_once)):
         if value < 1:
             raise UsageError(f"{name}={value} must be at least 1")
+    require_positive(learning_rate=learning_rate, decay=decay)
     num_phases = -(-num_steps // steps_per_phase)
     schedule = optax.exponential_decay(learning_rate, 50, decay, staircase=True)
 

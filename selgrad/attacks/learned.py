@@ -24,7 +24,7 @@ from selgrad.attacks.hidden import Hidden, fill
 from selgrad.attacks.labels import plausible
 from selgrad.attacks.spaces import embeddings, pixels
 from selgrad.base import Attack, Batch, InputSpec, Key, Model, Observation, Params, Reconstruction, Remember, Update, forget
-from selgrad.errors import UsageError
+from selgrad.errors import UsageError, require_positive
 
 _HELD_OUT = 0.1
 _FLOOR = 1e-4
@@ -242,9 +242,7 @@ def learned(*, hidden: Hidden = "learned", num_features: int = 1024, width: int 
     Raises:
       UsageError: if a number is not positive, or there are no public data.
     """
-    for name, value in (("num_features", num_features), ("width", width), ("num_steps", num_steps), ("learning_rate", learning_rate)):
-        if not 0 < value < float("inf"):
-            raise UsageError(f"{name}={value} must be positive")
+    require_positive(num_features=num_features, width=width, num_steps=num_steps, learning_rate=learning_rate)
     training = Training(num_features, width, num_steps, learning_rate)
 
     def finish(observation: Observation, key: Key) -> Reconstruction:

@@ -19,7 +19,7 @@ from selgrad.attacks.spaces import pixels
 from selgrad.attacks.starts import Start
 from selgrad.attacks.trials import likely_images
 from selgrad.base import Attack, Observation, Params
-from selgrad.errors import UsageError
+from selgrad.errors import UsageError, require_positive
 
 
 def between(observation: Observation, position: float) -> Params:
@@ -67,6 +67,7 @@ def surrogate(
         raise UsageError(f"positions={list(positions)} must lie between 0, the weights before the local steps, and 1, those after them, and there must be one")
     if hidden == "bounded":
         raise UsageError("hidden='bounded' scores the client's own update, which this attack does not simulate; take another rung, or inverting_gradients")
+    require_positive(learning_rate=learning_rate)
     kernel = gradient_matching(
         distance=cosine,
         prior=lambda _, images: total_variation_weight * total_variation(images),

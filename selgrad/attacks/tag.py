@@ -15,6 +15,7 @@ from selgrad.attacks.minimisers import first_order
 from selgrad.attacks.spaces import embeddings
 from selgrad.attacks.starts import TextStart
 from selgrad.base import Attack
+from selgrad.errors import require_positive
 
 
 def tag(
@@ -30,6 +31,7 @@ def tag(
       learning_rate: of Adam.
       alpha: weight of the L1 distance; 0.01 as LAMP's comparison has it.
     """
+    require_positive(learning_rate=learning_rate)
     kernel = gradient_matching(
         distance=lambda candidate, target: l2_l1(candidate, target, alpha),
         minimiser=lambda _: first_order(optax.adam(learning_rate)),

@@ -46,10 +46,14 @@ def _parts(text: str) -> Iterator[str]:
       UsageError: if a quote or a bracket is not closed.
     """
     closing: list[str] = []
-    start = 0
-    for at, sign in enumerate(text):
+    start = at = 0
+    while at < len(text):
+        sign, two = text[at], text[at : at + 2]
         if closing and closing[-1] in "\"'":
-            if sign == closing[-1]:
+            if (two == "''" and closing[-1] == "'") or (sign == "\\" and closing[-1] == '"'):
+                # What stands for a quote within quotes, as in YAML.
+                at += 1
+            elif sign == closing[-1]:
                 closing.pop()
         elif sign in "\"'" and (at == 0 or text[at - 1] in "=,[{: "):
             # Elsewhere it is an apostrophe.
@@ -61,8 +65,9 @@ def _parts(text: str) -> Iterator[str]:
         elif sign == "," and not closing:
             yield text[start:at]
             start = at + 1
+        at += 1
     if closing:
-        raise UsageError(f"{text!r}: {closing[-1]} is missing at the end")
+        raise UsageError(f"{text!r} is no YAML: {closing[-1]} is missing at the end")
     yield text[start:]
 
 

@@ -89,6 +89,8 @@ class Profile:
             return f"a modulus of {self.log_modulus} bits in ring {self.ring} is below {self.security} (at most {table[self.ring]} bits); take a larger ring"
         if not 0 < self.bound < math.inf:
             return f"bound={self.bound} must be positive"
+        if self.bound < 2.0**-self.grid_bits:
+            return f"bound={self.bound:g} lies below a grid step of 2^-{self.grid_bits}, so that every value would be rounded to 0; take a larger one"
         if self.key == "secret" and self.decryption == "threshold":
             return "key='secret' needs one secret key, and decryption='threshold' is there so that nobody has it; encrypt under the public key"
         if self.decryption == "noise_flooding" and self.packing == "complex":

@@ -12,7 +12,7 @@ import jax
 from jax import Array
 
 from selgrad.base import Batch, Grads, Model, Params, with_statistics
-from selgrad.errors import UsageError
+from selgrad.errors import UsageError, require_positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +77,7 @@ def fedavg(*, batch_size: int = 1, num_steps: int = 5, learning_rate: float = 0.
       UsageError: if `local_batch_size` does not divide `batch_size`, or a number is not positive.
     """
     local = batch_size if local_batch_size is None else local_batch_size
-    for name, value in (("batch_size", batch_size), ("num_steps", num_steps), ("learning_rate", learning_rate), ("local_batch_size", local)):
-        if value <= 0:
-            raise UsageError(f"{name}={value} must be positive")
+    require_positive(batch_size=batch_size, num_steps=num_steps, learning_rate=learning_rate, local_batch_size=local)
     if batch_size % local:
         raise UsageError(f"local_batch_size={local} does not divide batch_size={batch_size}")
     return FedAvg(batch_size, num_steps, learning_rate, local)
