@@ -394,6 +394,8 @@ def read_yaml(text: str, what: str) -> Any:
         found = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except yaml.constructor.ConstructorError as error:
         raise UsageError(f"{what}: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{what} is no YAML: {' '.join(str(error).split())}; put text with special characters in quotes") from None
     except RecursionError:
         raise UsageError(f"{what} is nested too deeply, or holds itself; write it out") from None
     except (ValueError, OverflowError) as error:
