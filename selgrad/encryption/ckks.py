@@ -221,7 +221,7 @@ class CKKS:
         self._require_profile(ciphertexts.header)
         for part in ciphertexts:
             if self.layout is None:
-                self.context.deserialise(part)
+                self.context.load(part, ciphertexts.header.key_tag)
             else:
                 self.context.residues(part, ciphertexts.header.key_tag)
 
@@ -256,7 +256,11 @@ class CKKS:
           ciphertexts: the sum; its key is the joint one.
           mask_hash: of the selection.
           lead: for exactly one party.
+
+        Raises:
+          EncryptionError: for another profile or mask, or in a forked process, which would smudge as its parent does.
         """
+        require_unforked()
         self._require_profile(ciphertexts.header)
         _require_same("mask", mask_hash, ciphertexts.header.mask_hash, "decrypt with the mask that was encrypted")
         native = self.context.native
@@ -284,7 +288,7 @@ class CKKS:
 
         def one(parts: Sequence[bytes]) -> npt.NDArray[np.int64]:
             try:
-                plain = self.context.native.MultipartyDecryptFusion([self.context.deserialise(part) for part in parts])
+                plain = self.context.native.MultipartyDecryptFusion([self.context.load_share(part) for part in parts])
             except RuntimeError as error:
                 raise EncryptionError(f"OpenFHE refuses to combine {len(shares)} shares: {first_line(error)}; are they of all parties?") from None
             return self.context.points(plain, first.num_clients)
@@ -292,12 +296,14 @@ class CKKS:
         return self._gather(first, self.in_order(one, zip(*shares, strict=True)))
 
     def _gather(self, header: Header, chunks: Iterable[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
-        result, at = np.empty(header.num_values, np.int64), 0
+        # What a header announces is not allocated until it is there.
+        parts, left = [], header.num_values
         for chunk in chunks:
-            part = chunk[: header.num_values - at]
-            result[at : at + part.size] = part
-            at += part.size
-        return result
+            parts.append(chunk[:left])
+            left -= parts[-1].size
+        if left:
+            raise EncryptionError(f"the ciphertexts end {left} values before the {header.num_values} that their header announces; ask for them again")
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     def _require_profile(self, header: Header) -> None:
         _require_same("profile", self.profile.parameter_hash, header.parameter_hash, "all parties must use one profile")

@@ -5,17 +5,22 @@ Where residues lie in OpenFHE's bytes is documented nowhere, so a self-test lear
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from selgrad.encryption import openfhe
+from selgrad.encryption.forms import Form, Known
 from selgrad.encryption.layout import Layout, Residues
 from selgrad.encryption.packing import Floats, fill_slots, read_slots
 from selgrad.encryption.profiles import Profile
 from selgrad.errors import EncryptionError
+
+Kind = Literal["public", "secret", "ciphertext", "share"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +64,9 @@ class Context:
         # OpenFHE fills its tables of roots when they are first used, without a lock: two threads that come first together can crash the process.
         # One round in one thread fills them.
         self.layout: Layout | None = None
+        self._known: dict[Kind, Known] = {}
         self.layout = self._learn_layout()
+        self._learn_forms()
         if profile.word_bytes < 8 and self.layout is None:
             raise EncryptionError(f"profile {profile.name!r} sends bare residues, and this OpenFHE writes them in no known place; take profile 'exact'")
 
@@ -114,6 +121,47 @@ class Context:
         except EncryptionError:
             return None
 
+    def _learn_forms(self) -> None:
+        """The forms of what comes from elsewhere: as OpenFHE writes it first, and as it writes what it has read."""
+        pairs = [self.fresh_keys() for _ in range(4)]
+        public, secret = ([(self.serialise(getattr(keys, kind)), keys.tag) for keys in pairs] for kind in ("public", "secret"))
+        read_public = lambda raw: self._fhe.DeserializePublicKeyString(raw, self._fhe.BINARY)
+        read_secret = lambda raw: self._fhe.DeserializePrivateKeyString(raw, self._fhe.BINARY)
+        publics = [public, [(self.serialise(read_public(raw)), tag) for raw, tag in public]]
+        if self.profile.decryption == "threshold":
+            joint = [Keys.of(self.native.MultipartyKeyGen(read_public(raw))) for raw, _ in public]
+            publics.append([(self.serialise(keys.public), keys.tag) for keys in joint])
+        self._learn("public", "public key", publics)
+        self._learn("secret", "secret key", [secret, [(self.serialise(read_secret(raw)), tag) for raw, tag in secret]])
+        if self.layout is None:
+            fresh = self._samples(pairs[0])
+            loaded = [self.deserialise(part) for part in fresh]
+            written = [self.serialise(one) for one in loaded]
+            self._learn("ciphertext", "ciphertext", [[(part, pairs[0].tag) for part in group] for group in (fresh, written)])
+        if self.profile.decryption == "threshold":
+            self._learn_shares(pairs[0])
+
+    def _learn_shares(self, lead: Keys) -> None:
+        reloaded = lambda keys: self.load_key(self.serialise(keys.secret), "secret")
+        joint = Keys.of(self.native.MultipartyKeyGen(lead.public))
+        groups = []
+        for decrypt, keys in ((self.native.MultipartyDecryptLead, lead), (self.native.MultipartyDecryptMain, joint)):
+            for secret in (keys.secret, reloaded(keys)):
+                sums = [self.deserialise(part) for part in self._samples(joint)]
+                groups.append([(self.serialise(decrypt([one], secret)[0]), joint.tag) for one in sums])
+        self._learn("share", "share of a decryption", groups)
+
+    def _learn(self, kind: Kind, what: str, groups: Sequence[Sequence[tuple[bytes, str]]]) -> None:
+        # Where forms are not understood, OpenFHE reads foreign bytes unlooked-at.
+        with contextlib.suppress(EncryptionError):
+            forms = tuple(dict.fromkeys(Form.learn(group, 8 * self.profile.ring) for group in groups))
+            self._known[kind] = Known(forms, 2 ** (self.profile.prime_bits + 1), what)
+
+    def _look_at(self, kind: Kind, raw: bytes) -> None:
+        """Refuses foreign bytes of another form before OpenFHE reads them."""
+        if kind in self._known:
+            self._known[kind].require(raw)
+
     def _samples(self, keys: Keys) -> list[bytes]:
         return [self.serialise(self.encrypt(keys, self.encode(np.zeros(1), 0))) for _ in range(4)]
 
@@ -126,8 +174,13 @@ class Context:
 
     def adopt(self, keys: Keys) -> Keys:
         """Learns the form of ciphertexts under a loaded key: OpenFHE writes parameters again that are not the very same object."""
-        if self.layout is not None and self.profile.key == "public":
-            self.layout = self.layout.extended(self._samples(keys), keys.tag)
+        if self.profile.key == "public":
+            if self.layout is not None:
+                self.layout = self.layout.extended(self._samples(keys), keys.tag)
+            elif "ciphertext" in self._known:
+                known = self._known["ciphertext"]
+                form = Form.learn([(part, keys.tag) for part in self._samples(keys)], 8 * self.profile.ring)
+                self._known["ciphertext"] = dataclasses.replace(known, forms=tuple(dict.fromkeys((*known.forms, form))))
         return keys
 
     def load_key(self, raw: bytes, kind: Literal["public", "secret"]) -> Any:
@@ -137,6 +190,7 @@ class Context:
           EncryptionError: if the bytes are no such key of this profile.
         """
         openfhe.require_unforked()
+        self._look_at(kind, raw)
         load = self._fhe.DeserializePublicKeyString if kind == "public" else self._fhe.DeserializePrivateKeyString
         try:
             key = load(raw, self._fhe.BINARY)
@@ -219,9 +273,19 @@ class Context:
           EncryptionError: if the bytes are no ciphertext of this context under a key of this tag.
         """
         if self.layout is None:
+            self._look_at("ciphertext", part)
             return self.deserialise(part)
         residues = self.residues(part, tag)
         return self.deserialise(self.layout.serialise(residues, tag) if self.profile.word_bytes < 8 else part)
+
+    def load_share(self, part: bytes) -> Any:
+        """OpenFHE's share of a decryption.
+
+        Raises:
+          EncryptionError: if the bytes are none of this context.
+        """
+        self._look_at("share", part)
+        return self.deserialise(part)
 
     def residues(self, part: bytes, tag: str) -> Residues:
         """The residues of what was sent; only where there is a layout.

@@ -12,29 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from selgrad.encryption.forms import Form
 from selgrad.errors import EncryptionError
 
 Residues = npt.NDArray[np.uint64]
-
-
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """One form in which OpenFHE writes a ciphertext: constant bytes, two polynomials and a key tag.
-
-    Attributes:
-      pieces: what lies before, between and after the residues, with 0 in the place of the tag.
-      tag_at: (piece, offset in it) of the key tag.
-    """
-
-    pieces: tuple[bytes, bytes, bytes]
-    tag_at: tuple[int, int]
-
-    def tagged(self, tag: bytes) -> list[bytes]:
-        """The pieces with a key tag in its place."""
-        pieces = list(self.pieces)
-        index, at = self.tag_at
-        pieces[index] = pieces[index][:at] + tag + pieces[index][at + len(tag) :]
-        return pieces
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +26,11 @@ class Layout:
       forms: the first is that of a fresh ciphertext.
       ring: residues of a polynomial.
       modulus: of every residue.
-      tag_length: bytes of a key tag.
     """
 
     forms: tuple[Form, ...]
     ring: int
     modulus: int
-    tag_length: int
 
     @classmethod
     def learn(cls, samples: Sequence[Sequence[bytes]], tag: str, ring: int, modulus: int) -> Layout:
@@ -65,26 +44,10 @@ class Layout:
         Raises:
           EncryptionError: if what differs is not two runs of `ring` residues.
         """
-        forms, run = [], 8 * ring
-        for group in samples:
-            whole = group[0]
-            if len({len(sample) for sample in group}) > 1:
-                raise EncryptionError("OpenFHE's ciphertexts have no constant length; residues cannot be told from the rest")
-            raw = [np.frombuffer(sample, np.uint8) for sample in group]
-            changes = np.flatnonzero(np.any([part != raw[0] for part in raw[1:]], axis=0))
-            if not changes.size:
-                raise EncryptionError("OpenFHE's ciphertexts do not differ; two encryptions must")
-            first = int(changes[0])
-            later = changes[changes >= first + run]
-            second = int(later[0]) if later.size else len(whole)
-            pieces = [whole[:first], whole[first + run : second], whole[second + run :]]
-            places = [(i, piece.find(tag.encode())) for i, piece in enumerate(pieces) if tag.encode() in piece]
-            if second + run > len(whole) or len(places) != 1:
-                raise EncryptionError("OpenFHE's ciphertexts are not two runs of residues and the name of a key")
-            index, at = places[0]
-            pieces[index] = pieces[index].replace(tag.encode(), bytes(len(tag)))
-            forms.append(Form((pieces[0], pieces[1], pieces[2]), (index, at)))
-        found = cls(tuple(forms), ring, modulus, len(tag))
+        forms = tuple(Form.learn([(sample, tag) for sample in group], 8 * ring) for group in samples)
+        if any(form.num_runs != 2 for form in forms):
+            raise EncryptionError("OpenFHE's ciphertexts are not two runs of residues and the name of a key")
+        found = cls(forms, ring, modulus)
         for group in samples:
             for sample in group:
                 found.residues(sample, tag)
@@ -101,20 +64,17 @@ class Layout:
         Raises:
           EncryptionError: if the bytes are no ciphertext of this context under a key of this tag.
         """
-        run, named = 8 * self.ring, tag.encode("ascii", "replace")
-        for form in self.forms if len(named) == self.tag_length else ():
-            before, between, after = form.tagged(named)
-            first = len(before)
-            second = first + run + len(between)
-            if len(part) == second + run + len(after) and part.startswith(before) and part.endswith(after) and part[first + run : second] == between:
-                found = np.stack([np.frombuffer(part, "<u8", self.ring, start) for start in (first, second)])
+        for form in self.forms:
+            places = form.places(part, tag)
+            if places is not None:
+                found = np.stack([np.frombuffer(part, "<u8", self.ring, start) for start in places])
                 if found.max() < self.modulus:
                     return found
         raise EncryptionError(f"a ciphertext of {len(part)} bytes is truncated, damaged or of other parameters; ask the client to send it again")
 
     def serialise(self, residues: Residues, tag: str) -> bytes:
         """The bytes of a fresh ciphertext that holds these residues, (2, ring), under a key of this tag."""
-        before, between, after = self.forms[0].tagged(tag.encode())
+        before, between, after = self.forms[0].named(tag.encode())
         return b"".join((before, residues[0].tobytes(), between, residues[1].tobytes(), after))
 
     def pack(self, residues: Residues, word_bytes: int) -> bytes:

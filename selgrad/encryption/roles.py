@@ -5,7 +5,9 @@ An aggregator holds no key at all, so it cannot read what it adds. Keys and ciph
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ from selgrad.encryption.pool import ZeroPool
 from selgrad.encryption.profiles import Profile, named
 from selgrad.errors import EncryptionError
 
-_MATERIAL = b"selgrad-key\x00\x01"
+_MATERIAL = b"selgrad-key\x00\x02"
+_CHECKSUM = 32
 
 
 def _write_private(path: Path, content: bytes) -> None:
@@ -45,8 +48,10 @@ def read_private(path: Path) -> bytes:
       EncryptionError: if it is missing, or others than its owner may read it.
     """
     try:
-        mode = path.stat().st_mode & 0o777
-        content = path.read_bytes()
+        # One descriptor for both, and no link that somebody put in the place of the file.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as stream:
+            mode = os.fstat(stream.fileno()).st_mode & 0o777
+            content = stream.read()
     except OSError as error:
         raise EncryptionError(f"{path} cannot be read ({error.strerror}); is this the folder of the keys?") from None
     if mode & 0o077:
@@ -56,18 +61,22 @@ def read_private(path: Path) -> bytes:
 
 def _pack(profile: Profile, kind: str, key: bytes) -> bytes:
     text = json.dumps({"profile": profile.to_json(), "kind": kind}).encode()
-    return _MATERIAL + len(text).to_bytes(4, "big") + text + key
+    content = _MATERIAL + len(text).to_bytes(4, "big") + text + key
+    return content + hashlib.sha256(content).digest()
 
 
 def _unpack(raw: bytes) -> tuple[Profile, str, bytes]:
     start = len(_MATERIAL) + 4
     length = int.from_bytes(raw[len(_MATERIAL) : start], "big")
-    if raw[: len(_MATERIAL)] != _MATERIAL or len(raw) < start + length:
-        raise EncryptionError(f"these {len(raw)} bytes are no key of selgrad (they begin {raw[:8].hex() or 'empty'}); fetch it again")
+    if raw[: len(_MATERIAL)] != _MATERIAL or len(raw) < start + length + _CHECKSUM:
+        raise EncryptionError(f"these {len(raw)} bytes are no key of this version of selgrad (they begin {raw[:12].hex() or 'empty'}); make new keys")
+    raw, checksum = raw[:-_CHECKSUM], raw[-_CHECKSUM:]
+    if hashlib.sha256(raw).digest() != checksum:
+        raise EncryptionError(f"the key of {len(raw)} bytes is damaged: its checksum is another; fetch it again")
     try:
         fields = json.loads(raw[start : start + length])
         return Profile.from_json(fields["profile"]), str(fields["kind"]), raw[start + length :]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise EncryptionError(f"these {len(raw)} bytes are no key of selgrad ({type(error).__name__}); fetch it again") from None
 
 
@@ -240,10 +249,7 @@ class Aggregator:
         if len(keys) != len(clients):
             raise EncryptionError(f"{len(keys)} authentication keys for {len(clients)} clients; give one for each")
         readers = [wire.Reader(client, key) for client, key in zip(clients, keys, strict=True)]
-        tags = [reader.tag for reader in readers]
-        twice = next((i for i, tag in enumerate(tags) if tag in tags[:i]), None)
-        if twice is not None:
-            raise EncryptionError(f"upload {twice} is the same as upload {tags.index(tags[twice])}; add each client once")
+        wire.require_different(readers)
         return readers
 
 

@@ -12,7 +12,8 @@ import hmac
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,27 @@ class Header:
         return cls(**given)
 
 
+SHORTEST_KEY = 16
+"""Bytes of an authentication key, at least."""
+
+
+def require_mac_key(key: Any) -> None:
+    """Refuses what is too short to authenticate anybody, or no bytes.
+
+    Raises:
+      EncryptionError: if it is.
+    """
+    if not isinstance(key, bytes):
+        raise EncryptionError(f"an authentication key is bytes and this is {type(key).__name__}; make one with secrets.token_bytes(32)")
+    if len(key) < SHORTEST_KEY:
+        raise EncryptionError(f"an authentication key of {len(key)} bytes can be guessed; give at least {SHORTEST_KEY}, such as secrets.token_bytes(32)")
+
+
 def _digest(mac_key: bytes | None) -> Any:
-    return hashlib.sha256() if mac_key is None else hmac.new(mac_key, digestmod="sha256")
+    if mac_key is None:
+        return hashlib.sha256()
+    require_mac_key(mac_key)
+    return hmac.new(mac_key, digestmod="sha256")
 
 
 def write(stream: io.BufferedIOBase, header: Header, parts: Iterable[bytes], mac_key: bytes | None = None) -> int:
@@ -105,9 +125,11 @@ def private_file(path: Path) -> Iterator[io.BufferedIOBase]:
     Raises:
       EncryptionError: if the disk is full or the folder cannot be written to.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # A name that nobody foresees, and a file that this process made: what somebody put there before is neither followed nor filled.
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
-        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
+        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "wb") as stream:
+            os.fchmod(stream.fileno(), 0o600)
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -131,9 +153,11 @@ def write_file(path: str | Path, header: Header, parts: Iterable[bytes], mac_key
 class Reader:
     """Verified ciphertexts: everything is read once for the tag and the lengths, and again for each pass over the parts.
 
+    What is read again is compared with what was verified: a file may be exchanged in between.
+
     Attributes:
       header: of the ciphertexts.
-      tag: of all bytes; two uploads of one tag are one upload.
+      digests: SHA-256 of each ciphertext; two uploads that share one are, in part, one upload.
 
     Args:
       source: bytes, or the path of a file.
@@ -179,7 +203,7 @@ class Reader:
         if authenticated != (mac_key is not None):
             wanted = "carry no authentication" if mac_key is not None else "are authenticated and no key was given to check them"
             raise EncryptionError(f"the ciphertexts of {size} bytes {wanted}; sender and receiver must share one authentication key")
-        digest = _digest(mac_key)
+        digest, self.digests = _digest(mac_key), []
         digest.update(start + text)
         left = size - len(start) - length - _TAG
         for _ in range(header.num_parts):
@@ -188,10 +212,11 @@ class Reader:
             left -= 4 + part_bytes
             if len(prefix) < 4 or left < 0 or part_bytes > _LARGEST_PART:
                 raise damaged
+            part = stream.read(part_bytes)
             digest.update(prefix)
-            digest.update(stream.read(part_bytes))
-        self.tag = stream.read(_TAG)
-        if left or not hmac.compare_digest(self.tag, digest.digest()):
+            digest.update(part)
+            self.digests.append(hashlib.sha256(part).digest())
+        if left or not hmac.compare_digest(stream.read(_TAG), digest.digest()):
             if mac_key is None:
                 raise damaged
             raise EncryptionError(
@@ -200,8 +225,29 @@ class Reader:
         return header, len(start) + length
 
     def __iter__(self) -> Iterator[bytes]:
-        """The ciphertexts, one at a time."""
+        """The ciphertexts, one at a time.
+
+        Raises:
+          EncryptionError: if one is not what was verified.
+        """
         with self._open() as stream:
             stream.seek(self._start)
-            for _ in range(self.header.num_parts):
-                yield stream.read(int.from_bytes(stream.read(4), "big"))
+            for expected in self.digests:
+                part = stream.read(min(int.from_bytes(stream.read(4), "big"), _LARGEST_PART))
+                if hashlib.sha256(part).digest() != expected:
+                    raise EncryptionError("the ciphertexts have changed since they were verified; ask the client to send them again")
+                yield part
+
+
+def require_different(readers: Sequence[Reader]) -> None:
+    """Refuses uploads that share a ciphertext, whatever their headers say: no two encryptions are alike.
+
+    Raises:
+      EncryptionError: naming the two.
+    """
+    seen: dict[bytes, int] = {}
+    for at, reader in enumerate(readers):
+        first = next((seen[digest] for digest in reader.digests if digest in seen), None)
+        if first is not None:
+            raise EncryptionError(f"upload {at} is the same as upload {first}, in part at least; add each client once")
+        seen |= dict.fromkeys(reader.digests, at)

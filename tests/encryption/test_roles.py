@@ -49,12 +49,12 @@ def in_process(function, *arguments):
 def test_a_round_between_processes(tmp_path):
     holder = KeyHolder()
     holder.save(tmp_path / "keys")
-    macs = [b"client 0", b"client 1"]
+    macs = [b"client 0" * 4, b"client 1" * 4]
     uploads = [in_process(client_process, holder.client_key(), i, mac) for i, mac in enumerate(macs)]
-    total = in_process(aggregator_process, "exact", uploads, macs, b"aggregator")
+    total = in_process(aggregator_process, "exact", uploads, macs, b"aggregator" * 2)
     again = KeyHolder.load(tmp_path / "keys")
     expected = sum(quantise(values(i), holder.profile) for i in range(2))
-    assert (again.decrypt(total, "mask", mac_key=b"aggregator") == expected).all()
+    assert (again.decrypt(total, "mask", mac_key=b"aggregator" * 2) == expected).all()
 
 
 def test_the_secret_stays_where_it_belongs():
@@ -109,14 +109,14 @@ def test_parties_decrypt_together_and_not_alone():
 
 def test_forged_and_repeated_uploads():
     holder = KeyHolder()
-    client, aggregator = Client(holder.client_key(), mac_key=b"a"), Aggregator()
+    client, aggregator = Client(holder.client_key(), mac_key=b"a" * 16), Aggregator()
     upload = client.encrypt(values(0), "mask")
     with pytest.raises(EncryptionError, match="not authentic"):
-        aggregator.add([upload[:-1] + bytes([upload[-1] ^ 1])], mac_keys=[b"a"])
+        aggregator.add([upload[:-1] + bytes([upload[-1] ^ 1])], mac_keys=[b"a" * 16])
     with pytest.raises(EncryptionError, match="not authentic"):
-        aggregator.add([upload], mac_keys=[b"b"])
+        aggregator.add([upload], mac_keys=[b"b" * 16])
     with pytest.raises(EncryptionError, match="1 authentication keys for 2 clients"):
-        aggregator.add([upload, upload], mac_keys=[b"a"])
+        aggregator.add([upload, upload], mac_keys=[b"a" * 16])
 
 
 def test_an_upload_counts_once():

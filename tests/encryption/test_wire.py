@@ -25,7 +25,7 @@ def written(header=HEADER, parts=PARTS, key=None):
     return stream.getvalue()
 
 
-@given(parts=st.lists(st.binary(max_size=200), max_size=5), key=st.none() | st.binary(min_size=1, max_size=40))
+@given(parts=st.lists(st.binary(max_size=200), max_size=5), key=st.none() | st.binary(min_size=16, max_size=40))
 def test_what_was_written_is_read(parts, key):
     header = dataclasses.replace(HEADER, num_parts=len(parts))
     reader = Reader(written(header, parts, key), key)
@@ -35,7 +35,7 @@ def test_what_was_written_is_read(parts, key):
 @settings(max_examples=300)
 @given(data=st.data())
 def test_truncated_and_damaged_bytes_are_refused(data):
-    key = data.draw(st.none() | st.just(b"secret"))
+    key = data.draw(st.none() | st.just(b"sixteen secret b"))
     raw = bytearray(written(key=key))
     kind = data.draw(st.sampled_from(["cut", "flip", "grow", "any"]))
     if kind == "cut":
@@ -52,11 +52,11 @@ def test_truncated_and_damaged_bytes_are_refused(data):
 
 def test_only_the_holder_of_the_key_can_write():
     with pytest.raises(EncryptionError, match="not authentic"):
-        Reader(written(key=b"mine"), b"theirs")
+        Reader(written(key=b"a key of mine 16"), b"a key of theirs 16")
     with pytest.raises(EncryptionError, match="carry no authentication"):
-        Reader(written(), b"mine")
+        Reader(written(), b"a key of mine 16")
     with pytest.raises(EncryptionError, match="no key was given"):
-        Reader(written(key=b"mine"))
+        Reader(written(key=b"a key of mine 16"))
 
 
 @pytest.mark.parametrize("header", [b"", b"[]", b"{}", b'{"authenticated": 3}', b"\xff\xfe", b"[" * 3000, b'{"authenticated": false, "num_values": -1}'])
@@ -83,8 +83,8 @@ def test_more_or_fewer_parts_than_announced_are_an_error():
 
 def test_files_are_private_and_appear_whole(tmp_path):
     path = tmp_path / "upload"
-    write_file(path, HEADER, PARTS, b"key")
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600 and list(Reader(path, b"key")) == PARTS
+    write_file(path, HEADER, PARTS, b"a key of 16 byte")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600 and list(Reader(path, b"a key of 16 byte")) == PARTS
 
     def failing():
         yield PARTS[0]

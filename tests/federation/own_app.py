@@ -100,7 +100,7 @@ if __name__ == "__main__":
     mac = b"shared"
     mod = selective_encryption(f"{folder}/client.key", mac_key=mac)
     sealed, _ = trained(client_app([mod]), SelectiveFedAvg(ratio=0.3, decrypt=holder.decrypt, max_examples=100, mac_key=mac, **common))
-    other = selective_encryption(f"{folder}/client.key", mac_key=b"somebody else")
+    other = selective_encryption(f"{folder}/client.key", mac_key=b"somebody else, 16+")
     forged, _ = trained(client_app([other]), SelectiveFedAvg(ratio=0.3, decrypt=holder.decrypt, max_examples=100, mac_key=mac, **common))
     # Everything is encrypted and moves by 3 a round, beyond the bound of 1, and a counter, by 3 too, which is not encrypted and so has no bound.
     far = {"move": lambda _, array: np.full(array.shape, 3.0)}

@@ -1,0 +1,138 @@
+"""The bytes in which OpenFHE writes a ciphertext, a key or a share: constant ones, runs of residues, and the name of a key, learned from samples.
+
+OpenFHE reads foreign bytes without looking: a damaged key can end the process or be taken for another. So nothing reaches it that is not of a known form. Its
+form is documented nowhere, and nothing is assumed of it but that what differs between samples are residues and the key's name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from selgrad.errors import EncryptionError
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """One form.
+
+    Attributes:
+      pieces: the constant bytes before, between and after the runs, with 0 in the place of the name.
+      run: bytes of a run.
+      name_at: (piece, offset in it) of the key's name.
+      name_length: its bytes.
+    """
+
+    pieces: tuple[bytes, ...]
+    run: int
+    name_at: tuple[int, int]
+    name_length: int
+
+    @classmethod
+    def learn(cls, samples: Sequence[tuple[bytes, str]], run: int) -> Form:
+        """The form of samples.
+
+        Args:
+          samples: at least four, each with the name of its key, which stands in it once.
+          run: bytes of a run of residues.
+
+        Raises:
+          EncryptionError: if what differs is not runs of so many bytes.
+        """
+        names = [name.encode() for _, name in samples]
+        if any(raw.count(name) != 1 for (raw, _), name in zip(samples, names, strict=True)) or len({len(raw) for raw, _ in samples}) > 1:
+            raise EncryptionError("OpenFHE's bytes have no constant length, or name their key more than once")
+        blank = [raw.replace(name, bytes(len(name))) for (raw, _), name in zip(samples, names, strict=True)]
+        arrays = [np.frombuffer(raw, np.uint8) for raw in blank]
+        changes = np.flatnonzero(np.any([one != arrays[0] for one in arrays[1:]], axis=0))
+        pieces, at = [], 0
+        while changes.size:
+            start = int(changes[0])
+            if start + run > len(blank[0]):
+                raise EncryptionError("OpenFHE's bytes differ in more than runs of residues")
+            pieces.append(blank[0][at:start])
+            at = start + run
+            changes = changes[changes >= at]
+        pieces.append(blank[0][at:])
+        places = [raw.find(name) for (raw, _), name in zip(samples, names, strict=True)]
+        if len(pieces) < 2 or len(set(places)) > 1:
+            raise EncryptionError("OpenFHE's bytes are no runs of residues and the name of a key")
+        ends = np.cumsum([len(piece) + run for piece in pieces])
+        index = int(np.searchsorted(ends, places[0], side="right"))
+        offset = places[0] - int(ends[index]) + len(pieces[index]) + run
+        if not 0 <= offset <= len(pieces[index]) - len(names[0]):
+            raise EncryptionError("OpenFHE's bytes name their key among residues")
+        found = cls(tuple(pieces), run, (index, offset), len(names[0]))
+        if any(found.places(raw, name) is None for raw, name in samples):
+            raise EncryptionError("OpenFHE's bytes are not of the form that they seem to be of")
+        return found
+
+    @property
+    def num_runs(self) -> int:
+        """Runs of residues."""
+        return len(self.pieces) - 1
+
+    @property
+    def length(self) -> int:
+        """Bytes in all."""
+        return sum(map(len, self.pieces)) + self.run * self.num_runs
+
+    def named(self, name: bytes) -> list[bytes]:
+        """The pieces with a key's name in its place."""
+        pieces = list(self.pieces)
+        index, at = self.name_at
+        pieces[index] = pieces[index][:at] + name + pieces[index][at + len(name) :]
+        return pieces
+
+    def name_of(self, raw: bytes) -> str | None:
+        """What stands in the place of the name; None where that is no text, or the length is another."""
+        if len(raw) != self.length:
+            return None
+        index, at = self.name_at
+        start = sum(map(len, self.pieces[:index])) + self.run * index + at
+        name = raw[start : start + self.name_length]
+        return name.decode() if name.isalnum() and name.isascii() else None
+
+    def places(self, raw: bytes, name: str) -> list[int] | None:
+        """Where the runs begin; None if the bytes are not of this form under a key of this name."""
+        encoded = name.encode("ascii", "replace")
+        if len(raw) != self.length or len(encoded) != self.name_length:
+            return None
+        at, found = 0, []
+        for piece in self.named(encoded):
+            if raw[at : at + len(piece)] != piece:
+                return None
+            at += len(piece)
+            found.append(at)
+            at += self.run
+        return found[:-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """The forms of one kind of thing.
+
+    Attributes:
+      forms: that it may have.
+      limit: above every residue.
+      what: it is, for errors.
+    """
+
+    forms: tuple[Form, ...]
+    limit: int
+    what: str
+
+    def require(self, raw: bytes) -> None:
+        """Refuses bytes that are of none of the forms.
+
+        Raises:
+          EncryptionError: if they are not.
+        """
+        for form in self.forms:
+            name = form.name_of(raw)
+            places = None if name is None else form.places(raw, name)
+            if places is not None and all(int(np.frombuffer(raw, "<u8", form.run // 8, at).max()) < self.limit for at in places):
+                return
+        raise EncryptionError(f"{len(raw)} bytes are no {self.what} of this profile, or are damaged; fetch it again")
