@@ -22,7 +22,7 @@ import jax
 import pandas as pd
 
 from selgrad.report.statistics import upper_bound
-from selgrad.report.verdicts import reached, worst_of
+from selgrad.report.verdicts import worst_at
 from selgrad.suites import SUITES, Suite
 from selgrad.suites.decide import Question
 from selgrad.suites.recommend import configured, recommend
@@ -59,7 +59,7 @@ def by_grid(given: dict, suite: str, question: Question, out: Path) -> tuple[dic
 
 def _smallest(search: Search, runner: Runner, arm: Arm, question: Question) -> float:
     runner.run([search.lane(arm, ratio, cell) for ratio in question.ratios[:-1] for cell in range(FIXED)])
-    worst = worst_of(reached(search.records(), question.level))
+    worst = worst_at(search.records(), question.level)
     mine = worst[(worst["metric_label"] == arm.metric.label) & (worst["ratio"] > 0) & (worst["outcome"] != "attack failed")]
     counts = mine.assign(read=mine["outcome"] == "read").groupby("ratio")["read"].agg(["sum", "count"])
     shown = pd.Series({ratio: upper_bound(int(row["sum"]), int(row["count"]), 1 - question.error) <= question.rate for ratio, row in counts.iterrows()})

@@ -27,7 +27,7 @@ import pandas as pd
 from selgrad.measures import held
 from selgrad.registry import Spec
 from selgrad.report.statistics import upper_bound
-from selgrad.report.verdicts import reached, worst_of
+from selgrad.report.verdicts import worst_at
 from selgrad.suites.recommend import configured
 from selgrad.suites.search import Arm, Runner, Search
 
@@ -153,7 +153,7 @@ def measured(claim: Claim, out: Path, budget: Any) -> list[dict[str, Any]]:
                 for first, last in ((0, FIRST), (FIRST, MOST)):
                     runner.run([search.lane(arm, choice.ratio, cell) for cell in range(first, min(last, search.num_cells))])
                     records = search.records()
-                    worst = of_arm(worst_of(reached(records, claim.level)), arm, choice.ratio)
+                    worst = of_arm(worst_at(records, claim.level), arm, choice.ratio)
                     counts = worst["outcome"].value_counts()
                     read, told = int(counts.get("read", 0)), len(worst) - int(counts.get("attack failed", 0))
                     low, high = interval(read, told)

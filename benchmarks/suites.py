@@ -27,7 +27,7 @@ import pandas as pd
 from selgrad.registry import Spec
 from selgrad.report.statistics import paired
 from selgrad.report.tables import read_records
-from selgrad.report.verdicts import reached, worst_of
+from selgrad.report.verdicts import worst_at
 from selgrad.suites.decide import Question
 from selgrad.suites.recommend import configured, recommend
 from selgrad.suites.search import Runner, Search
@@ -94,7 +94,7 @@ def compared(given: dict[str, Any], out: Path, level: str, budget: Any, ratio: f
 
 def differences(records: pd.DataFrame, level: str) -> list[dict[str, Any]]:
     """Every two metrics on the inputs that both were tried on, ratio by ratio, corrected for the number of pairs of a ratio."""
-    worst = worst_of(reached(records, level))
+    worst = worst_at(records, level)
     told = worst[(worst["outcome"] != "attack failed") & (worst["ratio"] > 0)]
     rows = []
     for ratio, cells in told.assign(read=told["outcome"] == "read").groupby("ratio"):

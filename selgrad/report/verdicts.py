@@ -76,6 +76,19 @@ def worst_of(records: pd.DataFrame) -> pd.DataFrame:
     return found.assign(outcome=found["place"].map(dict(enumerate(order)))).drop(columns="place")
 
 
+def worst_at(records: pd.DataFrame, level: str) -> pd.DataFrame:
+    """`worst_of` at a level; what a mask protects from less, it protects from more.
+
+    An input that no attack recognises, though one was searched to its end that recognises it with nothing encrypted, is not read exactly either, whether or not
+    any of them would read it exactly with nothing encrypted.
+    """
+    found = worst_of(reached(records, level))
+    for weaker in LEVELS[1 : LEVELS.index(level)]:
+        implied = (worst_of(reached(records, weaker))["outcome"] == "protected") & (found["outcome"] != "read")
+        found = found.assign(outcome=found["outcome"].where(~implied, "protected"))
+    return found
+
+
 def setting_names(table: pd.DataFrame) -> list[str]:
     """Data set, model and update of each row, and its protection where several were tried."""
     parts_of = [dataset_label(table) if "dataset_arguments" in table else table["dataset_label"], table["model_label"], table["update_label"]]
@@ -95,7 +108,7 @@ def by_level(records: pd.DataFrame) -> pd.DataFrame:
     needed = {*SETTING, "dataset_arguments", "attack_label", *_CELL, "level", "converged", "num_visible", "objective_at_truth"}
     narrow = records[[name for name in records.columns if name in needed]]
     for level in reversed(LEVELS[1:]):
-        worst = worst_of(reached(narrow, level))
+        worst = worst_at(narrow, level)
         worst = worst.assign(setting=setting_names(worst))
         for (setting, metric, selector, ratio), cells in worst.groupby(["setting", "metric_label", "selector_label", "ratio"], sort=True):
             told = cells[cells["outcome"] != "attack failed"]

@@ -23,7 +23,7 @@ from selgrad.experiment import Setting
 from selgrad.registry import Spec
 from selgrad.report.flags import Flag, flags
 from selgrad.report.statistics import upper_bound
-from selgrad.report.verdicts import contributions, reached, worst_of
+from selgrad.report.verdicts import contributions, reached, worst_at
 from selgrad.suites.costs import Alternative, costs_of
 from selgrad.suites.decide import Answer, Question, Wanted
 from selgrad.suites.members import Budget, Suite, suite_for
@@ -280,7 +280,7 @@ def _check(
         runner = Runner(other, executor, question.level, on_event=lambda line: on_event(f"check: {line}"))
         cells = range(min(other.num_cells, question.needed(0, answer.read + answer.unresolved)))
         runner.run([other.lane(other.arms[0], answer.ratio, cell) for cell in cells])
-        worst = worst_of(reached(other.records(), question.level))
+        worst = worst_at(other.records(), question.level)
         other.folder.compact()
     told = worst[(worst["ratio"] == answer.ratio) & (worst["outcome"] != "attack failed")]
     read, unresolved = int((told["outcome"] == "read").sum()), int((told["outcome"] == "unresolved").sum())

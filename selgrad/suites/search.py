@@ -18,7 +18,7 @@ from selgrad.errors import SelgradError
 from selgrad.experiment import Lane
 from selgrad.registry import Spec
 from selgrad.report.record_files import RecordFiles
-from selgrad.report.verdicts import reached, worst_of
+from selgrad.report.verdicts import reached, worst_at
 from selgrad.suites.decide import Answer, Question, Wanted, step
 from selgrad.sweep.executors.protocol import Executor
 from selgrad.sweep.plan import BlockPlan, Plan
@@ -177,7 +177,7 @@ def outcomes(search: Search, records: pd.DataFrame, level: str, ratios: Sequence
     found: dict[str, dict[int, dict[int, str]]] = {arm.label: {} for arm in search.arms}
     if records.empty:
         return found
-    worst = worst_of(reached(records, level))
+    worst = worst_at(records, level)
     whole = _complete(records, len(search.config.attack))
     cells = {(lane.sample, lane.seed): cell for cell in range(search.num_cells) for lane in [search.lane(search.arms[0], 0.0, cell)]}
     named = {(arm.metric.label, arm.selector.label): arm.label for arm in search.arms}

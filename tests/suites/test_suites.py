@@ -16,7 +16,7 @@ from selgrad.encryption import unavailable
 from selgrad.errors import UsageError
 from selgrad.experiment import Setting
 from selgrad.registry import make_spec
-from selgrad.report.verdicts import by_level, contributions, reached, worst_of
+from selgrad.report.verdicts import by_level, contributions, reached, worst_at, worst_of
 from selgrad.suites import BUDGETS, SUITES, members, suite_for
 from selgrad.suites.decide import Question
 from selgrad.suites.members import Member, Suite
@@ -260,6 +260,20 @@ def test_an_input_is_protected_where_one_attack_that_works_was_searched_to_its_e
     outcome = lambda *attacks: worst_of(table[table["attack_label"].isin(attacks)]).set_index("ratio").loc[0.5, "outcome"]
     assert outcome("works", "early", "weak") == outcome("works") == "protected"
     assert outcome("early", "weak") == outcome("early") == "unresolved" and outcome("weak") == "attack failed"
+
+
+def test_what_a_mask_protects_from_less_it_protects_from_more():
+    base = {"dataset_label": "d", "model_label": "m", "update_label": "u", "metric_label": "magnitude", "selector_label": "global_top", "seed": 0}
+    rows = [
+        # With nothing encrypted it recognises and never reads exactly; behind the mask it explains all that is visible by another input.
+        (0, 0.0, "recognisable", True), (0, 0.5, "nothing", True), (1, 0.0, "recognisable", True), (1, 0.5, "nothing", False),
+        (2, 0.0, "exact", True), (2, 0.5, "recognisable", True), (3, 0.0, "attribute", True), (3, 0.5, "nothing", True),
+    ]  # fmt: skip
+    table = pd.DataFrame([{**base, "attack_label": "a", "sample": s, "ratio": r, "level": found, "converged": c, "success": False} for s, r, found, c in rows])
+    at = lambda level: worst_at(table, level).query("ratio == 0.5").set_index("sample")["outcome"].tolist()
+    assert at("attribute") == ["protected", "unresolved", "read", "protected"]
+    assert at("recognisable") == ["protected", "unresolved", "read", "protected"]
+    assert at("exact") == ["protected", "attack failed", "protected", "protected"]
 
 
 def test_a_member_of_another_version_changes_the_hash():
