@@ -6,18 +6,32 @@ Orbax writes under another name and renames, and a series removes an older check
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import numpy.typing as npt
 
 from selgrad import files, trees
 from selgrad.errors import SelgradError
+
+_DIGEST = "digest"
+"""A leaf beside the numbered ones: SHA-256 of these, since most damage reads as other numbers."""
+
+
+def _digest(host: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+    found = hashlib.sha256()
+    for name in sorted(host):
+        leaf = np.ascontiguousarray(host[name])
+        found.update(f"{name} {leaf.dtype} {leaf.shape} ".encode())
+        found.update(leaf.tobytes())
+    return np.frombuffer(found.digest(), np.uint8)
 
 
 def save(path: str | Path, tree: Any) -> None:
@@ -26,7 +40,8 @@ def save(path: str | Path, tree: Any) -> None:
     Raises:
       SelgradError: if the disk is full or not writable.
     """
-    _write(path, {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))})
+    host = {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
+    _write(path, {**host, _DIGEST: _digest(host)})
 
 
 def save_params(path: str | Path, params: Any) -> None:
@@ -45,8 +60,9 @@ def _write(path: str | Path, host: Any) -> None:
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(target, host, force=True)
-    except OSError as error:
-        raise SelgradError(f"cannot write checkpoint {str(target)!r}: {error.strerror or error}; make room and run the same command") from None
+    except Exception as error:  # a full disk is an OSError or, from tensorstore, a ValueError
+        said = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        raise SelgradError(f"cannot write checkpoint {str(target)!r}: {said}; make room and run the same command") from None
 
 
 def restore(path: str | Path, shown: str | None = None) -> Any:
@@ -71,9 +87,15 @@ def restore(path: str | Path, shown: str | None = None) -> Any:
         # It warns that arrays come back where they were saved from, or on one device; they are copied to the host here.
         with ocp.PyTreeCheckpointer() as checkpointer, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return checkpointer.restore(source)
+            found = checkpointer.restore(source)
     except Exception as error:  # orbax and tensorstore raise errors of many kinds for a damaged folder
         raise SelgradError(f"checkpoint {shown!r} cannot be read ({type(error).__name__}); it is damaged or no Orbax checkpoint") from None
+
+    if isinstance(found, dict) and _DIGEST in found and is_numbered(set(found) - {_DIGEST}):
+        digest = found.pop(_DIGEST)
+        if not np.array_equal(np.asarray(digest), _digest(found)):
+            raise SelgradError(f"checkpoint {shown!r} is damaged: it holds other numbers than were written")
+    return found
 
 
 def is_numbered(names: Iterable[str]) -> bool:

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from selgrad import encryption, trees
 from selgrad.encryption import agreement
-from selgrad.errors import EncryptionError
+from selgrad.encryption.wire import require_different, require_mac_key
+from selgrad.errors import EncryptionError, UsageError, require_ratio
 from selgrad.federation.flower import require_flower
 from selgrad.federation.messages import context_of, mask_digest, plain_mac
 
@@ -51,7 +52,17 @@ def _like(record: Any, flat: npt.NDArray[Any]) -> Any:
     return ArrayRecord({name: Array(part.reshape(v.shape).astype(v.dtype)) for (name, v), part in zip(shapes.items(), parts, strict=True)})
 
 
-def selective_encryption(key: str | Path, *, mac_key: bytes | None = None, clip: bool = False) -> Callable[[Any, Any, Any], Any]:
+def _beyond(record: Any, update: npt.NDArray[np.float32], bits: npt.NDArray[np.bool_], bound: float) -> tuple[int, str]:
+    """How many entries to encrypt lie beyond the bound, and the names of their arrays with the largest of each."""
+    ends = np.cumsum([array.numpy().size for array in record.values()])[:-1]
+    largest = {name: float(np.abs(part).max(initial=0)) for name, part in zip(record, np.split(np.where(bits, update, 0), ends), strict=True)}
+    named = ", ".join(f"{name} ({value:g})" for name, value in largest.items() if not value <= bound)
+    return int((~(np.abs(update[bits]) <= bound)).sum()), named
+
+
+def selective_encryption(
+    key: str | Path, *, mac_key: bytes | None = None, clip: bool = False, min_ratio: float | None = None
+) -> Callable[[Any, Any, Any], Any]:
     """A Flower client mod: the entries that the server's mask names leave the client encrypted, weighted by its number of examples.
 
     Args:
@@ -59,11 +70,16 @@ def selective_encryption(key: str | Path, *, mac_key: bytes | None = None, clip:
       mac_key: shared with the server; None sends a checksum only. Where all clients share one, each can speak for the others.
       clip: whether entries that move by more than the profile's bound in a round are clipped, counted and logged; otherwise they are refused, since the mean
         would be wrong. Integer arrays, such as a count of batches, are never encrypted.
+      min_ratio: of the float entries, below which nothing is sent: the server chooses the mask, and the client how little is enough. None asks for one entry.
 
     Raises:
-      EncryptionError: when used, if an entry lies beyond the bound and `clip` is False, the server sends no mask, the key cannot be read, an entry is not
-        finite, or the number of examples is missing.
+      UsageError: if `min_ratio` lies outside [0, 1].
+      EncryptionError: when used, if an entry lies beyond the bound and `clip` is False, the server sends no mask or one that encrypts too little, the key
+        cannot be read, an entry is not finite, or the number of examples is missing.
     """
+    require_ratio(min_ratio or 0)
+    if mac_key is not None:
+        require_mac_key(mac_key)
     made: dict[str, encryption.Client] = {}
 
     def mod(message: Any, context: Any, call_next: Any) -> Any:
@@ -85,19 +101,26 @@ def selective_encryption(key: str | Path, *, mac_key: bytes | None = None, clip:
             raise EncryptionError(f"{named}={given} is no number in (0, {asked['scale']:g}]; return it once, or raise max_examples of the strategy")
         weight = float(given[0])
         bits = encryption.decode_indices(asked["indices"], old.size)
+        floats = _is_float(before)
+        least = max(1, trees.count(min_ratio or 0.0, int(floats.sum())))
+        if int(bits.sum()) < least:
+            found, total = int(bits.sum()), int(floats.sum())
+            raise EncryptionError(f"the server's mask names {found:,} of {total:,} float entries and this client encrypts {least:,} at least; nothing is sent")
+        if (bits & ~floats).any():
+            raise EncryptionError("the server's mask names entries of integer arrays, which have no bound; use SelectiveFedAvg on the server")
         update = np.float32(weight / asked["scale"]) * (old - _flat(after))
         if "client" not in made:
             made["client"] = encryption.Client(encryption.roles.read_private(Path(key)), mac_key=mac_key)
         digest = context_of(mask_digest(bits), asked["round"])
         bound = made["client"].profile.bound
-        clipped = int((np.abs(update[bits]) > bound).sum())
+        clipped, where = _beyond(before, update, bits, bound)
         if clipped and not clip:
             raise EncryptionError(
-                f"{clipped} entries to encrypt move by more than the public bound {bound:g} in this round (the largest by {np.abs(update[bits]).max():g}), and "
-                "the mean would be wrong; take them out of the mask, normalise them, take a profile with a larger bound, or pass clip=True"
+                f"{clipped} entries to encrypt move by more than the public bound {bound:g} in this round, in {where}, and the mean would be wrong; take these "
+                "arrays out of the mask, normalise them, take a profile with a larger bound, or pass clip=True"
             )
         if clipped:
-            logging.getLogger("flwr").warning("%d entries beyond the public bound %g were clipped; the mean of these is wrong", clipped, bound)
+            logging.getLogger("flwr").warning("%d entries beyond the public bound %g were clipped, in %s; their mean is wrong", clipped, bound, where)
         sealed, plain, share = made["client"].encrypt(update[bits], digest, clip=clip), update[~bits].tobytes(), weight / asked["scale"]
         content = {kind: record for kind, record in reply.content.items() if kind != name}
         content[_SEALED] = ConfigRecord(
@@ -120,13 +143,23 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
         makes the rounding coarse.
       mac_key: shared with the clients.
       seed: of the mask.
+      min_clients: updates without which a round changes nothing; a sum over one client would be that client's upload.
       arguments: of FedAvg.
+
+    Raises:
+      UsageError: if `min_clients` is below 2, or the ratio lies outside [0, 1].
     """
 
     def __init__(
         self, *, ratio: float, decrypt: Decrypt, max_examples: float, profile: str = "exact", mask: npt.NDArray[np.bool_] | None = None,
-        mac_key: bytes | None = None, seed: int = 0, **arguments: Any,
+        mac_key: bytes | None = None, seed: int = 0, min_clients: int = 2, **arguments: Any,
     ) -> None:  # fmt: skip
+        require_ratio(ratio)
+        if min_clients < 2:
+            raise UsageError(f"min_clients={min_clients} would have one client's upload decrypted; give 2 or more")
+        if mac_key is not None:
+            require_mac_key(mac_key)
+        self._min_clients = min_clients
         super().__init__(**arguments)
         self._ratio, self._decrypt, self._mask, self._seed = ratio, decrypt, mask, seed
         self._scheme, self._max_examples, self._mac_key = encryption.CKKS(profile), max_examples, mac_key
@@ -178,7 +211,13 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
             sealed.append(reader)
             weights += record["weight"]
             counted.append(reply)
-        if not counted:
+        try:
+            require_different(sealed)
+        except EncryptionError as error:
+            logging.getLogger("flwr").warning("round %d changes nothing: %s", server_round, error)
+            return None, None
+        if len(counted) < self._min_clients:
+            logging.getLogger("flwr").warning("round %d changes nothing: %d updates count and min_clients is %d", server_round, len(counted), self._min_clients)
             return None, None
         update = np.zeros(bits.size)
         update[~bits] = plain

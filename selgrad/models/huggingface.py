@@ -96,7 +96,7 @@ def read_config(source: str, model_type: str) -> dict[str, Any]:
     try:
         found = json.loads(files.read_text(file))
         kind = found.get("model_type")
-    except (ValueError, OSError, AttributeError) as error:
+    except (ValueError, OSError, AttributeError, RecursionError) as error:
         raise DataError(f"{str(file)!r} is no readable configuration ({error})") from None
     if kind != model_type:
         raise UsageError(f"checkpoint {source!r} is of a {kind!r} model and this is {model_type!r}; choose the model of its name")
@@ -106,7 +106,7 @@ def read_config(source: str, model_type: str) -> dict[str, Any]:
 
 def _refuse(source: str, config: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]]) -> None:
     for key, values in allowed.items():
-        if key in config and config[key] not in values:
+        if key in config and not any(type(config[key]) is type(value) and config[key] == value for value in values):
             raise UsageError(f"checkpoint {source!r}: {key}={config[key]!r} is not built; this model honours {key} of {', '.join(map(repr, values))}")
 
 
@@ -120,11 +120,22 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 }
 
 
+_MOST = {"num_hidden_layers": 1000, "n_layer": 1000}
+"""Beyond these, and a million of anything else, a configuration is damaged."""
+
+
 def _number(source: str, config: Mapping[str, Any], key: str, default: Any = None) -> Any:
     value = config.get(key, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
         raise DataError(f"checkpoint {source!r}: {key}={value!r} is no positive number; config.json is damaged or of another model")
     return value
+
+
+def _count(source: str, config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = _number(source, config, key, default)
+    if value != int(value) or value > _MOST.get(key, 10**6):
+        raise DataError(f"checkpoint {source!r}: {key}={value!r} is no number of anything that is built; config.json is damaged or of another model")
+    return int(value)
 
 
 def bert_config(source: str, *, lora_rank: int, lora_alpha: float) -> TransformerConfig:
@@ -137,15 +148,15 @@ def bert_config(source: str, *, lora_rank: int, lora_alpha: float) -> Transforme
     given = read_config(source, "bert")
     positions = {"is_decoder": (False,), "position_embedding_type": ("absolute", None), "hidden_act": tuple(ACTIVATIONS)}
     _refuse(source, given, {**_PLAIN, **positions})
-    number = functools.partial(_number, source, given)
+    number, count = functools.partial(_number, source, given), functools.partial(_count, source, given)
     return TransformerConfig(
-        vocabulary_size=number("vocab_size"),
-        max_positions=number("max_position_embeddings", 512),
-        token_types=number("type_vocab_size", 2),
-        width=number("hidden_size"),
-        num_layers=number("num_hidden_layers"),
-        num_heads=number("num_attention_heads"),
-        mlp_width=number("intermediate_size"),
+        vocabulary_size=count("vocab_size"),
+        max_positions=count("max_position_embeddings", 512),
+        token_types=count("type_vocab_size", 2),
+        width=count("hidden_size"),
+        num_layers=count("num_hidden_layers"),
+        num_heads=count("num_attention_heads"),
+        mlp_width=count("intermediate_size"),
         activation=given.get("hidden_act", "gelu"),
         epsilon=number("layer_norm_eps", 1e-12),
         initializer_range=number("initializer_range", 0.02),
@@ -163,16 +174,16 @@ def gpt2_config(source: str, *, lora_rank: int, lora_alpha: float) -> Transforme
     """
     given = read_config(source, "gpt2")
     _refuse(source, given, {**_PLAIN, "activation_function": tuple(ACTIVATIONS)})
-    number = functools.partial(_number, source, given)
-    width = number("n_embd")
+    number, count = functools.partial(_number, source, given), functools.partial(_count, source, given)
+    width = count("n_embd")
     return TransformerConfig(
-        vocabulary_size=number("vocab_size"),
-        max_positions=number("n_positions", 1024),
+        vocabulary_size=count("vocab_size"),
+        max_positions=count("n_positions", 1024),
         token_types=0,
         width=width,
-        num_layers=number("n_layer"),
-        num_heads=number("n_head"),
-        mlp_width=given.get("n_inner") or 4 * width,
+        num_layers=count("n_layer"),
+        num_heads=count("n_head"),
+        mlp_width=4 * width if given.get("n_inner") is None else count("n_inner"),
         activation=given.get("activation_function", "gelu_new"),
         epsilon=number("layer_norm_epsilon", 1e-5),
         scale_attention=bool(given.get("scale_attn_weights", True)),
@@ -203,7 +214,7 @@ def read_safetensors(file: Path) -> dict[str, npt.NDArray[Any]]:
     """
     try:
         return safetensors.numpy.load_file(file)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except Exception as error:  # of a damaged header, and of types that NumPy has not, such as 8-bit floats
         raise DataError(f"{str(file)!r} is damaged or no safetensors file ({error}); fetch it again") from None
 
 
@@ -218,7 +229,9 @@ def read_tensors(source: str) -> dict[str, npt.NDArray[Any]]:
             raise DataError(f"checkpoint {source!r} holds no model.safetensors; save it in that format")
         try:
             names = sorted(set(json.loads(files.read_text(index))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, OSError):
+            if any(not isinstance(name, str) or Path(name).name != name for name in names):
+                raise ValueError("a shard is a file beside its index")
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError, OSError):
             raise DataError(f"{str(index)!r} is no index of shards; the checkpoint is damaged") from None
         for name in names:
             shard = _folder_file(source, name)

@@ -97,7 +97,7 @@ if __name__ == "__main__":
     holder = encryption.KeyHolder.load(folder)
     common = {"fraction_evaluate": 0.0, "min_train_nodes": 3, "min_available_nodes": 3}
     plain, _ = trained(client_app([]), FedAvg(**common))
-    mac = b"shared"
+    mac = b"shared by all six"
     mod = selective_encryption(f"{folder}/client.key", mac_key=mac)
     sealed, _ = trained(client_app([mod]), SelectiveFedAvg(ratio=0.3, decrypt=holder.decrypt, max_examples=100, mac_key=mac, **common))
     other = selective_encryption(f"{folder}/client.key", mac_key=b"somebody else, 16+")
