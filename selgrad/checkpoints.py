@@ -178,6 +178,11 @@ class Series:
                 continue
         return None
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a checkpoint, readable or not."""
+        return bool(self._steps())
+
     def remove(self) -> None:
         """Removes the whole series."""
         shutil.rmtree(self._folder, ignore_errors=True)

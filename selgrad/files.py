@@ -6,16 +6,20 @@ All that selgrad keeps is written here, but for keys and ciphertexts, which are 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
+import platform
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from selgrad.errors import DamagedError, SelgradError
 
-_SCRATCH = re.compile(r"\..+\.(\d+)\.tmp")
+_HERE = re.sub(r"[^A-Za-z0-9]", "", platform.node()) or "here"
+_SCRATCH = re.compile(r"\..+\.([A-Za-z0-9]+)-(\d+)\.tmp")
 _FORGOTTEN = 3600.0
 """Seconds after which nobody writes a file any more, on whatever machine it was begun."""
 
@@ -30,7 +34,7 @@ def write(path: Path, fill: Callable[[Path], None]) -> None:
     Raises:
       SelgradError: if the disk is full or not writable.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    scratch = path.with_name(f".{path.name}.{_HERE}-{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fill(scratch)
@@ -130,12 +134,46 @@ def read_frame(path: Path) -> Any:
         raise DamagedError(f"{str(path)!r} is damaged ({type(error).__name__})") from None
 
 
+@contextlib.contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Holds a folder, which is made if need be, for this process.
+
+    Args:
+      folder: to hold.
+      what: is being run there, for the message.
+
+    Raises:
+      SelgradError: if another process holds it, or it lies where files cannot be locked and SELGRAD_LOCK is not `off`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "w")  # noqa: SIM115 (held until the end)
+    except OSError as error:
+        raise SelgradError(f"cannot write in {str(folder)!r}: {error.strerror}; choose another --out") from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SelgradError(f"another process is running a {what} in {str(folder)!r}; wait for it or choose another --out") from None
+        except OSError as error:
+            # Some network file systems have no locks, or have them switched off.
+            if os.environ.get("SELGRAD_LOCK") != "off":
+                raise SelgradError(
+                    f"{str(folder)!r} lies on a file system that cannot lock files ({errno.errorcode.get(error.errno or 0, error.errno)}: {error.strerror}); "
+                    "choose an --out elsewhere, or set SELGRAD_LOCK=off and make sure that no other process uses the folder"
+                ) from None
+        yield
+
+
 def sweep_up(folder: Path) -> None:
-    """Removes what `write` left in a folder and below where its process was killed."""
+    """Removes what `write` left in a folder and below where its process was killed; what another machine writes stays for an hour."""
     for scratch in folder.rglob(".*.tmp"):
         found = _SCRATCH.fullmatch(scratch.name)
         with contextlib.suppress(OSError):
-            if found and scratch.is_file() and (not _runs(int(found[1])) or time.time() - scratch.stat().st_mtime > _FORGOTTEN):
+            if found is None or not scratch.is_file():
+                continue
+            is_dead = found[1] == _HERE and not _runs(int(found[2]))
+            if is_dead or time.time() - scratch.stat().st_mtime > _FORGOTTEN:
                 scratch.unlink()
 
 

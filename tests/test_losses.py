@@ -1,6 +1,8 @@
 """What lies in a run's folder may be damaged, copied or gone: nothing finished is lost, and nothing counts twice."""
 
 import json
+import platform
+import re
 import shutil
 import warnings
 
@@ -160,11 +162,13 @@ def test_a_changed_bit_of_a_table_is_seen_or_changes_nothing(tmp_path_factory, a
 
 
 def test_what_a_kill_left_is_swept_up(folder):
-    gone = folder / "records" / ".x.parquet.999999999.tmp"
+    here = re.sub("[^A-Za-z0-9]", "", platform.node()) or "here"
+    gone, elsewhere = (folder / "records" / f".x.parquet.{host}-999999999.tmp" for host in (here, "another"))
     gone.write_bytes(b"half")
+    elsewhere.write_bytes(b"being written")
     (folder / "records" / ".note.tmp").write_bytes(b"somebody's")
     run_sweep(CONFIG, folder, quiet=True)
-    assert not gone.exists() and (folder / "records" / ".note.tmp").exists()
+    assert not gone.exists() and elsewhere.exists() and (folder / "records" / ".note.tmp").exists()
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path):
@@ -209,3 +213,20 @@ def test_exchanged_weights_under_the_same_name_are_another_sweep(tmp_path):
             run_sweep(config, tmp_path / "out", quiet=True)
     with pytest.raises(UsageError, match="has changed since the sweep"):
         run_sweep(config, tmp_path / "out", quiet=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(at=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_a_changed_bit_of_a_checkpoint_is_seen_or_changes_nothing(tmp_path_factory, at, bit):
+    from selgrad import checkpoints
+
+    series = checkpoints.Series(tmp_path_factory.mktemp("series"))
+    state = {"weights": np.random.default_rng(0).normal(size=300).astype(np.float32)}
+    series.save(3, state)
+    every = sorted(file for file in series._folder.rglob("*") if file.is_file() and file.stat().st_size)
+    file = every[at % len(every)]
+    raw = bytearray(file.read_bytes())
+    raw[at % len(raw)] ^= 1 << bit
+    file.write_bytes(raw)
+    found = series.newest(state)
+    assert found is None or (found.arrays["weights"] == state["weights"]).all()

@@ -32,7 +32,7 @@ def _serve(grid: Any, context: Any) -> None:
     """Runs all rounds; records lie in the folder `out` of the run config."""
     from pathlib import Path
 
-    from selgrad import devices
+    from selgrad import devices, files
 
     devices.configure()
     from selgrad.federation.config import load
@@ -40,5 +40,6 @@ def _serve(grid: Any, context: Any) -> None:
     from selgrad.federation.server import Server
 
     config, out = load(str(context.run_config["config"])), Path(str(context.run_config["out"]))
-    adopt(config, out)
-    Server(config, out).run(FlowerTransport(grid, num_participants(config), config.timeout))
+    with files.locked(out, "federated run"):
+        adopt(config, out)
+        Server(config, out).run(FlowerTransport(grid, num_participants(config), config.timeout))

@@ -5,6 +5,7 @@ Files are replaced as a whole, the checkpoint last; what was noted after it belo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import pandas as pd
 
 from selgrad import checkpoints, files
 from selgrad.encryption.agreement import Bits
-from selgrad.errors import UsageError
+from selgrad.errors import DamagedError, SelgradError, UsageError
 from selgrad.federation.config import FederationConfig, load
 from selgrad.federation.learning import Flat
 from selgrad.federation.messages import Event
@@ -54,16 +55,34 @@ class Journal:
 
         Args:
           initial: weights of a run that has not begun.
+
+        Raises:
+          SelgradError: if a file is damaged or gone, so that a run would begin anew without a word, or its rounds be fewer than it had.
         """
         stored = self._series.newest({"weights": initial, "mask": np.zeros(initial.size, np.bool_)})
+        again = "put it back, or choose another --out to begin anew"
         if stored is None:
+            # A kill may come between the first round's record and its checkpoint.
+            if self._series.has_begun or self._last_round() > 1:
+                raise SelgradError(f"no checkpoint in {str(self._out / 'checkpoints')!r} can be read, though rounds were finished; {again}")
             return Standing(0, initial, None)
         for name, rows in (("rounds", self._rounds), ("events", self._events)):
             file = self._out / f"{name}.parquet"
-            if file.exists():
-                rows += [row for row in pd.read_parquet(file).to_dict("records") if row["round"] <= stored.done]
+            try:
+                found = files.read_frame(file).to_dict("records")
+                rows += [row for row in found if row["round"] <= stored.done]
+            except (DamagedError, KeyError) as error:
+                raise SelgradError(f"{error if file.exists() else f'{str(file)!r} is gone'}; {again}") from None
+        if sorted(row["round"] for row in self._rounds) != list(range(1, stored.done + 1)):
+            raise SelgradError(f"{str(self._out / 'rounds.parquet')!r} holds {len(self._rounds)} of the {stored.done} rounds that are done; {again}")
         mask = np.asarray(stored.arrays["mask"])
         return Standing(stored.done, np.asarray(stored.arrays["weights"], np.float32), mask if mask.any() else None)
+
+    def _last_round(self) -> int:
+        """Of the rounds that are recorded; 0 where none is, or that cannot be read."""
+        with contextlib.suppress(DamagedError, KeyError):
+            return int(files.read_frame(self._out / "rounds.parquet")["round"].max())
+        return 0
 
     def note(self, number: int, event: Event) -> None:
         """Keeps an event of a round in memory, until the round is kept."""

@@ -40,17 +40,27 @@ def federate(config: FederationConfig | Mapping[str, Any], out: str | Path, *, w
 
     devices.configure()
     from selgrad.federation.flower import quiet_flower
-    from selgrad.federation.journal import adopt
     from selgrad.federation.learning import task_of
-    from selgrad.federation.server import Server
-    from selgrad.federation.simulation import simulate, terminal
-    from selgrad.tracking import make_tracker
 
     quiet_flower()
     checked = config if isinstance(config, FederationConfig) else parse(config)
     folder = Path(out)
     task_of(checked.text)
+    with files.locked(folder, "federated run"):
+        records = _served(checked, folder, wandb, quiet)
+    federation(records, folder / "figures")
+    return records
+
+
+def _served(checked: FederationConfig, folder: Path, wandb: str, quiet: bool) -> pd.DataFrame:
+    """The rounds of a run in a folder that this process holds."""
+    from selgrad.federation.journal import adopt
+    from selgrad.federation.server import Server
+    from selgrad.federation.simulation import simulate, terminal
+    from selgrad.tracking import make_tracker
+
     adopt(checked, folder)
+    files.sweep_up(folder)
     run_id = hashlib.sha256(f"{checked.identity}{folder.absolute()}".encode()).hexdigest()[:12]
     tracker = make_tracker(wandb, folder, checked.name, run_id, {"federation": checked.text}, {**checked.wandb.model_dump(), "runs": "sweep"})
     tracker.open([""])
@@ -70,7 +80,6 @@ def federate(config: FederationConfig | Mapping[str, Any], out: str | Path, *, w
             records = server.records() if server.is_done() else simulate(checked, server.run)
         finally:
             tracker.close()
-    federation(records, folder / "figures")
     return records
 
 

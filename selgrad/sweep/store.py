@@ -7,12 +7,9 @@ damaged or gone, a sweep goes on from `config.yaml` and the records, of which a 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import functools
 import hashlib
 import json
-import os
 import threading
 import uuid
 import warnings
@@ -177,23 +174,7 @@ class RunFolder:
         Raises:
           SelgradError: if another process runs a sweep there.
         """
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            handle = open(self.out / ".lock", "w")  # noqa: SIM115 (held until the end of the sweep)
-        except OSError as error:
-            raise SelgradError(f"cannot write in {str(self.out)!r}: {error.strerror}; choose another --out") from None
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise SelgradError(f"another process is running a sweep in {str(self.out)!r}; wait for it or choose another --out") from None
-            except OSError as error:
-                # Some network file systems have no locks, or have them switched off.
-                if os.environ.get("SELGRAD_LOCK") != "off":
-                    raise SelgradError(
-                        f"{str(self.out)!r} lies on a file system that cannot lock files ({errno.errorcode.get(error.errno or 0, error.errno)}: "
-                        f"{error.strerror}); choose an --out elsewhere, or set SELGRAD_LOCK=off and make sure that no other process uses the folder"
-                    ) from None
+        with files.locked(self.out, "sweep"):
             # Another process may have begun or ended a sweep here since this one looked.
             self.reload()
             for name, why in RecordFiles(self.out, self._identity).left_out.items():

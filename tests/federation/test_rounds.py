@@ -284,3 +284,49 @@ def test_text_and_too_few_samples_are_refused(tmp_path):
         run(tmp_path, dataset={"name": "digits", "count": 4}, clients={"count": 5})
     with pytest.raises(UsageError, match="holds text"):
         run(tmp_path, dataset={"name": "sentences"})
+
+
+class TestItsFolder:
+    @pytest.mark.parametrize("name", ["rounds", "events"])
+    @pytest.mark.parametrize("damage", ["gone", "cut"])
+    def test_a_damaged_record_is_named_and_nothing_begins_anew(self, tmp_path, name, damage):
+        first, _ = run(tmp_path, protection="none", rounds=2)
+        file = tmp_path / f"{name}.parquet"
+        content = file.read_bytes()
+        file.unlink() if damage == "gone" else file.write_bytes(content[:100])
+        with pytest.raises(SelgradError, match=rf"{name}.parquet.*put it back"):
+            run(tmp_path, protection="none", rounds=2)
+        file.write_bytes(content)
+        again, _ = run(tmp_path, protection="none", rounds=2)
+        pd.testing.assert_frame_equal(again, first)
+
+    def test_a_damaged_checkpoint_is_named_and_nothing_begins_anew(self, tmp_path):
+        run(tmp_path, protection="none", rounds=2)
+        for file in (tmp_path / "checkpoints" / "2").rglob("*"):
+            if file.is_file() and file.stat().st_size:
+                file.write_bytes(b"x")
+        with pytest.raises(SelgradError, match="no checkpoint in"):
+            run(tmp_path, protection="none", rounds=2)
+
+    def test_a_kill_before_the_first_checkpoint_loses_a_round_and_no_more(self, tmp_path, monkeypatch):
+        from selgrad import checkpoints
+
+        def killed(*_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints.Series, "save", killed)
+            with pytest.raises(KeyboardInterrupt):
+                run(tmp_path, protection="none", rounds=2)
+        records, _ = run(tmp_path, protection="none", rounds=2)
+        assert records["round"].tolist() == [1, 2] and records["verified"].all()
+
+    def test_two_servers_do_not_share_a_folder(self, tmp_path):
+        from selgrad import files
+
+        with (
+            files.locked(tmp_path, "federated run"),
+            pytest.raises(SelgradError, match="another process is running a federated run"),
+            files.locked(tmp_path, "federated run"),
+        ):
+            pass
