@@ -44,7 +44,8 @@ def federate(config: Path, out: Path | None, wandb: str, app: Path | None) -> No
     checked = load(config)
     target = out or Path("selgrad-runs") / checked.name
     if app is not None:
-        click.echo(f"flwr run {write_app(checked, app, target)}")
+        submitted, enrolled = write_app(checked, app, target)
+        click.echo(f'give {enrolled / "N"} to participant N alone, who starts its node with enrolment="FOLDER" in --node-config; then: flwr run {submitted}')
         return
     records = run(checked, target, wandb=wandb)
     wide(130).print(summary(records))

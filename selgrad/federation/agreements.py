@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from selgrad.encryption import Reader, agreement, decode_indices, encode_indices
+from selgrad.encryption import agreement, decode_indices, encode_indices
 from selgrad.encryption.agreement import Bits
 from selgrad.errors import EncryptionError
 from selgrad.federation.learning import Flat
@@ -43,12 +43,12 @@ class Chair(NamedTuple):
     Attributes:
       num_total: entries of the update.
       num_selected: to choose.
-      choose: encrypted score maps -> the mask, by way of the key holder.
+      choose: encrypted score maps, as they were read -> the mask, by way of the key holder.
     """
 
     num_total: int
     num_selected: int
-    choose: Callable[[Sequence[Reader]], Bits]
+    choose: Callable[[Sequence[Any]], Bits]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +57,12 @@ class Agreement:
 
     Attributes:
       propose: what a client sends.
-      read: a proposal and how to read one client's own ciphertexts, (bytes, bound to, entries) -> reader; raises EncryptionError or ValueError for a bad one.
+      read: a proposal and how to read one client's own ciphertexts, (bytes, bound to, entries) -> upload; raises EncryptionError or ValueError for a bad one.
       combine: the mask of all proposals that could be read.
     """
 
     propose: Callable[[Proposer], bytes]
-    read: Callable[[Chair, bytes, Callable[[bytes, str, int], Reader]], Any]
+    read: Callable[[Chair, bytes, Callable[[bytes, str, int], Any]], Any]
     combine: Callable[[Chair, Sequence[Any]], Bits]
 
 

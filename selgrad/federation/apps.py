@@ -36,10 +36,12 @@ def _serve(grid: Any, context: Any) -> None:
 
     devices.configure()
     from selgrad.federation.config import load
+    from selgrad.federation.enrolment import Public
     from selgrad.federation.journal import adopt
     from selgrad.federation.server import Server
 
     config, out = load(str(context.run_config["config"])), Path(str(context.run_config["out"]))
     with files.locked(out, "federated run"):
         adopt(config, out)
-        Server(config, out).run(FlowerTransport(grid, num_participants(config), config.timeout))
+        public = Public(*(str(context.run_config[name]) for name in ("run", "fingerprint", "key_tag")))
+        Server(config, public, out).run(FlowerTransport(grid, num_participants(config), config.timeout))

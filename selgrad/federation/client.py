@@ -1,25 +1,29 @@
-"""What a client, a key holder or a party answers to each message of the server; bytes in, bytes out, and a small state of its own.
+"""What a client, a key holder or a party answers to each message of the server; bytes in, bytes out, and what it remembers lies in its own seat.
 
-Nothing here knows how messages travel. Secret keys live in the state and never enter an answer.
+Nothing here knows how messages travel. A server may send anything: what is believed is what the participant was enrolled with, and what other participants
+authenticate to it. Secret keys never enter an answer.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import MutableMapping
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from selgrad import encryption, trees
 from selgrad.encryption import agreement
-from selgrad.errors import SelgradError, UsageError
+from selgrad.encryption.agreement import Bits
+from selgrad.encryption.wire import require_different
+from selgrad.errors import EncryptionError, SelgradError, UsageError
 from selgrad.federation.agreements import ASKED, SCORES, Proposer
+from selgrad.federation.enrolment import Seat, digest
 from selgrad.federation.learning import Task, task_of
-from selgrad.federation.messages import Message, context_of, mask_digest, plain_mac
-
-State = MutableMapping[str, bytes]
+from selgrad.federation.messages import Message, context_of, mask_digest, reply_mac
 
 
 class FaultError(Exception):
@@ -31,8 +35,8 @@ class FaultError(Exception):
 
 
 @lru_cache(maxsize=16)
-def _client(key: bytes, mac_key: bytes) -> encryption.Client:
-    return encryption.Client(key, mac_key=mac_key, num_threads=1)
+def _client(key: bytes) -> encryption.Client:
+    return encryption.Client(key, num_threads=1)
 
 
 @lru_cache(maxsize=16)
@@ -45,133 +49,282 @@ def _holder(secret: bytes, client: bytes) -> encryption.KeyHolder:
     return encryption.KeyHolder.restore(secret, client)
 
 
-def respond(state: State, partition: int, request: Message, *, faults: bool = True) -> Message:
+@lru_cache(maxsize=4)
+def _scheme(profile: Any) -> encryption.CKKS:
+    return encryption.CKKS(profile)
+
+
+def respond(seat: Seat, request: Message, *, faults: bool = True) -> Message:
     """The answer of one participant.
 
     Args:
-      state: its own, kept between messages.
-      partition: its number; clients come first, the key holder has the number after the last one.
-      request: with `kind`, `round`, `ticket` and `config` (the text of the configuration), and what the kind needs.
+      seat: its own.
+      request: with `kind`, `round`, `ticket` and `config` (the configuration's fingerprint), and what the kind needs.
       faults: whether to do what the configuration's `faults` ask for.
 
     Raises:
       FaultError: where the configuration asks for one that has to do with how messages travel.
-      SelgradError: if the request cannot be answered.
+      SelgradError: if the request cannot be answered, or is none that this participant answers.
     """
-    task = task_of(request["config"])
+    number = seat.enrolment.number
     kind, round_number = request["kind"], request["round"]
-    due = {fault.kind for fault in task.config.faults if (fault.client, fault.round) == (partition, round_number)} if kind == "train" else set()
-    if faults and due & {"die", "late", "twice"}:
-        raise FaultError(min(due & {"die", "late", "twice"}))
+    if request["config"] != seat.enrolment.public.fingerprint:
+        raise SelgradError(f"participant {number} was enrolled with another configuration than the server runs; nothing is answered")
+    if not isinstance(round_number, int) or not 0 <= round_number <= seat.config.rounds:
+        raise SelgradError(f"round {round_number!r} is none of the {seat.config.rounds} rounds of this run; nothing is answered")
     if kind not in _ANSWERS:
         raise UsageError(f"message of kind {kind!r} is unknown; server and client must run the same version")
-    started = time.perf_counter()
-    answer = _ANSWERS[kind](task, state, partition, request)
+    due = {fault.kind for fault in seat.config.faults if (fault.client, fault.round) == (number, round_number)} if kind == "train" else set()
+    if faults and due & {"die", "late", "twice"}:
+        raise FaultError(min(due & {"die", "late", "twice"}))
+    task, started = task_of(seat.enrolment.text), time.perf_counter()
+    answer = dict(_ANSWERS[kind](task, seat, request))
     if "malformed" in due:
         answer["sealed" if answer.get("sealed") else "plain"] = answer["sealed" if answer.get("sealed") else "plain"][:-7]
     if "nan" in due:
         plain = np.frombuffer(answer["plain"], np.float32).copy()
         plain[:1] = np.nan
         answer["plain"] = plain.tobytes()
-        answer["plain_mac"] = plain_mac(state["mac"], round_number, answer["plain"])
-    return {**answer, "ticket": request["ticket"], "partition": partition, "seconds": time.perf_counter() - started}
+        answer["mac"] = reply_mac(_mac(seat), round_number, request.get("mask_hash", ""), answer["plain"], answer["sealed"])
+    return {**answer, "ticket": request["ticket"], "partition": number, "seconds": time.perf_counter() - started}
 
 
-def _hello(_: Task, state: State, __: int, ___: Message) -> Message:
+def _mac(seat: Seat) -> bytes:
+    found = seat.kept("mac")
+    if found is None:
+        raise SelgradError(f"participant {seat.enrolment.number} has not been greeted; start the run again")
+    return found
+
+
+def _hello(_: Task, seat: Seat, __: Message) -> Message:
     """A fresh key by which the server knows its later messages."""
-    state["mac"] = secrets.token_bytes(32)
-    return {"mac": state["mac"]}
+    mac = secrets.token_bytes(32)
+    seat.keep("mac", mac)
+    return {"mac": mac}
 
 
-def _make_key(task: Task, state: State, _: int, request: Message) -> Message:
-    """The key holder's fresh keys, or a party's share of joint ones; the answer holds what clients need to encrypt, and no secret."""
-    profile = task.profile
-    if profile.decryption == "threshold":
-        party = encryption.Party(request["previous"] or None, profile=profile)
-        state["secret"] = party.secret_key()
-        return {"client_key": party.client_key(), "key_tag": party.tag}
-    holder = encryption.KeyHolder(profile)
-    state["secret"], state["holder"] = holder.secret_key(), holder.client_key()
-    if profile.key == "secret":
-        # It must not pass through the server: clients read it from a folder of their own.
-        holder.save(task.config.keys_folder)
-        return {"client_key": b"", "key_tag": holder.tag}
-    return {"client_key": state["holder"], "key_tag": holder.tag}
+# Keys of parties
 
 
-def _key_of(task: Task, request: Message) -> bytes:
-    if task.profile.key == "public":
-        return bytes(request["client_key"])
-    return encryption.roles.read_private(task.config.keys_folder / "client.key")
+def _make_key(task: Task, seat: Seat, request: Message) -> Message:
+    """A party's share of a joint key, and its word on it to every other party."""
+    if task.profile.decryption != "threshold":
+        raise SelgradError("keys are made when a run is set up, and not when a server asks for it")
+    enrolment, previous = seat.enrolment, bytes(request["previous"])
+
+    def make() -> Message:
+        party = encryption.Party(previous or None, profile=task.profile)
+        seat.keep("secret", party.secret_key())
+        made = party.client_key()
+        others = sorted(enrolment.shared)
+        tags = b"".join(enrolment.tag(other, "key", enrolment.number, digest(previous), digest(made)) for other in others)
+        return {"client_key": made, "key_tag": party.tag, "tags": tags}
+
+    seat.keep("previous", previous)
+    return seat.once("make_key", 0, digest(previous), make)
 
 
-def _agree(task: Task, state: State, partition: int, request: Message) -> Message:
+def _confirm(task: Task, seat: Seat, request: Message) -> Message:
+    """The joint key, once every party's word says how it came about: each added its share to what the one before sent."""
+    enrolment, key = seat.enrolment, bytes(request["client_key"])
+    parties, before, after, tags = (list(request[name]) for name in ("parties", "before", "after", "tags"))
+    if not len(parties) == len(set(parties)) == len(before) == len(after) == len(tags) or len(parties) < seat.config.min_clients:
+        raise SelgradError(f"a joint key of {len(set(parties))} parties is not used; min_clients is {seat.config.min_clients}")
+    if enrolment.number not in parties or [digest(b""), *after] != [*before, digest(key)]:
+        raise SelgradError("the joint key is not made of the parties' shares, one after the other; nothing is encrypted under it")
+    own = digest(seat.kept("previous") or b""), digest(seat.answered("make_key").get("client_key", b"none"))
+    for party, old, new, tag in zip(parties, before, after, tags, strict=True):
+        if (old, new) != own if party == enrolment.number else not enrolment.knows(party, tag, "key", party, old, new):
+            raise SelgradError(f"party {party} does not say that it has a share in this key; nothing is encrypted under it")
+    seat.keep("joint", key)
+    return {}
+
+
+def _key(task: Task, seat: Seat) -> bytes:
+    """What this client encrypts with: enrolled, or confirmed by all parties."""
+    found = seat.kept("joint") if task.profile.decryption == "threshold" else seat.enrolment.client_key
+    if not found:
+        raise SelgradError(f"client {seat.enrolment.number} holds no key that it was given or that all parties confirmed; nothing is encrypted")
+    return found
+
+
+# Clients
+
+
+def _sealed(task: Task, seat: Seat, values: npt.NDArray[Any], round_number: int, bound_to: str, weights: str) -> tuple[bytes, bytes]:
+    """Encrypted values, and the client's word on them to whoever decrypts."""
+    enrolment = seat.enrolment
+    context = context_of(bound_to, round_number, enrolment.public.run)
+    raw = _client(_key(task, seat)).encrypt(values, context, clip=True)
+    said = ("upload", enrolment.number, context, weights, digest(raw))
+    return raw, b"".join(enrolment.tag(other, *said) for other in sorted(enrolment.shared))
+
+
+def _agree(task: Task, seat: Seat, request: Message) -> Message:
     """What this client puts in for the common mask."""
-    name = task.config.agreement
+    name, number = task.config.agreement, seat.enrolment.number
     if name not in ASKED:
         raise UsageError(f"agreement {name!r} asks no client; server and client must run the same version")
-    scores = task.scores(np.frombuffer(request["weights"], np.float32), partition)
-    encrypt = lambda values, bound_to: _client(_key_of(task, request), state["mac"]).encrypt(values, bound_to, clip=True)
-    asked = Proposer(scores, trees.count(task.config.ratio, task.num_total), task.profile.bound, encrypt)
-    return {"proposal": ASKED[name].propose(asked)}
+    weights = digest(bytes(request["weights"]))
+
+    def make() -> Message:
+        scores = task.scores(np.frombuffer(request["weights"], np.float32), number)
+        tags = [b""]
+
+        def encrypt(values: npt.NDArray[Any], bound_to: str) -> bytes:
+            raw, tags[0] = _sealed(task, seat, values, request["round"], bound_to, weights)
+            return raw
+
+        asked = Proposer(scores, trees.count(task.config.ratio, task.num_total), task.profile.bound, encrypt)
+        return {"proposal": ASKED[name].propose(asked), "tags": tags[0]}
+
+    answer = seat.once("agree", request["round"], weights, make)
+    return {**answer, "mac": reply_mac(_mac(seat), request["round"], SCORES, b"", answer["proposal"])}
 
 
-def _train(task: Task, state: State, partition: int, request: Message) -> Message:
-    """The weighted update: its exposed entries in the clear, the others encrypted."""
+def _require_mask(task: Task, bits: Bits) -> None:
+    """Refuses a mask that hides less than was agreed, whatever the server says."""
+    config = task.config
+    least = task.num_total if config.protection == "full" else trees.count(config.ratio, task.num_total)
+    if int(bits.sum()) < least:
+        raise SelgradError(f"the mask names {int(bits.sum()):,} of {task.num_total:,} entries, and {least:,} at least are encrypted; nothing is sent")
+    if config.protection == "selective" and config.agreement == "fixed" and not (bits == agreement.fixed(task.num_total, least, config.seed)).all():
+        raise SelgradError("the mask is not the fixed one of this run; nothing is sent")
+
+
+def _train(task: Task, seat: Seat, request: Message) -> Message:
+    """The weighted update: its exposed entries in the clear, the others encrypted; once a round, for one set of weights and one mask."""
     config, round_number = task.config, request["round"]
+    if request["mask"]:
+        seat.keep("mask", bytes(request["mask"]))
+    bits: Bits = np.zeros(task.num_total, bool)
+    if config.encrypts:
+        bits = encryption.decode_indices(seat.kept("mask") or b"", task.num_total)
+        if mask_digest(bits) != request["mask_hash"]:
+            raise SelgradError(f"client {seat.enrolment.number} holds another mask than the server; send it again")
+        _require_mask(task, bits)
+    weights = digest(bytes(request["weights"]))
+    answer = seat.once("train", round_number, digest(weights, request["mask_hash"]), lambda: _trained(task, seat, request, bits, weights))
+    return {**answer, "mac": reply_mac(_mac(seat), round_number, request["mask_hash"], answer["plain"], answer["sealed"])}
+
+
+def _trained(task: Task, seat: Seat, request: Message, bits: Bits, weights: str) -> Message:
+    config, round_number, number = task.config, request["round"], seat.enrolment.number
     started = time.perf_counter()
-    update = task.update(np.frombuffer(request["weights"], np.float32), partition, round_number)
+    update = task.update(np.frombuffer(request["weights"], np.float32), number, round_number)
     trained = time.perf_counter()
     if not np.isfinite(update).all():
-        raise SelgradError(f"client {partition}: the update of round {round_number} is not finite; lower local.learning_rate")
+        raise SelgradError(f"client {number}: the update of round {round_number} is not finite; lower local.learning_rate")
     # Noise that the server could draw again would protect nothing.
     update, num_bytes = task.protect(update, secrets.token_bytes(16))
-    weighted = (np.float32(task.weight(partition)) * update).astype(np.float32)
-    if not config.encrypts:
-        plain = weighted.tobytes()
-        numbers = {"plain_bytes": num_bytes, "clipped": 0, "train_seconds": trained - started, "encrypt_seconds": time.perf_counter() - trained}
-        return {"plain": plain, "plain_mac": plain_mac(state["mac"], round_number, plain), "sealed": b"", **numbers}
-    if request["mask"]:
-        state["mask"] = request["mask"]
-    bits = encryption.decode_indices(state["mask"], task.num_total)
-    if mask_digest(bits) != request["mask_hash"]:
-        raise SelgradError(f"client {partition} holds another mask than the server; send it again")
-    sealed = _client(_key_of(task, request), state["mac"]).encrypt(weighted[bits], context_of(request["mask_hash"], round_number), clip=True)
-    plain = weighted[~bits].tobytes()
+    weighted = (np.float32(task.weight(number)) * update).astype(np.float32)
+    plain, sealed, tags, clipped = weighted[~bits].tobytes(), b"", b"", 0
+    if config.encrypts:
+        sealed, tags = _sealed(task, seat, weighted[bits], round_number, request["mask_hash"], weights)
+        clipped, num_bytes = int((np.abs(weighted[bits]) > task.profile.bound).sum()), len(plain)
     seconds = {"train_seconds": trained - started, "encrypt_seconds": time.perf_counter() - trained}
-    clipped = int((np.abs(weighted[bits]) > task.profile.bound).sum())
-    signed = plain_mac(state["mac"], round_number, plain)
-    return {"plain": plain, "plain_mac": signed, "sealed": sealed, "plain_bytes": len(plain), "clipped": clipped, **seconds}
+    return {"plain": plain, "sealed": sealed, "tags": tags, "plain_bytes": num_bytes, "clipped": clipped, **seconds}
 
 
-def _require_a_sum(task: Task, raw: bytes) -> None:
-    """Refuses to decrypt one client's entries alone, or a sum over fewer clients than agreed.
+# Whoever decrypts
 
-    A server that fills up a sum with ciphertexts of its own is an active attacker, which nothing here stops.
+
+def _uploads(task: Task, seat: Seat, request: Message, bound_to: str) -> tuple[list[int], list[encryption.Reader], str]:
+    """Uploads of one round whose clients vouch for them to this participant itself, and a digest of them all.
+
+    Raises:
+      SelgradError: if one is not vouched for, stands twice, or they are fewer than `min_clients`.
     """
-    found, needed = encryption.Reader(raw).header.num_clients, task.config.min_clients
-    if found < needed:
-        raise SelgradError(f"a sum over {found} clients is not decrypted; min_clients is {needed}")
+    enrolment, config = seat.enrolment, seat.config
+    clients, raws, tags = list(request["clients"]), list(request["uploads"]), list(request["tags"])
+    if not len(clients) == len(set(clients)) == len(raws) == len(tags) or not set(clients) <= set(range(config.clients.count)):
+        raise SelgradError("the uploads are not one of each client; nothing is decrypted")
+    if len(clients) < config.min_clients:
+        raise SelgradError(f"a sum over {len(clients)} clients is not decrypted; min_clients is {config.min_clients}")
+    context = context_of(bound_to, request["round"], enrolment.public.run)
+    readers: list[encryption.Reader] = []
+    for client, raw, tag in zip(clients, raws, tags, strict=True):
+        # A party knows its own.
+        mine = client == enrolment.number and raw == seat.answered("train").get("sealed")
+        if not mine and not enrolment.knows(client, tag, "upload", client, context, request["weights"], digest(raw)):
+            raise SelgradError(f"client {client} does not vouch for its upload in round {request['round']}; nothing is decrypted")
+        reader = encryption.Reader(raw)
+        header = reader.header
+        if (header.mask_hash, header.num_clients, header.num_values) != (context, 1, readers[0].header.num_values if readers else header.num_values):
+            raise SelgradError(f"the upload of client {client} is of another mask, round or number of clients; nothing is decrypted")
+        readers.append(reader)
+    require_different(readers)
+    return clients, readers, digest(request["weights"], *(digest(client, raw) for client, raw in zip(clients, raws, strict=True)))
 
 
-def _decrypt(task: Task, state: State, _: int, request: Message) -> Message:
-    """The integer sum, by the key holder: grid points, which are all that may be published."""
-    _require_a_sum(task, request["sum"])
-    points = _holder(state["secret"], state["holder"]).decrypt(request["sum"], request["mask_hash"])
-    return {"points": points.tobytes()}
+def _opened(task: Task, seat: Seat, clients: Sequence[int], readers: Sequence[encryption.Reader], context: str) -> npt.NDArray[np.int64]:
+    """The sum that the key holder formed itself.
+
+    Raises:
+      SelgradError: naming the client whose upload is off the grid or beyond the bound, if the sum is.
+    """
+    holder = _holder(seat.enrolment.secret, seat.enrolment.client_key)
+    scheme, most = _scheme(task.profile), task.profile.bound * 2.0**task.profile.grid_bits
+
+    def points(some: Sequence[encryption.Reader]) -> npt.NDArray[np.int64]:
+        found = holder.decrypt(scheme.add(some, raw=scheme.layout is not None).to_bytes(), context)
+        if np.abs(found).max(initial=0) > len(some) * most:
+            raise EncryptionError("a decrypted value lies beyond the bound")
+        return found
+
+    try:
+        return points(readers)
+    except EncryptionError as error:
+        for client, reader in zip(clients, readers, strict=True):
+            try:
+                points([reader])
+            except EncryptionError as wrong:
+                raise SelgradError(f"client {client} sent what cannot be summed: {wrong}") from None
+        raise SelgradError(str(error)) from None
 
 
-def _choose(task: Task, state: State, _: int, request: Message) -> Message:
+def _decrypt(task: Task, seat: Seat, request: Message) -> Message:
+    """The integer sum of one round, by the key holder: grid points, which are all that may be published; once, for one set of uploads."""
+    clients, readers, asked = _uploads(task, seat, request, request["mask_hash"])
+    context = context_of(request["mask_hash"], request["round"], seat.enrolment.public.run)
+    seen = seat.kept("weights") or b""
+    step = f"{request['round']}:{request['weights']};".encode()
+    if step not in seen and f":{request['weights']};".encode() in seen:
+        raise SelgradError("a sum over updates of these weights was decrypted in another round; the difference of two would show one client's")
+    found = seat.once("decrypt", request["round"], asked, lambda: {"points": _opened(task, seat, clients, readers, context).tobytes()})
+    if step not in seen:
+        seat.keep("weights", seen + step)
+    return found
+
+
+def _choose(task: Task, seat: Seat, request: Message) -> Message:
     """The mask of a sum of score maps, by the key holder, who alone sees the sum."""
-    _require_a_sum(task, request["sum"])
-    total = _holder(state["secret"], state["holder"]).decrypt(request["sum"], SCORES)
-    return {"mask": encryption.encode_indices(agreement.from_sum(total, trees.count(task.config.ratio, task.num_total)))}
+    clients, readers, asked = _uploads(task, seat, request, SCORES)
+    context = context_of(SCORES, request["round"], seat.enrolment.public.run)
+
+    def make() -> Message:
+        total = _opened(task, seat, clients, readers, context)
+        return {"mask": encryption.encode_indices(agreement.from_sum(total, trees.count(task.config.ratio, task.num_total)))}
+
+    return seat.once("choose", request["round"], asked, make)
 
 
-def _share(task: Task, state: State, _: int, request: Message) -> Message:
-    """A party's share of the decryption of a sum."""
-    _require_a_sum(task, request["sum"])
-    return {"share": _party(state["secret"]).share(request["sum"], request["mask_hash"], share_key=state["mac"])}
+def _share(task: Task, seat: Seat, request: Message) -> Message:
+    """A party's share of the decryption of a sum that it formed itself; once a round."""
+    _, readers, asked = _uploads(task, seat, request, request["mask_hash"])
+    context, scheme = context_of(request["mask_hash"], request["round"], seat.enrolment.public.run), _scheme(task.profile)
+    secret = seat.kept("secret")
+    if secret is None:
+        raise SelgradError(f"party {seat.enrolment.number} holds no share of a key; start the run again")
+
+    def make() -> Message:
+        total = scheme.add(readers, raw=scheme.layout is not None).to_bytes()
+        return {"share": _party(secret).share(total, context)}
+
+    answer = seat.once("share", request["round"], asked, make)
+    return {**answer, "mac": reply_mac(_mac(seat), request["round"], request["mask_hash"], b"", answer["share"])}
 
 
-_ANSWERS = {"hello": _hello, "make_key": _make_key, "agree": _agree, "train": _train, "decrypt": _decrypt, "choose": _choose, "share": _share}
+_ANSWERS = {
+    "hello": _hello, "make_key": _make_key, "confirm": _confirm, "agree": _agree, "train": _train, "decrypt": _decrypt, "choose": _choose, "share": _share,
+}  # fmt: skip

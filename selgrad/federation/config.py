@@ -45,7 +45,6 @@ class KeysConfig(Section):
 
     profile: str = pydantic.Field("exact", description="Of the encryption; `selgrad profiles` shows them.")
     bound: float | None = pydantic.Field(None, description="Largest absolute value of an entry; none is the profile's.")
-    keys: str | None = pydantic.Field(None, description="Folder from which clients take a secret key, where the profile encrypts under it.")
 
 
 class FaultConfig(Section):
@@ -93,7 +92,7 @@ class FederationConfig:
       agreement: on one mask, a name in `AGREEMENTS`.
       protection: `selective` (encryption of `ratio`), `full` (of everything), or another's name, which encrypts nothing.
       baseline: what clients do to their updates before they send them; `none` where they encrypt.
-      encryption: `profile`, `bound`, and `keys`, a folder from which clients take a secret key, where the profile encrypts under it.
+      encryption: `profile` and `bound`.
       timeout: seconds to wait for replies in each phase; two minutes at least for participants that are starting.
       min_clients: without so many updates a round changes nothing, and no sum over fewer is decrypted; by default 2 where anything is encrypted.
       seed: of weights, split, batches and masks.
@@ -130,12 +129,6 @@ class FederationConfig:
         return dataclasses.replace(profile, bound=float(self.encryption.bound or profile.bound))
 
     @property
-    def keys_folder(self) -> Path:
-        """Where clients read a secret key, of a profile that encrypts under it; `parse` asks for it there."""
-        assert self.encryption.keys is not None
-        return Path(self.encryption.keys)
-
-    @property
     def encrypts(self) -> bool:
         """Whether anything is encrypted."""
         return _encrypts(self.protection, self.ratio)
@@ -143,8 +136,13 @@ class FederationConfig:
     @property
     def identity(self) -> str:
         """A hash of what a run computes; time limits and tracking are none of it."""
+        return self.fingerprint[:16]
+
+    @property
+    def fingerprint(self) -> str:
+        """The whole hash, by which participants know the configuration that they agreed to."""
         given = yaml.safe_load(self.text)
-        return hashlib.sha256(json.dumps({k: v for k, v in given.items() if k not in ("timeout", "wandb", "name")}, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps({k: v for k, v in given.items() if k not in ("timeout", "wandb", "name")}, sort_keys=True).encode()).hexdigest()
 
 
 def _encrypts(protection: str, ratio: float) -> bool:
@@ -202,8 +200,6 @@ def parse(content: Any) -> FederationConfig:
         raise UsageError(f"min_clients={merged['min_clients']} would decrypt one client's update alone; give 2 or more")
     if merged["seed"] < 0:
         raise UsageError(f"seed={merged['seed']} must be 0 or more")
-    if encryption.keys is not None:
-        encryption = encryption.model_copy(update={"keys": str(Path(encryption.keys).expanduser().absolute())})
     _positive("the configuration", {k: merged[k] for k in ("rounds", "timeout", "min_clients")})
     require_ratio(merged["ratio"])
     if not 0 <= clients.alpha < math.inf:
@@ -252,11 +248,6 @@ def parse(content: Any) -> FederationConfig:
     if config.encrypts:
         if clients.count > profile.max_clients:
             raise UsageError(f"clients: count={clients.count} is more than profile {profile.name!r} holds ({profile.max_clients}); lower count or bound")
-        if profile.key == "secret" and not encryption.keys:
-            raise UsageError(
-                f"profile {profile.name!r} encrypts under the secret key, which must not pass through the server; name a folder that only clients read under "
-                "encryption.keys, or take profile 'exact'"
-            )
         if profile.decryption == "threshold" and config.agreement == "encrypted_sensitivity" and config.protection == "selective":
             raise UsageError(
                 "agreement 'encrypted_sensitivity' needs a key holder to see the sum of maps, and a threshold profile has none; take 'vote' or 'fixed'"

@@ -152,8 +152,7 @@ def _reason(error: Any) -> str:
 
 
 def answer(message: Any, context: Any) -> Any:
-    """The reply of a participant to one Flower message; its number is the node's `partition-id`, its state the node's own."""
-    from flwr.app import ConfigRecord
+    """The reply of a participant to one Flower message; its number is the node's `partition-id`, and what it holds lies in a folder of its own."""
     from flwr.app import Message as FlowerMessage
 
     from selgrad import devices
@@ -164,25 +163,44 @@ def answer(message: Any, context: Any) -> Any:
     partition = int(context.node_config["partition-id"])
     if request["kind"] == "who":
         return FlowerMessage(_record({"partition": partition}), reply_to=message)
-    stored = context.state.setdefault(RECORD, ConfigRecord({}))
-    state = dict(stored.items())
     try:
+        # Anew for each message: another process may have answered the last one.
+        seat = seat_of(partition, context.node_config.get("enrolment"))
         try:
-            reply = respond(state, partition, request)
+            reply = respond(seat, request)
         except FaultError as fault:
             if fault.kind == "die":
                 os._exit(17)
             if fault.kind == "late":
-                from selgrad.federation.learning import task_of
-
-                time.sleep(task_of(request["config"]).config.timeout + 1)
+                time.sleep(seat.config.timeout + 1)
             # Flower lets an app answer once; that twice is told from once is tested without it.
-            reply = respond(state, partition, request, faults=False)
+            reply = respond(seat, request, faults=False)
     except SelgradError as error:
         reply = {"error": str(error), "ticket": request["ticket"], "partition": partition}
-    for key, value in state.items():
-        stored[key] = value
     return FlowerMessage(_record(reply), reply_to=message)
+
+
+ENROLMENT = "SELGRAD_ENROLMENT"
+"""Environment variable: the folder of all enrolments, where participants are processes of one machine."""
+
+
+def seat_of(partition: int, folder: Any) -> Any:
+    """A participant's own, from the folder that its node was started with, or from that of a simulation.
+
+    Raises:
+      SelgradError: if there is none, or it is another's.
+    """
+    from pathlib import Path
+
+    from selgrad.federation.enrolment import Enrolment, Seat
+
+    if folder is None and ENROLMENT not in os.environ:
+        raise SelgradError(f'participant {partition} is not enrolled; start its node with enrolment="FOLDER" in --node-config')
+    place = Path(str(folder)) if folder is not None else Path(os.environ[ENROLMENT]) / str(partition)
+    enrolment = Enrolment.load(place)
+    if enrolment.number != partition:
+        raise SelgradError(f"the enrolment in {str(place)!r} is of participant {enrolment.number}, and this node is {partition}; give each its own")
+    return Seat(enrolment, place)
 
 
 def num_participants(config: Any) -> int:

@@ -23,14 +23,20 @@ def mask_digest(bits: Bits) -> str:
     return encryption.mask_hash({"update": bits})
 
 
-def context_of(digest: str, round_number: int) -> str:
-    """What an upload is bound to: an old one of the same mask does not pass for a new one."""
-    return f"{digest}:{round_number}"
+def context_of(digest: str, round_number: int, run: str = "") -> str:
+    """What an upload is bound to: an old one of the same mask, or one of another run, does not pass for a new one."""
+    return f"{digest}:{round_number}:{run}" if run else f"{digest}:{round_number}"
 
 
 def plain_mac(mac_key: bytes, round_number: int, plain: bytes) -> bytes:
     """Authenticates the exposed entries of a round."""
     return hmac.new(mac_key, f"{round_number}:".encode() + plain, "sha256").digest()
+
+
+def reply_mac(mac_key: bytes, round_number: int, mask_hash: str, plain: bytes, sealed: bytes) -> bytes:
+    """Authenticates to the server all that a reply holds of an update: exposed entries and ciphertexts, of one round and one mask."""
+    sizes = f"{round_number}:{mask_hash}:{len(plain)}:{len(sealed)}:".encode()
+    return hmac.new(mac_key, sizes + plain + sealed, "sha256").digest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +57,16 @@ class Event:
 _BYTES, _NUMBER, _TEXT = "bytes", "number", "text"
 _FIELDS: dict[str, dict[str, str]] = {
     "hello": {"mac": _BYTES},
-    "make_key": {"client_key": _BYTES, "key_tag": _TEXT},
-    "agree": {"proposal": _BYTES},
+    "make_key": {"client_key": _BYTES, "key_tag": _TEXT, "tags": _BYTES},
+    "confirm": {},
+    "agree": {"proposal": _BYTES, "mac": _BYTES, "tags": _BYTES},
     "train": {
-        "plain": _BYTES, "plain_mac": _BYTES, "sealed": _BYTES, "plain_bytes": _NUMBER, "clipped": _NUMBER, "train_seconds": _NUMBER,
+        "plain": _BYTES, "sealed": _BYTES, "mac": _BYTES, "tags": _BYTES, "plain_bytes": _NUMBER, "clipped": _NUMBER, "train_seconds": _NUMBER,
         "encrypt_seconds": _NUMBER,
     },
     "decrypt": {"points": _BYTES},
     "choose": {"mask": _BYTES},
-    "share": {"share": _BYTES},
+    "share": {"share": _BYTES, "mac": _BYTES},
 }  # fmt: skip
 
 
@@ -92,21 +99,24 @@ class Post:
     Args:
       transport: to the participants.
       config: of the run.
+      fingerprint: of the configuration, which participants compare with that of their own.
       note: called with the round and whatever went wrong.
 
     Attributes:
       down, up: bytes that were sent and came back; to be set back at will.
     """
 
-    def __init__(self, transport: Transport, config: FederationConfig, note: Callable[[int, Event], None]) -> None:
-        self._transport, self._config, self._note = transport, config, note
+    def __init__(self, transport: Transport, config: FederationConfig, fingerprint: str, note: Callable[[int, Event], None]) -> None:
+        self._transport, self._config, self._fingerprint, self._note = transport, config, fingerprint, note
         self._tickets = itertools.count(1)
         self.down = self.up = 0
 
     def ask(self, number: int, kind: str, requests: Mapping[int, Message], patience: float = 0.0) -> dict[int, Message]:
         """Replies by participant; whatever went wrong becomes an event of the round. At least `patience` seconds are waited, whatever the time limit."""
-        text, timeout = self._config.text, max(patience, self._config.timeout)
-        whole = {party: {"kind": kind, "round": number, "ticket": next(self._tickets), "config": text, **request} for party, request in requests.items()}
+        timeout = max(patience, self._config.timeout)
+        whole = {
+            party: {"kind": kind, "round": number, "ticket": next(self._tickets), "config": self._fingerprint, **request} for party, request in requests.items()
+        }
         replies, events = self._transport.exchange(whole, timeout)
         for event in events:
             self._note(number, event)
@@ -130,4 +140,8 @@ class Post:
 
 
 def _num_bytes(messages: Iterable[Message]) -> int:
-    return sum(len(value) for message in messages for value in message.values() if isinstance(value, bytes))
+    found = 0
+    for message in messages:
+        for value in message.values():
+            found += sum(len(one) for one in (value if isinstance(value, list) else [value]) if isinstance(one, bytes))
+    return found

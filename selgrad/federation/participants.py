@@ -1,13 +1,15 @@
 """The participants of a run as its server knows them: who answers, what of their answers counts, and who decrypts.
 
-Keys are made and sums decrypted by a key holder or by all parties together; the server has the public key alone, and checks every upload before it is added.
+The server holds no key and forms no sum: it checks every upload, and hands those that count to whoever decrypts, with each client's word on its own, which it
+cannot forge.
 """
 
 from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +17,26 @@ import numpy.typing as npt
 from selgrad import encryption
 from selgrad.encryption.agreement import Bits
 from selgrad.errors import EncryptionError, SelgradError
+from selgrad.federation.enrolment import Public, digest
 from selgrad.federation.journal import Journal
 from selgrad.federation.learning import Task
-from selgrad.federation.messages import STARTUP_SECONDS, Event, Message, Post, plain_mac
+from selgrad.federation.messages import STARTUP_SECONDS, Event, Message, Post, context_of, reply_mac
+
+_TAG = 32
+
+
+class Upload(NamedTuple):
+    """What one client encrypted, with its word on it.
+
+    Attributes:
+      client: its number.
+      raw: ciphertexts as they came.
+      tags: to each of those who decrypt, in the order of their numbers.
+    """
+
+    client: int
+    raw: bytes
+    tags: bytes
 
 
 class Participants:
@@ -25,17 +44,18 @@ class Participants:
 
     Args:
       task: of the run.
+      public: what everybody may know of it.
       post: to ask them.
       journal: in which events are looked up.
       note: called with the round and what went wrong beside the messages.
     """
 
-    def __init__(self, task: Task, post: Post, journal: Journal, note: Callable[[int, Event], None]) -> None:
-        self._config, self._task, self._post, self._journal, self._note = task.config, task, post, journal, note
+    def __init__(self, task: Task, public: Public, post: Post, journal: Journal, note: Callable[[int, Event], None]) -> None:
+        self._config, self._task, self._public, self._post, self._journal, self._note = task.config, task, public, post, journal, note
         self._holder = task.config.clients.count
         self._macs: dict[int, bytes] = {}
         self._scheme: encryption.CKKS | None = None
-        self._key_tag = ""
+        self._key_tag = public.key_tag
 
     @property
     def clients(self) -> list[int]:
@@ -55,38 +75,58 @@ class Participants:
             raise SelgradError(f"{len(replies)} clients answered and min_clients is {self._config.min_clients}; start more, or raise timeout")
         self._require(replies, self._holder if self._holds_keys() else None)
 
-    def make_keys(self) -> bytes:
-        """Has keys made; what clients need to encrypt.
+    def make_keys(self) -> None:
+        """Has parties make a joint key, and confirm to each other that all of them have a share in it; a key holder has made its own before the run.
 
         Raises:
-          SelgradError: if whoever is to hold one is gone.
+          SelgradError: if one of them is gone, or does not confirm.
         """
-        client_key, holders = b"", [self._holder] if self._holds_keys() else sorted(self._macs)
-        for party in holders:
-            replies = self._post.ask(0, "make_key", {party: {"previous": client_key}})
-            self._require(replies, party)
-            client_key, self._key_tag = replies[party]["client_key"], replies[party]["key_tag"]
         self._scheme = encryption.CKKS(self._task.profile)
-        return client_key
+        if self._holds_keys():
+            return
+        parties, key = self.clients, b""
+        before, after, tags = [], [], {}
+        for party in parties:
+            replies = self._post.ask(0, "make_key", {party: {"previous": key}})
+            self._require(replies, party)
+            before.append(digest(key))
+            key, self._key_tag, tags[party] = replies[party]["client_key"], replies[party]["key_tag"], replies[party]["tags"]
+            after.append(digest(key))
+        chain = {"client_key": key, "parties": parties, "before": before, "after": after}
+        replies = self._post.ask(0, "confirm", {to: {**chain, "tags": [self._tag_for(to, party, tags[party]) for party in parties]} for to in parties})
+        for party in parties:
+            self._require(replies, party)
 
-    def choose(self, number: int, maps: Sequence[encryption.Reader]) -> Bits:
+    def _tag_for(self, to: int, client: int, tags: bytes) -> bytes:
+        """Of what a client says to each of those who check it, what it says to one."""
+        others = [self._holder] if self._holds_keys() else [party for party in range(self._config.clients.count) if party != client]
+        at = others.index(to) if to in others else len(tags)
+        return tags[_TAG * at : _TAG * (at + 1)]
+
+    def _asked(self, to: int, uploads: Iterable[Upload], weights: bytes) -> Message:
+        some = sorted(uploads)
+        return {
+            "clients": [one.client for one in some], "uploads": [one.raw for one in some], "tags": [self._tag_for(to, one.client, one.tags) for one in some],
+            "weights": digest(weights),
+        }  # fmt: skip
+
+    def choose(self, number: int, weights: bytes, maps: Sequence[Upload]) -> Bits:
         """The mask of encrypted score maps, by way of the key holder.
 
         Raises:
           SelgradError: if it is gone.
         """
-        replies = self._post.ask(number, "choose", {self._holder: {"sum": self._sum(maps)}})
+        replies = self._post.ask(number, "choose", {self._holder: self._asked(self._holder, maps, weights)})
         self._require(replies, self._holder)
         return encryption.decode_indices(replies[self._holder]["mask"], self._task.num_total)
 
-    def read_update(self, number: int, client: int, reply: Message, bits: Bits, context: str) -> tuple[npt.NDArray[np.float32], encryption.Reader | None]:
-        """A checked update: as many exposed entries as are due, all finite, and ciphertexts that are authentic, of this mask and sound.
+    def read_update(self, number: int, client: int, reply: Message, bits: Bits, mask_hash: str) -> tuple[npt.NDArray[np.float32], Upload | None]:
+        """A checked update: as many exposed entries as are due, all finite, and ciphertexts of this mask that are sound, both authentic.
 
         Raises:
           SelgradError, ValueError or TypeError: if it is not.
         """
-        if not hmac.compare_digest(reply["plain_mac"], plain_mac(self._macs[client], number, reply["plain"])):
-            raise EncryptionError("the exposed entries are not authentic")
+        self._require_authentic(client, reply["mac"], number, mask_hash, reply["plain"], reply["sealed"])
         plain = np.frombuffer(reply["plain"], np.float32)
         if plain.size != int((~bits).sum()):
             raise EncryptionError(f"{plain.size} exposed entries and {int((~bits).sum())} are due")
@@ -94,29 +134,45 @@ class Participants:
             raise EncryptionError("an exposed entry is not finite")
         if not self._config.encrypts:
             return plain, None
-        return plain, self.read_sealed(client, reply["sealed"], context, int(bits.sum()))
+        return plain, self.read_sealed(number, client, reply["tags"], reply["sealed"], mask_hash, int(bits.sum()))
 
-    def read_sealed(self, client: int, raw: bytes, context: str, num_values: int) -> encryption.Reader:
-        """One client's own ciphertexts: authentic, under the run's key, of what was asked for, and sound.
+    def read_proposal(self, number: int, client: int, reply: Message) -> bytes:
+        """What a client puts in for the common mask, if it is authentic.
+
+        Raises:
+          EncryptionError: if it is not.
+        """
+        from selgrad.federation.agreements import SCORES
+
+        self._require_authentic(client, reply["mac"], number, SCORES, b"", reply["proposal"])
+        return bytes(reply["proposal"])
+
+    def _require_authentic(self, client: int, mac: bytes, number: int, mask_hash: str, plain: bytes, sealed: bytes) -> None:
+        if not hmac.compare_digest(mac, reply_mac(self._macs[client], number, mask_hash, plain, sealed)):
+            raise EncryptionError("the answer is not authentic")
+
+    def read_sealed(self, number: int, client: int, tags: bytes, raw: bytes, bound_to: str, num_values: int) -> Upload:
+        """One client's own ciphertexts: under the run's key, of what was asked for, and sound.
 
         Raises:
           EncryptionError: if they are not.
         """
         assert self._scheme is not None
-        reader = encryption.Reader(raw, self._macs[client])
-        header = reader.header
+        reader = encryption.Reader(raw)
+        header, context = reader.header, context_of(bound_to, number, self._public.run)
         if (header.key_tag, header.mask_hash, header.num_values, header.num_clients) != (self._key_tag, context, num_values, 1):
             raise EncryptionError("the ciphertexts are under another key, or of another mask, round or number of clients")
         self._scheme.check(reader)
-        return reader
+        return Upload(client, raw, tags)
 
-    def decrypted(self, number: int, sealed: Mapping[int, encryption.Reader], context: str, seconds: dict[str, float]) -> npt.NDArray[np.float64] | None:
+    def decrypted(self, number: int, weights: bytes, sealed: Mapping[int, Upload], mask_hash: str, seconds: dict[str, float]) -> npt.NDArray[np.float64] | None:
         """The sum of what was encrypted; None where whoever decrypts is there and says that it cannot, as for a sum with a forged ciphertext in it.
 
         Args:
           number: of the round.
-          sealed: ciphertexts by client.
-          context: what they are bound to.
+          weights: that the updates are of.
+          sealed: uploads by client.
+          mask_hash: of the selection.
           seconds: in which times are noted.
 
         Raises:
@@ -124,43 +180,45 @@ class Participants:
         """
         assert self._scheme is not None
         started = time.perf_counter()
-        sums = self._sum([sealed[client] for client in sorted(sealed)])
-        seconds["add"] = time.perf_counter() - started
-        started = time.perf_counter()
         if self._holds_keys():
-            replies = self._post.ask(number, "decrypt", {self._holder: {"sum": sums, "mask_hash": context}})
+            asked = {**self._asked(self._holder, sealed.values(), weights), "mask_hash": mask_hash}
+            replies = self._post.ask(number, "decrypt", {self._holder: asked})
             if self._refused(number, self._holder):
                 return None
             self._require(replies, self._holder)
             points = np.frombuffer(replies[self._holder]["points"], np.int64)
         else:
+            shares = self._shares(number, weights, sealed, mask_hash)
+            if shares is None:
+                return None
             try:
-                points = self._scheme.combine(self._shares(number, sums, context), context)
+                points = self._scheme.combine(shares, context_of(mask_hash, number, self._public.run))
             except EncryptionError as error:
                 self._note(number, Event(-1, "failed", str(error)))
                 return None
         seconds["decrypt"] = time.perf_counter() - started
         return points / 2.0**self._task.profile.grid_bits
 
-    def _sum(self, uploads: Sequence[encryption.Reader]) -> bytes:
-        assert self._scheme is not None
-        return self._scheme.add(uploads, raw=self._scheme.layout is not None).to_bytes()
-
-    def _shares(self, number: int, sums: bytes, mask_hash: str) -> list[encryption.Ciphertexts]:
-        """Every party's share of a decryption; without one of them nothing can be decrypted."""
+    def _shares(self, number: int, weights: bytes, sealed: Mapping[int, Upload], mask_hash: str) -> list[encryption.Ciphertexts] | None:
+        """Every party's share of a decryption; None where one is there and gives none. Without one of them nothing can be decrypted."""
         parties = self.clients
-        replies = self._post.ask(number, "share", {party: {"sum": sums, "mask_hash": mask_hash} for party in parties})
+        asked = {party: {**self._asked(party, sealed.values(), weights), "mask_hash": mask_hash} for party in parties}
+        replies = self._post.ask(number, "share", asked)
+        found = []
         for party in parties:
+            if party not in replies and self._refused(number, party):
+                return None
             self._require(replies, party)
-        return [encryption.Ciphertexts.from_bytes(replies[party]["share"], self._macs[party]) for party in parties]
+            share = replies[party]["share"]
+            self._require_authentic(party, replies[party]["mac"], number, mask_hash, b"", share)
+            found.append(encryption.Ciphertexts.from_bytes(share))
+        return found
 
     def _require(self, replies: Mapping[int, Message], party: int | None) -> None:
         if party is not None and party not in replies:
             last = self._journal.last(party)
             said = "no answer" if last is None else last["detail"]
-            raise SelgradError(
-                f"participant {party}, which holds keys, is gone ({said.splitlines()[0]}); start it again, the same command goes on with new keys"
-            )
+            raise SelgradError(f"participant {party}, which holds keys, is gone ({said.splitlines()[0]}); start it again, and the same command goes on")
 
     def _refused(self, number: int, party: int) -> bool:
         """Whether the last that was heard of a participant in a round is that it is there and could not do what it was asked."""

@@ -54,6 +54,7 @@ def federate(config: FederationConfig | Mapping[str, Any], out: str | Path, *, w
 
 def _served(checked: FederationConfig, folder: Path, wandb: str, quiet: bool) -> pd.DataFrame:
     """The rounds of a run in a folder that this process holds."""
+    from selgrad.federation.enrolment import read_public
     from selgrad.federation.journal import adopt
     from selgrad.federation.server import Server
     from selgrad.federation.simulation import simulate, terminal
@@ -74,13 +75,23 @@ def _served(checked: FederationConfig, folder: Path, wandb: str, quiet: bool) ->
             elif not quiet:
                 progress.console.print(line)
 
-        server = Server(checked, folder, on_event, tracker.log)
+        enrolled = _enrolled(checked, folder / "enrolment")
+        server = Server(checked, read_public(enrolled), folder, on_event, tracker.log)
         try:
             # What is done already needs no workers.
-            records = server.records() if server.is_done() else simulate(checked, server.run)
+            records = server.records() if server.is_done() else simulate(checked, enrolled, server.run)
         finally:
             tracker.close()
     return records
+
+
+def _enrolled(config: FederationConfig, folder: Path) -> Path:
+    """The folder of all participants' enrolments, made once: a run that goes on has the same keys, and they remember what they answered."""
+    from selgrad.federation.enrolment import enrol, read_public, write
+
+    if (folder / "public.json").exists() and read_public(folder).fingerprint == config.fingerprint:
+        return folder
+    return write(enrol(config), folder)
 
 
 def summary(records: pd.DataFrame) -> Table:
@@ -97,16 +108,22 @@ def summary(records: pd.DataFrame) -> Table:
     return table
 
 
-def write_app(config: FederationConfig, folder: str | Path, out: str | Path) -> Path:
-    """The folder that `flwr run` submits to a deployment: a `pyproject.toml` that names our apps, and the configuration; its path.
+def write_app(config: FederationConfig, folder: str | Path, out: str | Path) -> tuple[Path, Path]:
+    """What a deployment needs: the folder that `flwr run` submits, and beside it one folder a participant, which its owner alone is to have.
 
     Args:
       config: of the run.
-      folder: to write.
+      folder: to write: a `pyproject.toml` that names our apps, and the configuration. It holds nothing secret.
       out: where the server is to keep its records; absolute on its machine.
+
+    Returns:
+      The folder, and that of the enrolments, `FOLDER-enrolment`.
     """
+    from selgrad.federation.enrolment import read_public
+
     target = Path(folder).absolute()
-    target.mkdir(parents=True, exist_ok=True)
+    enrolled = _enrolled(config, target.with_name(f"{target.name}-enrolment"))
+    public = read_public(enrolled)
     files.write_text(target / "federation.yaml", config.text)
     files.write_text(
         target / "pyproject.toml",
@@ -126,6 +143,9 @@ clientapp = "selgrad.federation.apps:client_app"
 [tool.flwr.app.config]
 config = "{target / "federation.yaml"}"
 out = "{Path(out).absolute()}"
+run = "{public.run}"
+fingerprint = "{public.fingerprint}"
+key_tag = "{public.key_tag}"
 """,
     )
-    return target
+    return target, enrolled

@@ -18,13 +18,14 @@ import pandas as pd
 
 from selgrad import encryption, trees
 from selgrad.encryption import agreement
-from selgrad.errors import SelgradError
+from selgrad.errors import SelgradError, UsageError
 from selgrad.federation.agreements import ASKED, Chair
 from selgrad.federation.config import FederationConfig
+from selgrad.federation.enrolment import Public
 from selgrad.federation.journal import Journal
 from selgrad.federation.learning import Flat, Task, task_of
-from selgrad.federation.messages import Event, Post, Transport, context_of, mask_digest
-from selgrad.federation.participants import Participants
+from selgrad.federation.messages import Event, Post, Transport, mask_digest
+from selgrad.federation.participants import Participants, Upload
 
 
 class Server:
@@ -32,19 +33,22 @@ class Server:
 
     Args:
       config: of the run.
+      public: what its participants were enrolled with, as far as everybody may know it.
       out: folder for records and checkpoints.
       on_event: called with one line on what happens, and the share of the run that is done.
       on_round: called with the record of each finished round.
     """
 
     def __init__(
-        self, config: FederationConfig, out: Path,
+        self, config: FederationConfig, public: Public, out: Path,
         on_event: Callable[[str, float], None] = lambda *_: None, on_round: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self.config, self._on_event, self._on_round = config, on_event, on_round
         self._task: Task = task_of(config.text)
-        self._client_key = b""
-        # Keys and masks are new to everybody after a restart.
+        self._public = public
+        if public.fingerprint != config.fingerprint:
+            raise UsageError("the participants were enrolled with another configuration than the server's; enrol them again, or take theirs")
+        # Masks are new to everybody after a restart.
         self._told: set[int] = set()
         self._journal = Journal(out)
         self._done, self._weights, self._mask = self._journal.resume(self._task.initial)
@@ -61,12 +65,12 @@ class Server:
         if self.is_done():
             return self.records()
         config, weights = self.config, self._weights
-        self._post = Post(transport, config, self._note)
-        self._participants = Participants(self._task, self._post, self._journal, self._note)
+        self._post = Post(transport, config, self._public.fingerprint, self._note)
+        self._participants = Participants(self._task, self._public, self._post, self._journal, self._note)
         self._participants.greet()
         if config.encrypts:
             self._on_event("making keys", 0.0)
-            self._client_key = self._participants.make_keys()
+            self._participants.make_keys()
         for number in range(self._done + 1, config.rounds + 1):
             self._on_event(f"round {number} of {config.rounds}", (number - 1) / config.rounds)
             weights = self._round(number, weights)
@@ -92,13 +96,14 @@ class Server:
             return np.ones(total, bool)
         if config.agreement == "fixed":
             return agreement.fixed(total, selected, config.seed)
-        request = {"weights": weights.tobytes(), "client_key": self._client_key}
+        request = {"weights": weights.tobytes()}
         replies = self._post.ask(number, "agree", dict.fromkeys(self._participants.clients, request))
-        way, chair = ASKED[config.agreement], Chair(total, selected, lambda maps: self._participants.choose(number, maps))
+        way, chair = ASKED[config.agreement], Chair(total, selected, lambda maps: self._participants.choose(number, weights.tobytes(), maps))
         proposals: list[Any] = []
         for client, reply in replies.items():
             try:
-                proposals.append(way.read(chair, reply["proposal"], partial(self._participants.read_sealed, client)))
+                proposal = self._participants.read_proposal(number, client, reply)
+                proposals.append(way.read(chair, proposal, partial(self._participants.read_sealed, number, client, reply["tags"])))
             except (SelgradError, ValueError, KeyError, TypeError) as error:
                 self._note(number, Event(client, "malformed", str(error).splitlines()[0]))
         if len(proposals) < config.min_clients:
@@ -118,21 +123,20 @@ class Server:
             agreed = self._post.down + self._post.up
         bits = self._mask if config.encrypts and self._mask is not None else np.zeros(self._task.num_total, bool)
         digest = mask_digest(bits)
-        context = context_of(digest, number)
         seconds["agree"] = clock() - started
 
         started = clock()
         encoded = encryption.encode_indices(bits) if config.encrypts else b""
-        common = {"weights": weights.tobytes(), "client_key": self._client_key, "mask_hash": digest}
+        common = {"weights": weights.tobytes(), "mask_hash": digest}
         clients = self._participants.clients
         fresh = not self._told.issuperset(clients)
         replies = self._post.ask(number, "train", {client: {**common, "mask": b"" if client in self._told else encoded} for client in clients})
         seconds["exchange"] = clock() - started
         plain: dict[int, npt.NDArray[np.float32]] = {}
-        sealed: dict[int, encryption.Reader] = {}
+        sealed: dict[int, Upload] = {}
         for client, reply in replies.items():
             try:
-                plain[client], read = self._participants.read_update(number, client, reply, bits, context)
+                plain[client], read = self._participants.read_update(number, client, reply, bits, digest)
                 if read is not None:
                     sealed[client] = read
                 self._told.add(client)
@@ -146,7 +150,9 @@ class Server:
             share = sum(self._task.weight(client) for client in plain)
             update = np.zeros(bits.size)
             update[~bits] = np.sum([plain[client].astype(np.float64) for client in sorted(plain)], axis=0)
-            points = self._participants.decrypted(number, sealed, context, seconds) if config.encrypts and sealed else np.zeros(int(bits.sum()))
+            points = (
+                self._participants.decrypted(number, weights.tobytes(), sealed, digest, seconds) if config.encrypts and sealed else np.zeros(int(bits.sum()))
+            )
             if points is not None:
                 update[bits] = points
                 new = (weights - update / share).astype(np.float32)

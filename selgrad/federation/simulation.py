@@ -11,22 +11,24 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from selgrad import devices
 from selgrad.errors import SelgradError
-from selgrad.federation.flower import FlowerTransport, num_participants, quiet_flower
+from selgrad.federation.flower import ENROLMENT, FlowerTransport, num_participants, quiet_flower
 from selgrad.federation.messages import STARTUP_SECONDS
 from selgrad.terminal import console
 
 
-def simulate(config: Any, serve: Callable[[FlowerTransport], Any]) -> Any:
+def simulate(config: Any, enrolled: Path, serve: Callable[[FlowerTransport], Any]) -> Any:
     """Runs a server over Flower's simulation engine: participants are actors of a few worker processes on this machine.
 
     Args:
       config: of the run.
+      enrolled: folder of the participants' enrolments.
       serve: called in the server's thread with the transport.
 
     Returns:
@@ -54,7 +56,7 @@ def simulate(config: Any, serve: Callable[[FlowerTransport], Any]) -> Any:
             idle.set()
 
     workers = max(1, min(count, devices.num_cores()))
-    with tempfile.TemporaryDirectory(prefix="sg-") as scratch, _environment(), _quiet():
+    with tempfile.TemporaryDirectory(prefix="sg-") as scratch, _environment(enrolled), _quiet():
         init = {
             "num_cpus": workers, "num_gpus": 0, "include_dashboard": False, "logging_level": "CRITICAL", "log_to_driver": False,
             "object_store_memory": 200 << 20, "_node_ip_address": "127.0.0.1", "_temp_dir": scratch,
@@ -77,11 +79,12 @@ def simulate(config: Any, serve: Callable[[FlowerTransport], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _environment() -> Iterator[None]:
+def _environment(enrolled: Path) -> Iterator[None]:
     """The engine leaves the environment changed, and writes under the home folder."""
     before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="sg-home-") as home:
         os.environ["FLWR_HOME"] = home
+        os.environ[ENROLMENT] = str(enrolled.absolute())
         try:
             yield
         finally:

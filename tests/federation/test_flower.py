@@ -103,7 +103,7 @@ def test_deployment_of_real_processes(tmp_path):
     config = parse({**RUN, "clients": {"count": 2}, "rounds": 1, "agreement": "fixed", "timeout": 120.0})
     from selgrad.federation.run import write_app
 
-    app = write_app(config, tmp_path / "app", tmp_path / "out")
+    app, enrolled = write_app(config, tmp_path / "app", tmp_path / "out")
     sockets = [socket.socket() for _ in range(2)]
     for one in sockets:
         one.bind(("127.0.0.1", 0))
@@ -129,7 +129,7 @@ def test_deployment_of_real_processes(tmp_path):
     ]  # fmt: skip
     processes += [
         start(str(tools / "flower-supernode"), *common, "--root-certificates", root, "--superlink", f"127.0.0.1:{fleet}", "--clientappio-api-address", "127.0.0.1:0", "--node-config",
-              f"partition-id={i} num-partitions=3")
+              f'partition-id={i} num-partitions=3 enrolment="{enrolled / str(i)}"')
         for i in range(3)
     ]  # fmt: skip
     flwr = lambda *command: json.loads(program(str(tools / "flwr"), *command, "--format", "json", env=environment, cwd=tmp_path).stdout or "{}")

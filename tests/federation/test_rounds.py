@@ -11,9 +11,10 @@ from selgrad import encryption
 from selgrad.errors import SelgradError, UsageError
 from selgrad.federation.client import FaultError, respond
 from selgrad.federation.config import parse
+from selgrad.federation.enrolment import Seat, digest, enrol
 from selgrad.federation.journal import adopt
 from selgrad.federation.learning import Task, dirichlet_split
-from selgrad.federation.messages import Event
+from selgrad.federation.messages import Event, context_of, reply_mac
 from selgrad.federation.server import Server
 
 SMALL = {
@@ -32,7 +33,13 @@ class InProcess:
     """Carries messages by calling; whoever died stays dead for a round, late answers come with the next exchange, and answers given twice are told."""
 
     def __init__(self, dead=()):
-        self.states, self.late, self.dead, self.seen, self.replies = {}, [], set(dead), [], []
+        self.seats, self.late, self.dead, self.seen, self.replies = {}, [], set(dead), [], []
+
+    def enrol(self, config):
+        """What everybody may know of the run; participants keep what they have."""
+        if not self.seats:
+            self.seats = {one.number: Seat(one) for one in enrol(config)}
+        return self.seats[0].enrolment.public
 
     def exchange(self, requests, timeout):
         replies, events = {}, [Event(party, "late", "answered an earlier message") for party in self.late]
@@ -43,14 +50,14 @@ class InProcess:
                 events.append(Event(party, "died", "the process ended"))
                 continue
             try:
-                replies[party] = respond(self.states.setdefault(party, {}), party, request)
+                replies[party] = respond(self.seats[party], request)
             except FaultError as fault:
                 if fault.kind == "late":
                     self.late.append(party)
                 elif fault.kind == "die":
                     events.append(Event(party, "died", "the process ended"))
                 else:
-                    replies[party] = respond(self.states[party], party, request, faults=False)
+                    replies[party] = respond(self.seats[party], request, faults=False)
                     events.append(Event(party, "twice", "the second answer was left out"))
             except SelgradError as error:
                 replies[party] = {"error": str(error)}
@@ -60,9 +67,18 @@ class InProcess:
 
 def run(tmp_path, transport=None, **change):
     config = parse({**SMALL, **change})
-    server = Server(config, tmp_path)
+    transport = transport or InProcess()
+    server = Server(config, transport.enrol(config), tmp_path)
     adopt(config, tmp_path)
-    return server.run(transport or InProcess()), server
+    return server.run(transport), server
+
+
+def signed(seat, request, reply):
+    """A reply whose client has changed it: with its word on what it sends now."""
+    context = context_of(request["mask_hash"], request["round"], seat.enrolment.public.run)
+    said = ("upload", seat.enrolment.number, context, digest(request["weights"]), digest(reply["sealed"]))
+    reply["tags"] = b"".join(seat.enrolment.tag(other, *said) for other in sorted(seat.enrolment.shared))
+    reply["mac"] = reply_mac(seat.kept("mac"), request["round"], request["mask_hash"], reply["plain"], reply["sealed"])
 
 
 class TestSameAsPlain:
@@ -78,8 +94,7 @@ class TestSameAsPlain:
 
     @pytest.mark.parametrize("profile", ["threshold", "compact", "noise_flooding", "textbook"])
     def test_whatever_the_profile(self, openfhe, tmp_path, profile):
-        given = {"profile": profile, **({"keys": str(tmp_path / "keys")} if profile == "compact" else {})}
-        records, _ = run(tmp_path / "out", encryption=given, rounds=1, ratio=0.1)
+        records, _ = run(tmp_path / "out", encryption={"profile": profile}, rounds=1, ratio=0.1)
         assert records["verified"].all() and records["sealed_bytes"].iloc[0] > 0
 
     def test_full_encryption_leaves_nothing_in_the_clear(self, openfhe, tmp_path):
@@ -90,11 +105,11 @@ class TestSameAsPlain:
     def test_the_server_never_sees_a_secret(self, openfhe, tmp_path):
         transport = InProcess()
         _, server = run(tmp_path, transport, rounds=1)
-        secret = transport.states[3]["secret"]
-        assert len(secret) > 10000
-        for party, request in transport.seen:
-            assert party == 3 or all(secret[-2000:] not in value for value in request.values() if isinstance(value, bytes))
-        assert not [name for name, value in vars(server).items() if isinstance(value, bytes) and secret[-2000:] in value]
+        secret = transport.seats[3].enrolment.secret[-2032:-32]
+        assert len(transport.seats[3].enrolment.secret) > 10000 and secret not in transport.seats[0].enrolment.client_key
+        for message in [*(request for _, request in transport.seen), *transport.replies]:
+            assert all(secret not in value for value in message.values() if isinstance(value, bytes))
+        assert not [name for name, value in vars(server).items() if isinstance(value, bytes) and secret in value]
 
 
 @pytest.mark.parametrize(
@@ -137,15 +152,8 @@ class TestFailures:
         faults = [{"client": c, "round": 1, "kind": "die"} for c in (0, 1)]
         records, _ = run(tmp_path, faults=faults)
         assert records["num_clients"].tolist() == [1, 3] and records["verified"].tolist() == [None, True]
-        transport = InProcess()
-        _, server = run(tmp_path / "other", transport, rounds=1)
-        alone = next(reply for reply in transport.replies if reply.get("sealed"))["sealed"]
-        sealed = encryption.Ciphertexts.from_bytes(alone, transport.states[0]["mac"]).to_bytes()
-        request = {"kind": "decrypt", "round": 1, "ticket": 9, "config": server.config.text, "sum": sealed, "mask_hash": "x"}
-        with pytest.raises(SelgradError, match="a sum over 1 clients is not decrypted"):
-            respond(transport.states[3], 3, request)
 
-    @pytest.mark.parametrize("change", [{"sealed": 10**13}, {"sealed": "/etc/passwd"}, {"train_seconds": float("nan")}, {"clipped": None}, {"plain_mac": b"x"}])
+    @pytest.mark.parametrize("change", [{"sealed": 10**13}, {"sealed": "/etc/passwd"}, {"train_seconds": float("nan")}, {"clipped": None}, {"mac": b"x"}])
     def test_fields_of_another_type_are_an_event(self, openfhe, tmp_path, change):
         class Odd(InProcess):
             def exchange(self, requests, timeout):
@@ -179,15 +187,17 @@ class TestFailures:
                 replies, events = super().exchange(requests, timeout)
                 first = next(iter(requests.values()))
                 if (first["kind"], first["round"]) == ("train", 1):
-                    sealed = encryption.Ciphertexts.from_bytes(replies[0]["sealed"], self.states[0]["mac"])
+                    sealed = encryption.Ciphertexts.from_bytes(replies[0]["sealed"])
                     layout = encryption.CKKS("exact").layout
                     drawn = np.random.default_rng(0).integers(0, layout.modulus, (2, layout.ring), np.uint64)
                     parts = tuple(layout.serialise(drawn, sealed.header.key_tag) for _ in sealed.parts)
-                    replies[0]["sealed"] = encryption.Ciphertexts(sealed.header, parts).to_bytes(self.states[0]["mac"])
+                    replies[0]["sealed"] = encryption.Ciphertexts(sealed.header, parts).to_bytes()
+                    signed(self.seats[0], requests[0], replies[0])
                 return replies, events
 
         records, _ = run(tmp_path, Forging())
-        assert records["verified"].tolist() == [None, True] and "off the grid" in " ".join(pd.read_parquet(tmp_path / "events.parquet")["detail"])
+        detail = " ".join(pd.read_parquet(tmp_path / "events.parquet")["detail"])
+        assert records["verified"].tolist() == [None, True] and "client 0 sent what cannot be summed" in detail and "off the grid" in detail
 
     def test_too_few_updates_leave_the_weights_as_they_are(self, tmp_path):
         faults = [{"client": c, "round": 1, "kind": "die"} for c in range(3)]
@@ -201,7 +211,7 @@ class TestFailures:
     def test_a_missing_party_ends_a_threshold_run(self, openfhe, tmp_path):
         transport = InProcess()
         config = parse({**SMALL, "encryption": {"profile": "threshold"}, "rounds": 1})
-        server = Server(config, tmp_path)
+        server = Server(config, transport.enrol(config), tmp_path)
         original = transport.exchange
 
         def exchange(requests, timeout):
@@ -219,7 +229,7 @@ class TestFailures:
                 replies, events = super().exchange(requests, timeout)
                 if next(iter(requests.values()))["kind"] == "train":
                     if 0 in replies:
-                        replies[0]["sealed"] = encryption.Ciphertexts.from_bytes(replies[0]["sealed"], self.states[0]["mac"]).to_bytes(b"another key")
+                        replies[0]["sealed"] = encryption.Ciphertexts.from_bytes(replies[0]["sealed"]).to_bytes(b"another key, of 16")
                     replies[1]["ticket"] = 1
                 return replies, events
 
@@ -268,9 +278,9 @@ def test_a_split_gives_every_sample_to_one_client(alpha, seed):
 @pytest.mark.parametrize(("change", "said"), [
     ({"rounds": 0}, "rounds=0 must be positive"), ({"ratio": 1.5}, "ratio=1.5"), ({"agreement": "votes"}, "vote"), ({"clients": {"number": 3}}, "no key 'number'"),
     ({"protection": "prune"}, "pruning"), ({"protection": {"name": "full", "ratio": 0.5}}, "takes no arguments"), ({"protection": {"name": "quantised", "bits": 40}}, "bits=40"),
-    ({"protection": "pruning", "ratio": 0.1}, "does not read the key ratio"), ({"encryption": {"profile": "exact", "bound": 1e9}}, "no room for bound"), ({"encryption": {"profile": "compact"}}, "encryption.keys"),
+    ({"protection": "pruning", "ratio": 0.1}, "does not read the key ratio"), ({"encryption": {"profile": "exact", "bound": 1e9}}, "no room for bound"),
     ({"clients": {"count": 500}}, "holds .181."), ({"min_clients": 9}, "more than the 3 clients"), ({"faults": [{"client": 7}]}, "client=7"),
-    ({"min_clients": 1}, "alone"), ({"seed": -1}, "seed=-1"), ({"encryption": {"keys": 5}}, "keys=5"),
+    ({"min_clients": 1}, "alone"), ({"seed": -1}, "seed=-1"), ({"encryption": {"keys": "somewhere"}}, "no key 'keys'"),
     ({"encryption": {"profile": "threshold"}, "agreement": "encrypted_sensitivity"}, "has none"),
     ({"metric": ["random", "magnitude"]}, "takes one"), ({"model": "lenett"}, "lenet"), ({"timeout": -1.0}, "timeout=-1.0"),
 ])  # fmt: skip

@@ -1,0 +1,250 @@
+"""What each participant holds before a run begins: the configuration that it agreed to, its keys, and what it has answered already.
+
+Whoever sets a run up makes it, and not the server, which could be anybody: nothing that a participant relies on comes from the network. Each has a folder of
+its own, readable by its owner alone; keys are shared by the two who need them, and the key by which updates are encrypted is in every client's.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import hmac
+import json
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from selgrad import encryption
+from selgrad.encryption.roles import read_private
+from selgrad.encryption.wire import private_file
+from selgrad.errors import SelgradError
+from selgrad.federation.config import FederationConfig, parse
+
+FILE = "participant.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Public:
+    """What everybody may know of a run, the server among them.
+
+    Attributes:
+      run: names it; whatever is encrypted or authenticated is bound to it.
+      fingerprint: of the configuration.
+      key_tag: of the key that encrypts; empty where parties make a joint one, or nothing is encrypted.
+    """
+
+    run: str
+    fingerprint: str
+    key_tag: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Enrolment:
+    """One participant's own.
+
+    Attributes:
+      number: of the participant; clients come first.
+      public: of the run.
+      text: the configuration.
+      shared: another participant's number -> the key that both hold, and the server does not.
+      client_key: what it encrypts with; empty where parties make a joint key.
+      secret: the key holder's; empty for others.
+    """
+
+    number: int
+    public: Public
+    text: str
+    shared: dict[int, bytes] = dataclasses.field(repr=False)
+    client_key: bytes = dataclasses.field(repr=False)
+    secret: bytes = dataclasses.field(repr=False)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the participant's file, readable by its owner alone.
+
+        Raises:
+          EncryptionError: if the folder cannot be written to.
+        """
+        path = Path(folder) / FILE
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        plain = {**dataclasses.asdict(self), "shared": {str(k): _text(v) for k, v in self.shared.items()}}
+        plain |= {name: _text(getattr(self, name)) for name in ("client_key", "secret")}
+        with private_file(path) as stream:
+            stream.write(json.dumps(plain).encode())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Enrolment:
+        """The inverse of `save`.
+
+        Raises:
+          SelgradError: if there is none, it is damaged, or others may read it.
+        """
+        path = Path(folder) / FILE
+        try:
+            given = json.loads(read_private(path))
+            shared = {int(number): base64.b64decode(key, validate=True) for number, key in given["shared"].items()}
+            keys = {name: base64.b64decode(given[name], validate=True) for name in ("client_key", "secret")}
+            return cls(int(given["number"]), Public(**given["public"]), str(given["text"]), shared, **keys)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SelgradError(f"{str(path)!r} is damaged ({type(error).__name__}); fetch it again from whoever set the run up") from None
+
+    def tag(self, other: int, *what: Any) -> bytes:
+        """Authenticates something to another participant.
+
+        Args:
+          other: its number.
+          what: parts, each written with its length, so that no two lists are alike.
+        """
+        return hmac.new(self.shared[other], _framed(self.public.run, *what), "sha256").digest()
+
+    def knows(self, other: int, tag: bytes, *what: Any) -> bool:
+        """Whether another participant authenticated something to this one."""
+        return other in self.shared and hmac.compare_digest(tag, self.tag(other, *what))
+
+
+def _text(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()
+
+
+def _framed(*parts: Any) -> bytes:
+    encoded = [part if isinstance(part, bytes) else str(part).encode() for part in parts]
+    return b"".join(len(part).to_bytes(8, "big") + part for part in encoded)
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 of parts, each with its length."""
+    return hashlib.sha256(_framed(*parts)).hexdigest()
+
+
+def enrol(config: FederationConfig) -> list[Enrolment]:
+    """Everything that the participants of one run hold: clients, and the key holder last where there is one.
+
+    Args:
+      config: that all of them have agreed to.
+    """
+    from selgrad.federation.learning import task_of
+
+    count, run = config.clients.count, secrets.token_hex(8)
+    client_key = secret = b""
+    key_tag = ""
+    pairs: dict[tuple[int, int], bytes] = {}
+    number_of_all = count
+    if config.encrypts:
+        profile = task_of(config.text).profile
+        if profile.decryption == "threshold":
+            pairs = {(a, b): secrets.token_bytes(32) for a in range(count) for b in range(a)}
+        else:
+            holder = encryption.KeyHolder(profile)
+            secret, client_key, key_tag = holder.secret_key(), holder.client_key(), holder.tag
+            pairs = {(count, client): secrets.token_bytes(32) for client in range(count)}
+            number_of_all = count + 1
+    public = Public(run, config.fingerprint, key_tag)
+    mine = lambda number: {b if a == number else a: key for (a, b), key in pairs.items() if number in (a, b)}
+    return [Enrolment(number, public, config.text, mine(number), client_key, secret if number == count else b"") for number in range(number_of_all)]
+
+
+def write(enrolments: Sequence[Enrolment], folder: str | Path) -> Path:
+    """One folder a participant, by its number, each for its owner alone; and `public.json` for the server.
+
+    Raises:
+      SelgradError: if the folder cannot be written to.
+    """
+    from selgrad import files
+
+    root = Path(folder)
+    for one in enrolments:
+        one.save(root / str(one.number))
+    files.write_text(root / "public.json", json.dumps(dataclasses.asdict(enrolments[0].public), indent=1) + "\n")
+    return root
+
+
+def read_public(folder: str | Path) -> Public:
+    """What `write` left for the server.
+
+    Raises:
+      SelgradError: if it is missing or damaged.
+    """
+    from selgrad import files
+
+    path = Path(folder) / "public.json"
+    try:
+        return Public(**json.loads(files.read_text(path)))
+    except (OSError, ValueError, TypeError) as error:
+        raise SelgradError(f"{str(path)!r} cannot be read ({type(error).__name__}); it is written when a run is set up") from None
+
+
+class Seat:
+    """A participant: what it was enrolled with, and what it has answered.
+
+    Args:
+      enrolment: its own.
+      folder: where it keeps what it has answered, so that a process that is started anew knows; None keeps it in memory.
+    """
+
+    def __init__(self, enrolment: Enrolment, folder: Path | None = None) -> None:
+        self.enrolment, self._folder = enrolment, folder
+        self.config = parse(yaml.safe_load(enrolment.text))
+        self._answered: dict[str, dict[str, Any]] = {}
+        self.memory: dict[str, bytes] = {}
+
+    def once(self, kind: str, round_number: int, asked: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What is answered to one request of a kind in a round: to the same again the same, to another nothing.
+
+        A server that was interrupted gets what it lost, and never a second view of the same update.
+
+        Args:
+          kind: of the message.
+          round_number: that it is of.
+          asked: a digest of the request.
+          make: the answer, where none was given yet.
+
+        Raises:
+          SelgradError: if another request of that kind was answered in this round or a later one.
+        """
+        last = self._read(kind)
+        if last is not None and round_number <= last["round"]:
+            if (round_number, asked) == (last["round"], last["asked"]):
+                return self.answered(kind)
+            raise SelgradError(f"{kind!r} of round {last['round']} was answered to another request; each is answered once")
+        answer = make()
+        kept = {name: {"bytes": _text(value)} if isinstance(value, bytes) else value for name, value in answer.items()}
+        self._write(kind, {"round": round_number, "asked": asked, "answer": kept})
+        return answer
+
+    def answered(self, kind: str) -> dict[str, Any]:
+        """The last answer of a kind; empty where there was none."""
+        last = self._read(kind)
+        return {} if last is None else {name: base64.b64decode(value["bytes"]) if isinstance(value, dict) else value for name, value in last["answer"].items()}
+
+    def keep(self, name: str, value: bytes) -> None:
+        """Remembers something of its own."""
+        self.memory[name] = value
+        if self._folder is not None:
+            with private_file(self._folder / f"{name}.key") as stream:
+                stream.write(value)
+
+    def kept(self, name: str) -> bytes | None:
+        """What was remembered under a name."""
+        if name not in self.memory and self._folder is not None and (self._folder / f"{name}.key").exists():
+            self.memory[name] = read_private(self._folder / f"{name}.key")
+        return self.memory.get(name)
+
+    def _read(self, kind: str) -> dict[str, Any] | None:
+        if kind not in self._answered and self._folder is not None and (self._folder / f"answered-{kind}.json").exists():
+            try:
+                self._answered[kind] = json.loads(read_private(self._folder / f"answered-{kind}.json"))
+            except ValueError:
+                raise SelgradError(
+                    f"what participant {self.enrolment.number} has answered cannot be read; the run cannot go on safely, set up another"
+                ) from None
+        return self._answered.get(kind)
+
+    def _write(self, kind: str, content: dict[str, Any]) -> None:
+        self._answered[kind] = content
+        if self._folder is not None:
+            # Before the answer is given, which a kill could otherwise make it forget.
+            with private_file(self._folder / f"answered-{kind}.json") as stream:
+                stream.write(json.dumps(content).encode())
