@@ -105,7 +105,7 @@ if __name__ == "__main__":
     # Everything is encrypted and moves by 3 a round, beyond the bound of 1, and a counter, by 3 too, which is not encrypted and so has no bound.
     far = {"move": lambda _, array: np.full(array.shape, 3.0)}
     arrays = (np.zeros(4, np.float32), np.zeros(2, np.int64))
-    both = lambda: SelectiveFedAvg(ratio=1.0, decrypt=holder.decrypt, max_examples=30, **common)
+    both = lambda: SelectiveFedAvg(ratio=1.0, decrypt=holder.decrypt, max_examples=70, **common)
     refused, reasons = trained(client_app([selective_encryption(f"{folder}/client.key")], **far), both(), arrays)
     clipped, _ = trained(client_app([selective_encryption(f"{folder}/client.key", clip=True)], **far), both(), arrays)
     found = {"plain": plain, "sealed": sealed, "forged": forged, "refused": refused, "reasons": reasons, "clipped": clipped}

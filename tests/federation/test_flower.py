@@ -62,16 +62,16 @@ def test_another_app_gets_selective_encryption_in_a_few_lines(tmp_path):
     for plain, sealed in zip(found["plain"], found["sealed"], strict=True):
         assert 0 < np.abs(np.asarray(plain) - np.asarray(sealed)).max() <= bound
     assert found["forged"] == [], "what nobody could authenticate was averaged"
-    # Clients of 10, 20 and 30 examples of 30 at most move by 3: weighted 1, 2 and 3, of which the last two lie beyond the bound of 1
-    # and are refused: the mean is that of the first alone.
+    # Clients of 10, 20 and 30 examples of 70 at most move by 3: weighted 3/7, 6/7 and 9/7, of which the last lies beyond the bound of 1
+    # and is refused: the mean is that of the first two, who are enough to be summed.
     moved, counted = (np.asarray(array) for array in found["refused"])
     np.testing.assert_allclose(moved, 6.0, atol=1e-4)
-    assert counted.tolist() == [6, 6] and len(found["reasons"]) == 4
+    assert counted.tolist() == [6, 6] and len(found["reasons"]) == 2
     assert {reason.partition(" in this round")[0] for reason in found["reasons"]} == {"4 entries to encrypt move by more than the public bound 1"}
-    # Clipped they are 1 each, so that two rounds move by 2 * 3 / (1/3 + 2/3 + 1) and not by 6; a counter is never encrypted nor clipped.
+    # Clipped the last is 1, so that two rounds move by 2 * (3/7 + 6/7 + 1) / (6/7) and not by 6; a counter is never encrypted nor clipped.
     moved, counted = (np.asarray(array) for array in found["clipped"])
-    np.testing.assert_allclose(moved, 3.0, atol=1e-4)
-    assert counted.tolist() == [6, 6] and done.stderr.count("4 entries beyond the public bound 1 were clipped") == 4
+    np.testing.assert_allclose(moved, 16 / 3, atol=1e-4)
+    assert counted.tolist() == [6, 6] and done.stderr.count("4 entries beyond the public bound 1 were clipped") == 2
 
 
 def certificate(folder):
