@@ -107,8 +107,8 @@ def train(
     before = journal.result
     if before is not None and (root / "model.safetensors").exists():
         return before
-    done, (params, state) = journal.newest((params, state))
-    latest: Any = float("nan")
+    latest: Any
+    done, (params, state), latest = journal.newest((params, state))
     for number in range(done, num_steps):
         # Drawn by the step's number, so that a resumed run sees what an uninterrupted one does.
         chosen = np.random.default_rng([seed, number]).choice(trained, batch_size)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -68,10 +69,12 @@ class Journal:
         """What a finished training measured."""
         return (self._read() or {}).get("result")
 
-    def newest(self, state: Any) -> tuple[int, Any]:
-        """Steps done, and the state after them; 0 and the given state at first."""
+    def newest(self, state: Any) -> tuple[int, Any, float]:
+        """Steps done, the state after them, and the loss of the last; 0, the given state and NaN at first."""
         stored = self._series.newest(like=state)
-        return (0, state) if stored is None else (stored.done, jax.tree.map(jnp.asarray, stored.arrays))
+        if stored is None:
+            return 0, state, math.nan
+        return stored.done, jax.tree.map(jnp.asarray, stored.arrays), float(stored.notes[0]) if stored.notes else math.nan
 
     def save(self, done: int, state: Any, loss: float) -> None:
         """Keeps the state after `done` steps.
@@ -81,7 +84,7 @@ class Journal:
         """
         if not np.isfinite(loss):
             raise SelgradError(f"training diverged at step {done}; lower the learning rate")
-        self._series.save(done, state)
+        self._series.save(done, state, [repr(float(loss))])
 
     def finish(self, result: dict[str, float]) -> dict[str, float]:
         """Writes the result, and removes the checkpoints that only served to go on."""
@@ -227,9 +230,9 @@ def train(
     params = weights.initial(built, spec, jax.random.key(chosen.seed))
     transformation = chosen.transformation(num_steps)
     step = _stepper(built, built.input_spec, transformation, chosen)
-    done, (params, state) = journal.newest((params, transformation.init(_split(built, params)[0])))
+    loss: Any
+    done, (params, state), loss = journal.newest((params, transformation.init(_split(built, params)[0])))
     place = _sharded(chosen.batch_size)
-    loss: Any = float("nan")
     for number in range(done, num_steps):
         epoch, position = divmod(number, per_epoch)
         if position == 0:

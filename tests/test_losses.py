@@ -230,3 +230,44 @@ def test_a_changed_bit_of_a_checkpoint_is_seen_or_changes_nothing(tmp_path_facto
     file.write_bytes(raw)
     found = series.newest(state)
     assert found is None or (found.arrays["weights"] == state["weights"]).all()
+
+
+def test_a_full_disk_is_one_line_whatever_kind_of_error_a_library_makes_of_it(tmp_path, monkeypatch):
+    import orbax.checkpoint as ocp
+
+    from selgrad import checkpoints
+
+    series, state = checkpoints.Series(tmp_path / "series"), {"x": np.arange(4.0)}
+    series.save(1, state)
+    for error in (ValueError("RESOURCE_EXHAUSTED: Error writing local file\nand more"), OSError(28, "No space left on device")):
+
+        def full(*_, error=error, **__):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ocp.PyTreeCheckpointer, "save", full)
+            with pytest.raises(SelgradError, match="cannot write checkpoint") as caught:
+                series.save(2, state)
+        assert "\n" not in str(caught.value) and series.newest(state).done == 1
+
+
+def test_a_language_model_is_written_whole_or_trained_again(tmp_path, monkeypatch):
+    import safetensors.numpy
+
+    from selgrad import language_model
+    from selgrad.registry import make_spec
+
+    data, given = make_spec("dataset", "sentences").build(), {"num_steps": 2, "batch_size": 4}
+
+    def killed(tensors, path, metadata=None):
+        path.write_bytes(b"half a file")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.numpy, "save_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            language_model.train(data, tmp_path / "lm", **given)
+    assert not (tmp_path / "lm" / "model.safetensors").exists()
+    found = language_model.train(data, tmp_path / "lm", **given)
+    assert found["held_out_perplexity"] > 1 and language_model.train(data, tmp_path / "lm", **given) == found
+    language_model.load(str(tmp_path / "lm"), data.spec)

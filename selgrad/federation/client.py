@@ -257,23 +257,27 @@ def _uploads(task: Task, seat: Seat, request: Message, bound_to: str) -> tuple[l
     return clients, readers, digest(request["weights"], *(digest(client, raw) for client, raw in zip(clients, raws, strict=True)))
 
 
-def _opened(task: Task, seat: Seat, clients: Sequence[int], readers: Sequence[encryption.Reader], context: str) -> npt.NDArray[np.int64]:
-    """The sum that the key holder formed itself.
+def _opened(task: Task, seat: Seat, clients: Sequence[int], readers: Sequence[encryption.Reader], context: str) -> tuple[npt.NDArray[np.int64], float]:
+    """The sum that the key holder formed itself, and the seconds that forming it took.
 
     Raises:
       SelgradError: naming the client whose upload is off the grid or beyond the bound, if the sum is.
     """
     holder = _holder(seat.enrolment.secret, seat.enrolment.client_key)
     scheme, most = _scheme(task.profile), task.profile.bound * 2.0**task.profile.grid_bits
+    added = [0.0]
 
     def points(some: Sequence[encryption.Reader]) -> npt.NDArray[np.int64]:
-        found = holder.decrypt(scheme.add(some, raw=scheme.layout is not None).to_bytes(), context)
+        started = time.perf_counter()
+        total = scheme.add(some, raw=scheme.layout is not None).to_bytes()
+        added[0] += time.perf_counter() - started
+        found = holder.decrypt(total, context)
         if np.abs(found).max(initial=0) > len(some) * most:
             raise EncryptionError("a decrypted value lies beyond the bound")
         return found
 
     try:
-        return points(readers)
+        return points(readers), added[0]
     except EncryptionError as error:
         for client, reader in zip(clients, readers, strict=True):
             try:
@@ -291,7 +295,12 @@ def _decrypt(task: Task, seat: Seat, request: Message) -> Message:
     step = f"{request['round']}:{request['weights']};".encode()
     if step not in seen and f":{request['weights']};".encode() in seen:
         raise SelgradError("a sum over updates of these weights was decrypted in another round; the difference of two would show one client's")
-    found = seat.once("decrypt", request["round"], asked, lambda: {"points": _opened(task, seat, clients, readers, context).tobytes()})
+
+    def make() -> Message:
+        points, seconds = _opened(task, seat, clients, readers, context)
+        return {"points": points.tobytes(), "add_seconds": seconds}
+
+    found = seat.once("decrypt", request["round"], asked, make)
     if step not in seen:
         seat.keep("weights", seen + step)
     return found
@@ -303,7 +312,7 @@ def _choose(task: Task, seat: Seat, request: Message) -> Message:
     context = context_of(SCORES, request["round"], seat.enrolment.public.run)
 
     def make() -> Message:
-        total = _opened(task, seat, clients, readers, context)
+        total, _ = _opened(task, seat, clients, readers, context)
         return {"mask": encryption.encode_indices(agreement.from_sum(total, trees.count(task.config.ratio, task.num_total)))}
 
     return seat.once("choose", request["round"], asked, make)
@@ -318,8 +327,10 @@ def _share(task: Task, seat: Seat, request: Message) -> Message:
         raise SelgradError(f"party {seat.enrolment.number} holds no share of a key; start the run again")
 
     def make() -> Message:
+        started = time.perf_counter()
         total = scheme.add(readers, raw=scheme.layout is not None).to_bytes()
-        return {"share": _party(secret).share(total, context)}
+        added = time.perf_counter() - started
+        return {"share": _party(secret).share(total, context), "add_seconds": added}
 
     answer = seat.once("share", request["round"], asked, make)
     return {**answer, "mac": reply_mac(_mac(seat), request["round"], request["mask_hash"], b"", answer["share"])}

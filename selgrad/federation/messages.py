@@ -64,9 +64,9 @@ _FIELDS: dict[str, dict[str, str]] = {
         "plain": _BYTES, "sealed": _BYTES, "mac": _BYTES, "tags": _BYTES, "plain_bytes": _NUMBER, "clipped": _NUMBER, "train_seconds": _NUMBER,
         "encrypt_seconds": _NUMBER,
     },
-    "decrypt": {"points": _BYTES},
+    "decrypt": {"points": _BYTES, "add_seconds": _NUMBER},
     "choose": {"mask": _BYTES},
-    "share": {"share": _BYTES, "mac": _BYTES},
+    "share": {"share": _BYTES, "mac": _BYTES, "add_seconds": _NUMBER},
 }  # fmt: skip
 
 

@@ -187,32 +187,32 @@ class Participants:
                 return None
             self._require(replies, self._holder)
             points = np.frombuffer(replies[self._holder]["points"], np.int64)
+            seconds["add"] = float(replies[self._holder]["add_seconds"])
         else:
-            shares = self._shares(number, weights, sealed, mask_hash)
-            if shares is None:
+            answers = self._asked_for_shares(number, weights, sealed, mask_hash)
+            if answers is None:
                 return None
+            shares = [encryption.Ciphertexts.from_bytes(answer["share"]) for answer in answers.values()]
+            seconds["add"] = max(float(answer["add_seconds"]) for answer in answers.values())
             try:
                 points = self._scheme.combine(shares, context_of(mask_hash, number, self._public.run))
             except EncryptionError as error:
                 self._note(number, Event(-1, "failed", str(error)))
                 return None
-        seconds["decrypt"] = time.perf_counter() - started
+        seconds["decrypt"] = time.perf_counter() - started - seconds["add"]
         return points / 2.0**self._task.profile.grid_bits
 
-    def _shares(self, number: int, weights: bytes, sealed: Mapping[int, Upload], mask_hash: str) -> list[encryption.Ciphertexts] | None:
-        """Every party's share of a decryption; None where one is there and gives none. Without one of them nothing can be decrypted."""
+    def _asked_for_shares(self, number: int, weights: bytes, sealed: Mapping[int, Upload], mask_hash: str) -> dict[int, Message] | None:
+        """Every party's answer with its share of a decryption; None where one is there and gives none. Without one of them nothing can be decrypted."""
         parties = self.clients
         asked = {party: {**self._asked(party, sealed.values(), weights), "mask_hash": mask_hash} for party in parties}
         replies = self._post.ask(number, "share", asked)
-        found = []
         for party in parties:
             if party not in replies and self._refused(number, party):
                 return None
             self._require(replies, party)
-            share = replies[party]["share"]
-            self._require_authentic(party, replies[party]["mac"], number, mask_hash, b"", share)
-            found.append(encryption.Ciphertexts.from_bytes(share))
-        return found
+            self._require_authentic(party, replies[party]["mac"], number, mask_hash, b"", replies[party]["share"])
+        return {party: replies[party] for party in parties}
 
     def _require(self, replies: Mapping[int, Message], party: int | None) -> None:
         if party is not None and party not in replies:
