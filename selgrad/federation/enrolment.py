@@ -10,11 +10,12 @@ import base64
 import dataclasses
 import hashlib
 import hmac
+import io
 import json
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -176,6 +177,34 @@ def read_public(folder: str | Path) -> Public:
         raise SelgradError(f"{str(path)!r} cannot be read ({type(error).__name__}); it is written when a run is set up") from None
 
 
+class _Answered(NamedTuple):
+    """One answer, and to what it was given; a file of it holds its bytes as they are, since they may be many."""
+
+    round: int
+    asked: str
+    answer: dict[str, Any]
+
+    def write(self, stream: io.BufferedIOBase) -> None:
+        sizes = {name: len(value) for name, value in self.answer.items() if isinstance(value, bytes)}
+        plain = {name: value for name, value in self.answer.items() if name not in sizes}
+        text = json.dumps({"round": self.round, "asked": self.asked, "plain": plain, "sizes": sizes}).encode()
+        stream.write(len(text).to_bytes(8, "big") + text)
+        for name in sizes:
+            stream.write(self.answer[name])
+
+    @classmethod
+    def read(cls, raw: bytes) -> _Answered:
+        at = 8 + int.from_bytes(raw[:8], "big")
+        given = json.loads(raw[8:at])
+        answer = dict(given["plain"])
+        for name, size in given["sizes"].items():
+            answer[name] = raw[at : at + size]
+            at += size
+        if at != len(raw):
+            raise ValueError(f"{len(raw)} bytes and {at} are due")
+        return cls(given["round"], given["asked"], answer)
+
+
 class Seat:
     """A participant: what it was enrolled with, and what it has answered.
 
@@ -187,7 +216,7 @@ class Seat:
     def __init__(self, enrolment: Enrolment, folder: Path | None = None) -> None:
         self.enrolment, self._folder = enrolment, folder
         self.config = parse(yaml.safe_load(enrolment.text))
-        self._answered: dict[str, dict[str, Any]] = {}
+        self._answered: dict[str, _Answered] = {}
         self.memory: dict[str, bytes] = {}
 
     def once(self, kind: str, round_number: int, asked: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -204,20 +233,23 @@ class Seat:
         Raises:
           SelgradError: if another request of that kind was answered in this round or a later one.
         """
-        last = self._read(kind)
-        if last is not None and round_number <= last["round"]:
-            if (round_number, asked) == (last["round"], last["asked"]):
-                return self.answered(kind)
-            raise SelgradError(f"{kind!r} of round {last['round']} was answered to another request; each is answered once")
+        last = self._last(kind)
+        if last is not None and round_number <= last.round:
+            if (round_number, asked) == (last.round, last.asked):
+                return dict(last.answer)
+            raise SelgradError(f"{kind!r} of round {last.round} was answered to another request; each is answered once")
         answer = make()
-        kept = {name: {"bytes": _text(value)} if isinstance(value, bytes) else value for name, value in answer.items()}
-        self._write(kind, {"round": round_number, "asked": asked, "answer": kept})
+        self._answered[kind] = _Answered(round_number, asked, answer)
+        if self._folder is not None:
+            # Before the answer is given, which a kill could otherwise make it forget.
+            with private_file(self._folder / f"answered-{kind}") as stream:
+                self._answered[kind].write(stream)
         return answer
 
     def answered(self, kind: str) -> dict[str, Any]:
         """The last answer of a kind; empty where there was none."""
-        last = self._read(kind)
-        return {} if last is None else {name: base64.b64decode(value["bytes"]) if isinstance(value, dict) else value for name, value in last["answer"].items()}
+        last = self._last(kind)
+        return {} if last is None else dict(last.answer)
 
     def keep(self, name: str, value: bytes) -> None:
         """Remembers something of its own."""
@@ -232,19 +264,11 @@ class Seat:
             self.memory[name] = read_private(self._folder / f"{name}.key")
         return self.memory.get(name)
 
-    def _read(self, kind: str) -> dict[str, Any] | None:
-        if kind not in self._answered and self._folder is not None and (self._folder / f"answered-{kind}.json").exists():
+    def _last(self, kind: str) -> _Answered | None:
+        if kind not in self._answered and self._folder is not None and (self._folder / f"answered-{kind}").exists():
             try:
-                self._answered[kind] = json.loads(read_private(self._folder / f"answered-{kind}.json"))
-            except ValueError:
-                raise SelgradError(
-                    f"what participant {self.enrolment.number} has answered cannot be read; the run cannot go on safely, set up another"
-                ) from None
+                self._answered[kind] = _Answered.read(read_private(self._folder / f"answered-{kind}"))
+            except (ValueError, KeyError, TypeError):
+                said = f"what participant {self.enrolment.number} has answered cannot be read"
+                raise SelgradError(f"{said}, so it cannot know what to answer once; set another run up") from None
         return self._answered.get(kind)
-
-    def _write(self, kind: str, content: dict[str, Any]) -> None:
-        self._answered[kind] = content
-        if self._folder is not None:
-            # Before the answer is given, which a kill could otherwise make it forget.
-            with private_file(self._folder / f"answered-{kind}.json") as stream:
-                stream.write(json.dumps(content).encode())

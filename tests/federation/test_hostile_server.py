@@ -146,6 +146,18 @@ def test_a_client_answers_a_round_once_and_to_the_same_request_the_same(server):
             server.train(0, number)
 
 
+@pytest.mark.parametrize("damage", [b"", b"\x00" * 8, b"\xff" * 100])
+def test_who_does_not_know_what_it_answered_answers_nothing(server, damage):
+    server.train(0)
+    file = server.folder / "0" / "answered-train"
+    content = file.read_bytes()
+    for changed in (damage, content[:-1], content + b"x"):
+        file.write_bytes(changed)
+        server.restarted()
+        with pytest.raises(SelgradError, match="cannot know what to answer once"):
+            server.train(0)
+
+
 def test_noise_is_drawn_once():
     """Two draws of it could be averaged."""
     server = Hostile(protection={"name": "dp_gaussian", "clip": 1.0, "noise": 0.5}, min_clients=1)
