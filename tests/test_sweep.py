@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pandas as pd
 import polars
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -238,9 +239,20 @@ def test_a_series_of_checkpoints_survives_a_kill_at_any_moment(tmp_path, monkeyp
 def test_another_version_does_not_go_on_with_a_sweep(finished, tmp_path):
     out, _ = finished
     saved = json.loads((out / "plan.json").read_text())
+    # Of a version that wrote no checksum.
+    del saved["checksum"]
     (tmp_path / "plan.json").write_text(json.dumps({**saved, "version": "0.0.1"}))
     with pytest.raises(SelgradError, match=r"begun by selgrad 0.0.1"):
         run_sweep(CONFIG, tmp_path, quiet=True)
+    # Nor where only its records say so.
+    shutil.copytree(out / "records", tmp_path / "lost" / "records")
+    shutil.copy(out / "config.yaml", tmp_path / "lost" / "config.yaml")
+    file = next((tmp_path / "lost" / "records").glob("*.parquet"))
+    table = pq.read_table(file)
+    at = table.column_names.index("selgrad_version")
+    pq.write_table(table.set_column(at, "selgrad_version", [["0.0.1"] * len(table)]), file)
+    with pytest.raises(SelgradError, match=r"begun by selgrad 0.0.1"):
+        run_sweep(CONFIG, tmp_path / "lost", quiet=True)
 
 
 def test_a_sweep_that_is_done_compiles_nothing(finished, monkeypatch, same):

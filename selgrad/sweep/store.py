@@ -96,6 +96,9 @@ class RunFolder:
             return fresh
         if not self._is_mine():
             raise UsageError(f"folder {str(self.out)!r} holds no readable plan.json, and its config.yaml is not that of this sweep; choose another --out")
+        others = set(known.read()["selgrad_version"]) - {__version__} if known.blocks else set()
+        if others:
+            raise UsageError(f"folder {str(self.out)!r} was begun by selgrad {min(others)}, this is {__version__}; choose another --out")
         warnings.warn(f"{str(self.out / 'plan.json')!r} is damaged or gone; the sweep goes on from config.yaml and the records", stacklevel=2)
         return {**fresh, "recovered": True}
 
