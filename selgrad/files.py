@@ -100,12 +100,11 @@ def write_table(path: Path, table: Any) -> None:
     write(path, lambda scratch: pq.write_table(plain, scratch, write_page_checksum=True))
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None, coded: Sequence[str] | None = None) -> Any:
+def read_table(path: Path, coded: Sequence[str] | None = None) -> Any:
     """A Parquet file as a table of pyarrow; a page that does not have its checksum is refused.
 
     Args:
       path: of the file.
-      columns: all by default.
       coded: columns of text to read as codes and the texts that they stand for.
 
     Raises:
@@ -116,7 +115,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None, coded: Sequence
 
     try:
         with pq.ParquetFile(path, read_dictionary=None if coded is None else list(coded), page_checksum_verification=True) as file:
-            return file.read(columns=None if columns is None else list(columns))
+            return file.read()
     except (pa.ArrowException, OSError, KeyError, ValueError, UnicodeDecodeError) as error:
         raise DamagedError(f"{str(path)!r} is damaged ({(str(error).splitlines() or [type(error).__name__])[0]})") from None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -115,12 +115,10 @@ def _make_key(task: Task, seat: Seat, request: Message) -> Message:
     def make() -> Message:
         party = encryption.Party(previous or None, profile=task.profile)
         seat.keep("secret", party.secret_key())
+        seat.keep("previous", previous)
         made = party.client_key()
-        others = sorted(enrolment.shared)
-        tags = b"".join(enrolment.tag(other, "key", enrolment.number, digest(previous), digest(made)) for other in others)
-        return {"client_key": made, "key_tag": party.tag, "tags": tags}
+        return {"client_key": made, "key_tag": party.tag, "tags": enrolment.tags("key", enrolment.number, digest(previous), digest(made))}
 
-    seat.keep("previous", previous)
     return seat.once("make_key", 0, digest(previous), make)
 
 
@@ -156,8 +154,7 @@ def _sealed(task: Task, seat: Seat, values: npt.NDArray[Any], round_number: int,
     enrolment = seat.enrolment
     context = context_of(bound_to, round_number, enrolment.public.run)
     raw = _client(_key(task, seat)).encrypt(values, context, clip=True)
-    said = ("upload", enrolment.number, context, weights, digest(raw))
-    return raw, b"".join(enrolment.tag(other, *said) for other in sorted(enrolment.shared))
+    return raw, enrolment.tags("upload", enrolment.number, context, weights, digest(raw))
 
 
 def _agree(task: Task, seat: Seat, request: Message) -> Message:
@@ -287,23 +284,30 @@ def _opened(task: Task, seat: Seat, clients: Sequence[int], readers: Sequence[en
         raise SelgradError(str(error)) from None
 
 
+def _new_weights(seat: Seat, request: Message) -> Callable[[], None]:
+    """Refuses a second round's sum over updates of the same weights; called before the answer is given, what it returns remembers these.
+
+    Raises:
+      SelgradError: if a sum over updates of these weights was opened in another round.
+    """
+    seen, step = seat.kept("weights") or b"", f"{request['round']}:{request['weights']};".encode()
+    if step not in seen and f":{request['weights']};".encode() in seen:
+        raise SelgradError("a sum over updates of these weights was decrypted in another round; the difference of two would show one client's")
+    return lambda: None if step in seen else seat.keep("weights", seen + step)
+
+
 def _decrypt(task: Task, seat: Seat, request: Message) -> Message:
     """The integer sum of one round, by the key holder: grid points, which are all that may be published; once, for one set of uploads."""
     clients, readers, asked = _uploads(task, seat, request, request["mask_hash"])
     context = context_of(request["mask_hash"], request["round"], seat.enrolment.public.run)
-    seen = seat.kept("weights") or b""
-    step = f"{request['round']}:{request['weights']};".encode()
-    if step not in seen and f":{request['weights']};".encode() in seen:
-        raise SelgradError("a sum over updates of these weights was decrypted in another round; the difference of two would show one client's")
+    keep_weights = _new_weights(seat, request)
 
     def make() -> Message:
         points, seconds = _opened(task, seat, clients, readers, context)
+        keep_weights()
         return {"points": points.tobytes(), "add_seconds": seconds}
 
-    found = seat.once("decrypt", request["round"], asked, make)
-    if step not in seen:
-        seat.keep("weights", seen + step)
-    return found
+    return seat.once("decrypt", request["round"], asked, make)
 
 
 def _choose(task: Task, seat: Seat, request: Message) -> Message:
@@ -326,10 +330,13 @@ def _share(task: Task, seat: Seat, request: Message) -> Message:
     if secret is None:
         raise SelgradError(f"party {seat.enrolment.number} holds no share of a key; start the run again")
 
+    keep_weights = _new_weights(seat, request)
+
     def make() -> Message:
         started = time.perf_counter()
         total = scheme.add(readers, raw=scheme.layout is not None).to_bytes()
         added = time.perf_counter() - started
+        keep_weights()
         return {"share": _party(secret).share(total, context), "add_seconds": added}
 
     answer = seat.once("share", request["round"], asked, make)

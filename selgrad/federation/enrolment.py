@@ -101,6 +101,10 @@ class Enrolment:
         """
         return hmac.new(self.shared[other], _framed(self.public.run, *what), "sha256").digest()
 
+    def tags(self, *what: Any) -> bytes:
+        """`tag` to each who shares a key with this participant, in the order of their numbers."""
+        return b"".join(self.tag(other, *what) for other in sorted(self.shared))
+
     def knows(self, other: int, tag: bytes, *what: Any) -> bool:
         """Whether another participant authenticated something to this one."""
         return other in self.shared and hmac.compare_digest(tag, self.tag(other, *what))

@@ -265,6 +265,11 @@ class TestParties:
         with pytest.raises(SelgradError, match="each is answered once"):
             self.shares(server, {client: replies[client] for client in (0, 1)}, 0)
         assert self.shares(server, replies, 0)["share"] == shares[0].to_bytes()
+        again = {client: server.train(client, 2) for client in (0, 1)}
+        others = lambda client: [party for party in range(3) if party != client]
+        tags = [b"" if client == 0 else reply["tags"][32 * others(client).index(0) :][:32] for client, reply in again.items()]
+        with pytest.raises(SelgradError, match="of these weights was decrypted in another round"):
+            server.decrypt(again, 2, kind="share", to=0, tags=tags)
 
     def test_a_share_is_of_what_clients_vouch_for(self, server):
         """One crafted request would give the party's whole share of the secret."""
