@@ -14,9 +14,13 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selgrad.errors import DamagedError, SelgradError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
 
 _HERE = re.sub(r"[^A-Za-z0-9]", "", platform.node()) or "here"
 _SCRATCH = re.compile(r"\..+\.([A-Za-z0-9]+)-(\d+)\.tmp")
@@ -96,8 +100,17 @@ def write_table(path: Path, table: Any) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    plain = table if isinstance(table, pa.Table) else pa.Table.from_pandas(table, preserve_index=False)
+    plain = table if isinstance(table, pa.Table) else as_table(table)
     write(path, lambda scratch: pq.write_table(plain, scratch, write_page_checksum=True))
+
+
+def as_table(frame: pd.DataFrame) -> pa.Table:
+    """A table of pandas as one of pyarrow, of the same types whichever pandas it is: pandas 3 would write its texts as `large_string`."""
+    import pyarrow as pa
+
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    fields = [field.with_type(pa.string()) if pa.types.is_large_string(field.type) else field for field in table.schema]
+    return table.cast(pa.schema(fields, table.schema.metadata))
 
 
 def read_table(path: Path, coded: Sequence[str] | None = None) -> Any:

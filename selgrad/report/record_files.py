@@ -145,7 +145,7 @@ def write_block(file: Path, records: pd.DataFrame, identity: str) -> None:
     Raises:
       SelgradError: if the disk is full or not writable.
     """
-    table = pa.Table.from_pandas(records, preserve_index=False)
+    table = files.as_table(records)
     files.write_table(file, table.replace_schema_metadata({**(table.schema.metadata or {}), _SWEEP: identity.encode()}))
 
 
@@ -177,8 +177,9 @@ def _read(file: Path, coded: list[str] | None = None) -> pa.Table:
 
 
 def _read_coded(file: Path) -> pa.Table:
-    """With the few texts of a column, and which of them each row has."""
-    return _read(file, [field.name for field in _schema(file) if pa.types.is_string(field.type) and field.name not in _APART])
+    """With the few texts of a column, and which of them each row has; other programs write texts as `large_string`."""
+    texts = [field.name for field in _schema(file) if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+    return _read(file, [name for name in texts if name not in _APART])
 
 
 def _blocks_of(file: Path) -> list[str]:
