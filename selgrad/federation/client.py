@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -18,12 +17,12 @@ import numpy.typing as npt
 from selgrad import encryption, trees
 from selgrad.encryption import agreement
 from selgrad.encryption.agreement import Bits
-from selgrad.encryption.wire import require_different
-from selgrad.errors import EncryptionError, SelgradError, UsageError
+from selgrad.errors import SelgradError, UsageError
 from selgrad.federation.agreements import ASKED, SCORES, Proposer
 from selgrad.federation.enrolment import Seat, digest
 from selgrad.federation.learning import Task, task_of
 from selgrad.federation.messages import Message, context_of, mask_digest, reply_mac
+from selgrad.federation.sums import Uploads, added, answered_once, opened, vouched
 
 
 class FaultError(Exception):
@@ -42,16 +41,6 @@ def _client(key: bytes) -> encryption.Client:
 @lru_cache(maxsize=16)
 def _party(secret: bytes) -> encryption.Party:
     return encryption.Party.restore(secret, num_threads=1)
-
-
-@lru_cache(maxsize=4)
-def _holder(secret: bytes, client: bytes) -> encryption.KeyHolder:
-    return encryption.KeyHolder.restore(secret, client)
-
-
-@lru_cache(maxsize=4)
-def _scheme(profile: Any) -> encryption.CKKS:
-    return encryption.CKKS(profile)
 
 
 def respond(seat: Seat, request: Message, *, faults: bool = True) -> Message:
@@ -226,120 +215,45 @@ def _trained(task: Task, seat: Seat, request: Message, bits: Bits, weights: str)
 # Whoever decrypts
 
 
-def _uploads(task: Task, seat: Seat, request: Message, bound_to: str) -> tuple[list[int], list[encryption.Reader], str]:
-    """Uploads of one round whose clients vouch for them to this participant itself, and a digest of them all.
-
-    Raises:
-      SelgradError: if one is not vouched for, stands twice, or they are fewer than `min_clients`.
-    """
-    enrolment, config = seat.enrolment, seat.config
-    clients, raws, tags = list(request["clients"]), list(request["uploads"]), list(request["tags"])
-    if not len(clients) == len(set(clients)) == len(raws) == len(tags) or not set(clients) <= set(range(config.clients.count)):
-        raise SelgradError("the uploads are not one of each client; nothing is decrypted")
-    if len(clients) < config.min_clients:
-        raise SelgradError(f"a sum over {len(clients)} clients is not decrypted; min_clients is {config.min_clients}")
-    context = context_of(bound_to, request["round"], enrolment.public.run)
-    readers: list[encryption.Reader] = []
-    for client, raw, tag in zip(clients, raws, tags, strict=True):
-        # A party knows its own.
-        mine = client == enrolment.number and raw == seat.answered("train").get("sealed")
-        if not mine and not enrolment.knows(client, tag, "upload", client, context, request["weights"], digest(raw)):
-            raise SelgradError(f"client {client} does not vouch for its upload in round {request['round']}; nothing is decrypted")
-        reader = encryption.Reader(raw)
-        header = reader.header
-        if (header.mask_hash, header.num_clients, header.num_values) != (context, 1, readers[0].header.num_values if readers else header.num_values):
-            raise SelgradError(f"the upload of client {client} is of another mask, round or number of clients; nothing is decrypted")
-        readers.append(reader)
-    require_different(readers)
-    return clients, readers, digest(request["weights"], *(digest(client, raw) for client, raw in zip(clients, raws, strict=True)))
-
-
-def _opened(task: Task, seat: Seat, clients: Sequence[int], readers: Sequence[encryption.Reader], context: str) -> tuple[npt.NDArray[np.int64], float]:
-    """The sum that the key holder formed itself, and the seconds that forming it took.
-
-    Raises:
-      SelgradError: naming the client whose upload is off the grid or beyond the bound, if the sum is.
-    """
-    holder = _holder(seat.enrolment.secret, seat.enrolment.client_key)
-    scheme, most = _scheme(task.profile), task.profile.bound * 2.0**task.profile.grid_bits
-    added = [0.0]
-
-    def points(some: Sequence[encryption.Reader]) -> npt.NDArray[np.int64]:
-        started = time.perf_counter()
-        total = scheme.add(some, raw=scheme.layout is not None).to_bytes()
-        added[0] += time.perf_counter() - started
-        found = holder.decrypt(total, context)
-        if np.abs(found).max(initial=0) > len(some) * most:
-            raise EncryptionError("a decrypted value lies beyond the bound")
-        return found
-
-    try:
-        return points(readers), added[0]
-    except EncryptionError as error:
-        for client, reader in zip(clients, readers, strict=True):
-            try:
-                points([reader])
-            except EncryptionError as wrong:
-                raise SelgradError(f"client {client} sent what cannot be summed: {wrong}") from None
-        raise SelgradError(str(error)) from None
-
-
-def _new_weights(seat: Seat, request: Message) -> Callable[[], None]:
-    """Refuses a second round's sum over updates of the same weights; called before the answer is given, what it returns remembers these.
-
-    Raises:
-      SelgradError: if a sum over updates of these weights was opened in another round.
-    """
-    seen, step = seat.kept("weights") or b"", f"{request['round']}:{request['weights']};".encode()
-    if step not in seen and f":{request['weights']};".encode() in seen:
-        raise SelgradError("a sum over updates of these weights was decrypted in another round; the difference of two would show one client's")
-    return lambda: None if step in seen else seat.keep("weights", seen + step)
+def _uploads(task: Task, seat: Seat, request: Message, bound_to: str) -> Uploads:
+    own = seat.answered("train").get("sealed", b"")
+    return vouched(seat.enrolment, request, bound_to, num_clients=task.config.clients.count, min_clients=task.config.min_clients, own=own)
 
 
 def _decrypt(task: Task, seat: Seat, request: Message) -> Message:
-    """The integer sum of one round, by the key holder: grid points, which are all that may be published; once, for one set of uploads."""
-    clients, readers, asked = _uploads(task, seat, request, request["mask_hash"])
-    context = context_of(request["mask_hash"], request["round"], seat.enrolment.public.run)
-    keep_weights = _new_weights(seat, request)
+    """The integer sum of one round, by the key holder: grid points, which are all that may be published."""
+    uploads = _uploads(task, seat, request, request["mask_hash"])
 
     def make() -> Message:
-        points, seconds = _opened(task, seat, clients, readers, context)
-        keep_weights()
+        points, seconds = opened(seat.enrolment, task.profile, uploads)
         return {"points": points.tobytes(), "add_seconds": seconds}
 
-    return seat.once("decrypt", request["round"], asked, make)
+    return answered_once(seat, "decrypt", request, uploads, make)
 
 
 def _choose(task: Task, seat: Seat, request: Message) -> Message:
     """The mask of a sum of score maps, by the key holder, who alone sees the sum."""
-    clients, readers, asked = _uploads(task, seat, request, SCORES)
-    context = context_of(SCORES, request["round"], seat.enrolment.public.run)
+    uploads = _uploads(task, seat, request, SCORES)
 
     def make() -> Message:
-        total, _ = _opened(task, seat, clients, readers, context)
+        total, _ = opened(seat.enrolment, task.profile, uploads)
         return {"mask": encryption.encode_indices(agreement.from_sum(total, trees.count(task.config.ratio, task.num_total)))}
 
-    return seat.once("choose", request["round"], asked, make)
+    return answered_once(seat, "choose", request, uploads, make)
 
 
 def _share(task: Task, seat: Seat, request: Message) -> Message:
-    """A party's share of the decryption of a sum that it formed itself; once a round."""
-    _, readers, asked = _uploads(task, seat, request, request["mask_hash"])
-    context, scheme = context_of(request["mask_hash"], request["round"], seat.enrolment.public.run), _scheme(task.profile)
+    """A party's share of the decryption of a sum that it formed itself."""
+    uploads = _uploads(task, seat, request, request["mask_hash"])
     secret = seat.kept("secret")
     if secret is None:
         raise SelgradError(f"party {seat.enrolment.number} holds no share of a key; start the run again")
 
-    keep_weights = _new_weights(seat, request)
-
     def make() -> Message:
-        started = time.perf_counter()
-        total = scheme.add(readers, raw=scheme.layout is not None).to_bytes()
-        added = time.perf_counter() - started
-        keep_weights()
-        return {"share": _party(secret).share(total, context), "add_seconds": added}
+        total, seconds = added(task.profile, uploads.readers)
+        return {"share": _party(secret).share(total, uploads.context), "add_seconds": seconds}
 
-    answer = seat.once("share", request["round"], asked, make)
+    answer = answered_once(seat, "share", request, uploads, make)
     return {**answer, "mac": reply_mac(_mac(seat), request["round"], request["mask_hash"], b"", answer["share"])}
 
 

@@ -10,10 +10,10 @@ import base64
 import dataclasses
 import hashlib
 import hmac
-import io
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -181,32 +181,50 @@ def read_public(folder: str | Path) -> Public:
         raise SelgradError(f"{str(path)!r} cannot be read ({type(error).__name__}); it is written when a run is set up") from None
 
 
+def pack(message: Mapping[str, Any]) -> bytes:
+    """A message as bytes: what is text or a number as JSON, and bytes and lists of bytes as they are, since they may be many."""
+    blobs = {name: value if isinstance(value, list) else [value] for name, value in message.items() if _is_bytes(value)}
+    plain = {name: value for name, value in message.items() if name not in blobs}
+    sizes = {name: [len(one) for one in some] if isinstance(message[name], list) else len(some[0]) for name, some in blobs.items()}
+    text = json.dumps({"plain": plain, "sizes": sizes}).encode()
+    return b"".join([len(text).to_bytes(8, "big"), text, *(one for some in blobs.values() for one in some)])
+
+
+def unpack(raw: bytes) -> dict[str, Any]:
+    """The inverse of `pack`.
+
+    Raises:
+      ValueError: if the bytes are no message.
+    """
+    at = 8 + int.from_bytes(raw[:8], "big")
+    try:
+        given = json.loads(raw[8:at])
+        message, view = dict(given["plain"]), memoryview(raw)
+        for name, sizes in given["sizes"].items():
+            parts = []
+            for size in sizes if isinstance(sizes, list) else [sizes]:
+                if not isinstance(size, int) or not 0 <= size <= len(raw) - at:
+                    raise ValueError(f"{name!r} is longer than the message")
+                parts.append(bytes(view[at : at + size]))
+                at += size
+            message[name] = parts if isinstance(sizes, list) else parts[0]
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"no message ({type(error).__name__})") from None
+    if at != len(raw):
+        raise ValueError(f"{len(raw)} bytes and {at} are due")
+    return message
+
+
+def _is_bytes(value: Any) -> bool:
+    return isinstance(value, bytes) or (isinstance(value, list) and bool(value) and all(isinstance(one, bytes) for one in value))
+
+
 class _Answered(NamedTuple):
-    """One answer, and to what it was given; a file of it holds its bytes as they are, since they may be many."""
+    """One answer, and to what it was given."""
 
     round: int
     asked: str
     answer: dict[str, Any]
-
-    def write(self, stream: io.BufferedIOBase) -> None:
-        sizes = {name: len(value) for name, value in self.answer.items() if isinstance(value, bytes)}
-        plain = {name: value for name, value in self.answer.items() if name not in sizes}
-        text = json.dumps({"round": self.round, "asked": self.asked, "plain": plain, "sizes": sizes}).encode()
-        stream.write(len(text).to_bytes(8, "big") + text)
-        for name in sizes:
-            stream.write(self.answer[name])
-
-    @classmethod
-    def read(cls, raw: bytes) -> _Answered:
-        at = 8 + int.from_bytes(raw[:8], "big")
-        given = json.loads(raw[8:at])
-        answer = dict(given["plain"])
-        for name, size in given["sizes"].items():
-            answer[name] = raw[at : at + size]
-            at += size
-        if at != len(raw):
-            raise ValueError(f"{len(raw)} bytes and {at} are due")
-        return cls(given["round"], given["asked"], answer)
 
 
 class Seat:
@@ -219,9 +237,13 @@ class Seat:
 
     def __init__(self, enrolment: Enrolment, folder: Path | None = None) -> None:
         self.enrolment, self._folder = enrolment, folder
-        self.config = parse(yaml.safe_load(enrolment.text))
         self._answered: dict[str, _Answered] = {}
         self.memory: dict[str, bytes] = {}
+
+    @cached_property
+    def config(self) -> FederationConfig:
+        """Of a run of selgrad's own."""
+        return parse(yaml.safe_load(self.enrolment.text))
 
     def once(self, kind: str, round_number: int, asked: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What is answered to one request of a kind in a round: to the same again the same, to another nothing.
@@ -247,7 +269,7 @@ class Seat:
         if self._folder is not None:
             # Before the answer is given, which a kill could otherwise make it forget.
             with private_file(self._folder / f"answered-{kind}") as stream:
-                self._answered[kind].write(stream)
+                stream.write(pack({"answer": pack(answer), "round": round_number, "asked": asked}))
         return answer
 
     def answered(self, kind: str) -> dict[str, Any]:
@@ -271,7 +293,8 @@ class Seat:
     def _last(self, kind: str) -> _Answered | None:
         if kind not in self._answered and self._folder is not None and (self._folder / f"answered-{kind}").exists():
             try:
-                self._answered[kind] = _Answered.read(read_private(self._folder / f"answered-{kind}"))
+                kept = unpack(read_private(self._folder / f"answered-{kind}"))
+                self._answered[kind] = _Answered(int(kept["round"]), str(kept["asked"]), unpack(kept["answer"]))
             except (ValueError, KeyError, TypeError):
                 said = f"what participant {self.enrolment.number} has answered cannot be read"
                 raise SelgradError(f"{said}, so it cannot know what to answer once; set another run up") from None
