@@ -166,7 +166,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise SelgradError(f"another process is running a {what} in {str(folder)!r}; wait for it or choose another --out") from None
+            raise SelgradError(f"another process is running a {what} in {str(folder)!r}; wait for it or choose another folder") from None
         except OSError as error:
             # Some network file systems have no locks, or have them switched off.
             if os.environ.get("SELGRAD_LOCK") != "off":

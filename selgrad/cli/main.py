@@ -17,6 +17,7 @@ from selgrad.cli.attack import attack
 from selgrad.cli.audit import audit
 from selgrad.cli.catalogue import catalogue
 from selgrad.cli.federate import federate
+from selgrad.cli.key_holder import key_holder
 from selgrad.cli.profiles import profiles
 from selgrad.cli.quickstart import quickstart
 from selgrad.cli.recommend import recommend
@@ -52,7 +53,7 @@ def cli() -> None:
     """
 
 
-for _command in (quickstart, sweep, suite, recommend, report, attack, audit, train, train_lm, catalogue, federate, profiles):
+for _command in (quickstart, sweep, suite, recommend, report, attack, audit, train, train_lm, catalogue, federate, key_holder, profiles):
     # Click keeps the lines of a paragraph that a backspace opens; raw docstrings write it as two characters.
     _command.help = (_command.help or "").replace("\\b\n", "\b\n")
     cli.add_command(_command)
@@ -105,7 +106,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt) as stop:
         click.echo("selgrad: interrupted; finished blocks are kept, run the same command to go on", err=True)
-        sys.exit(143 if isinstance(stop, _Terminated) else 130)
+        # click raises one of its own from it.
+        sys.exit(143 if _Terminated in (type(stop), type(stop.__cause__)) else 130)
     except OSError as error:
         click.echo(f"selgrad: error: {error.filename or 'input/output'}: {error.strerror or error}; check the path, its permissions and the disk", err=True)
         sys.exit(1)

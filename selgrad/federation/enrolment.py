@@ -151,8 +151,13 @@ def enrol(config: FederationConfig) -> list[Enrolment]:
     return [Enrolment(number, public, config.text, mine(number), client_key, secret if number == count else b"") for number in range(number_of_all)]
 
 
-def write(enrolments: Sequence[Enrolment], folder: str | Path) -> Path:
-    """One folder a participant, by its number, each for its owner alone; and `public.json` for the server.
+def write(enrolments: Sequence[Enrolment], folder: str | Path, names: Mapping[int, str] | None = None) -> Path:
+    """One folder a participant, each for its owner alone; and `public.json` for the server.
+
+    Args:
+      enrolments: of all.
+      folder: of theirs.
+      names: of participants' folders; the others are named by their numbers.
 
     Raises:
       SelgradError: if the folder cannot be written to.
@@ -161,7 +166,7 @@ def write(enrolments: Sequence[Enrolment], folder: str | Path) -> Path:
 
     root = Path(folder)
     for one in enrolments:
-        one.save(root / str(one.number))
+        one.save(root / (names or {}).get(one.number, str(one.number)))
     files.write_text(root / "public.json", json.dumps(dataclasses.asdict(enrolments[0].public), indent=1) + "\n")
     return root
 

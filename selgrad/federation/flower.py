@@ -39,6 +39,7 @@ def quiet_flower() -> None:
     # Read when Flower is imported.
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     require_flower()
@@ -184,21 +185,27 @@ ENROLMENT = "SELGRAD_ENROLMENT"
 """Environment variable: the folder of all enrolments, where participants are processes of one machine."""
 
 
-def seat_of(partition: int, folder: Any) -> Any:
-    """A participant's own, from the folder that its node was started with, or from that of a simulation.
+def seat_of(partition: int | None, folder: Any) -> Any:
+    """A participant's own, from the folder that its node was started with, or from that of all participants of a simulation.
+
+    Args:
+      partition: the node's number; None takes the enrolment's word for it.
+      folder: of the participant, or of all; None takes that in SELGRAD_ENROLMENT.
 
     Raises:
       SelgradError: if there is none, or it is another's.
     """
     from pathlib import Path
 
-    from selgrad.federation.enrolment import Enrolment, Seat
+    from selgrad.federation.enrolment import FILE, Enrolment, Seat
 
     if folder is None and ENROLMENT not in os.environ:
         raise SelgradError(f'participant {partition} is not enrolled; start its node with enrolment="FOLDER" in --node-config')
-    place = Path(str(folder)) if folder is not None else Path(os.environ[ENROLMENT]) / str(partition)
+    place = Path(str(os.environ[ENROLMENT] if folder is None else folder))
+    if partition is not None and not (place / FILE).exists() and (place / str(partition)).is_dir():
+        place = place / str(partition)
     enrolment = Enrolment.load(place)
-    if enrolment.number != partition:
+    if partition is not None and enrolment.number != partition:
         raise SelgradError(f"the enrolment in {str(place)!r} is of participant {enrolment.number}, and this node is {partition}; give each its own")
     return Seat(enrolment, place)
 

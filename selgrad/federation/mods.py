@@ -5,225 +5,347 @@ The mod takes the arrays that a client returns from training, whatever made them
 
 from __future__ import annotations
 
-import hmac
+import functools
+import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from selgrad import encryption, trees
-from selgrad.encryption import agreement
-from selgrad.encryption.wire import require_different, require_mac_key
-from selgrad.errors import EncryptionError, UsageError, require_ratio
-from selgrad.federation.flower import require_flower
-from selgrad.federation.messages import context_of, mask_digest, plain_mac
+from selgrad import encryption
+from selgrad.encryption.agreement import Bits
+from selgrad.encryption.wire import require_different
+from selgrad.errors import EncryptionError, SelgradError, UsageError
+from selgrad.federation.agreements import ASKED, Chair, Proposer
+from selgrad.federation.enrolment import Seat, digest
+from selgrad.federation.flower import require_flower, seat_of
+from selgrad.federation.key_holder import KeyHolderLink
+from selgrad.federation.messages import context_of, mask_digest
+from selgrad.federation.terms import Terms
 
 require_flower()
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict  # noqa: E402
 from flwr.serverapp.strategy import FedAvg  # noqa: E402
 
 _SEALED = "selgrad-sealed"
-_MASK = "selgrad-mask"
-Decrypt = Callable[[bytes, str], npt.NDArray[np.int64]]
+_ASKED = "selgrad-asked"
+Arrays = dict[str, npt.NDArray[Any]]
+Scores = Callable[[Arrays], Mapping[str, npt.ArrayLike]]
 
 
-def _signed(mac_key: bytes | None, round_number: int, plain: bytes, weight: float) -> bytes:
-    return b"" if mac_key is None else plain_mac(mac_key, round_number, weight.hex().encode() + plain)
+def _flat(record: Any) -> npt.NDArray[np.float64]:
+    """In float64, in which counters are exact too."""
+    return np.concatenate([array.numpy().astype(np.float64).reshape(-1) for array in record.values()])
 
 
-def _flat(record: Any) -> npt.NDArray[np.float32]:
-    return np.concatenate([array.numpy().astype(np.float32).reshape(-1) for array in record.values()])
-
-
-def _is_float(record: Any) -> npt.NDArray[np.bool_]:
-    """Which entries belong to float arrays."""
+def _is_float(record: Any) -> Bits:
+    """Which entries belong to float arrays; counters have no bound, and their mean is no weight."""
     arrays = [array.numpy() for array in record.values()]
     return np.concatenate([np.full(array.size, np.issubdtype(array.dtype, np.floating)) for array in arrays])
 
 
+def _apart(record: Any, flat: npt.NDArray[Any]) -> Arrays:
+    """Flat values in the names and shapes of a record."""
+    shapes = {name: array.numpy().shape for name, array in record.items()}
+    ends = np.cumsum([np.prod(shape, dtype=int) for shape in shapes.values()])[:-1]
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), np.split(flat, ends), strict=True)}
+
+
 def _like(record: Any, flat: npt.NDArray[Any]) -> Any:
-    """Flat values in the names, shapes and dtypes of a record."""
-    shapes = {name: array.numpy() for name, array in record.items()}
-    ends = np.cumsum([value.size for value in shapes.values()])[:-1]
-    parts = np.split(flat, ends)
-    return ArrayRecord({name: Array(part.reshape(v.shape).astype(v.dtype)) for (name, v), part in zip(shapes.items(), parts, strict=True)})
+    """Flat values as a record with the names, shapes and dtypes of another."""
+    parts = _apart(record, flat)
+    kinds = {name: array.numpy().dtype for name, array in record.items()}
+    rounded = {name: np.rint(part) if np.issubdtype(kinds[name], np.integer) else part for name, part in parts.items()}
+    return ArrayRecord({name: Array(part.astype(kinds[name])) for name, part in rounded.items()})
 
 
-def _beyond(record: Any, update: npt.NDArray[np.float32], bits: npt.NDArray[np.bool_], bound: float) -> tuple[int, str]:
-    """How many entries to encrypt lie beyond the bound, and the names of their arrays with the largest of each."""
-    ends = np.cumsum([array.numpy().size for array in record.values()])[:-1]
-    largest = {name: float(np.abs(part).max(initial=0)) for name, part in zip(record, np.split(np.where(bits, update, 0), ends), strict=True)}
-    named = ", ".join(f"{name} ({value:g})" for name, value in largest.items() if not value <= bound)
-    return int((~(np.abs(update[bits]) <= bound)).sum()), named
+def magnitude(update: Arrays) -> Arrays:
+    """The size of each entry of an update: the significance that needs no model."""
+    return {name: np.abs(array) for name, array in update.items()}
 
 
-def selective_encryption(
-    key: str | Path, *, mac_key: bytes | None = None, clip: bool = False, min_ratio: float | None = None
-) -> Callable[[Any, Any, Any], Any]:
-    """A Flower client mod: the entries that the server's mask names leave the client encrypted, weighted by its number of examples.
+class _Client(NamedTuple):
+    """What a client holds while it answers one message."""
+
+    seat: Seat
+    terms: Terms
+    record: Any
+    floats: Bits
+    weights: str
+
+    def context(self, bound_to: str, number: int) -> str:
+        return context_of(bound_to, number, self.seat.enrolment.public.run)
+
+    def sealed(self, values: npt.NDArray[Any], bound_to: str, number: int, clip: bool) -> tuple[bytes, bytes]:
+        """Encrypted values, and the client's word on them to the key holder."""
+        enrolment, context = self.seat.enrolment, self.context(bound_to, number)
+        raw = _encrypting(enrolment.client_key).encrypt(values, context, clip=clip)
+        return raw, enrolment.tag(self.terms.clients, "upload", enrolment.number, context, self.weights, digest(raw))
+
+
+@functools.lru_cache(maxsize=16)
+def _encrypting(key: bytes) -> encryption.Client:
+    return encryption.Client(key)
+
+
+def selective_encryption(enrolment: str | Path | None = None, *, scores: Scores = magnitude, clip: bool = False) -> Callable[[Any, Any, Any], Any]:
+    """A Flower client mod: the entries of the common mask leave the client encrypted, weighted by its number of examples.
+
+    A client answers each round once, for one set of weights and one mask; to the same message again it gives the same answer.
 
     Args:
-      key: file of the client key, as `KeyHolder.save` wrote it.
-      mac_key: shared with the server; None sends a checksum only. Where all clients share one, each can speak for the others.
+      enrolment: folder of this client, or of all where they are processes of one machine (each takes the one of its `partition-id`); None takes `enrolment` of
+        the node's configuration.
+      scores: the significance of a client's own update, from which masks are agreed on: (arrays by name, old minus new) -> scores of the same names and
+        shapes. By default their magnitude; a function that knows model and batch can return any other, such as a sensitivity.
       clip: whether entries that move by more than the profile's bound in a round are clipped, counted and logged; otherwise they are refused, since the mean
         would be wrong. Integer arrays, such as a count of batches, are never encrypted.
-      min_ratio: of the float entries, below which nothing is sent: the server chooses the mask, and the client how little is enough. None asks for one entry.
 
     Raises:
-      UsageError: if `min_ratio` lies outside [0, 1].
-      EncryptionError: when used, if an entry lies beyond the bound and `clip` is False, the server sends no mask or one that encrypts too little, the key
-        cannot be read, an entry is not finite, or the number of examples is missing.
+      SelgradError: when used, if the enrolment cannot be read, the server asks for something else than was agreed or for a round again, an entry is not
+        finite or, with `clip` False, beyond the bound, or the number of examples is missing.
     """
-    require_ratio(min_ratio or 0)
-    if mac_key is not None:
-        require_mac_key(mac_key)
-    made: dict[str, encryption.Client] = {}
 
     def mod(message: Any, context: Any, call_next: Any) -> Any:
         if message.metadata.message_type.split(".")[0] != "train":
             return call_next(message, context)
-        if _MASK not in message.content:
+        if _ASKED not in message.content:
             # The update would leave in the clear.
             raise EncryptionError("the server sent no mask and this client encrypts; use SelectiveFedAvg on the server")
-        asked = message.content[_MASK]
+        asked = message.content[_ASKED]
+        partition, folder = context.node_config.get("partition-id"), enrolment or context.node_config.get("enrolment")
+        seat = seat_of(None if partition is None else int(partition), folder)
         (before,) = message.content.array_records.values()
-        old = _flat(before)
-        reply = call_next(message, context)
-        if reply.has_error():
-            return reply
-        ((name, after),) = reply.content.array_records.items()
-        named = asked["weigh"]
-        given = [metrics[named] for metrics in reply.content.metric_records.values() if named in metrics]
-        if len(given) != 1 or not 0 < given[0] <= asked["scale"]:
-            raise EncryptionError(f"{named}={given} is no number in (0, {asked['scale']:g}]; return it once, or raise max_examples of the strategy")
-        weight = float(given[0])
-        bits = encryption.decode_indices(asked["indices"], old.size)
-        floats = _is_float(before)
-        least = max(1, trees.count(min_ratio or 0.0, int(floats.sum())))
-        if int(bits.sum()) < least:
-            found, total = int(bits.sum()), int(floats.sum())
-            raise EncryptionError(f"the server's mask names {found:,} of {total:,} float entries and this client encrypts {least:,} at least; nothing is sent")
-        if (bits & ~floats).any():
-            raise EncryptionError("the server's mask names entries of integer arrays, which have no bound; use SelectiveFedAvg on the server")
-        update = np.float32(weight / asked["scale"]) * (old - _flat(after))
-        if "client" not in made:
-            made["client"] = encryption.Client(encryption.roles.read_private(Path(key)), mac_key=mac_key)
-        digest = context_of(mask_digest(bits), asked["round"])
-        bound = made["client"].profile.bound
-        clipped, where = _beyond(before, update, bits, bound)
-        if clipped and not clip:
-            raise EncryptionError(
-                f"{clipped} entries to encrypt move by more than the public bound {bound:g} in this round, in {where}, and the mean would be wrong; take these "
-                "arrays out of the mask, normalise them, take a profile with a larger bound, or pass clip=True"
-            )
-        if clipped:
-            logging.getLogger("flwr").warning("%d entries beyond the public bound %g were clipped, in %s; their mean is wrong", clipped, bound, where)
-        sealed, plain, share = made["client"].encrypt(update[bits], digest, clip=clip), update[~bits].tobytes(), weight / asked["scale"]
-        content = {kind: record for kind, record in reply.content.items() if kind != name}
-        content[_SEALED] = ConfigRecord(
-            {"sealed": sealed, "plain": plain, "weight": share, "clipped": clipped, "mac": _signed(mac_key, asked["round"], plain, share)}
-        )
+        old, floats = _flat(before), _is_float(before)
+        client = _Client(seat, Terms.of(seat.enrolment), before, floats, digest(old.tobytes()))
+        failed: list[Any] = []
+
+        def update() -> tuple[npt.NDArray[np.float64], Any]:
+            reply = call_next(message, context)
+            if reply.has_error():
+                failed.append(reply)
+                raise _FailedError
+            ((_, after),) = reply.content.array_records.items()
+            return old - _flat(after), reply.content
+
+        try:
+            answer = _proposed(client, asked, update, scores) if asked["what"] == "propose" else _trained(client, asked, update, clip)
+        except _FailedError:
+            return failed[0]
+        # What else the app said goes along.
+        said = json.loads(answer.pop("said", "{}"))
+        content: dict[str, Any] = {name: MetricRecord(values) for name, values in said.items()}
+        content[_SEALED] = ConfigRecord({**answer, "client": seat.enrolment.number})
         return Message(RecordDict(content), reply_to=message)
 
     return mod
 
 
+class _FailedError(Exception):
+    """The app's own training answered with an error, which is passed on as it is."""
+
+
+def _proposed(client: _Client, asked: Any, update: Callable[[], Any], scores: Scores) -> dict[str, Any]:
+    """What this client puts in for the common mask, of an update that goes nowhere."""
+    terms, enrolment, number = client.terms, client.seat.enrolment, asked["round"]
+    if terms.agreement not in ASKED:
+        raise EncryptionError(f"the server asks what this client would encrypt, and it agreed to the mask {terms.agreement!r}; nothing is sent")
+
+    def make() -> dict[str, Any]:
+        moved, _ = update()
+        given = scores({name: part for name, part in _apart(client.record, moved).items() if np.issubdtype(client.record[name].numpy().dtype, np.floating)})
+        flat = np.concatenate([np.asarray(given[name], np.float32).reshape(-1) for name in client.record if name in given])
+        if flat.size != int(client.floats.sum()):
+            raise UsageError(f"scores are {flat.size:,} and the update has {int(client.floats.sum()):,} float entries; return one for each, by the same names")
+        if not np.isfinite(flat).all():
+            raise EncryptionError("a score is not finite; lower the learning rate, or look at the function of scores")
+        word = [b""]
+
+        def encrypt(values: npt.NDArray[Any], bound_to: str) -> bytes:
+            raw, word[0] = client.sealed(values, bound_to, number, True)
+            return raw
+
+        proposer = Proposer(flat, terms.num_selected(flat.size), terms.encryption.bound, encrypt)
+        return {"proposal": ASKED[terms.agreement].propose(proposer), "word": word[0]}
+
+    answer = client.seat.once("propose", number, client.weights, make)
+    return {**answer, "tag": enrolment.tag(terms.clients + 1, "proposal", enrolment.number, number, client.weights, digest(answer["proposal"]))}
+
+
+def _trained(client: _Client, asked: Any, update: Callable[[], Any], clip: bool) -> dict[str, Any]:
+    """The weighted update: its exposed entries in the clear, the others encrypted."""
+    terms, enrolment, number = client.terms, client.seat.enrolment, asked["round"]
+    chosen = encryption.decode_indices(asked["indices"], int(client.floats.sum()))
+    terms.require_mask(chosen)
+    bits = np.zeros(client.floats.size, bool)
+    bits[client.floats] = chosen
+    mask_hash = mask_digest(chosen)
+
+    def make() -> dict[str, Any]:
+        moved, content = update()
+        named, most = asked["weigh"], asked["scale"]
+        given = [metrics[named] for metrics in content.metric_records.values() if named in metrics]
+        if len(given) != 1 or not 0 < given[0] <= most:
+            raise EncryptionError(f"{named}={given} is no number in (0, {most:g}]; return it once, or raise max_examples of the strategy")
+        share = float(given[0]) / most
+        values = (share * moved).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise EncryptionError("an entry of the update is not finite; lower the learning rate, or clip the gradient")
+        bound = terms.encryption.bound
+        clipped, where = _beyond(client.record, values, bits, bound)
+        if clipped and not clip:
+            raise EncryptionError(
+                f"{clipped} entries to encrypt move by more than the public bound {bound:g} in this round, in {where}, and the mean would be wrong; "
+                "normalise these arrays, enrol with a larger bound, or pass clip=True"
+            )
+        if clipped:
+            logging.getLogger("flwr").warning("%d entries beyond the public bound %g were clipped, in %s; their mean is wrong", clipped, bound, where)
+        sealed, word = client.sealed(values[bits], mask_hash, number, clip)
+        said = {name: dict(metrics.items()) for name, metrics in content.metric_records.items()}
+        return {"sealed": sealed, "word": word, "plain": values[~bits].tobytes(), "weight": share, "clipped": clipped, "said": json.dumps(said)}
+
+    answer = client.seat.once("train", number, digest(client.weights, mask_hash, asked["scale"], asked["weigh"]), make)
+    context = client.context(mask_hash, number)
+    whole = digest(answer["weight"].hex(), answer["plain"], answer["sealed"])
+    return {**answer, "tag": enrolment.tag(terms.clients + 1, "reply", enrolment.number, context, client.weights, whole)}
+
+
+def _beyond(record: Any, update: npt.NDArray[np.float32], bits: Bits, bound: float) -> tuple[int, str]:
+    """How many entries to encrypt lie beyond the bound, and the names of their arrays with the largest of each."""
+    largest = {name: float(np.abs(part).max(initial=0)) for name, part in _apart(record, np.where(bits, update, 0)).items()}
+    named = ", ".join(f"{name} ({value:g})" for name, value in largest.items() if not value <= bound)
+    return int((~(np.abs(update[bits]) <= bound)).sum()), named
+
+
 class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
-    """Flower's FedAvg over updates that `selective_encryption` sealed: exposed entries are added in the clear, the others as ciphertexts.
+    """Flower's FedAvg over updates that `selective_encryption` sealed: exposed entries are added in the clear, the others by the key holder.
+
+    Ratio, agreement, profile and the smallest number of clients are those of the enrolment, which every participant holds.
 
     Args:
-      ratio: share of entries to encrypt.
-      decrypt: asks the key holder for a sum: (bytes, mask hash) -> integers; such as `KeyHolder.load(folder).decrypt` in another process.
-      profile: of the encryption.
-      mask: of the flat arrays; None draws a fixed one from `seed`, which depends on no data.
+      key_holder: the link to it: `connect(...)` in a deployment, `key_holder_here(...)` in a simulation.
       max_examples: of one client; updates are weighted by examples over this before they are rounded to the profile's grid, so one that is far too large
         makes the rounding coarse.
-      mac_key: shared with the clients.
-      seed: of the mask.
-      min_clients: updates without which a round changes nothing; a sum over one client would be that client's upload.
       arguments: of FedAvg.
-
-    Raises:
-      UsageError: if `min_clients` is below 2, or the ratio lies outside [0, 1].
     """
 
-    def __init__(
-        self, *, ratio: float, decrypt: Decrypt, max_examples: float, profile: str = "exact", mask: npt.NDArray[np.bool_] | None = None,
-        mac_key: bytes | None = None, seed: int = 0, min_clients: int = 2, **arguments: Any,
-    ) -> None:  # fmt: skip
-        require_ratio(ratio)
-        if min_clients < 2:
-            raise UsageError(f"min_clients={min_clients} would have one client's upload decrypted; give 2 or more")
-        if mac_key is not None:
-            require_mac_key(mac_key)
-        self._min_clients = min_clients
+    def __init__(self, *, key_holder: KeyHolderLink, max_examples: float, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._ratio, self._decrypt, self._mask, self._seed = ratio, decrypt, mask, seed
-        self._scheme, self._max_examples, self._mac_key = encryption.CKKS(profile), max_examples, mac_key
+        self._link, self._terms, self._max_examples = key_holder, key_holder.terms, max_examples
+        self._scheme = encryption.CKKS(self._terms.encryption)
+        self._mask: Bits | None = None
         self._current: Any = None
 
+    @property
+    def mask(self) -> Bits | None:
+        """Of the float entries, in the order of the arrays; None before it was agreed on."""
+        return self._mask
+
     def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Iterable[Any]:
-        """FedAvg's messages with the mask beside the weights."""
+        """FedAvg's messages with the mask beside the weights; in the first round clients are asked for it before, where the agreement asks them."""
         self._current = arrays
-        total = _flat(arrays).size
+        num_floats = int(_is_float(arrays).sum())
         if self._mask is None:
-            self._mask = agreement.fixed(total, trees.count(self._ratio, total), self._seed)
-        # Counters have no bound, and their mean is no weight.
-        self._mask = self._mask & _is_float(arrays)
-        asked: dict[str, Any] = {"scale": float(self._max_examples), "weigh": self.weighted_by_key, "round": server_round}
-        record = ConfigRecord({"indices": encryption.encode_indices(self._mask), **asked})
+            asked = self._terms.agreement != "fixed"
+            self._mask = self._agreed(server_round, arrays, config, grid, num_floats) if asked else self._terms.fixed_mask(num_floats)
+        record = {"what": "train", "indices": encryption.encode_indices(self._mask), "scale": float(self._max_examples), "weigh": self.weighted_by_key}
+        return self._with(server_round, arrays, config, grid, record)
+
+    def _with(self, server_round: int, arrays: Any, config: Any, grid: Any, record: dict[str, Any]) -> list[Any]:
         messages = list(super().configure_train(server_round, arrays, config, grid))
         for message in messages:
-            message.content[_MASK] = record
+            message.content[_ASKED] = ConfigRecord({**record, "round": server_round})
         return messages
+
+    def _agreed(self, server_round: int, arrays: Any, config: Any, grid: Any, num_floats: int) -> Bits:
+        """The mask of all proposals that could be read."""
+        weights, terms = digest(_flat(arrays).tobytes()), self._terms
+        way = ASKED[terms.agreement]
+
+        def choose(maps: Any) -> Bits:
+            return self._link.chosen(server_round, weights, maps, num_floats)
+
+        chair = Chair(num_floats, terms.num_selected(num_floats), choose)
+        replies = grid.send_and_receive(self._with(server_round, arrays, config, grid, {"what": "propose"}))
+        proposals: dict[int, Any] = {}
+        for client, record in self._read(replies):
+            known = "proposal", client, server_round, weights, digest(record["proposal"])
+            try:
+                if not self._link.enrolment.knows(client, record["tag"], *known):
+                    raise EncryptionError("it is not authentic")
+                proposals[client] = way.read(chair, record["proposal"], functools.partial(self._upload, client, server_round, record["word"]))
+            except (SelgradError, ValueError, KeyError, TypeError) as error:
+                logging.getLogger("flwr").warning("the proposal of client %d is left out: %s", client, error)
+        if len(proposals) < terms.min_clients:
+            raise SelgradError(f"{len(proposals)} clients said what they would encrypt and min_clients is {terms.min_clients}; start more")
+        return way.combine(chair, [proposals[client] for client in sorted(proposals)])
+
+    def _read(self, replies: Iterable[Any]) -> Iterable[tuple[int, dict[str, Any]]]:
+        """Each client's answer once, by its number."""
+        seen = set[int]()
+        for reply in replies:
+            if reply.has_error() or _SEALED not in reply.content:
+                logging.getLogger("flwr").warning("an answer is left out: %s", reply.error.reason if reply.has_error() else "it is no answer of the mod")
+                continue
+            record = {"said": reply.content, **dict(reply.content[_SEALED].items())}
+            client = record.get("client")
+            if type(client) is int and 0 <= client < self._terms.clients and client not in seen:
+                seen.add(client)
+                yield client, record
+
+    def _upload(self, client: int, number: int, word: bytes, raw: bytes, bound_to: str, num_values: int) -> tuple[int, bytes, bytes]:
+        """One client's ciphertexts with its word on them, if they are what was asked for."""
+        reader, public = encryption.Reader(raw), self._link.enrolment.public
+        header = reader.header
+        if (header.key_tag, header.mask_hash, header.num_values, header.num_clients) != (
+            public.key_tag,
+            context_of(bound_to, number, public.run),
+            num_values,
+            1,
+        ):
+            raise EncryptionError("the ciphertexts are under another key, or of another mask, round or number of clients")
+        self._scheme.check(reader)
+        return client, raw, word
 
     def aggregate_train(self, server_round: int, replies: Iterable[Any]) -> tuple[Any, Any]:
         """The weighted mean of updates; replies that are damaged, forged or of another mask are left out and logged."""
         assert self._mask is not None
-        good, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
-        bits, digest = self._mask, context_of(mask_digest(self._mask), server_round)
-        plain, weights = np.zeros(int((~bits).sum())), 0.0
-        sealed: list[encryption.Reader] = []
+        floats = _is_float(self._current)
+        bits = np.zeros(floats.size, bool)
+        bits[floats] = self._mask
+        mask_hash, weights, terms = mask_digest(self._mask), digest(_flat(self._current).tobytes()), self._terms
+        context = context_of(mask_hash, server_round, self._link.enrolment.public.run)
+        plain, share = np.zeros(int((~bits).sum())), 0.0
+        uploads: list[tuple[int, bytes, bytes]] = []
         counted: list[Any] = []
-        for reply in good:
+        for client, record in self._read(replies):
             try:
-                record: dict[str, Any] = dict(reply.content[_SEALED].items())
-                if not isinstance(record["sealed"], bytes) or not 0 < record["weight"] <= 1:
-                    raise EncryptionError("the update has no ciphertexts or no weight")
-                if not hmac.compare_digest(record["mac"], _signed(self._mac_key, server_round, record["plain"], record["weight"])):
-                    raise EncryptionError("the exposed entries are not authentic")
-                reader = encryption.Reader(record["sealed"], self._mac_key)
-                exposed, header = np.frombuffer(record["plain"], np.float32), reader.header
-                if (header.mask_hash, header.num_values, header.num_clients) != (digest, int(bits.sum()), 1) or exposed.size != plain.size:
-                    raise EncryptionError("the update is of another mask, round or number of clients")
-                if sealed and header.key_tag != sealed[0].header.key_tag:
-                    raise EncryptionError("the update is under another key than the one before it")
-                if not np.isfinite(exposed).all():
-                    raise EncryptionError("an exposed entry is not finite")
-                self._scheme.check(reader)
-            except (EncryptionError, KeyError, ValueError, TypeError, AttributeError) as error:
-                logging.getLogger("flwr").warning("an update is left out: %s", error)
+                whole = digest(float(record["weight"]).hex(), record["plain"], record["sealed"])
+                if not self._link.enrolment.knows(client, record["tag"], "reply", client, context, weights, whole):
+                    raise EncryptionError("it is not authentic")
+                exposed = np.frombuffer(record["plain"], np.float32)
+                if exposed.size != plain.size or not 0 < record["weight"] <= 1 or not np.isfinite(exposed).all():
+                    raise EncryptionError("its exposed entries or its weight are not what was asked for")
+                uploads.append(self._upload(client, server_round, record["word"], record["sealed"], mask_hash, int(bits.sum())))
+            except (SelgradError, KeyError, ValueError, TypeError, AttributeError) as error:
+                logging.getLogger("flwr").warning("the update of client %d is left out: %s", client, error)
                 continue
             plain += exposed
-            sealed.append(reader)
-            weights += record["weight"]
-            counted.append(reply)
+            share += record["weight"]
+            counted.append(record["said"])
         try:
-            require_different(sealed)
-        except EncryptionError as error:
+            require_different([encryption.Reader(raw) for _, raw, _ in uploads])
+            if len(uploads) < terms.min_clients:
+                raise EncryptionError(f"{len(uploads)} updates count and min_clients is {terms.min_clients}")
+            points = self._link.opened(server_round, mask_hash, weights, uploads)
+        except SelgradError as error:
             logging.getLogger("flwr").warning("round %d changes nothing: %s", server_round, error)
             return None, None
-        if len(counted) < self._min_clients:
-            logging.getLogger("flwr").warning("round %d changes nothing: %d updates count and min_clients is %d", server_round, len(counted), self._min_clients)
-            return None, None
         update = np.zeros(bits.size)
-        update[~bits] = plain
-        if bits.any():
-            total = self._scheme.add(sealed, raw=self._scheme.layout is not None).to_bytes()
-            update[bits] = self._decrypt(total, digest) / 2.0**self._scheme.profile.grid_bits
-        new = _like(self._current, _flat(self._current) - update / weights)
-        metrics = self.train_metrics_aggr_fn([reply.content for reply in counted], self.weighted_by_key)
+        update[~bits], update[bits] = plain, points / 2.0**terms.encryption.grid_bits
+        new = _like(self._current, _flat(self._current) - update / share)
+        metrics = self.train_metrics_aggr_fn(counted, self.weighted_by_key)
         return new, metrics if isinstance(metrics, MetricRecord) else None

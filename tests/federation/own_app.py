@@ -6,11 +6,13 @@ A grid that calls the app in this process stands in for Flower's own.
 import json
 import sys
 import uuid
+from pathlib import Path
 
 import numpy as np
 
-from selgrad import encryption
+from selgrad.federation.key_holder import key_holder_here
 from selgrad.federation.mods import SelectiveFedAvg, selective_encryption
+from selgrad.federation.terms import Terms, enrol
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict  # isort: skip
 from flwr.clientapp import ClientApp  # isort: skip
@@ -91,22 +93,28 @@ def trained(app, strategy, start=START):
     return [array.tolist() for array in found["result"].arrays.to_numpy_ndarrays()], grid.reasons
 
 
+def sealed(folder, mods=None, start=START, terms=None, **options):
+    keys = enrol(Terms(**{"clients": 3, "ratio": 0.3, **(terms or {})}), folder)
+    strategy = SelectiveFedAvg(key_holder=key_holder_here(keys), max_examples=options.pop("max_examples", 100), **common)
+    return trained(client_app(mods or [selective_encryption(keys, clip=options.pop("clip", False))], **options), strategy, start)
+
+
 if __name__ == "__main__":
-    folder = sys.argv[1]
-    encryption.KeyHolder().save(folder)
-    holder = encryption.KeyHolder.load(folder)
+    folder = Path(sys.argv[1])
     common = {"fraction_evaluate": 0.0, "min_train_nodes": 3, "min_available_nodes": 3}
     plain, _ = trained(client_app([]), FedAvg(**common))
-    mac = b"shared by all six"
-    mod = selective_encryption(f"{folder}/client.key", mac_key=mac)
-    sealed, _ = trained(client_app([mod]), SelectiveFedAvg(ratio=0.3, decrypt=holder.decrypt, max_examples=100, mac_key=mac, **common))
-    other = selective_encryption(f"{folder}/client.key", mac_key=b"somebody else, 16+")
-    forged, _ = trained(client_app([other]), SelectiveFedAvg(ratio=0.3, decrypt=holder.decrypt, max_examples=100, mac_key=mac, **common))
+    same, _ = sealed(folder / "same")
+    by_vote, _ = sealed(folder / "vote", terms={"agreement": "vote"})
+    others = enrol(Terms(clients=3, ratio=0.3), folder / "others")
+    forged, _ = sealed(folder / "forged", [selective_encryption(others)])
     # Everything is encrypted and moves by 3 a round, beyond the bound of 1, and a counter, by 3 too, which is not encrypted and so has no bound.
-    far = {"move": lambda _, array: np.full(array.shape, 3.0)}
-    arrays = (np.zeros(4, np.float32), np.zeros(2, np.int64))
-    both = lambda: SelectiveFedAvg(ratio=1.0, decrypt=holder.decrypt, max_examples=70, **common)
-    refused, reasons = trained(client_app([selective_encryption(f"{folder}/client.key")], **far), both(), arrays)
-    clipped, _ = trained(client_app([selective_encryption(f"{folder}/client.key", clip=True)], **far), both(), arrays)
-    found = {"plain": plain, "sealed": sealed, "forged": forged, "refused": refused, "reasons": reasons, "clipped": clipped}
+    far = {
+        "move": lambda _, array: np.full(array.shape, 3.0),
+        "start": (np.zeros(4, np.float32), np.zeros(2, np.int64)),
+        "max_examples": 70,
+        "terms": {"ratio": 1.0},
+    }
+    refused, reasons = sealed(folder / "refused", **far)
+    clipped, _ = sealed(folder / "clipped", clip=True, **far)
+    found = {"plain": plain, "sealed": same, "by_vote": by_vote, "forged": forged, "refused": refused, "reasons": reasons, "clipped": clipped}
     print(json.dumps(found))

@@ -62,6 +62,9 @@ def test_another_app_gets_selective_encryption_in_a_few_lines(tmp_path):
     for plain, sealed in zip(found["plain"], found["sealed"], strict=True):
         assert 0 < np.abs(np.asarray(plain) - np.asarray(sealed)).max() <= bound
     assert found["forged"] == [], "what nobody could authenticate was averaged"
+    # A mask that follows what moves changes what is encrypted, and nothing of the mean.
+    for plain, sealed in zip(found["plain"], found["by_vote"], strict=True):
+        np.testing.assert_allclose(plain, sealed, atol=bound)
     # Clients of 10, 20 and 30 examples of 70 at most move by 3: weighted 3/7, 6/7 and 9/7, of which the last lies beyond the bound of 1
     # and is refused: the mean is that of the first two, who are enough to be summed.
     moved, counted = (np.asarray(array) for array in found["refused"])

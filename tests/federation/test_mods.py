@@ -1,13 +1,16 @@
-"""The client mod and the strategy where the server asks for too little, or most clients are gone: nothing leaves in the clear, and no upload is decrypted alone."""
+"""The client mod, the strategy and the key holder of somebody else's app, where the server deviates or most clients are gone: no upload is opened alone."""
 
 import importlib.util
+import json
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from selgrad import encryption
-from selgrad.errors import EncryptionError, UsageError
+from selgrad.errors import SelgradError, UsageError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -18,96 +21,294 @@ BEFORE = np.zeros(50, np.float32)
 AFTER = {client: np.random.default_rng(client).normal(size=50).astype(np.float32) / 10 for client in range(3)}
 
 
-@pytest.fixture(scope="module")
-def holder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("keys")
-    made = encryption.KeyHolder()
-    made.save(folder)
-    return folder, made
+def enrolled(folder, **terms):
+    from selgrad.federation.terms import Terms, enrol
+
+    return enrol(Terms(**{"clients": 3, "ratio": 0.4, **terms}), folder)
 
 
-def train(client, arrays=None):
+@pytest.fixture
+def keys(tmp_path):
+    return enrolled(tmp_path / "keys")
+
+
+def node(number):
+    from flwr.app import Context, RecordDict
+
+    return Context(run_id=1, node_id=100 + number, node_config={"partition-id": number, "num-partitions": 3}, state=RecordDict(), run_config={})
+
+
+def training(client, arrays=None, calls=None):
     from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
     after = {"w": AFTER[client]} if arrays is None else arrays
 
     def call(message, context):
-        content = {"arrays": ArrayRecord({name: Array(value) for name, value in after.items()}), "metrics": MetricRecord({"num-examples": 10})}
+        if calls is not None:
+            calls.append(client)
+        content = {"arrays": ArrayRecord({name: Array(value) for name, value in after.items()}), "metrics": MetricRecord({"num-examples": 10, "loss": 0.5})}
         return Message(RecordDict(content), reply_to=message)
 
     return call
 
 
-def ask(mask, arrays=None):
-    from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+class Server:
+    """One that sends what it likes, with a link to the key holder."""
 
-    from selgrad.federation.mods import _MASK
+    def __init__(self, keys, before=None):
+        from flwr.app import Array, ArrayRecord
 
-    before = {"w": BEFORE} if arrays is None else arrays
-    record = ConfigRecord({"indices": encryption.encode_indices(mask), "scale": 10.0, "weigh": "num-examples", "round": 1})
-    content = {"arrays": ArrayRecord({name: Array(value) for name, value in before.items()}), _MASK: record}
-    return Message(RecordDict(content), dst_node_id=1, message_type="train")
+        from selgrad.federation.key_holder import key_holder_here
+        from selgrad.federation.mods import SelectiveFedAvg, selective_encryption
+
+        self.before = {"w": BEFORE} if before is None else before
+        self.arrays = ArrayRecord({name: Array(value) for name, value in self.before.items()})
+        self.mod, self.link = selective_encryption(keys), key_holder_here(keys)
+        self.strategy = SelectiveFedAvg(key_holder=self.link, max_examples=10)
+        self.strategy._current = self.arrays
+        floats = sum(array.size for array in self.before.values() if array.dtype.kind == "f")
+        self.strategy._mask = self.mask = self.link.terms.fixed_mask(floats)
+
+    def message(self, number=1, mask=None, **change):
+        from flwr.app import ConfigRecord, Message, RecordDict
+
+        from selgrad.federation.mods import _ASKED
+
+        indices = encryption.encode_indices(self.mask if mask is None else mask)
+        record = ConfigRecord({"what": "train", "indices": indices, "scale": 10.0, "weigh": "num-examples", "round": number, **change})
+        return Message(RecordDict({"arrays": self.arrays, _ASKED: record}), dst_node_id=1, message_type="train")
+
+    def asks(self, client, number=1, mask=None, call=None, mod=None, **change):
+        return (mod or self.mod)(self.message(number, mask, **change), node(client), call or training(client))
+
+    def uploads(self, replies):
+        from selgrad.federation.mods import _SEALED
+
+        return [(reply.content[_SEALED]["client"], reply.content[_SEALED]["sealed"], reply.content[_SEALED]["word"]) for reply in replies]
+
+    def opens(self, replies, number=1, uploads=None):
+        from selgrad.federation.enrolment import digest
+        from selgrad.federation.messages import mask_digest
+        from selgrad.federation.mods import _flat
+
+        weights = digest(_flat(self.arrays).tobytes())
+        return self.link.opened(number, mask_digest(self.mask), weights, self.uploads(replies) if uploads is None else uploads)
 
 
-def mask_of(count, size=50):
-    mask = np.zeros(size, bool)
-    mask[:count] = True
-    return mask
+def test_a_mask_that_hides_too_little_or_is_another_one_is_refused(keys):
+    server = Server(keys)
+    least = np.zeros(50, bool)
+    least[np.flatnonzero(server.mask)[:-1]] = True
+    for mask, said in (
+        (np.zeros(50, bool), "names 0 of 50 float entries and this client encrypts 20"),
+        (least, "names 19 of 50"),
+        (~server.mask, "not the fixed"),
+    ):
+        with pytest.raises(SelgradError, match=said):
+            server.asks(0, mask=mask)
+    with pytest.raises(SelgradError, match="agreed to the mask 'fixed'"):
+        server.asks(0, what="propose")
 
 
-def test_a_mask_that_hides_too_little_is_refused(holder):
-    from selgrad.federation.mods import _SEALED, selective_encryption
+def test_a_server_that_asks_for_no_encryption_gets_nothing(keys):
+    from flwr.app import Message, RecordDict
 
-    folder, _ = holder
-    mod = selective_encryption(folder / "client.key")
-    with pytest.raises(EncryptionError, match="nothing is sent"):
-        mod(ask(mask_of(0)), None, train(0))
-    half = selective_encryption(folder / "client.key", min_ratio=0.5)
-    with pytest.raises(EncryptionError, match="24 of 50 float entries and this client encrypts 25"):
-        half(ask(mask_of(24)), None, train(0))
-    assert len(half(ask(mask_of(25)), None, train(0)).content[_SEALED]["plain"]) == 4 * 25
-    with pytest.raises(UsageError, match="ratio"):
-        selective_encryption(folder / "client.key", min_ratio=2.0)
-    with pytest.raises(EncryptionError, match="can be guessed"):
-        selective_encryption(folder / "client.key", mac_key=b"short")
+    server = Server(keys)
+    with pytest.raises(SelgradError, match="sent no mask"):
+        server.mod(Message(RecordDict({"arrays": server.arrays}), dst_node_id=1, message_type="train"), node(0), training(0))
 
 
-def test_counters_are_never_encrypted_and_large_moves_name_their_array(holder):
+def test_a_round_is_trained_and_answered_once(keys):
+    from selgrad.federation.mods import _SEALED
+
+    server, calls = Server(keys), []
+    first = server.asks(0, call=training(0, calls=calls))
+    again = server.asks(0, call=training(0, calls=calls))
+    assert calls == [0] and dict(first.content[_SEALED]) == dict(again.content[_SEALED]) and again.content["metrics"]["loss"] == 0.5
+    with pytest.raises(SelgradError, match="answered once"):
+        server.asks(0, scale=20.0)
+    server.asks(0, number=2)
+    with pytest.raises(SelgradError, match="answered once"):
+        server.asks(0, number=1)
+
+
+def test_the_key_holder_opens_one_sum_of_a_round_and_none_that_the_server_made(keys):
+    server = Server(keys)
+    replies = [server.asks(client) for client in range(3)]
+    points = server.opens(replies)
+    each = [encryption.quantise(-AFTER[client][server.mask].astype(np.float32).astype(float), server.link.terms.encryption) for client in range(3)]
+    np.testing.assert_array_equal(points, sum(each))
+    np.testing.assert_array_equal(server.opens(replies), points)
+    with pytest.raises(SelgradError, match="each is answered once"):
+        server.opens(replies[:2])
+    with pytest.raises(SelgradError, match="a sum over 1 clients"):
+        server.opens(replies[:1], number=2)
+    later = [server.asks(client, number=2) for client in range(3)]
+    with pytest.raises(SelgradError, match="difference of two"):
+        server.opens(later[:2], number=2)
+    uploads = server.uploads(later)
+    (one, raw, word), (other, _, _) = uploads[:2]
+    total = encryption.CKKS(server.link.terms.encryption).add([encryption.Reader(raw)]).to_bytes()
+    for forged in ((one, total[:-1] + bytes([total[-1] ^ 1]), word), (other, raw, word), (one, raw, bytes(32))):
+        with pytest.raises(SelgradError, match=r"does not vouch|ciphertext|damaged"):
+            server.opens([], number=3, uploads=[forged, uploads[2]])
+
+
+def test_the_key_holder_answers_to_its_own_server_alone(keys, tmp_path):
+    from selgrad.federation.enrolment import Enrolment
+    from selgrad.federation.key_holder import KeyHolderLink
+
+    server = Server(keys)
+    replies = [server.asks(client) for client in range(3)]
+    ask = server.link._ask
+    server.link = KeyHolderLink(Enrolment.load(enrolled(tmp_path / "others") / "server"), ask)
+    with pytest.raises(SelgradError, match="not from the server that this key holder was enrolled with"):
+        server.opens(replies)
+    # Nor does the server believe just anybody.
+    server.link = KeyHolderLink(Enrolment.load(keys / "server"), lambda raw, tag: ask(raw, tag)[:-1] + b"\0")
+    with pytest.raises(SelgradError, match=r"not authentic|damaged"):
+        server.opens(replies)
+
+
+def test_counters_are_never_encrypted_and_large_moves_name_their_array(keys):
     from selgrad.federation.mods import selective_encryption
 
-    mod = selective_encryption(holder[0] / "client.key")
-    before = {"steps": np.zeros(3, np.int64), "w": np.zeros(4, np.float32)}
-    with pytest.raises(EncryptionError, match="integer arrays"):
-        mod(ask(mask_of(5, 7), before), None, train(0, before))
-    after = {"steps": np.full(3, 9, np.int64), "w": np.array([0, 0, 0, 4], np.float32)}
-    with pytest.raises(EncryptionError, match=r"in w \(4\)"):
-        mod(ask(~mask_of(3, 7), before), None, train(0, after))
+    server = Server(keys, {"steps": np.full(3, 2**30, np.int64), "w": np.zeros(4, np.float32)})
+    assert server.mask.size == 4
+    far = {"steps": np.full(3, 2**30 + 7, np.int64), "w": np.where(server.mask, np.float32(4), np.float32(0))}
+    with pytest.raises(SelgradError, match=r"in w \(4\)"):
+        server.asks(0, call=training(0, far))
+    clipping = selective_encryption(keys, clip=True)
+    arrays, _ = server.strategy.aggregate_train(1, [server.asks(client, call=training(client, far), mod=clipping) for client in range(3)])
+    steps, weights = (array.numpy() for array in arrays.values())
+    assert steps.tolist() == [2**30 + 7] * 3, "float32 has no such integer"
+    np.testing.assert_array_equal(weights, np.where(server.mask, 1.0, 0.0))
+    with pytest.raises(SelgradError, match="not finite"):
+        server.asks(0, number=2, call=training(0, {**far, "w": np.full(4, np.nan, np.float32)}))
 
 
-def test_one_good_reply_is_not_decrypted(holder, caplog):
-    from flwr.app import Array, ArrayRecord
+def test_one_good_reply_is_not_opened(keys, caplog):
+    from selgrad.federation.mods import _SEALED
 
-    from selgrad.federation.mods import _SEALED, SelectiveFedAvg, selective_encryption
-
-    folder, keys = holder
-    mod, mask, asked = selective_encryption(folder / "client.key"), mask_of(20), []
-
-    def decrypt(total, digest):
-        asked.append(encryption.Reader(total).header.num_clients)
-        return keys.decrypt(total, digest)
-
-    strategy = SelectiveFedAvg(ratio=0.4, decrypt=decrypt, max_examples=10, mask=mask)
-    strategy._current = ArrayRecord({"w": Array(BEFORE)})
-    replies = [mod(ask(mask), None, train(client)) for client in range(3)]
+    server, opened = Server(keys), []
+    ask = server.link._ask
+    server.link._ask = lambda raw, tag: opened.append(raw) or ask(raw, tag)
+    replies = [server.asks(client) for client in range(3)]
+    whole = [reply.content[_SEALED]["sealed"] for reply in replies]
     for client in (0, 2):
-        replies[client].content[_SEALED]["sealed"] = replies[client].content[_SEALED]["sealed"][:-3]
+        replies[client].content[_SEALED]["sealed"] = whole[client][:-3]
     with caplog.at_level(logging.WARNING, logger="flwr"):
-        assert strategy.aggregate_train(1, replies) == (None, None) and not asked
-        # One upload under two names is one upload.
-        assert strategy.aggregate_train(1, [replies[1], replies[1]]) == (None, None) and not asked
-    whole = [mod(ask(mask), None, train(client)) for client in range(3)]
-    arrays, _ = strategy.aggregate_train(1, whole)
+        assert server.strategy.aggregate_train(1, replies) == (None, None) and not opened
+        # One client that answers twice is one client.
+        assert server.strategy.aggregate_train(1, [replies[1], replies[1]]) == (None, None) and not opened
+        # What another client said is not this one's.
+        replies[0].content[_SEALED]["sealed"] = whole[0]
+        replies[0].content[_SEALED]["weight"] = 0.5
+        assert server.strategy.aggregate_train(1, replies) == (None, None) and not opened
+    assert "authentic" in caplog.text and "min_clients is 2" in caplog.text
+    arrays, metrics = server.strategy.aggregate_train(1, [server.asks(client) for client in range(3)])
     np.testing.assert_allclose(next(iter(arrays.values())).numpy(), np.mean([AFTER[client] for client in range(3)], axis=0), atol=2**-23)
-    assert asked == [3]
-    with pytest.raises(UsageError, match="min_clients=1"):
-        SelectiveFedAvg(ratio=0.4, decrypt=decrypt, max_examples=10, min_clients=1)
+    assert len(opened) == 1 and metrics["loss"] == 0.5
+
+
+@pytest.mark.parametrize("agreement", ["vote", "union", "interleaved", "encrypted_sensitivity"])
+def test_masks_follow_the_significance_of_clients_own_updates(tmp_path, agreement):
+    from selgrad.federation.mods import selective_encryption
+
+    keys = enrolled(tmp_path / "keys", agreement=agreement, ratio=0.2)
+    server = Server(keys)
+    server.strategy._mask = None
+
+    class Grid:
+        def get_node_ids(self):
+            return [0, 1, 2]
+
+        def send_and_receive(self, messages, timeout=None):
+            return [
+                mods[message.metadata.dst_node_id](message, node(message.metadata.dst_node_id), training(message.metadata.dst_node_id)) for message in messages
+            ]
+
+    def mask_of(scores):
+        from flwr.app import ConfigRecord
+
+        mods.update({client: selective_encryption(keys, **scores) for client in range(3)})
+        list(server.strategy.configure_train(1, server.arrays, ConfigRecord({}), Grid()))
+        return server.strategy.mask
+
+    mods = {}
+    found = mask_of({})
+    if agreement == "encrypted_sensitivity":
+        grid = [np.abs(AFTER[client]) / np.abs(AFTER[client]).max() for client in range(3)]
+        assert set(np.flatnonzero(found)) == set(np.argsort(-sum(grid), kind="stable")[:10])
+    else:
+        own = [set(np.argsort(-np.abs(AFTER[client]), kind="stable")[:10]) for client in range(3)]
+        assert set(np.flatnonzero(found)) <= set.union(*own)
+        if agreement == "union":
+            assert set(np.flatnonzero(found)) == set.union(*own)
+    assert found.sum() >= 10
+    # A significance of the client's own: the last entries, whatever moved.
+    server = Server(enrolled(tmp_path / "other", agreement=agreement, ratio=0.2))
+    server.strategy._mask, keys = None, tmp_path / "other"
+    assert np.flatnonzero(mask_of({"scores": lambda update: {"w": np.arange(50.0)}})).tolist() == list(range(40, 50))
+
+
+def test_terms_name_what_cannot_be(tmp_path):
+    from selgrad.federation.terms import Terms
+
+    wrong = [
+        ({"clients": 1}, "min_clients=2"), ({"clients": 3, "min_clients": 1}, "min_clients=1"), ({"clients": 3, "ratio": 1.5}, "ratio"),
+        ({"clients": 3, "agreement": "votes"}, "vote"), ({"clients": 3, "profile": "threshold"}, "no key holder"), ({"clients": 3, "seed": -1}, "seed=-1"),
+        ({"clients": 3, "bound": -1.0}, "bound"),
+    ]  # fmt: skip
+    for terms, said in wrong:
+        with pytest.raises(UsageError, match=said):
+            Terms(**terms)
+    folder = enrolled(tmp_path / "keys")
+    tag = json.loads((folder / "public.json").read_text())["key_tag"]
+    enrolled(tmp_path / "keys")
+    assert json.loads((folder / "public.json").read_text())["key_tag"] == tag, "the keys of a run are made once"
+    with pytest.raises(UsageError, match=r"ratio=0.4 and not 0.5"):
+        enrolled(tmp_path / "keys", ratio=0.5)
+
+
+@pytest.mark.slow
+def test_the_service_opens_sums_over_tls_and_goes_on_after_a_kill(keys):
+    from selgrad.federation.key_holder import connect
+
+    from .test_flower import certificate
+
+    key, pem = certificate(keys)
+
+    def started(port):
+        command = ["key-holder", str(keys), "--address", f"127.0.0.1:{port}", "--ssl-certfile", pem, "--ssl-keyfile", key]
+        process = subprocess.Popen([sys.executable, "-m", "selgrad.cli", *command], stdout=subprocess.PIPE, text=True)
+        processes.append(process)
+        return process, process.stdout.readline().partition("127.0.0.1:")[2].partition(";")[0]
+
+    processes: list[subprocess.Popen] = []
+    server = Server(keys)
+    replies = [server.asks(client) for client in range(3)]
+    server.link = connect(keys / "server", "127.0.0.1:1", root_certificates=pem)
+    with pytest.raises(SelgradError, match="does not answer"):
+        server.opens(replies)
+    service, port = started(0)
+    try:
+        server.link = connect(keys / "server", f"127.0.0.1:{port}", root_certificates=pem)
+        points = server.opens(replies)
+        with pytest.raises(SelgradError, match="refuses: 'decrypt' of round 1 was answered to another request"):
+            server.opens(replies[:2])
+        stranger = Server(enrolled(keys / "others"))
+        stranger.link = connect(keys / "others" / "server", f"127.0.0.1:{port}", root_certificates=pem)
+        with pytest.raises(SelgradError, match="enrolled with another server"):
+            stranger.opens([stranger.asks(client) for client in range(3)])
+        service.kill()
+        service.wait()
+        service, _ = started(port)
+        np.testing.assert_array_equal(server.opens(replies), points)
+        with pytest.raises(SelgradError, match="was answered to another request"):
+            server.opens(replies[:2])
+    finally:
+        service.terminate()
+        assert service.wait(30) == 143
+        for process in processes:
+            process.stdout.close()

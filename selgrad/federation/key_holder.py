@@ -1,0 +1,268 @@
+"""The key holder of an app of one's own: a service that opens the sums which it forms itself, and the server's link to it.
+
+It answers to the server that it was enrolled with alone, over gRPC as Flower does, and opens nothing but what clients vouch for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from selgrad import encryption, files
+from selgrad.encryption import agreement
+from selgrad.encryption.agreement import Bits
+from selgrad.errors import EncryptionError, SelgradError, UsageError
+from selgrad.federation.agreements import SCORES
+from selgrad.federation.enrolment import Enrolment, Seat, digest, pack, unpack
+from selgrad.federation.messages import Message
+from selgrad.federation.sums import answered_once, opened, vouched
+from selgrad.federation.terms import KEY_HOLDER, SERVER, Terms
+
+_SERVICE, _METHOD = "selgrad.KeyHolder", "Open"
+_CHUNK = 2**21
+_LARGEST = 2**33
+"""Bytes of a request."""
+_KNOCK, _SIZE = "selgrad-knock-bin", "selgrad-size"
+
+
+def respond(seat: Seat, request: Message) -> Message:
+    """The key holder's answer to the server: grid points of a sum of updates, or the mask of a sum of score maps.
+
+    Args:
+      seat: the key holder's.
+      request: with `kind` (`decrypt` or `choose`), `round`, `clients`, `uploads`, `tags`, `weights` and `mask_hash`.
+
+    Raises:
+      SelgradError: if it is none that is answered.
+    """
+    terms = Terms.of(seat.enrolment)
+    try:
+        kind, number = request["kind"], request["round"]
+        if kind not in ("decrypt", "choose") or type(number) is not int or number < 0:
+            raise SelgradError(f"request {kind!r} of round {number!r} is none that the key holder answers")
+        bound_to = SCORES if kind == "choose" else str(request["mask_hash"])
+        uploads = vouched(seat.enrolment, request, bound_to, num_clients=terms.clients, min_clients=terms.min_clients)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SelgradError(f"the request is malformed ({type(error).__name__})") from None
+
+    def make() -> Message:
+        points, _ = opened(seat.enrolment, terms.encryption, uploads)
+        if kind == "choose":
+            return {"mask": encryption.encode_indices(agreement.from_sum(points, terms.num_selected(points.size)))}
+        return {"points": points.tobytes()}
+
+    return answered_once(seat, kind, request, uploads, make)
+
+
+def _sealed_answer(seat: Seat, raw: bytes, tag: bytes) -> bytes:
+    """The answer to a request's bytes if the server's word is on them, with the key holder's word on both."""
+    server = seat.enrolment.number + 1
+    if not seat.enrolment.knows(server, tag, "ask", digest(raw)):
+        raise SelgradError("the request is not from the server that this key holder was enrolled with; nothing is answered")
+    try:
+        request = unpack(raw)
+    except ValueError as error:
+        raise SelgradError(f"the request is malformed ({error})") from None
+    answer = pack(respond(seat, request))
+    return pack({"answer": answer, "tag": seat.enrolment.tag(server, "answer", digest(raw), digest(answer))})
+
+
+class KeyHolderLink:
+    """The server's way to the key holder.
+
+    Args:
+      enrolment: the server's own.
+      ask: carries a request and the server's word on it, and brings the answer.
+
+    Attributes:
+      terms: of the run.
+      enrolment: the server's.
+    """
+
+    def __init__(self, enrolment: Enrolment, ask: Callable[[bytes, bytes], bytes]) -> None:
+        self.enrolment, self.terms, self._ask = enrolment, Terms.of(enrolment), ask
+
+    @property
+    def _number(self) -> int:
+        return self.terms.clients
+
+    def opened(self, number: int, mask_hash: str, weights: str, uploads: Sequence[tuple[int, bytes, bytes]]) -> npt.NDArray[np.int64]:
+        """The sum of a round in grid units (n,).
+
+        Args:
+          number: of the round.
+          mask_hash: of the selection.
+          weights: a digest of those that clients trained on.
+          uploads: each client's number, ciphertexts and word to the key holder.
+
+        Raises:
+          SelgradError: if the key holder does not answer, or refuses.
+        """
+        answer = self._asked("decrypt", number, mask_hash, weights, uploads)
+        return np.frombuffer(answer["points"], np.int64)
+
+    def chosen(self, number: int, weights: str, uploads: Sequence[tuple[int, bytes, bytes]], num_floats: int) -> Bits:
+        """The mask (num_floats,) of a sum of score maps.
+
+        Raises:
+          SelgradError: if the key holder does not answer, or refuses.
+        """
+        return encryption.decode_indices(self._asked("choose", number, "", weights, uploads)["mask"], num_floats)
+
+    def _asked(self, kind: str, number: int, mask_hash: str, weights: str, uploads: Sequence[tuple[int, bytes, bytes]]) -> Message:
+        clients, raws, tags = ([*column] for column in zip(*sorted(uploads), strict=True))
+        request = {"kind": kind, "round": number, "mask_hash": mask_hash, "weights": weights, "clients": clients, "uploads": raws, "tags": tags}
+        raw = pack(request)
+        try:
+            told = unpack(self._ask(raw, self.enrolment.tag(self._number, "ask", digest(raw))))
+            if not self.enrolment.knows(self._number, told["tag"], "answer", digest(raw), digest(told["answer"])):
+                raise EncryptionError("the key holder's answer is not authentic; somebody else answers at its address")
+            return unpack(told["answer"])
+        except (ValueError, KeyError, TypeError):
+            raise EncryptionError("the key holder's answer is damaged; try again") from None
+
+
+def key_holder_here(folder: str | Path) -> KeyHolderLink:
+    """A key holder in this process, for a simulation, in which nobody is apart from anybody.
+
+    Args:
+      folder: that `enrol` wrote.
+
+    Raises:
+      SelgradError: if it cannot be read.
+    """
+    root = Path(folder)
+    seat = Seat(Enrolment.load(root / KEY_HOLDER), root / KEY_HOLDER)
+    return KeyHolderLink(Enrolment.load(root / SERVER), lambda raw, tag: _sealed_answer(seat, raw, tag))
+
+
+def connect(folder: str | Path, address: str, *, root_certificates: str | Path | None = None, timeout: float = 600.0) -> KeyHolderLink:
+    """The link to a key holder that `selgrad key-holder` runs.
+
+    Args:
+      folder: the server's enrolment.
+      address: HOST:PORT.
+      root_certificates: file that vouches for its certificate; None talks in the clear, which shows sums to whoever listens.
+      timeout: seconds to wait for an answer.
+
+    Raises:
+      SelgradError: if the enrolment or the certificates cannot be read; when used, if nobody answers.
+    """
+    import grpc
+
+    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    enrolment = Enrolment.load(folder)
+    channel = (
+        grpc.insecure_channel(address, options)
+        if root_certificates is None
+        else grpc.secure_channel(address, grpc.ssl_channel_credentials(_read(root_certificates)), options)
+    )
+    call = channel.stream_unary(f"/{_SERVICE}/{_METHOD}")
+
+    def ask(raw: bytes, tag: bytes) -> bytes:
+        size = str(len(raw))
+        knock = enrolment.tag(Terms.of(enrolment).clients, "knock", size)
+        chunks = (raw[at : at + _CHUNK] for at in range(0, len(raw), _CHUNK))
+        try:
+            answer: bytes = call(_with_tag(tag, chunks), timeout=timeout, metadata=((_KNOCK, knock), (_SIZE, size)), wait_for_ready=False)
+            return answer
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.FAILED_PRECONDITION:
+                raise SelgradError(f"the key holder refuses: {error.details()}") from None
+            raise SelgradError(
+                f"the key holder at {address!r} does not answer ({error.code().name.lower()}); start `selgrad key-holder`, or name its address and certificate"
+            ) from None
+
+    return KeyHolderLink(enrolment, ask)
+
+
+def _with_tag(tag: bytes, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    yield tag
+    yield from chunks
+
+
+def _read(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{str(path)!r} cannot be read ({error.strerror}); name a PEM file") from None
+
+
+@contextlib.contextmanager
+def serving(
+    folder: str | Path,
+    address: str,
+    *,
+    certificate: str | Path | None = None,
+    private_key: str | Path | None = None,
+    note: Callable[[str], None] = lambda _: None,
+) -> Iterator[int]:
+    """Runs the service; yields the port that it listens on.
+
+    Args:
+      folder: the key holder's enrolment; what it has answered is kept there.
+      address: HOST:PORT to listen on; port 0 takes a free one.
+      certificate, private_key: PEM files for TLS; without them everything is in the clear.
+      note: is called with one line for each request.
+
+    Raises:
+      SelgradError: if another service holds the folder, the enrolment is not a key holder's, or the address cannot be used.
+    """
+    import grpc
+
+    host, _, given = address.rpartition(":")
+    if not host or not given.isdecimal() or int(given) > 65535:
+        raise UsageError(f"address {address!r} is no HOST:PORT with a port of at most 65535")
+    root = Path(folder)
+    seat = Seat(Enrolment.load(root), root)
+    if not seat.enrolment.secret:
+        raise UsageError(f"{str(root)!r} is the enrolment of participant {seat.enrolment.number}, who holds no secret key; name the folder {KEY_HOLDER!r}")
+    server_number = Terms.of(seat.enrolment).clients + 1
+
+    def open_sum(chunks: Iterator[bytes], context: Any) -> bytes:
+        given = dict(context.invocation_metadata())
+        size, knock = str(given.get(_SIZE, "")), given.get(_KNOCK, b"")
+        if not isinstance(knock, bytes) or not seat.enrolment.knows(server_number, knock, "knock", size) or not int(size) <= _LARGEST:
+            note("refused somebody who is not the server")
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this key holder was enrolled with another server")
+        try:
+            tag, parts, length = next(chunks, b""), [], 0
+            for chunk in chunks:
+                length += len(chunk)
+                if length > int(size):
+                    raise SelgradError("the request is longer than it says")
+                parts.append(chunk)
+            answer = _sealed_answer(seat, b"".join(parts), tag)
+            note(f"answered a request of {length / 1e6:,.1f} MB")
+            return answer
+        except SelgradError as error:
+            note(f"refused: {error}")
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+            raise AssertionError("abort raises") from None
+
+    with files.locked(root, "key holder"):
+        # One at a time: what was answered decides what is.
+        service = grpc.server(ThreadPoolExecutor(1), options=[("grpc.so_reuseport", 0), ("grpc.max_send_message_length", -1)])
+        handler = grpc.stream_unary_rpc_method_handler(open_sum)
+        service.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {_METHOD: handler}),))
+        try:
+            if certificate is not None and private_key is not None:
+                pair = _read(private_key), _read(certificate)
+                port = service.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+            else:
+                port = service.add_insecure_port(address)
+        except (RuntimeError, ValueError):
+            port = 0
+        if not port:
+            raise SelgradError(f"cannot listen at {address!r}; it is in use, no address of this machine, or the certificate and key are no PEM pair")
+        service.start()
+        try:
+            yield int(port)
+        finally:
+            service.stop(1).wait()

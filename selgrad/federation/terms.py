@@ -1,0 +1,159 @@
+"""What the participants of an app of one's own agree to before it runs, and what each of them holds then.
+
+selgrad's own runs have a whole configuration for this (`selgrad.federation.config`); here training, model and data are the app's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selgrad import encryption, files, trees
+from selgrad.encryption import agreement
+from selgrad.encryption.agreement import AGREEMENTS, Bits
+from selgrad.encryption.profiles import PROFILES, Profile
+from selgrad.errors import EncryptionError, SelgradError, UsageError, did_you_mean, require_ratio
+from selgrad.federation.enrolment import FILE, Enrolment, Public, digest, write
+
+KEY_HOLDER, SERVER = "key-holder", "server"
+"""Folders of those who are no clients; clients' are named by their numbers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """Of one run of an app.
+
+    Attributes:
+      clients: how many are enrolled.
+      ratio: of the float entries of an update to encrypt, in [0, 1].
+      agreement: on one mask, a name in `AGREEMENTS`.
+      profile: of the encryption, one with a key holder.
+      min_clients: that no sum is opened over fewer of.
+      bound: largest absolute value of a weighted update's entry; None is the profile's.
+      seed: of the fixed mask.
+
+    Raises:
+      UsageError: naming the value and the remedy.
+    """
+
+    clients: int
+    ratio: float = 0.1
+    agreement: str = "fixed"
+    profile: str = "exact"
+    min_clients: int = 2
+    bound: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_ratio(self.ratio)
+        for what, value, known in (("agreement", self.agreement, AGREEMENTS), ("profile", self.profile, tuple(PROFILES))):
+            if value not in known:
+                raise UsageError(f"{what} {value!r} is unknown; {did_you_mean(value, known)}")
+        if not 2 <= self.min_clients <= self.clients:
+            raise UsageError(
+                f"min_clients={self.min_clients} must be 2 or more, since one client's update is not decrypted, and at most clients={self.clients}"
+            )
+        if self.seed < 0:
+            raise UsageError(f"seed={self.seed} must be 0 or more")
+        try:
+            profile = self.encryption
+        except EncryptionError as error:
+            raise UsageError(str(error)) from None
+        if profile.decryption == "threshold":
+            raise UsageError(f"profile {self.profile!r} has no key holder; take 'exact', or `selgrad federate` for a run among parties")
+        if self.clients > profile.max_clients:
+            raise UsageError(f"clients={self.clients} is more than profile {self.profile!r} holds ({profile.max_clients}); lower clients or bound")
+
+    @property
+    def encryption(self) -> Profile:
+        """The profile, with the bound of this run."""
+        profile = PROFILES[self.profile]
+        return profile if self.bound is None else dataclasses.replace(profile, bound=float(self.bound))
+
+    @property
+    def text(self) -> str:
+        """As JSON."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def of(cls, enrolment: Enrolment) -> Terms:
+        """Those that a participant was enrolled under.
+
+        Raises:
+          SelgradError: if it was enrolled in a run of selgrad's own.
+        """
+        try:
+            return cls(**json.loads(enrolment.text))
+        except (ValueError, TypeError):
+            raise SelgradError(
+                f"participant {enrolment.number} is enrolled in a run of `selgrad federate`; enrol for an app with `selgrad key-holder`"
+            ) from None
+
+    def num_selected(self, num_floats: int) -> int:
+        """Of so many float entries, those to encrypt: one at least."""
+        return max(1, trees.count(self.ratio, num_floats))
+
+    def fixed_mask(self, num_floats: int) -> Bits:
+        """The mask that depends on no data, (num_floats,)."""
+        return agreement.fixed(num_floats, self.num_selected(num_floats), self.seed)
+
+    def require_mask(self, bits: Bits) -> None:
+        """Refuses a mask that hides less than was agreed, whatever the server says.
+
+        Raises:
+          SelgradError: if it does, or is another than the fixed one.
+        """
+        least = self.num_selected(bits.size)
+        if int(bits.sum()) < least:
+            raise SelgradError(
+                f"the server's mask names {int(bits.sum()):,} of {bits.size:,} float entries and this client encrypts {least:,} at least; nothing is sent"
+            )
+        if self.agreement == "fixed" and not np.array_equal(bits, self.fixed_mask(bits.size)):
+            raise SelgradError("the server's mask is not the fixed one that this client agreed to; nothing is sent")
+
+
+def enrol(terms: Terms, folder: str | Path) -> Path:
+    """Makes the keys of a run and writes each participant's folder, for its owner alone: `0`, `1`, ... of the clients, `key-holder` and `server`.
+
+    Args:
+      terms: that all of them agree to.
+      folder: to write to; where a run is enrolled already it stays as it is.
+
+    Raises:
+      UsageError: if a run with other terms is enrolled there.
+      SelgradError: if the folder cannot be written to.
+    """
+    root = Path(folder)
+    if (root / KEY_HOLDER / FILE).exists():
+        there = Terms.of(Enrolment.load(root / KEY_HOLDER))
+        if there != terms:
+            raise UsageError(f"folder {str(root)!r} holds the keys of a run with other terms ({_difference(there, terms)}); choose another folder")
+        return root
+    with files.locked(root, "enrolment"):
+        holder, count = encryption.KeyHolder(terms.encryption), terms.clients
+        key_holder, server = count, count + 1
+        pairs = {(one, client): secrets.token_bytes(32) for client in range(count) for one in (key_holder, server)}
+        pairs[server, key_holder] = secrets.token_bytes(32)
+        public = Public(secrets.token_hex(8), digest(terms.text), holder.tag)
+        enrolments = [
+            Enrolment(
+                number,
+                public,
+                terms.text,
+                {b if a == number else a: key for (a, b), key in pairs.items() if number in (a, b)},
+                b"" if number == server else holder.client_key(),
+                holder.secret_key() if number == key_holder else b"",
+            )
+            for number in range(count + 2)
+        ]
+        return write(enrolments, root, {key_holder: KEY_HOLDER, server: SERVER})
+
+
+def _difference(there: Terms, here: Terms) -> str:
+    given: dict[str, Any] = dataclasses.asdict(here)
+    return ", ".join(f"{name}={value} and not {given[name]}" for name, value in dataclasses.asdict(there).items() if value != given[name])
