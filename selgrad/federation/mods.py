@@ -34,6 +34,7 @@ _SEALED = "selgrad-sealed"
 _ASKED = "selgrad-asked"
 Arrays = dict[str, npt.NDArray[Any]]
 Scores = Callable[[Arrays], Mapping[str, npt.ArrayLike]]
+Enrolled = str | Path | Callable[[Any], str | Path]
 
 
 def _flat(record: Any) -> npt.NDArray[np.float64]:
@@ -91,14 +92,14 @@ def _encrypting(key: bytes) -> encryption.Client:
     return encryption.Client(key)
 
 
-def selective_encryption(enrolment: str | Path | None = None, *, scores: Scores = magnitude, clip: bool = False) -> Callable[[Any, Any, Any], Any]:
+def selective_encryption(enrolment: Enrolled | None = None, *, scores: Scores = magnitude, clip: bool = False) -> Callable[[Any, Any, Any], Any]:
     """A Flower client mod: the entries of the common mask leave the client encrypted, weighted by its number of examples.
 
     A client answers each round once, for one set of weights and one mask; to the same message again it gives the same answer.
 
     Args:
-      enrolment: folder of this client, or of all where they are processes of one machine (each takes the one of its `partition-id`); None takes `enrolment` of
-        the node's configuration.
+      enrolment: folder of this client, or of all where they are processes of one machine (each takes the one of its `partition-id`), or a function of Flower's
+        context that returns it; None takes `enrolment` of the node's configuration.
       scores: the significance of a client's own update, from which masks are agreed on: (arrays by name, old minus new) -> scores of the same names and
         shapes. By default their magnitude; a function that knows model and batch can return any other, such as a sensitivity.
       clip: whether entries that move by more than the profile's bound in a round are clipped, counted and logged; otherwise they are refused, since the mean
@@ -116,7 +117,8 @@ def selective_encryption(enrolment: str | Path | None = None, *, scores: Scores 
             # The update would leave in the clear.
             raise EncryptionError("the server sent no mask and this client encrypts; use SelectiveFedAvg on the server")
         asked = message.content[_ASKED]
-        partition, folder = context.node_config.get("partition-id"), enrolment or context.node_config.get("enrolment")
+        partition = context.node_config.get("partition-id")
+        folder = enrolment(context) if callable(enrolment) else enrolment or context.node_config.get("enrolment")
         seat = seat_of(None if partition is None else int(partition), folder)
         (before,) = message.content.array_records.values()
         old, floats = _flat(before), _is_float(before)

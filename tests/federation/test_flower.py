@@ -1,5 +1,6 @@
 """Our messages carried by Flower: in its simulation engine, in a deployment of real processes, and in somebody else's app."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -158,3 +159,35 @@ def test_deployment_of_real_processes(tmp_path):
         log.close()
     records = pd.read_parquet(tmp_path / "out" / "rounds.parquet")
     assert records["num_clients"].tolist() == [2] and records["verified"].all()
+
+
+def test_the_example_runs_as_a_flower_app_does(tmp_path):
+    """`flwr run .` in its folder: Flower packs it, starts a simulation, and masks follow what clients learned."""
+    tools = Path(sys.executable).parent
+    environment = {
+        "PATH": f"{tools}:/usr/bin:/bin", "HOME": str(tmp_path), "FLWR_HOME": str(tmp_path / ".flwr"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "LANG": "C.UTF-8", "PYTHONPATH": str(Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu", "RAY_USAGE_STATS_ENABLED": "0",
+    }  # fmt: skip
+    folder = Path(__file__).parents[2] / "examples" / "flower"
+    known = superlinks()
+    try:
+        done = program(str(tools / "flwr"), "run", str(folder), "--stream", "--federation-config", "num-supernodes=3", env=environment, cwd=tmp_path)
+    finally:
+        # Flower starts one of its own and leaves it.
+        for process in superlinks() - known:
+            os.kill(process, signal.SIGTERM)
+    said = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("accuracy after 3 rounds")]
+    assert said and said[0].endswith("20% of every update left its client encrypted"), (done.stdout + done.stderr)[-3000:]
+    assert float(said[0].split(": ")[1].split(";")[0]) > 0.7
+    (keys,) = (tmp_path / ".cache" / "selgrad" / "flower").iterdir()
+    assert {path.name for path in keys.iterdir()} >= {"0", "1", "2", "key-holder", "server"} and (keys / "0" / "answered-train").exists()
+
+
+def superlinks():
+    """Process numbers of Flower's own servers."""
+    found = set()
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if folder.name.isdecimal() and b"flower-superlink" in (folder / "cmdline").read_bytes():
+                found.add(int(folder.name))
+    return found

@@ -1,0 +1,1 @@
+"""Federated digits with selective encryption."""
