@@ -50,7 +50,11 @@ class Dataset:
         start, stop = index * batch_size, (index + 1) * batch_size
         if stop > len(self):
             raise UsageError(f"batch {index} of {batch_size} samples needs {stop} samples and the data set holds {len(self)}; raise count")
-        return Batch(jnp.asarray(self.spec.normalise(self.pixels[start:stop])), jnp.asarray(self.labels[start:stop]))
+        return self.rows(slice(start, stop))
+
+    def rows(self, chosen: slice | npt.NDArray[np.int64]) -> Batch:
+        """Samples by their numbers, as the model reads them."""
+        return Batch(jnp.asarray(self.spec.normalise(self.pixels[chosen])), jnp.asarray(self.labels[chosen]))
 
 
 def make(

@@ -49,8 +49,11 @@ class TextDataset:
         start, stop = index * batch_size, (index + 1) * batch_size
         if stop > len(self):
             raise UsageError(f"batch {index} of {batch_size} samples needs {stop} samples and the data set holds {len(self)}; raise count")
-        part = slice(start, stop)
-        return Batch(jnp.asarray(self.tokens[part]), jnp.asarray(self.labels[part]), jnp.asarray(self.valid[part]))
+        return self.rows(slice(start, stop))
+
+    def rows(self, chosen: slice | npt.NDArray[np.int64]) -> Batch:
+        """Samples by their numbers."""
+        return Batch(jnp.asarray(self.tokens[chosen]), jnp.asarray(self.labels[chosen]), jnp.asarray(self.valid[chosen]))
 
     def padded(self, length: int) -> TextDataset:
         """The same sentences, padded to a length that is at least their own."""

@@ -18,10 +18,12 @@ from jax import Array
 
 from selgrad import trees
 from selgrad.base import Batch, GradientContext, Params, Protection
-from selgrad.data import Dataset
+from selgrad.data import Dataset, TextDataset
 from selgrad.encryption.profiles import Profile
 from selgrad.errors import UsageError
 from selgrad.federation.config import FederationConfig, parse
+from selgrad.gradients.fedavg import fedavg
+from selgrad.modality import modality_of, require_same_inputs
 from selgrad.registry import make_spec
 
 Flat = npt.NDArray[np.float32]
@@ -56,21 +58,33 @@ def dirichlet_split(labels: npt.NDArray[Any], num_clients: int, alpha: float, se
 class Task:
     """Data, model and local training of a run, built once in each process.
 
+    What is trained and sent is what the model's `split` says: all weights, those but the word embeddings, or the adapters of LoRA. The rest is frozen, and
+    everybody makes it from the configuration.
+
     Raises:
-      UsageError: if the data are text, or fewer than the clients.
+      UsageError: if the data are fewer than the clients, or model and data do not belong together.
     """
 
     def __init__(self, config: FederationConfig) -> None:
         self.config = config
-        data = config.dataset.build()
-        if not isinstance(data, Dataset):
-            raise UsageError(f"a federated run trains on images and {config.dataset.label} holds text; choose an image data set")
+        data: Dataset | TextDataset = config.dataset.build()
+        test: Dataset | TextDataset = data if config.test is None else config.test.build()
+        if isinstance(data, TextDataset) and isinstance(test, TextDataset):
+            longest = max(data.spec.shape[0], test.spec.shape[0])
+            data, test = data.padded(longest), test.padded(longest)
         if len(data) < config.clients.count:
             raise UsageError(f"{config.dataset.label} holds {len(data)} samples for {config.clients.count} clients; raise count")
-        self._data, self._model = data, config.model.build(data.spec)
+        self._data, self._test, self._model = data, test, config.model.build(data.spec)
+        for given in (data, test):
+            require_same_inputs(self._model.input_spec, given.spec)
+        modality_of(data.spec).require_fitting(data, self._model)
         self.shards = dirichlet_split(np.asarray(data.labels), config.clients.count, config.clients.alpha, config.seed)
         self.num_samples = [len(shard) for shard in self.shards]
-        self._like = jax.eval_shape(self._model.init, jax.random.key(0))
+        local = config.local
+        self._local = fedavg(
+            batch_size=local.num_steps * local.batch_size, num_steps=local.num_steps, learning_rate=local.learning_rate, local_batch_size=local.batch_size
+        )
+        self._like = jax.eval_shape(lambda: self._model.split(self._model.init(jax.random.key(0)))[0])
         self.num_total = trees.size(self._like)
 
     @cached_property
@@ -81,16 +95,24 @@ class Task:
 
     @cached_property
     def initial(self) -> Flat:
-        """Fresh global weights, flat."""
-        return np.asarray(trees.concatenate(self._model.init(jax.random.key(self.config.seed))))
+        """Global weights before the first round, flat: those that are sent."""
+        return np.asarray(trees.concatenate(self._first[0]))
+
+    @cached_property
+    def _first(self) -> tuple[Params, Params]:
+        """What is sent and what is frozen, before the first round."""
+        return self._model.split(self._model.init(jax.random.key(self.config.seed)))
 
     def weight(self, client: int) -> float:
         """A client's share of all samples."""
         return self.num_samples[client] / sum(self.num_samples)
 
     def tree(self, flat: Any) -> Params:
-        """Flat weights as the model's tree."""
-        return trees.split(jnp.asarray(flat), self._like)
+        """Flat weights as the model's tree, with what is frozen."""
+        return self._model.merge(trees.split(jnp.asarray(flat), self._like), self._first[1])
+
+    def _targets(self, batch: Batch) -> Array:
+        return jax.nn.one_hot(self._model.targets(batch), self._model.input_spec.num_classes)
 
     def _samples(self, client: int, round_number: int) -> npt.NDArray[np.int64]:
         local, shard = self.config.local, self.shards[client]
@@ -98,31 +120,17 @@ class Task:
         needed = local.num_steps * local.batch_size
         # One pass over the client's samples after the other, each in an order of its own.
         order = np.concatenate([generator.permutation(shard) for _ in range(-(-needed // len(shard)))])
-        return order[:needed].reshape(local.num_steps, local.batch_size)
+        return order[:needed]
 
     def update(self, weights: Flat, client: int, round_number: int) -> Flat:
         """What a client learned: old minus new weights, flat."""
-        chosen = self._samples(client, round_number)
-        pixels = jnp.asarray(self._data.pixels[chosen])
         train: Callable[..., Any] = self._train
-        found: Flat = np.asarray(train(jnp.asarray(weights), self._data.spec.normalise(pixels), jnp.asarray(self._data.labels[chosen])))
+        found: Flat = np.asarray(train(self.tree(weights), self._data.rows(self._samples(client, round_number))))
         return found
 
     @cached_property
     def _train(self) -> Callable[..., Array]:
-        model, rate = self._model, self.config.local.learning_rate
-
-        @jax.jit
-        def train(weights: Array, inputs: Array, labels: Array) -> Array:
-            def step(flat: Array, batch: tuple[Array, Array]) -> tuple[Array, None]:
-                x, y = batch
-                target = jax.nn.one_hot(y, model.input_spec.num_classes)
-                gradient = jax.grad(lambda w: model.loss(w, model.embed(w, x), target))(trees.split(flat, self._like))
-                return flat - rate * trees.concatenate(gradient), None
-
-            return weights - jax.lax.scan(step, weights, (inputs, labels))[0]
-
-        return train
+        return jax.jit(lambda params, batch: trees.concatenate(self._local.client(self._model, params, batch, self._targets(batch))))
 
     def protect(self, update: Flat, secret: bytes) -> tuple[Flat, int]:
         """An update under the configuration's baseline, and the bytes that it takes in the clear.
@@ -153,15 +161,14 @@ class Task:
 
     def scores(self, weights: Flat, client: int) -> Flat:
         """The metric's scores of a client's first batch at given weights, flat."""
-        chosen = self._samples(client, 0)[0]
-        batch = Batch(self._data.spec.normalise(jnp.asarray(self._data.pixels[chosen])), jnp.asarray(self._data.labels[chosen]))
+        batch = self._data.rows(self._samples(client, 0)[: self.config.local.batch_size])
         model, params = self._model, self.tree(weights)
-        update = make_spec("update", "gradient", {"batch_size": len(chosen)}).build()
+        update = make_spec("update", "gradient", {"batch_size": self.config.local.batch_size}).build()
         score = self.config.metric.build()
 
         @jax.jit
         def run(params: Params, batch: Batch) -> Any:
-            grads = update.client(model, params, batch, jax.nn.one_hot(batch.labels, model.input_spec.num_classes))
+            grads = update.client(model, params, batch, self._targets(batch))
             key = jax.random.fold_in(jax.random.key(self.config.seed), client)
             return trees.concatenate(score(GradientContext(model=model, params=params, batch=batch, update=update, grads=grads, key=key)))
 
@@ -169,22 +176,26 @@ class Task:
         return found
 
     @cached_property
-    def _test(self) -> tuple[Array, Array]:
-        data: Any = self._data if self.config.test is None else self.config.test.build()
-        return data.spec.normalise(jnp.asarray(data.pixels)), jnp.asarray(data.labels)
-
-    @cached_property
-    def _correct(self) -> Callable[..., Array]:
+    def _correct(self) -> Callable[..., tuple[Array, Array]]:
         model = self._model
-        return jax.jit(lambda flat, x, y: (model.logits(trees.split(flat, self._like), x).argmax(-1) == y).sum())
+
+        @jax.jit
+        def correct(params: Params, batch: Batch) -> tuple[Array, Array]:
+            scores, targets = model.logits(params, model.embed(params, batch.inputs), batch.valid), model.targets(batch)
+            if targets.ndim > 1 and model.causal:
+                # Position t predicts token t + 1.
+                scores, targets = scores[:, :-1], targets[:, 1:]
+            return ((scores.argmax(-1) == targets) & (targets >= 0)).sum(), (targets >= 0).sum()
+
+        return correct
 
     def accuracy(self, weights: Flat) -> float:
-        """Share of test samples (of training samples, where there is no test set) that the weights classify rightly."""
-        inputs, labels = self._test
-        flat = jnp.asarray(weights)
+        """Share that the weights predict rightly of the test set, or of the training set where there is none: of samples, or of a language model's tokens."""
+        data, params, size = self._test, self.tree(weights), 500 if isinstance(self._test, Dataset) else 50
         correct: Callable[..., Any] = self._correct
-        right = sum(int(correct(flat, inputs[i : i + 500], labels[i : i + 500])) for i in range(0, len(labels), 500))
-        return right / len(labels)
+        counted = [correct(params, data.rows(np.arange(i, min(i + size, len(data))))) for i in range(0, len(data), size)]
+        right, total = (sum(int(count) for count in column) for column in zip(*counted, strict=True))
+        return right / total
 
 
 @lru_cache(maxsize=4)

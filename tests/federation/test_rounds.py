@@ -3,11 +3,12 @@
 Messages are carried by a dictionary here; `test_flower.py` carries the same ones with Flower.
 """
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
 
-from selgrad import encryption
+from selgrad import encryption, trees
 from selgrad.errors import SelgradError, UsageError
 from selgrad.federation.client import FaultError, respond
 from selgrad.federation.config import parse
@@ -289,11 +290,56 @@ def test_wrong_configurations_are_named(change, said):
         parse({**SMALL, **change})
 
 
-def test_text_and_too_few_samples_are_refused(tmp_path):
+def test_data_that_the_model_cannot_read_and_too_few_samples_are_refused(tmp_path):
     with pytest.raises(UsageError, match="4 samples for 5 clients"):
         run(tmp_path, dataset={"name": "digits", "count": 4}, clients={"count": 5})
-    with pytest.raises(UsageError, match="holds text"):
-        run(tmp_path, dataset={"name": "sentences"})
+    with pytest.raises(UsageError, match="reads text and the data set holds images"):
+        run(tmp_path, model={"name": "bert"})
+    # Clients train on 8 x 8 pixels and accuracy would be measured on others.
+    photos = {"name": "photos", "count": 10}
+    with pytest.raises(UsageError, match="shape"):
+        run(tmp_path, test=photos)
+
+
+TEXT = {
+    "dataset": {"name": "sentences", "count": 40}, "test": {"name": "sentences", "count": 20, "offset": 40}, "local": {"num_steps": 2, "batch_size": 4, "learning_rate": 0.1},
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "agreement", "sent"),
+    [
+        ({"name": "bert", "size": "tiny"}, "vote", 479491),
+        ({"name": "bert", "size": "tiny", "lora_rank": 4}, "encrypted_sensitivity", 2 * 2 * 2 * 4 * 128),
+        ({"name": "gpt2", "size": "tiny", "lora_rank": 2, "task": "causal_lm"}, "fixed", 2 * (128 + 3 * 128) * 2),
+    ],
+)
+def test_text_is_trained_as_images_are(tmp_path, openfhe, model, agreement, sent):
+    """Only what is trained travels: no word embeddings, and of an adapted model the adapters alone."""
+    transport = InProcess()
+    records, _ = run(tmp_path, transport, model=model, agreement=agreement, **TEXT)
+    assert records["num_clients"].tolist() == [3, 3] and records["verified"].all()
+    assert (records["num_total"] == sent).all() and (records["weights_bytes"] == 4 * sent).all()
+    assert {len(request["weights"]) for _, request in transport.seen if request["kind"] == "train"} == {4 * sent}
+
+
+def test_running_statistics_are_averaged_too(tmp_path):
+    """FedAvg over a network with batch normalisation: statistics move by what clients saw, whatever their learning rate."""
+    config = parse(
+        {
+            **SMALL,
+            "model": {"name": "resnet", "depth": 8, "width": 4, "mode": "train", "statistics": "sent"},
+            "protection": "none",
+            "local": {"num_steps": 1, "batch_size": 8, "learning_rate": 1e-9},
+        }
+    )
+    task = Task(config)
+    before, moved = task.tree(task.initial), task.tree(task.initial - task.update(task.initial, 0, 1))
+    changed = {
+        path for path, old, new in zip(trees.paths(before), jax.tree.leaves(before), jax.tree.leaves(moved), strict=True) if np.abs(old - new).max() > 1e-4
+    }
+    assert changed and all(path.rpartition("/")[2] in ("mean", "var") for path in changed)
 
 
 class TestItsFolder:
