@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import types
@@ -221,3 +222,13 @@ def same():
         pd.testing.assert_frame_equal(a.drop(columns=times), b.drop(columns=times), check_exact=True)
 
     return check
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """The command line, when it ends, leaves signals to the system; the process that runs tests goes on."""
+    before, hook = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}, sys.unraisablehook
+    yield
+    sys.unraisablehook = hook
+    for number, handler in before.items():
+        signal.signal(number, handler)

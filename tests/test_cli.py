@@ -1,9 +1,11 @@
 """The command line as a user types it: exit codes, one-line errors, JSON, and help that answers at once."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -230,3 +232,28 @@ def test_a_recommendation_is_told_in_words_and_as_json(run, tmp_path, monkeypatc
         tmp_path / "s",
     )
     assert levels.returncode == 0 and "images-v1-standard-" in levels.stdout.replace("\n", "") and "recognisable" in levels.stdout
+
+
+def listens(pid):
+    """Whether a process has a handler of its own for SIGTERM."""
+    (caught,) = [line.split()[1] for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt")]
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_command_at_once_and_without_a_traceback(tmp_path, sent, code):
+    """While packages are imported, while blocks run, and while the process ends."""
+    command = [sys.executable, "-m", "selgrad", "sweep", str(tmp_path / "sweep.yaml"), "--out"]
+    sweep = {"dataset": {"name": "digits", "count": 2}, "model": {"name": "mlp", "width": 8}, "attack": {"name": "idlg", "num_steps": 3}, "ratio": [0, 0.5]}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**sweep, "encryption": "none", "metric": "magnitude", "seeds": list(range(20))}))
+    for seconds in (0.0, 0.5, 2.0, 5.0):
+        process = subprocess.Popen([*command, str(tmp_path / str(seconds))], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        while not listens(process.pid):
+            time.sleep(0.01)
+        time.sleep(seconds)
+        process.send_signal(sent)
+        _, said = process.communicate(timeout=60)
+        # After all is done it is the system's.
+        assert process.returncode in (code, -sent, 0), (seconds, said)
+        assert "Traceback" not in said, (seconds, said)

@@ -22,7 +22,7 @@ from selgrad import checkpoints, encryption, registry
 from selgrad.attacks import ATTACKS
 from selgrad.attacks.kernel import on_host
 from selgrad.base import InputSpec
-from selgrad.cli.main import cli
+from selgrad.cli.group import cli
 from selgrad.config import parse
 from selgrad.errors import EncryptionError, GradientError, UsageError
 from selgrad.registry import Spec

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import selgrad
 from selgrad import checkpoints, run_cell, weights
-from selgrad.cli.main import cli
+from selgrad.cli.group import cli
 from selgrad.data import DATASETS
 from selgrad.errors import SelgradError, UsageError
 from selgrad.models import MODELS

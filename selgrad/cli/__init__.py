@@ -1,8 +1,58 @@
-"""The command line: one file a command, `options` and `render` for what they share, `main` for the group and the exit codes.
+"""The command line: one file a command, `options` and `render` for what they share, `group` for the group and its errors.
 
 Modules here import click and the standard library only, so `--help` answers at once; each command imports what it runs.
 """
 
-from selgrad.cli.main import cli, main
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn
 
-__all__ = ["cli", "main"]
+
+class Terminated(KeyboardInterrupt):
+    """What a cluster sends before it kills (SIGTERM) ends a command as Ctrl-C does."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def _again(otherwise: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """Sends a signal once more that came within a callback of the garbage collector, where Python lets no exception out."""
+
+    def hook(unraisable: Any) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            otherwise(unraisable)
+            return
+        number = signal.SIGTERM if issubclass(unraisable.exc_type, Terminated) else signal.SIGINT
+        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+
+    return hook
+
+
+def main() -> None:
+    """Runs the command line; errors are one line on standard error, 2 for usage and 1 for failure, 130 after Ctrl-C and 143 after SIGTERM."""
+    with contextlib.suppress(ValueError):  # in a thread of somebody's program
+        signal.signal(signal.SIGTERM, _terminate)
+        sys.unraisablehook = _again(sys.unraisablehook)
+    try:
+        from selgrad.cli.group import run
+
+        code = run()
+    except KeyboardInterrupt as stop:
+        # click raises one of its own from it.
+        code = 143 if Terminated in (type(stop), type(stop.__cause__)) else 130
+        with contextlib.suppress(KeyboardInterrupt):
+            sys.stderr.write("selgrad: interrupted; finished blocks are kept, run the same command to go on\n")
+    with contextlib.suppress(ValueError):
+        # Nothing is left to be put in order: a signal that comes now ends the process at once.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(code)
+
+
+__all__ = ["Terminated", "main"]

@@ -20,7 +20,7 @@ from selgrad import devices
 from selgrad.errors import SelgradError
 from selgrad.federation.flower import ENROLMENT, FlowerTransport, num_participants, quiet_flower
 from selgrad.federation.messages import STARTUP_SECONDS
-from selgrad.terminal import console
+from selgrad.terminal import console, signals_kept
 
 
 def simulate(config: Any, enrolled: Path, serve: Callable[[FlowerTransport], Any]) -> Any:
@@ -63,8 +63,9 @@ def simulate(config: Any, enrolled: Path, serve: Callable[[FlowerTransport], Any
         }  # fmt: skip
         backend: Any = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0, "max_restarts": -1}, "init_args": init}
         try:
-            run_simulation(server_app=server_app, client_app=client_app, num_supernodes=count, backend_config=backend)
-        except KeyboardInterrupt:
+            with signals_kept():
+                run_simulation(server_app=server_app, client_app=client_app, num_supernodes=count, backend_config=backend)
+        except (KeyboardInterrupt, SystemExit):
             # The server's thread must be out of OpenFHE and JAX before the process ends.
             stop.set()
             idle.wait(60)

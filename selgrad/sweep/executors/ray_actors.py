@@ -21,6 +21,7 @@ from selgrad.sweep.executors.protocol import Executor, OnBlock, Queue
 from selgrad.sweep.plan import BlockPlan, Plan
 from selgrad.sweep.run import OnEvent, OnProgress, Sweep
 from selgrad.sweep.work import Ended, Place
+from selgrad.terminal import signals_kept
 
 PATIENCE = 5.0
 """Seconds without news after which the driver asks whether its own node is alive."""
@@ -86,7 +87,8 @@ class RayActors:
             with warnings.catch_warnings():
                 # That workers without a GPU see none is as it should be, and Ray says that it may change.
                 warnings.simplefilter("ignore", FutureWarning)
-                self._ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR, **mine)
+                with signals_kept():
+                    self._ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR, **mine)
         except (ConnectionError, ValueError) as error:
             raise SelgradError(f"no Ray cluster answers at {self._address!r}: {str(error).splitlines()[0]}") from None
 

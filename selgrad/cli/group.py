@@ -5,8 +5,6 @@ Exit codes are 2 for what was wrongly asked, 1 for what failed, and 130 after Ct
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import sys
 import warnings
 
@@ -66,14 +64,6 @@ def _show_warning(message: Warning | str, category: type[Warning], filename: str
         click.echo(f"{filename}:{lineno}: {category.__name__}: {message}", err=True)
 
 
-class _Terminated(KeyboardInterrupt):
-    """What a cluster sends before it kills (SIGTERM) ends a command as Ctrl-C does."""
-
-
-def _terminate(*_: object) -> None:
-    raise _Terminated
-
-
 def _log_of(error: BaseException) -> str:
     """Where the traceback of an error lies that nobody foresaw."""
     import tempfile
@@ -88,35 +78,38 @@ def _log_of(error: BaseException) -> str:
         return f"nowhere, since it could not be written ({full.strerror})"
 
 
-def main() -> None:
-    """Runs the command line; errors are one line on standard error, 2 for usage and 1 for failure."""
-    with contextlib.suppress(ValueError):  # in a thread of somebody's program
-        signal.signal(signal.SIGTERM, _terminate)
+def run() -> int:
+    """Runs the command line; errors are one line on standard error.
+
+    Returns:
+      The exit code: 2 for usage and 1 for failure.
+
+    Raises:
+      KeyboardInterrupt: if it was interrupted.
+    """
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        sys.exit(2)
+        return 2
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except SelgradError as error:
         click.echo(f"selgrad: error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt) as stop:
-        click.echo("selgrad: interrupted; finished blocks are kept, run the same command to go on", err=True)
-        # click raises one of its own from it.
-        sys.exit(143 if _Terminated in (type(stop), type(stop.__cause__)) else 130)
+        return error.exit_code
+    except click.Abort as stop:
+        raise KeyboardInterrupt from stop.__cause__
     except OSError as error:
         click.echo(f"selgrad: error: {error.filename or 'input/output'}: {error.strerror or error}; check the path, its permissions and the disk", err=True)
-        sys.exit(1)
+        return 1
     except MemoryError:
         click.echo("selgrad: error: this process got no more memory; take a smaller model, batch or block_size, or another machine", err=True)
-        sys.exit(1)
+        return 1
     except Exception as error:  # the last net: a bug is one line too, and its traceback can be sent to whoever mends it
         said = " ".join(str(error).split())[:200]
         log = _log_of(error)
         click.echo(f"selgrad: error: {type(error).__name__} that nobody foresaw ({said}); its traceback lies in {log}, please report it", err=True)
-        sys.exit(1)
-    sys.exit(code if isinstance(code, int) else 0)
+        return 1
+    return code if isinstance(code, int) else 0
