@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,12 +44,13 @@ def save(path: str | Path, tree: Any) -> None:
 
 
 def save_params(path: str | Path, params: Any) -> None:
-    """Writes nested dicts of arrays under their own names, as `orbax.checkpoint.PyTreeCheckpointer` does, replacing what is there.
+    """Writes nested dicts of arrays under their own names, as `orbax.checkpoint.PyTreeCheckpointer` does, replacing what is there; with `SHA256SUMS` beside.
 
     Raises:
       SelgradError: if the disk is full or not writable.
     """
     _write(path, jax.tree.map(np.asarray, params))
+    files.seal(Path(path))
 
 
 def _write(path: str | Path, host: Any) -> None:
@@ -83,6 +83,7 @@ def restore(path: str | Path, shown: str | None = None) -> Any:
         source = steps[-1][1]
     if (source / "default" / "_METADATA").exists():
         source = source / "default"
+    files.require_sealed(source)
     try:
         # It warns that arrays come back where they were saved from, or on one device; they are copied to the host here.
         with ocp.PyTreeCheckpointer() as checkpointer, warnings.catch_warnings():
@@ -161,7 +162,7 @@ class Series:
         older = self._steps()
         if notes:
             # Before the arrays, whose folder says that the checkpoint is whole.
-            files.write_text(self._notes(done), json.dumps(list(notes)))
+            files.write_json(self._notes(done), {"notes": list(notes)})
         save(self._folder / str(done), arrays)
         for step in older:
             shutil.rmtree(self._folder / str(step), ignore_errors=True)
@@ -172,9 +173,9 @@ class Series:
         for step in reversed(self._steps()):
             try:
                 arrays = load(self._folder / str(step), like)
-                notes = json.loads(files.read_text(self._notes(step))) if self._notes(step).exists() else []
+                notes = files.read_json(self._notes(step))["notes"] if self._notes(step).exists() else []
                 return Stored(step, arrays, tuple(map(str, notes)))
-            except (SelgradError, OSError, ValueError):
+            except (SelgradError, KeyError, TypeError):
                 continue
         return None
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
+import json
 import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +74,93 @@ def write_text(path: Path, text: str) -> None:
       SelgradError: if the disk is full or not writable.
     """
     write_bytes(path, text.encode())
+
+
+def checksum(content: Mapping[str, Any]) -> str:
+    """Of what a JSON object holds, in whatever order."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """`write` of an object as JSON, with a checksum of what it holds.
+
+    Raises:
+      SelgradError: if the disk is full or not writable.
+    """
+    write_text(path, json.dumps({**content, "checksum": checksum(content)}, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The inverse of `write_json`; what has no checksum was written before there were any, and is taken as it is.
+
+    Raises:
+      DamagedError: if it is not what was written.
+    """
+    try:
+        content = json.loads(read_text(path))
+        given = content.pop("checksum", None)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"{str(path)!r} is damaged ({type(error).__name__})") from None
+    if given not in (None, checksum(content)):
+        raise DamagedError(f"{str(path)!r} is damaged (its checksum is of other content)")
+    found: dict[str, Any] = content
+    return found
+
+
+_SUMS = "SHA256SUMS"
+
+
+def seal(folder: Path, names: Sequence[str] | None = None) -> None:
+    """Writes the SHA-256 of files of a folder beside them, as `sha256sum -c SHA256SUMS` reads it.
+
+    Args:
+      folder: of the files.
+      names: of these; None seals all that there are.
+
+    Raises:
+      SelgradError: if the disk is full or not writable.
+    """
+    if names is None:
+        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != _SUMS)
+    write_text(folder / _SUMS, "".join(f"{_sha256(folder / name)}  {name}\n" for name in names))
+
+
+def unseal(folder: Path) -> None:
+    """Removes what `seal` wrote, before its files are written anew."""
+    (folder / _SUMS).unlink(missing_ok=True)
+
+
+def require_sealed(folder: Path) -> None:
+    """Refuses a folder whose files are not those that `seal` saw; one that was never sealed is taken as it is.
+
+    Raises:
+      DamagedError: naming the first.
+    """
+    file = folder / _SUMS
+    if not file.is_file():
+        return
+    try:
+        lines = [line.split("  ", 1) for line in read_text(file).splitlines()]
+        sums = {name: given for given, name in lines}
+    except (OSError, ValueError):
+        raise DamagedError(f"{str(file)!r} is damaged; fetch the folder again, or remove this file if you are sure of the others") from None
+    for name, given in sums.items():
+        try:
+            same = _sha256(folder / name) == given
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            raise DamagedError(
+                f"{str(folder / name)!r} is not what was written; it is damaged, fetch it again or make it anew (or remove {_SUMS} if you changed it yourself)"
+            )
+
+
+def _sha256(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as stream:
+        while part := stream.read(2**20):
+            found.update(part)
+    return found.hexdigest()
 
 
 def _fill(scratch: Path, content: bytes) -> None:

@@ -6,7 +6,6 @@ Momentum and weight decay are ResNet's for CIFAR (he2016resnet), as is the augme
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import zlib
 from collections.abc import Callable
@@ -40,6 +39,7 @@ class Journal:
 
     Raises:
       UsageError: if the folder holds a training of another recipe.
+      DamagedError: if what it holds cannot be told.
     """
 
     def __init__(self, root: Path, recipe: dict[str, Any]) -> None:
@@ -53,16 +53,10 @@ class Journal:
             raise UsageError(f"folder {str(root)!r} holds a training of another recipe (it differs in {', '.join(changed)}); choose another --out")
 
     def _read(self) -> dict[str, Any] | None:
-        if not self._file.exists():
-            return None
-        try:
-            found = json.loads(files.read_text(self._file))
-        except ValueError:
-            return {}
-        return found if isinstance(found, dict) else {}
+        return files.read_json(self._file) if self._file.exists() else None
 
     def _write(self, content: dict[str, Any]) -> None:
-        files.write_text(self._file, json.dumps(content, indent=1) + "\n")
+        files.write_json(self._file, content)
 
     @property
     def result(self) -> dict[str, float] | None:

@@ -3,6 +3,7 @@
 Modules here import click and the standard library only, so `--help` answers at once; each command imports what it runs.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -34,6 +35,16 @@ def _again(otherwise: Callable[[Any], Any]) -> Callable[[Any], None]:
     return hook
 
 
+def _end(code: int) -> NoReturn:
+    """Ends the process after an interruption: other threads may still be in native code, which crashes where Python takes itself apart around them."""
+    with contextlib.suppress(BaseException):
+        atexit._run_exitfuncs()
+    with contextlib.suppress(BaseException):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
 def main() -> None:
     """Runs the command line; errors are one line on standard error, 2 for usage and 1 for failure, 130 after Ctrl-C and 143 after SIGTERM."""
     with contextlib.suppress(ValueError):  # in a thread of somebody's program
@@ -48,6 +59,7 @@ def main() -> None:
         code = 143 if Terminated in (type(stop), type(stop.__cause__)) else 130
         with contextlib.suppress(KeyboardInterrupt):
             sys.stderr.write("selgrad: interrupted; finished blocks are kept, run the same command to go on\n")
+        _end(code)
     with contextlib.suppress(ValueError):
         # Nothing is left to be put in order: a signal that comes now ends the process at once.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -24,6 +24,7 @@ from selgrad.encryption.roles import read_private
 from selgrad.encryption.wire import private_file
 from selgrad.errors import SelgradError
 from selgrad.federation.config import FederationConfig, parse
+from selgrad.files import checksum
 
 FILE = "participant.json"
 
@@ -74,7 +75,7 @@ class Enrolment:
         plain = {**dataclasses.asdict(self), "shared": {str(k): _text(v) for k, v in self.shared.items()}}
         plain |= {name: _text(getattr(self, name)) for name in ("client_key", "secret")}
         with private_file(path) as stream:
-            stream.write(json.dumps(plain).encode())
+            stream.write(json.dumps({**plain, "checksum": checksum(plain)}).encode())
 
     @classmethod
     def load(cls, folder: str | Path) -> Enrolment:
@@ -86,6 +87,8 @@ class Enrolment:
         path = Path(folder) / FILE
         try:
             given = json.loads(read_private(path))
+            if given.pop("checksum") != checksum(given):
+                raise ValueError("the checksum is of other content")
             shared = {int(number): base64.b64decode(key, validate=True) for number, key in given["shared"].items()}
             keys = {name: base64.b64decode(given[name], validate=True) for name in ("client_key", "secret")}
             return cls(int(given["number"]), Public(**given["public"]), str(given["text"]), shared, **keys)
@@ -224,6 +227,17 @@ def _is_bytes(value: Any) -> bool:
     return isinstance(value, bytes) or (isinstance(value, list) and bool(value) and all(isinstance(one, bytes) for one in value))
 
 
+def _summed(raw: bytes) -> bytes:
+    return hashlib.sha256(raw).digest() + raw
+
+
+def _checked(raw: bytes) -> bytes:
+    """The inverse of `_summed`; ValueError if it is not what was written."""
+    if hashlib.sha256(raw[32:]).digest() != raw[:32]:
+        raise ValueError("the checksum is of other content")
+    return raw[32:]
+
+
 class _Answered(NamedTuple):
     """One answer, and to what it was given."""
 
@@ -274,7 +288,7 @@ class Seat:
         if self._folder is not None:
             # Before the answer is given, which a kill could otherwise make it forget.
             with private_file(self._folder / f"answered-{kind}") as stream:
-                stream.write(pack({"answer": pack(answer), "round": round_number, "asked": asked}))
+                stream.write(_summed(pack({"answer": pack(answer), "round": round_number, "asked": asked})))
         return answer
 
     def answered(self, kind: str) -> dict[str, Any]:
@@ -287,18 +301,23 @@ class Seat:
         self.memory[name] = value
         if self._folder is not None:
             with private_file(self._folder / f"{name}.key") as stream:
-                stream.write(value)
+                stream.write(_summed(value))
 
     def kept(self, name: str) -> bytes | None:
         """What was remembered under a name."""
         if name not in self.memory and self._folder is not None and (self._folder / f"{name}.key").exists():
-            self.memory[name] = read_private(self._folder / f"{name}.key")
+            try:
+                self.memory[name] = _checked(read_private(self._folder / f"{name}.key"))
+            except ValueError:
+                raise SelgradError(
+                    f"{str(self._folder / name)!r}.key is damaged, so participant {self.enrolment.number} cannot go on; set another run up"
+                ) from None
         return self.memory.get(name)
 
     def _last(self, kind: str) -> _Answered | None:
         if kind not in self._answered and self._folder is not None and (self._folder / f"answered-{kind}").exists():
             try:
-                kept = unpack(read_private(self._folder / f"answered-{kind}"))
+                kept = unpack(_checked(read_private(self._folder / f"answered-{kind}")))
                 self._answered[kind] = _Answered(int(kept["round"]), str(kept["asked"]), unpack(kept["answer"]))
             except (ValueError, KeyError, TypeError):
                 said = f"what participant {self.enrolment.number} has answered cannot be read"

@@ -221,6 +221,7 @@ def read_safetensors(file: Path) -> dict[str, npt.NDArray[Any]]:
 @functools.lru_cache(maxsize=2)
 def read_tensors(source: str) -> dict[str, npt.NDArray[Any]]:
     """All tensors of a checkpoint by name."""
+    files.require_sealed(Path(source).expanduser())
     file = _folder_file(source, "model.safetensors")
     shards = [] if file is None else [file]
     if file is None:
@@ -283,7 +284,7 @@ def load_params(model: Transformer, fresh: Params) -> Params:
 
 
 def save_pretrained(model: Transformer, params: Params, folder: str | Path) -> None:
-    """Writes config.json and model.safetensors, which transformers reads.
+    """Writes config.json and model.safetensors, which transformers reads, and `SHA256SUMS` of both.
 
     Raises:
       UsageError: if the model has adapters, which that format does not hold.
@@ -293,6 +294,7 @@ def save_pretrained(model: Transformer, params: Params, folder: str | Path) -> N
         raise UsageError("a checkpoint with adapters has no place in config.json and model.safetensors; merge them first")
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
+    files.unseal(root)
     heads = {"classification": "ForSequenceClassification", "causal_lm": "LMHeadModel", "masked_lm": "ForMaskedLM"}
     shared = {"tie_word_embeddings": True, "vocab_size": config.vocabulary_size, "initializer_range": config.initializer_range}
     if model.causal:
@@ -320,3 +322,4 @@ def save_pretrained(model: Transformer, params: Params, folder: str | Path) -> N
         value = np.asarray(trees.at(params, path))
         tensors[theirs] = np.ascontiguousarray(value.T if transposed else value)
     files.write(root / "model.safetensors", lambda path: safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"}))
+    files.seal(root, ["config.json", "model.safetensors"])

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
 import threading
 import uuid
 import warnings
@@ -19,7 +17,7 @@ from typing import Any
 
 from selgrad import __version__, files
 from selgrad.config import load
-from selgrad.errors import SelgradError, UsageError
+from selgrad.errors import DamagedError, SelgradError, UsageError
 from selgrad.report.record_files import RecordFiles, sweep_of
 from selgrad.sweep.remote import Mirror
 
@@ -137,7 +135,7 @@ class RunFolder:
 
     def save(self) -> None:
         """Writes down what was decided."""
-        self.write_text("plan.json", json.dumps({**self.saved, "checksum": _checksum(self.saved)}, indent=1, sort_keys=True))
+        files.write_json(self.out / "plan.json", self.saved)
 
     def write_text(self, name: str, text: str) -> None:
         """A text file in the folder."""
@@ -186,17 +184,11 @@ class RunFolder:
             yield
 
 
-def _checksum(saved: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(saved, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def _read_plan(file: Path) -> dict[str, Any] | None:
     """What was decided; None where there is no plan, or it is not as it was written."""
     try:
-        saved = json.loads(files.read_text(file))
-        # Written before there were any.
-        checksum = saved.pop("checksum", None)
+        saved = files.read_json(file)
         whole = isinstance(saved["identity"], str) and isinstance(saved["run_id"], str) and isinstance(saved["block_sizes"], dict)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (DamagedError, KeyError):
         return None
-    return saved if whole and checksum in (None, _checksum(saved)) else None
+    return saved if whole else None
