@@ -24,26 +24,44 @@ def console(**options: Any) -> Console:
     return Console(markup=False, **options)
 
 
+_TAKE_BACK = signal.SIGRTMIN + 5
+
+
 @contextlib.contextmanager
 def signals_kept() -> Iterator[None]:
-    """Whatever runs inside may change what signals do, as Ray's start does; afterwards they do what they did.
+    """Whatever runs inside may change what signals do, as Ray does; they are taken back several times a second, and at the end.
 
-    Ray's driver makes SystemExit of SIGTERM, which ends here as the signal would have before.
+    Ray's driver makes SystemExit of SIGTERM, which ends here as the signal would have before, and its native code, once it has started, aborts the process.
     """
-    if threading.current_thread() is not threading.main_thread():
+    main = threading.main_thread()
+    if threading.current_thread() is not main:
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before, over = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}, threading.Event()
+
+    def take_back(*_: object) -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask() -> None:
+        # Only the main thread may set what a signal does, so it is sent one.
+        while not over.wait(0.2):
+            signal.pthread_kill(main.ident or 0, _TAKE_BACK)
+
+    other, asking = signal.signal(_TAKE_BACK, take_back), threading.Thread(target=ask, daemon=True)
+    asking.start()
     try:
         yield
     except SystemExit as stop:
-        ours = before.get(signal.SIGTERM)
+        ours = before[signal.SIGTERM]
         if stop.code == signal.SIGTERM and callable(ours):
             ours(signal.SIGTERM, None)
         raise
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        over.set()
+        asking.join()
+        take_back()
+        signal.signal(_TAKE_BACK, other)
 
 
 def wide(least: int) -> Console:

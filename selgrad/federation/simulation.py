@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
+import re
+import shutil
 import sys
 import tempfile
 import threading
@@ -56,7 +59,7 @@ def simulate(config: Any, enrolled: Path, serve: Callable[[FlowerTransport], Any
             idle.set()
 
     workers = max(1, min(count, devices.num_cores()))
-    with tempfile.TemporaryDirectory(prefix="sg-") as scratch, _environment(enrolled), _quiet():
+    with _scratch("ray") as scratch, _environment(enrolled), _quiet():
         init = {
             "num_cpus": workers, "num_gpus": 0, "include_dashboard": False, "logging_level": "CRITICAL", "log_to_driver": False,
             "object_store_memory": 200 << 20, "_node_ip_address": "127.0.0.1", "_temp_dir": scratch,
@@ -80,10 +83,26 @@ def simulate(config: Any, enrolled: Path, serve: Callable[[FlowerTransport], Any
 
 
 @contextlib.contextmanager
+def _scratch(what: str) -> Iterator[str]:
+    """A temporary folder whose name says whose it is; those of processes that are gone, which somebody killed, are removed first.
+
+    Short, since Ray keeps sockets in it.
+    """
+    here = re.sub(r"[^A-Za-z0-9]", "", platform.node())[:12] or "here"
+    for left in Path(tempfile.gettempdir()).glob(f"sg-*-{here}-*-*"):
+        owner = left.name.split("-")[3]
+        with contextlib.suppress(OSError):
+            if owner.isdecimal() and left.stat().st_uid == os.getuid() and not Path(f"/proc/{owner}").exists():
+                shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"sg-{what}-{here}-{os.getpid()}-", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
 def _environment(enrolled: Path) -> Iterator[None]:
     """The engine leaves the environment changed, and writes under the home folder."""
     before = dict(os.environ)
-    with tempfile.TemporaryDirectory(prefix="sg-home-") as home:
+    with _scratch("home") as home:
         os.environ["FLWR_HOME"] = home
         os.environ[ENROLMENT] = str(enrolled.absolute())
         try:
