@@ -104,7 +104,6 @@ class Weights:
 
         data, result = self._train(folder)
         if self.text:
-            language_model.load.cache_clear()
             leaves = jax.tree.leaves(language_model.load(str(folder), data.spec)[1])
         else:
             leaves = [leaf for _, leaf in sorted(weights.read(folder / "weights").items())]

@@ -107,6 +107,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Names, times and sizes of a folder's files, by which what was read of them is known to be old; empty where there is no folder."""
+    if not folder.is_dir():
+        return ()
+    found = ((path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
+
+
 _SUMS = "SHA256SUMS"
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from selgrad import files
 from selgrad.base import LanguageModel, Params, TextSpec
 from selgrad.data import TextDataset
 from selgrad.errors import UsageError, require_positive
@@ -23,14 +24,18 @@ from selgrad.models.huggingface import save_pretrained
 from selgrad.training import Journal
 
 
-@lru_cache(maxsize=2)
 def load(folder: str, spec: TextSpec) -> tuple[LanguageModel, Params]:
-    """A causal GPT-2 and its parameters, for the attacks of clients with this spec.
+    """A causal GPT-2 and its parameters, for the attacks of clients with this spec; what was read stays until the folder changes.
 
     Raises:
       UsageError: if its vocabulary is not the clients'.
       DataError: if there is no checkpoint there.
     """
+    return _load(folder, spec, files.stamp(Path(folder).expanduser()))
+
+
+@lru_cache(maxsize=2)
+def _load(folder: str, spec: TextSpec, stamp: tuple[Any, ...]) -> tuple[LanguageModel, Params]:
     model = gpt2(spec, pretrained=folder, task="causal_lm")
     if model.vocabulary_size != spec.vocabulary_size:
         raise UsageError(

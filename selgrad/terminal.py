@@ -45,7 +45,7 @@ def signals_kept() -> Iterator[None]:
 
     def ask() -> None:
         # Only the main thread may set what a signal does, so it is sent one.
-        while not over.wait(0.2):
+        while not over.wait(0.05):
             signal.pthread_kill(main.ident or 0, _TAKE_BACK)
 
     other, asking = signal.signal(_TAKE_BACK, take_back), threading.Thread(target=ask, daemon=True)

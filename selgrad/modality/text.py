@@ -6,7 +6,6 @@ The measures are those of `selgrad.evaluation` that read sentences or tokens.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -194,5 +193,4 @@ class Text:
     def keep_gallery(self, file: Path, kept: Sequence[Kept]) -> None:
         """Sentences with their titles as `<stem>.json`."""
         rows = [{**one.title, "truth": list(one.found.truth), "found": list(one.found.texts)} for one in kept]
-        text = json.dumps(rows, indent=1, ensure_ascii=False)
-        files.write_text(file.with_suffix(".json"), text)
+        files.write_json(file.with_suffix(".json"), {"sentences": rows})

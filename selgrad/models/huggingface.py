@@ -218,9 +218,17 @@ def read_safetensors(file: Path) -> dict[str, npt.NDArray[Any]]:
         raise DataError(f"{str(file)!r} is damaged or no safetensors file ({error}); fetch it again") from None
 
 
-@functools.lru_cache(maxsize=2)
 def read_tensors(source: str) -> dict[str, npt.NDArray[Any]]:
-    """All tensors of a checkpoint by name."""
+    """All tensors of a checkpoint by name; what was read stays until the folder changes.
+
+    Raises:
+      DataError or DamagedError: if it cannot be read, or is not what was written.
+    """
+    return _read_tensors(source, files.stamp(Path(source).expanduser()))
+
+
+@functools.lru_cache(maxsize=2)
+def _read_tensors(source: str, stamp: tuple[Any, ...]) -> dict[str, npt.NDArray[Any]]:
     files.require_sealed(Path(source).expanduser())
     file = _folder_file(source, "model.safetensors")
     shards = [] if file is None else [file]

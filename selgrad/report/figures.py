@@ -10,8 +10,12 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
-import json
 import math
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from selgrad import files, measures
+from selgrad.errors import SelgradError
 from selgrad.measures import Measure
 from selgrad.report.tables import curves, headline, profiles, with_labels
 
@@ -191,16 +196,23 @@ def _load_gallery(out: Path) -> tuple[pd.DataFrame, list[Any], dict[int, Any]]:
     for file in sorted((out / "reconstructions").glob("*.npz")):
         if file.name.startswith("truth-"):
             continue
+        stored = _read_kept(file, ("setting", "title", "sample", "ratio", "metric", "selector", "attack", "pixels"))
+        for i in range(len(stored.get("ratio", ()))):
+            rows.append({**{name: values[i] for name, values in stored.items() if name != "pixels"}, "image": len(pixels)})
+            pixels.append(stored["pixels"][i])
+    read = {int(file.stem.split("-")[1]): _read_kept(file, ("pixels",)) for file in (out / "reconstructions").glob("truth-*.npz")}
+    truths = {setting: stored["pixels"] for setting, stored in read.items() if stored}
+    return pd.DataFrame([row for row in rows if int(row["setting"]) in truths]), pixels, truths
+
+
+def _read_kept(file: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Arrays of one file; none where it is damaged, which is said, since the records hold all that is measured."""
+    try:
         with np.load(file) as stored:
-            for i in range(len(stored["ratio"])):
-                row = {k: stored[k][i] for k in ("setting", "title", "sample", "ratio", "metric", "selector", "attack")}
-                rows.append({**row, "image": len(pixels)})
-                pixels.append(stored["pixels"][i])
-    truths = {}
-    for file in (out / "reconstructions").glob("truth-*.npz"):
-        with np.load(file) as stored:
-            truths[int(file.stem.split("-")[1])] = stored["pixels"]
-    return pd.DataFrame(rows), pixels, truths
+            return {name: stored[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error, struct.error) as error:
+        warnings.warn(f"{str(file)!r} is damaged ({type(error).__name__}); the report shows no pictures of it", stacklevel=2)
+        return {}
 
 
 def _tile(images: Any) -> Any:
@@ -262,7 +274,10 @@ def sentences(out: Path) -> list[dict[str, Any]]:
     """Kept sentences, one entry per attack, sample, metric and ratio: truth and found, with what differs marked word by word."""
     rows: list[dict[str, Any]] = []
     for file in sorted((out / "reconstructions").glob("*.json")):
-        rows += json.loads(files.read_text(file))
+        try:
+            rows += files.read_json(file)["sentences"]
+        except (SelgradError, KeyError) as error:
+            warnings.warn(f"{error}; the report shows no sentences of it", stacklevel=2)
     rows.sort(key=lambda r: (r["setting"], r["attack"], r["sample"], r["metric"], r["selector"], r["ratio"]))
     for row in rows:
         row["pairs"] = [mark(truth, found) for truth, found in zip(row["truth"], row["found"], strict=True)]

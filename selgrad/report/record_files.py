@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import functools
+import hashlib
 import json
 import re
 import warnings
@@ -27,6 +28,8 @@ from selgrad.errors import DamagedError, SelgradError
 _SWEEP = b"selgrad.sweep"
 """In a file's metadata: the identity of the configuration that its cells are of."""
 _BLOCKS = b"selgrad.blocks"
+_FACTS = b"selgrad.facts"
+"""In a file's metadata: a hash of its columns, types and rows, and of what pandas says of them, which no checksum of Parquet's covers."""
 _NAME = re.compile(r"(part-)?[0-9a-f]{16}")
 _LARGE = "part-"
 _FILES, _ROWS = 2**14, 2**14
@@ -117,7 +120,7 @@ class RecordFiles:
         schema = self._common_schema()
         for at in range(0, len(names), _FILES):
             part = names[at : at + _FILES]
-            metadata = {**(schema.metadata or {}), _BLOCKS: json.dumps(part).encode()}
+            metadata = {**{name: text for name, text in (schema.metadata or {}).items() if name != _FACTS}, _BLOCKS: json.dumps(part).encode()}
             files.write(self._folder / f"{_LARGE}{part[0]}.parquet", functools.partial(self._write, part, schema.with_metadata(metadata)))
             for name in part:
                 self.small[name].unlink()
@@ -129,6 +132,7 @@ class RecordFiles:
 
     def _write(self, names: list[str], schema: pa.Schema, path: Path) -> None:
         """Some thousand rows at a time, so that little is held at once and readers skip what they do not want."""
+        num_rows = 0
         with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
             tables: list[pa.Table] = []
             for name in names:
@@ -136,7 +140,9 @@ class RecordFiles:
                 if sum(map(len, tables)) >= _ROWS or name == names[-1]:
                     whole = pa.concat_tables([*tables, schema.remove_metadata().empty_table()], promote_options="permissive")
                     writer.write_table(whole.select(schema.names).cast(schema))
+                    num_rows += len(whole)
                     tables = []
+            writer.add_key_value_metadata({_FACTS: _facts(schema, num_rows)})
 
 
 def write_block(file: Path, records: pd.DataFrame, identity: str) -> None:
@@ -146,7 +152,8 @@ def write_block(file: Path, records: pd.DataFrame, identity: str) -> None:
       SelgradError: if the disk is full or not writable.
     """
     table = files.as_table(records)
-    files.write_table(file, table.replace_schema_metadata({**(table.schema.metadata or {}), _SWEEP: identity.encode()}))
+    said = {**(table.schema.metadata or {}), _SWEEP: identity.encode()}
+    files.write_table(file, table.replace_schema_metadata({**said, _FACTS: _facts(table.schema, len(table))}))
 
 
 def sweep_of(file: Path) -> str:
@@ -162,6 +169,12 @@ _APART = ("cell_id", "attack_report")
 """Texts of which every cell has its own."""
 
 
+def _facts(schema: pa.Schema, num_rows: int) -> bytes:
+    plain = ((field.name, field.type.value_type if pa.types.is_dictionary(field.type) else field.type) for field in schema)
+    said = [num_rows, *(f"{name} {'string' if pa.types.is_large_string(kind) else kind}" for name, kind in plain)]
+    return hashlib.sha256(repr(said).encode() + (schema.metadata or {}).get(b"pandas", b"")).hexdigest().encode()
+
+
 def _schema(file: Path) -> pa.Schema:
     try:
         return pq.read_schema(file)
@@ -171,9 +184,18 @@ def _schema(file: Path) -> pa.Schema:
 
 def _read(file: Path, coded: list[str] | None = None) -> pa.Table:
     try:
-        return files.read_table(file, coded=coded)
+        table = files.read_table(file, coded=coded)
+        table.validate(full=True)
+        written = (pq.read_metadata(file).metadata or {}).get(_FACTS)
     except DamagedError as error:
         raise _damaged(str(error).partition("is damaged (")[2].rstrip(")"), file) from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(type(error).__name__, file) from None
+    # Whoever writes such files without selgrad says nothing of this, and has other columns.
+    ours = _SWEEP in (table.schema.metadata or {}) or (not table.schema.metadata and "selgrad_version" in table.column_names)
+    if written not in (None, _facts(table.schema, len(table))) or (written is None and ours):
+        raise _damaged("its columns are not those that were written", file)
+    return table
 
 
 def _read_coded(file: Path) -> pa.Table:
