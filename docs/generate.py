@@ -436,9 +436,60 @@ def members() -> str:
     return "\n".join(parts) + "\n"
 
 
+ROBUSTNESS = """# Interruptions, damage and foreign bytes
+
+What becomes of a run when its process ends at a random moment, when its files are damaged, and when it is given bytes that nobody foresaw. This page is
+made from what the commands left.
+"""
+
+_KILLS = """
+## Ended at random moments
+
+`uv run --extra federation python benchmarks/kills.py`: a process ends by SIGKILL, SIGTERM or SIGINT by turns, after a time drawn evenly from the whole
+that it takes, and the same command goes on, until it is done; then all that it left is compared with that of an undisturbed run, records to the last bit.
+An exit code is *other* where it is neither that of the signal nor 130 or 143: Ray's native code takes SIGTERM for an error while it starts, and aborts.
+"""
+
+_DAMAGE = """
+## Damaged files
+
+`uv run --extra federation python benchmarks/damage.py`: one file of a finished folder has one other bit, or ends early, and the folder is used as its
+owner would: the same sweep again and its report, the same federated run and every participant's folder, the weights, the keys and an upload. *Same* is
+what nobody reads (padding, a figure that is made anew).
+"""
+
+_FUZZ = """
+## Foreign bytes
+
+`uv run --extra federation python benchmarks/fuzz.py`: sound inputs with bits, bytes, lengths and pieces changed. Frames get a right checksum, so that what
+is behind it is tried.
+"""
+
+
+def robustness() -> str:
+    """The page of what is lost, damaged and refused."""
+    signals = "SIGKILL", "SIGTERM", "SIGINT"
+    kills, damage, fuzz = (_result(name)["rows"] for name in ("kills", "damage", "fuzz"))
+    ended = [
+        [
+            row["kind"], f"{row['seconds']:.0f} s", *(row["kills"][name] for name in signals), row["whole_runs"], row["lost"], row["doubled"], row["different"],
+            row["tracebacks"], row["other_exit_codes"], row["processes_left"],
+        ]
+        for row in kills
+    ]  # fmt: skip
+    counts = ("same", "named", "warned", "wrong and silent", "traceback")
+    damaged = [[row["folder"], row["damages"], len(row["kinds"]), *(row["all"].get(name, 0) for name in counts)] for row in damage]
+    names = ("read", "refused", "traceback", "hang", "crash")
+    given = [[row["target"], row["inputs"], *(row[name] for name in names)] for row in fuzz]
+    head = ["", "undisturbed", *signals, "whole runs compared", "lost", "doubled", "different", "tracebacks", "other codes", "processes left"]
+    parts = [ROBUSTNESS, _KILLS, _rows(head, ended), _DAMAGE, _rows(["folder of", "damages", "kinds of files", *counts], damaged)]
+    return "\n".join([*parts, _FUZZ, _rows(["input", "tried", *names], given)]) + "\n"
+
+
 PAGES = {
     "configuration.md": configuration, "records.md": records, "performance.md": performance, "results/calibration.md": calibration,
     "guidelines.md": guidelines, "results/claims.md": claims, "results/suites.md": members,
+    "results/robustness.md": robustness,
 }  # fmt: skip
 
 if __name__ == "__main__":
