@@ -13,6 +13,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
+_SECONDS = 20.0
+
 
 class Terminated(KeyboardInterrupt):
     """What a cluster sends before it kills (SIGTERM) ends a command as Ctrl-C does."""
@@ -36,9 +38,14 @@ def _again(otherwise: Callable[[Any], Any]) -> Callable[[Any], None]:
 
 
 def _end(code: int) -> NoReturn:
-    """Ends the process after an interruption: other threads may still be in native code, which crashes where Python takes itself apart around them."""
+    """Ends the process after an interruption: other threads may still be in native code, which crashes where Python takes itself apart around them.
+
+    What libraries put in order at the end has some seconds for it, and none after a second Ctrl-C.
+    """
     with contextlib.suppress(BaseException):
-        atexit._run_exitfuncs()
+        ordering = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
+        ordering.start()
+        ordering.join(_SECONDS)
     with contextlib.suppress(BaseException):
         sys.stdout.flush()
         sys.stderr.flush()

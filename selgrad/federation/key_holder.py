@@ -265,4 +265,4 @@ def serving(
         try:
             yield int(port)
         finally:
-            service.stop(1).wait()
+            service.stop(1).wait(5)
