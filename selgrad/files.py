@@ -150,6 +150,8 @@ def require_sealed(folder: Path) -> None:
     try:
         lines = [line.split("  ", 1) for line in read_text(file).splitlines()]
         sums = {name: given for given, name in lines}
+        if not sums:
+            raise ValueError("no line")
     except (OSError, ValueError):
         raise DamagedError(f"{str(file)!r} is damaged; fetch the folder again, or remove this file if you are sure of the others") from None
     for name, given in sums.items():

@@ -1,6 +1,6 @@
 """The group of all commands, and how an error becomes one line and an exit code.
 
-Exit codes are 2 for what was wrongly asked, 1 for what failed, and 130 after Ctrl-C.
+Exit codes are 2 for what was wrongly asked, and 1 for what failed; signals are of `selgrad.cli`.
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ from selgrad.encryption import agreement
 from selgrad.encryption.agreement import Bits
 from selgrad.errors import SelgradError, UsageError
 from selgrad.federation.agreements import ASKED, SCORES, Proposer
-from selgrad.federation.enrolment import Seat, digest
+from selgrad.federation.enrolment import Seat, digest, digest_of_weights
 from selgrad.federation.learning import Task, task_of
 from selgrad.federation.messages import Message, context_of, mask_digest, reply_mac
-from selgrad.federation.sums import Uploads, added, answered_once, opened, vouched
+from selgrad.federation.sums import Uploads, added, answered_once, mask_of, opened, vouched
 
 
 class FaultError(Exception):
@@ -59,7 +59,7 @@ def respond(seat: Seat, request: Message, *, faults: bool = True) -> Message:
     kind, round_number = request["kind"], request["round"]
     if request["config"] != seat.enrolment.public.fingerprint:
         raise SelgradError(f"participant {number} was enrolled with another configuration than the server runs; nothing is answered")
-    if not isinstance(round_number, int) or not 0 <= round_number <= seat.config.rounds:
+    if type(round_number) is not int or not 0 <= round_number <= seat.config.rounds:
         raise SelgradError(f"round {round_number!r} is none of the {seat.config.rounds} rounds of this run; nothing is answered")
     if kind not in _ANSWERS:
         raise UsageError(f"message of kind {kind!r} is unknown; server and client must run the same version")
@@ -146,12 +146,16 @@ def _sealed(task: Task, seat: Seat, values: npt.NDArray[Any], round_number: int,
     return raw, enrolment.tags("upload", enrolment.number, context, weights, digest(raw))
 
 
+def _weights(request: Message) -> str:
+    return digest_of_weights(np.frombuffer(bytes(request["weights"]), np.float32))
+
+
 def _agree(task: Task, seat: Seat, request: Message) -> Message:
     """What this client puts in for the common mask."""
     name, number = task.config.agreement, seat.enrolment.number
     if name not in ASKED:
         raise UsageError(f"agreement {name!r} asks no client; server and client must run the same version")
-    weights = digest(bytes(request["weights"]))
+    weights = _weights(request)
 
     def make() -> Message:
         scores = task.scores(np.frombuffer(request["weights"], np.float32), number)
@@ -189,7 +193,8 @@ def _train(task: Task, seat: Seat, request: Message) -> Message:
         if mask_digest(bits) != request["mask_hash"]:
             raise SelgradError(f"client {seat.enrolment.number} holds another mask than the server; send it again")
         _require_mask(task, bits)
-    weights = digest(bytes(request["weights"]))
+        seat.pin("mask", request["mask_hash"])
+    weights = _weights(request)
     answer = seat.once("train", round_number, digest(weights, request["mask_hash"]), lambda: _trained(task, seat, request, bits, weights))
     return {**answer, "mac": reply_mac(_mac(seat), round_number, request["mask_hash"], answer["plain"], answer["sealed"])}
 
@@ -222,7 +227,7 @@ def _uploads(task: Task, seat: Seat, request: Message, bound_to: str) -> Uploads
 
 def _decrypt(task: Task, seat: Seat, request: Message) -> Message:
     """The integer sum of one round, by the key holder: grid points, which are all that may be published."""
-    uploads = _uploads(task, seat, request, request["mask_hash"])
+    uploads = _uploads(task, seat, request, mask_of(request))
 
     def make() -> Message:
         points, seconds = opened(seat.enrolment, task.profile, uploads)
@@ -244,7 +249,7 @@ def _choose(task: Task, seat: Seat, request: Message) -> Message:
 
 def _share(task: Task, seat: Seat, request: Message) -> Message:
     """A party's share of the decryption of a sum that it formed itself."""
-    uploads = _uploads(task, seat, request, request["mask_hash"])
+    uploads = _uploads(task, seat, request, mask_of(request))
     secret = seat.kept("secret")
     if secret is None:
         raise SelgradError(f"party {seat.enrolment.number} holds no share of a key; start the run again")

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy.typing as npt
 import yaml
 
 from selgrad import encryption
@@ -125,6 +126,11 @@ def _framed(*parts: Any) -> bytes:
 def digest(*parts: Any) -> str:
     """SHA-256 of parts, each with its length."""
     return hashlib.sha256(_framed(*parts)).hexdigest()
+
+
+def digest_of_weights(flat: npt.NDArray[Any]) -> str:
+    """Names global weights: equal ones alike, whether a zero has a sign or not."""
+    return digest((flat + 0.0).astype(flat.dtype).tobytes())
 
 
 def enrol(config: FederationConfig) -> list[Enrolment]:
@@ -309,10 +315,21 @@ class Seat:
             try:
                 self.memory[name] = _checked(read_private(self._folder / f"{name}.key"))
             except ValueError:
-                raise SelgradError(
-                    f"{str(self._folder / name)!r}.key is damaged, so participant {self.enrolment.number} cannot go on; set another run up"
-                ) from None
+                file = str(self._folder / f"{name}.key")
+                raise SelgradError(f"{file!r} is damaged, so participant {self.enrolment.number} cannot go on; set another run up") from None
         return self.memory.get(name)
+
+    def pin(self, name: str, value: str) -> None:
+        """Holds to the first value of a name: two masks for one run would show, one after the other, what each of them hides.
+
+        Raises:
+          SelgradError: if another value was pinned.
+        """
+        pinned = self.kept(f"pinned-{name}")
+        if pinned is None:
+            self.keep(f"pinned-{name}", value.encode())
+        elif pinned != value.encode():
+            raise SelgradError(f"the {name} is not the one that participant {self.enrolment.number} began the run with; nothing is sent")
 
     def _last(self, kind: str) -> _Answered | None:
         if kind not in self._answered and self._folder is not None and (self._folder / f"answered-{kind}").exists():

@@ -6,6 +6,7 @@ It answers to the server that it was enrolled with alone, over gRPC as Flower do
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,7 @@ from selgrad.errors import EncryptionError, SelgradError, UsageError
 from selgrad.federation.agreements import SCORES
 from selgrad.federation.enrolment import Enrolment, Seat, digest, pack, unpack
 from selgrad.federation.messages import Message
-from selgrad.federation.sums import answered_once, opened, vouched
+from selgrad.federation.sums import answered_once, mask_of, opened, vouched
 from selgrad.federation.terms import KEY_HOLDER, SERVER, Terms
 
 _SERVICE, _METHOD = "selgrad.KeyHolder", "Open"
@@ -46,7 +47,7 @@ def respond(seat: Seat, request: Message) -> Message:
         kind, number = request["kind"], request["round"]
         if kind not in ("decrypt", "choose") or type(number) is not int or number < 0:
             raise SelgradError(f"request {kind!r} of round {number!r} is none that the key holder answers")
-        bound_to = SCORES if kind == "choose" else str(request["mask_hash"])
+        bound_to = SCORES if kind == "choose" else mask_of(request)
         uploads = vouched(seat.enrolment, request, bound_to, num_clients=terms.clients, min_clients=terms.min_clients)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SelgradError(f"the request is malformed ({type(error).__name__})") from None
@@ -71,6 +72,10 @@ def _sealed_answer(seat: Seat, raw: bytes, tag: bytes) -> bytes:
         raise SelgradError(f"the request is malformed ({error})") from None
     answer = pack(respond(seat, request))
     return pack({"answer": answer, "tag": seat.enrolment.tag(server, "answer", digest(raw), digest(answer))})
+
+
+class UnreachableError(SelgradError):
+    """The key holder gave no answer: whether it opened a sum is not known, and the same request gets the same answer once it is there."""
 
 
 class KeyHolderLink:
@@ -166,16 +171,24 @@ def connect(folder: str | Path, address: str, *, root_certificates: str | Path |
     call = channel.stream_unary(f"/{_SERVICE}/{_METHOD}")
 
     def ask(raw: bytes, tag: bytes) -> bytes:
+        for pause in (1.0, 3.0):
+            try:
+                return ask_once(raw, tag)
+            except UnreachableError:
+                time.sleep(pause)
+        return ask_once(raw, tag)
+
+    def ask_once(raw: bytes, tag: bytes) -> bytes:
         size = str(len(raw))
         knock = enrolment.tag(Terms.of(enrolment).clients, "knock", size)
         chunks = (raw[at : at + _CHUNK] for at in range(0, len(raw), _CHUNK))
         try:
-            answer: bytes = call(_with_tag(tag, chunks), timeout=timeout, metadata=((_KNOCK, knock), (_SIZE, size)), wait_for_ready=False)
+            answer: bytes = call(_with_tag(tag, chunks), timeout=timeout, metadata=((_KNOCK, knock), (_SIZE, size)))
             return answer
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.FAILED_PRECONDITION:
                 raise SelgradError(f"the key holder refuses: {error.details()}") from None
-            raise SelgradError(
+            raise UnreachableError(
                 f"the key holder at {address!r} does not answer ({error.code().name.lower()}); start `selgrad key-holder`, or name its address and certificate"
             ) from None
 

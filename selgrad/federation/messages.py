@@ -28,11 +28,6 @@ def context_of(digest: str, round_number: int, run: str = "") -> str:
     return f"{digest}:{round_number}:{run}" if run else f"{digest}:{round_number}"
 
 
-def plain_mac(mac_key: bytes, round_number: int, plain: bytes) -> bytes:
-    """Authenticates the exposed entries of a round."""
-    return hmac.new(mac_key, f"{round_number}:".encode() + plain, "sha256").digest()
-
-
 def reply_mac(mac_key: bytes, round_number: int, mask_hash: str, plain: bytes, sealed: bytes) -> bytes:
     """Authenticates to the server all that a reply holds of an update: exposed entries and ciphertexts, of one round and one mask."""
     sizes = f"{round_number}:{mask_hash}:{len(plain)}:{len(sealed)}:".encode()

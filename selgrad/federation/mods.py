@@ -5,6 +5,7 @@ The mod takes the arrays that a client returns from training, whatever made them
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 import logging
@@ -20,9 +21,9 @@ from selgrad.encryption.agreement import Bits
 from selgrad.encryption.wire import require_different
 from selgrad.errors import EncryptionError, SelgradError, UsageError
 from selgrad.federation.agreements import ASKED, Chair, Proposer
-from selgrad.federation.enrolment import Seat, digest
+from selgrad.federation.enrolment import Seat, digest, digest_of_weights
 from selgrad.federation.flower import require_flower, seat_of
-from selgrad.federation.key_holder import KeyHolderLink
+from selgrad.federation.key_holder import KeyHolderLink, UnreachableError
 from selgrad.federation.messages import context_of, mask_digest
 from selgrad.federation.terms import Terms
 
@@ -38,7 +39,15 @@ Enrolled = str | Path | Callable[[Any], str | Path]
 
 
 def _flat(record: Any) -> npt.NDArray[np.float64]:
-    """In float64, in which counters are exact too."""
+    """In float64, in which counters are exact too.
+
+    Raises:
+      EncryptionError: for an array of another kind than float and integer numbers.
+    """
+    for name, array in record.items():
+        kind = np.dtype(array.numpy().dtype)
+        if kind.kind not in "fiu":
+            raise EncryptionError(f"array {name!r} has type {kind}, which has no mean; send floats and integers of NumPy alone")
     return np.concatenate([array.numpy().astype(np.float64).reshape(-1) for array in record.values()])
 
 
@@ -61,6 +70,10 @@ def _like(record: Any, flat: npt.NDArray[Any]) -> Any:
     kinds = {name: array.numpy().dtype for name, array in record.items()}
     rounded = {name: np.rint(part) if np.issubdtype(kinds[name], np.integer) else part for name, part in parts.items()}
     return ArrayRecord({name: Array(part.astype(kinds[name])) for name, part in rounded.items()})
+
+
+def _forms(record: Any) -> list[tuple[str, tuple[int, ...], str]]:
+    return [(name, array.numpy().shape, str(array.numpy().dtype)) for name, array in record.items()]
 
 
 def magnitude(update: Arrays) -> Arrays:
@@ -117,12 +130,14 @@ def selective_encryption(enrolment: Enrolled | None = None, *, scores: Scores = 
             # The update would leave in the clear.
             raise EncryptionError("the server sent no mask and this client encrypts; use SelectiveFedAvg on the server")
         asked = message.content[_ASKED]
+        if type(asked["round"]) is not int or asked["round"] < 0:
+            raise EncryptionError(f"round {asked['round']!r} is none; nothing is sent")
         partition = context.node_config.get("partition-id")
         folder = enrolment(context) if callable(enrolment) else enrolment or context.node_config.get("enrolment")
         seat = seat_of(None if partition is None else int(partition), folder)
         (before,) = message.content.array_records.values()
         old, floats = _flat(before), _is_float(before)
-        client = _Client(seat, Terms.of(seat.enrolment), before, floats, digest(old.tobytes()))
+        client = _Client(seat, Terms.of(seat.enrolment), before, floats, digest_of_weights(old))
         failed: list[Any] = []
 
         def update() -> tuple[npt.NDArray[np.float64], Any]:
@@ -131,19 +146,37 @@ def selective_encryption(enrolment: Enrolled | None = None, *, scores: Scores = 
                 failed.append(reply)
                 raise _FailedError
             ((_, after),) = reply.content.array_records.items()
+            # What is a float and which entry is which was the server's word so far, and is the training's too from here on.
+            if _forms(after) != _forms(before):
+                raise EncryptionError("training returned arrays of other names, shapes, types or order than the server sent; nothing is sent")
             return old - _flat(after), reply.content
 
         try:
             answer = _proposed(client, asked, update, scores) if asked["what"] == "propose" else _trained(client, asked, update, clip)
         except _FailedError:
             return failed[0]
-        # What else the app said goes along.
-        said = json.loads(answer.pop("said", "{}"))
-        content: dict[str, Any] = {name: MetricRecord(values) for name, values in said.items()}
+        content: dict[str, Any] = _read_said(answer.pop("said", "{}"))
         content[_SEALED] = ConfigRecord({**answer, "client": seat.enrolment.number})
         return Message(RecordDict(content), reply_to=message)
 
     return mod
+
+
+def _said(content: Any) -> str:
+    """What an app says beside its arrays, as JSON, so that it can be said again."""
+    metrics = {name: dict(values.items()) for name, values in content.metric_records.items()}
+    configs = {
+        name: {key: {"bytes": base64.b64encode(value).decode()} if isinstance(value, bytes) else value for key, value in values.items()}
+        for name, values in content.config_records.items()
+    }
+    return json.dumps({"metrics": metrics, "configs": configs})
+
+
+def _read_said(text: str) -> dict[str, Any]:
+    given = json.loads(text)
+    plain = lambda value: base64.b64decode(value["bytes"]) if isinstance(value, dict) else value
+    metrics = {name: MetricRecord(values) for name, values in given.get("metrics", {}).items()}
+    return {**metrics, **{name: ConfigRecord({key: plain(value) for key, value in values.items()}) for name, values in given.get("configs", {}).items()}}
 
 
 class _FailedError(Exception):
@@ -182,6 +215,7 @@ def _trained(client: _Client, asked: Any, update: Callable[[], Any], clip: bool)
     terms, enrolment, number = client.terms, client.seat.enrolment, asked["round"]
     chosen = encryption.decode_indices(asked["indices"], int(client.floats.sum()))
     terms.require_mask(chosen)
+    client.seat.pin("mask", mask_digest(chosen))
     bits = np.zeros(client.floats.size, bool)
     bits[client.floats] = chosen
     mask_hash = mask_digest(chosen)
@@ -199,15 +233,16 @@ def _trained(client: _Client, asked: Any, update: Callable[[], Any], clip: bool)
         bound = terms.encryption.bound
         clipped, where = _beyond(client.record, values, bits, bound)
         if clipped and not clip:
+            # The server reads what is raised, and these are entries that it is not to see.
+            logging.getLogger("flwr").error("%d entries to encrypt move by more than the public bound %g, in %s", clipped, bound, where)
             raise EncryptionError(
-                f"{clipped} entries to encrypt move by more than the public bound {bound:g} in this round, in {where}, and the mean would be wrong; "
-                "normalise these arrays, enrol with a larger bound, or pass clip=True"
+                f"entries to encrypt move by more than the public bound {bound:g} in this round, and the mean would be wrong; normalise the arrays that this "
+                "client's log names, enrol with a larger bound, or pass clip=True"
             )
         if clipped:
             logging.getLogger("flwr").warning("%d entries beyond the public bound %g were clipped, in %s; their mean is wrong", clipped, bound, where)
         sealed, word = client.sealed(values[bits], mask_hash, number, clip)
-        said = {name: dict(metrics.items()) for name, metrics in content.metric_records.items()}
-        return {"sealed": sealed, "word": word, "plain": values[~bits].tobytes(), "weight": share, "clipped": clipped, "said": json.dumps(said)}
+        return {"sealed": sealed, "word": word, "plain": values[~bits].tobytes(), "weight": share, "clipped": clipped, "said": _said(content)}
 
     answer = client.seat.once("train", number, digest(client.weights, mask_hash, asked["scale"], asked["weigh"]), make)
     context = client.context(mask_hash, number)
@@ -264,7 +299,7 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
 
     def _agreed(self, server_round: int, arrays: Any, config: Any, grid: Any, num_floats: int) -> Bits:
         """The mask of all proposals that could be read."""
-        weights, terms = digest(_flat(arrays).tobytes()), self._terms
+        weights, terms = digest_of_weights(_flat(arrays)), self._terms
         way = ASKED[terms.agreement]
 
         def choose(maps: Any) -> Bits:
@@ -274,10 +309,8 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
         replies = grid.send_and_receive(self._with(server_round, arrays, config, grid, {"what": "propose"}))
         proposals: dict[int, Any] = {}
         for client, record in self._read(replies):
-            known = "proposal", client, server_round, weights, digest(record["proposal"])
             try:
-                if not self._link.enrolment.knows(client, record["tag"], *known):
-                    raise EncryptionError("it is not authentic")
+                self._require_word(client, record["tag"], "proposal", client, server_round, weights, digest(record["proposal"]))
                 proposals[client] = way.read(chair, record["proposal"], functools.partial(self._upload, client, server_round, record["word"]))
             except (SelgradError, ValueError, KeyError, TypeError) as error:
                 logging.getLogger("flwr").warning("the proposal of client %d is left out: %s", client, error)
@@ -286,17 +319,20 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
         return way.combine(chair, [proposals[client] for client in sorted(proposals)])
 
     def _read(self, replies: Iterable[Any]) -> Iterable[tuple[int, dict[str, Any]]]:
-        """Each client's answer once, by its number."""
-        seen = set[int]()
+        """Answers of the mod, by the client that each says it is of."""
         for reply in replies:
             if reply.has_error() or _SEALED not in reply.content:
                 logging.getLogger("flwr").warning("an answer is left out: %s", reply.error.reason if reply.has_error() else "it is no answer of the mod")
                 continue
-            record = {"said": reply.content, **dict(reply.content[_SEALED].items())}
+            record = {**dict(reply.content[_SEALED].items()), "said": reply.content}
             client = record.get("client")
-            if type(client) is int and 0 <= client < self._terms.clients and client not in seen:
-                seen.add(client)
+            if type(client) is int and 0 <= client < self._terms.clients:
                 yield client, record
+
+    def _require_word(self, client: int, tag: Any, *what: Any) -> None:
+        """Raises EncryptionError where a client does not vouch to the server for its answer."""
+        if not isinstance(tag, bytes) or not self._link.enrolment.knows(client, tag, *what):
+            raise EncryptionError("it is not authentic")
 
     def _upload(self, client: int, number: int, word: bytes, raw: bytes, bound_to: str, num_values: int) -> tuple[int, bytes, bytes]:
         """One client's ciphertexts with its word on them, if they are what was asked for."""
@@ -318,7 +354,7 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
         floats = _is_float(self._current)
         bits = np.zeros(floats.size, bool)
         bits[floats] = self._mask
-        mask_hash, weights, terms = mask_digest(self._mask), digest(_flat(self._current).tobytes()), self._terms
+        mask_hash, weights, terms = mask_digest(self._mask), digest_of_weights(_flat(self._current)), self._terms
         context = context_of(mask_hash, server_round, self._link.enrolment.public.run)
         plain, share = np.zeros(int((~bits).sum())), 0.0
         uploads: list[tuple[int, bytes, bytes]] = []
@@ -326,8 +362,11 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
         for client, record in self._read(replies):
             try:
                 whole = digest(float(record["weight"]).hex(), record["plain"], record["sealed"])
-                if not self._link.enrolment.knows(client, record["tag"], "reply", client, context, weights, whole):
-                    raise EncryptionError("it is not authentic")
+                self._require_word(client, record["tag"], "reply", client, context, weights, whole)
+                if client in {other for other, _, _ in uploads}:
+                    raise EncryptionError("it answered before")
+                if sum(self.weighted_by_key in metrics for metrics in record["said"].metric_records.values()) != 1:
+                    raise EncryptionError(f"it does not say {self.weighted_by_key}, or more than once")
                 exposed = np.frombuffer(record["plain"], np.float32)
                 if exposed.size != plain.size or not 0 < record["weight"] <= 1 or not np.isfinite(exposed).all():
                     raise EncryptionError("its exposed entries or its weight are not what was asked for")
@@ -343,11 +382,18 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
             if len(uploads) < terms.min_clients:
                 raise EncryptionError(f"{len(uploads)} updates count and min_clients is {terms.min_clients}")
             points = self._link.opened(server_round, mask_hash, weights, uploads)
+        except UnreachableError:
+            # Weights whose sum may have been opened are not trained on again.
+            raise
         except SelgradError as error:
             logging.getLogger("flwr").warning("round %d changes nothing: %s", server_round, error)
             return None, None
         update = np.zeros(bits.size)
         update[~bits], update[bits] = plain, points / 2.0**terms.encryption.grid_bits
         new = _like(self._current, _flat(self._current) - update / share)
-        metrics = self.train_metrics_aggr_fn(counted, self.weighted_by_key)
+        try:
+            metrics = self.train_metrics_aggr_fn(counted, self.weighted_by_key)
+        except Exception as error:  # clients may say what they like beside their updates
+            logging.getLogger("flwr").warning("metrics of round %d are left out: %s: %s", server_round, type(error).__name__, error)
+            return new, None
         return new, metrics if isinstance(metrics, MetricRecord) else None

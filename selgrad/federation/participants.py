@@ -17,7 +17,7 @@ import numpy.typing as npt
 from selgrad import encryption
 from selgrad.encryption.agreement import Bits
 from selgrad.errors import EncryptionError, SelgradError
-from selgrad.federation.enrolment import Public, digest
+from selgrad.federation.enrolment import Public, digest, digest_of_weights
 from selgrad.federation.journal import Journal
 from selgrad.federation.learning import Task
 from selgrad.federation.messages import STARTUP_SECONDS, Event, Message, Post, context_of, reply_mac
@@ -107,7 +107,7 @@ class Participants:
         some = sorted(uploads)
         return {
             "clients": [one.client for one in some], "uploads": [one.raw for one in some], "tags": [self._tag_for(to, one.client, one.tags) for one in some],
-            "weights": digest(weights),
+            "weights": digest_of_weights(np.frombuffer(weights, np.float32)),
         }  # fmt: skip
 
     def choose(self, number: int, weights: bytes, maps: Sequence[Upload]) -> Bits:

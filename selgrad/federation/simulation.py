@@ -6,9 +6,9 @@ Tried with flwr 1.30, whose engine is Ray. It leaves the environment changed and
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import platform
-import re
 import shutil
 import sys
 import tempfile
@@ -88,7 +88,11 @@ def _scratch(what: str) -> Iterator[str]:
 
     Short, since Ray keeps sockets in it.
     """
-    here = re.sub(r"[^A-Za-z0-9]", "", platform.node())[:12] or "here"
+    # Process numbers are of one machine and one container.
+    space = ""
+    with contextlib.suppress(OSError):
+        space = os.readlink("/proc/self/ns/pid")
+    here = hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:8]
     for left in Path(tempfile.gettempdir()).glob(f"sg-*-{here}-*-*"):
         owner = left.name.split("-")[3]
         with contextlib.suppress(OSError):

@@ -5,6 +5,7 @@ The key holder and the parties of selgrad's own runs are held to this, and the k
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -19,6 +20,8 @@ from selgrad.encryption.wire import require_different
 from selgrad.errors import EncryptionError, SelgradError
 from selgrad.federation.enrolment import Enrolment, Seat, digest
 from selgrad.federation.messages import Message, context_of
+
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class Uploads(NamedTuple):
@@ -66,6 +69,8 @@ def vouched(enrolment: Enrolment, request: Message, bound_to: str, *, num_client
         raise SelgradError("the uploads are not one of each client; nothing is decrypted")
     if len(clients) < min_clients:
         raise SelgradError(f"a sum over {len(clients)} clients is not decrypted; min_clients is {min_clients}")
+    # As text, so that what is remembered of it is the same whenever it is the same.
+    _require_hash("weights", request["weights"])
     context = context_of(bound_to, request["round"], enrolment.public.run)
     readers: list[encryption.Reader] = []
     for client, raw, tag in zip(clients, raws, tags, strict=True):
@@ -80,6 +85,21 @@ def vouched(enrolment: Enrolment, request: Message, bound_to: str, *, num_client
     require_different(readers)
     each = (digest(client, raw) for client, raw in zip(clients, raws, strict=True))
     return Uploads(clients, readers, context, digest(request["weights"], *each))
+
+
+def mask_of(request: Message) -> str:
+    """The mask's hash that a request names: updates are bound to one, and score maps to something else.
+
+    Raises:
+      SelgradError: if it is none.
+    """
+    return _require_hash("mask_hash", request["mask_hash"])
+
+
+def _require_hash(what: str, given: Any) -> str:
+    if not isinstance(given, str) or not _HASH.fullmatch(given):
+        raise SelgradError(f"{what} is no SHA-256 in hexadecimal; nothing is decrypted")
+    return given
 
 
 def added(profile: Profile, readers: Sequence[encryption.Reader]) -> tuple[bytes, float]:

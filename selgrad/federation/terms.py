@@ -18,7 +18,7 @@ from selgrad.encryption import agreement
 from selgrad.encryption.agreement import AGREEMENTS, Bits
 from selgrad.encryption.profiles import PROFILES, Profile
 from selgrad.errors import EncryptionError, SelgradError, UsageError, did_you_mean, require_ratio
-from selgrad.federation.enrolment import FILE, Enrolment, Public, digest, write
+from selgrad.federation.enrolment import Enrolment, Public, digest, write
 
 KEY_HOLDER, SERVER = "key-holder", "server"
 """Folders of those who are no clients; clients' are named by their numbers."""
@@ -129,12 +129,13 @@ def enrol(terms: Terms, folder: str | Path) -> Path:
       SelgradError: if the folder cannot be written to.
     """
     root = Path(folder)
-    if (root / KEY_HOLDER / FILE).exists():
-        there = Terms.of(Enrolment.load(root / KEY_HOLDER))
-        if there != terms:
-            raise UsageError(f"folder {str(root)!r} holds the keys of a run with other terms ({_difference(there, terms)}); choose another folder")
-        return root
     with files.locked(root, "enrolment"):
+        # Written last.
+        if (root / "public.json").exists():
+            there = Terms.of(Enrolment.load(root / KEY_HOLDER))
+            if there != terms:
+                raise UsageError(f"folder {str(root)!r} holds the keys of a run with other terms ({_difference(there, terms)}); choose another folder")
+            return root
         holder, count = encryption.KeyHolder(terms.encryption), terms.clients
         key_holder, server = count, count + 1
         pairs = {(one, client): secrets.token_bytes(32) for client in range(count) for one in (key_holder, server)}

@@ -191,9 +191,9 @@ def _read(file: Path, coded: list[str] | None = None) -> pa.Table:
         raise _damaged(str(error).partition("is damaged (")[2].rstrip(")"), file) from None
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(type(error).__name__, file) from None
-    # Whoever writes such files without selgrad says nothing of this, and has other columns.
-    ours = _SWEEP in (table.schema.metadata or {}) or (not table.schema.metadata and "selgrad_version" in table.column_names)
-    if written not in (None, _facts(table.schema, len(table))) or (written is None and ours):
+    # Files that somebody else made, or that are from before, say nothing of this; those of selgrad say something.
+    gone = not table.schema.metadata and "selgrad_version" in table.column_names
+    if gone or written not in (None, _facts(table.schema, len(table))):
         raise _damaged("its columns are not those that were written", file)
     return table
 

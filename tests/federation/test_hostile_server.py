@@ -11,7 +11,7 @@ from selgrad.encryption.wire import Header
 from selgrad.errors import SelgradError
 from selgrad.federation.client import respond
 from selgrad.federation.config import parse
-from selgrad.federation.enrolment import Enrolment, Seat, digest, enrol, read_public, write
+from selgrad.federation.enrolment import Enrolment, Seat, digest, digest_of_weights, enrol, read_public, write
 from selgrad.federation.learning import task_of
 from selgrad.federation.messages import context_of, mask_digest
 
@@ -59,7 +59,7 @@ class Hostile:
         weights = self.weights if weights is None else weights
         asked = {
             "clients": list(replies), "uploads": [reply["sealed"] for reply in replies.values()],
-            "tags": [reply["tags"][32 * tag_at : 32 * tag_at + 32] for reply in replies.values()], "weights": digest(weights.tobytes()),
+            "tags": [reply["tags"][32 * tag_at : 32 * tag_at + 32] for reply in replies.values()], "weights": digest_of_weights(weights),
             "mask_hash": mask_digest(self.bits),
         }  # fmt: skip
         return self.ask(to, kind, number, **{**asked, **more})
@@ -126,6 +126,12 @@ def test_one_set_of_weights_is_decrypted_in_one_round(server):
     again = {client: server.train(client, 2) for client in (0, 1)}
     with pytest.raises(SelgradError, match="of these weights was decrypted in another round"):
         server.decrypt(again, 2)
+    # Not under another name of theirs either, nor what is no update at all.
+    later = {client: server.train(client, 2, weights=np.where(server.weights == 0, -server.weights, server.weights)) for client in range(2)}
+    with pytest.raises(SelgradError, match="of these weights was decrypted in another round"):
+        server.decrypt(later, 2)
+    with pytest.raises(SelgradError, match="mask_hash is no SHA-256"):
+        server.decrypt(later, 2, mask_hash="scores")
     moved = server.weights + np.float32(0.01)
     server.decrypt({client: server.train(client, 3, weights=moved) for client in range(3)}, 3, weights=moved)
 
@@ -136,7 +142,7 @@ def test_a_client_answers_a_round_once_and_to_the_same_request_the_same(server):
     again = server.train(0)
     assert (again["plain"], again["sealed"], again["tags"]) == (first["plain"], first["sealed"], first["tags"]) and again["mac"] != first["mac"]
     for change in ({"weights": server.weights + np.float32(1e-3)}, {"bits": np.ones(server.task.num_total, bool)}):
-        with pytest.raises(SelgradError, match="each is answered once"):
+        with pytest.raises(SelgradError, match="each is answered once|not the one that participant 0 began"):
             server.train(0, **change)
     server.train(0, 3)
     with pytest.raises(SelgradError, match="each is answered once"):
@@ -216,7 +222,7 @@ def beyond(server, client, value):
     slots[0] = value
     part = scheme.context.to_wire(scheme.context.encrypt(keys, scheme.context.pack(slots)), keys.tag)
     raw = encryption.Ciphertexts(Header(server.task.profile.parameter_hash, keys.tag, context, count, 1, server.task.profile.grid_bits, 1), (part,)).to_bytes()
-    said = ("upload", client, context, digest(server.weights.tobytes()), digest(raw))
+    said = ("upload", client, context, digest_of_weights(server.weights), digest(raw))
     return {"sealed": raw, "tags": seat.enrolment.tag(3, *said)}
 
 

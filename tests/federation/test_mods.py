@@ -87,11 +87,11 @@ class Server:
         return [(reply.content[_SEALED]["client"], reply.content[_SEALED]["sealed"], reply.content[_SEALED]["word"]) for reply in replies]
 
     def opens(self, replies, number=1, uploads=None):
-        from selgrad.federation.enrolment import digest
+        from selgrad.federation.enrolment import digest_of_weights
         from selgrad.federation.messages import mask_digest
         from selgrad.federation.mods import _flat
 
-        weights = digest(_flat(self.arrays).tobytes())
+        weights = digest_of_weights(_flat(self.arrays))
         return self.link.opened(number, mask_digest(self.mask), weights, self.uploads(replies) if uploads is None else uploads)
 
 
@@ -154,6 +154,99 @@ def test_the_key_holder_opens_one_sum_of_a_round_and_none_that_the_server_made(k
             server.opens([], number=3, uploads=[forged, uploads[2]])
 
 
+@pytest.mark.parametrize("agreement", ["fixed", "vote"])
+def test_one_mask_is_used_in_a_run(tmp_path, agreement):
+    """What one mask hides another would show, of the same weights."""
+    keys = enrolled(tmp_path / "keys", agreement=agreement)
+    server = Server(keys)
+    other = ~server.mask
+    server.asks(0)
+    with pytest.raises(SelgradError, match=r"not the one that participant 0 began|not the fixed one"):
+        server.asks(0, number=2, mask=other)
+    with pytest.raises(SelgradError, match=r"not the one that participant 0 began|not the fixed one"):
+        server.asks(0, number=1, mask=other)
+
+
+def test_equal_weights_are_the_same_weights_and_score_maps_are_no_updates(keys):
+    from flwr.app import Array, ArrayRecord
+
+    from selgrad.federation.enrolment import Enrolment, Seat
+    from selgrad.federation.key_holder import respond
+
+    server = Server(keys)
+    replies = [server.asks(client) for client in range(3)]
+    server.opens(replies)
+    server.arrays = ArrayRecord({"w": Array(-BEFORE)})
+    assert np.signbit(server.arrays["w"].numpy()).all()
+    with pytest.raises(SelgradError, match="difference of two"):
+        server.opens([server.asks(client, number=2) for client in range(2)], number=2)
+    clients, raws, tags = (list(column) for column in zip(*server.uploads(replies), strict=True))
+    seat = Seat(Enrolment.load(keys / "key-holder"), keys / "key-holder")
+    asked = {"kind": "decrypt", "round": 1, "clients": clients, "uploads": raws, "tags": tags, "weights": "0" * 64, "mask_hash": "0" * 64}
+    for name, value in (("weights", b"0" * 64), ("weights", "A" * 64), ("mask_hash", "scores"), ("mask_hash", b"0" * 64)):
+        with pytest.raises(SelgradError, match=f"{name} is no SHA-256"):
+            respond(seat, {**asked, name: value})
+
+
+def test_arrays_are_what_the_server_sent_and_the_training_returns(keys):
+    """A server that calls floats integers would have them sent in the clear; an app that returns others, or in another order, would be averaged wrongly."""
+    server = Server(keys, {"w": np.zeros(49, np.int64), "b": np.zeros(1, np.float32)})
+    with pytest.raises(SelgradError, match="other names, shapes, types or order"):
+        server.asks(0, call=training(0, {"w": AFTER[0][:49], "b": AFTER[0][49:]}))
+    server = Server(keys, {"a": np.zeros(3, np.float32), "b": np.zeros(3, np.float32)})
+    with pytest.raises(SelgradError, match="other names, shapes, types or order"):
+        server.asks(1, call=training(1, {"b": np.ones(3, np.float32), "a": np.ones(3, np.float32)}))
+    server = Server(keys, {"w": np.zeros(3, np.float32), "on": np.zeros(3, bool)})
+    with pytest.raises(SelgradError, match="array 'on' has type bool"):
+        server.asks(2)
+    for number in (1.5, float("nan"), -1, True):
+        with pytest.raises(SelgradError, match="is none"):
+            Server(keys).asks(0, number=number)
+
+
+def test_a_client_that_lies_silences_nobody_and_ends_no_run(keys, caplog):
+    from flwr.app import ConfigRecord
+
+    from selgrad.federation.mods import _SEALED
+
+    server = Server(keys)
+    replies = [server.asks(client) for client in range(3)]
+    posed = server.asks(0)
+    posed.content[_SEALED] = ConfigRecord({**dict(posed.content[_SEALED].items()), "client": 2, "said": "nothing"})
+    bare = server.asks(1)
+    del bare.content["metrics"]
+    with caplog.at_level(logging.WARNING, logger="flwr"):
+        arrays, metrics = server.strategy.aggregate_train(1, [posed, bare, *replies])
+    assert metrics["loss"] == 0.5 and "client 2 is left out: it is not authentic" in caplog.text and "client 1 is left out: it does not say" in caplog.text
+    np.testing.assert_allclose(next(iter(arrays.values())).numpy(), np.mean([AFTER[client] for client in range(3)], axis=0), atol=2**-23)
+
+
+def test_a_key_holder_that_cannot_be_reached_ends_the_run(keys):
+    """It may have opened the sum: going on with these weights would be refused for good."""
+    from selgrad.federation.key_holder import UnreachableError
+
+    server = Server(keys)
+    replies, ask = [server.asks(client) for client in range(3)], server.link._ask
+
+    def lost(raw, tag):
+        ask(raw, tag)
+        raise UnreachableError("the answer was lost")
+
+    server.link._ask = lost
+    with pytest.raises(UnreachableError):
+        server.strategy.aggregate_train(1, replies)
+    server.link._ask = ask
+    assert server.strategy.aggregate_train(1, replies)[0] is not None, "the same request gets the same answer"
+
+
+def test_an_interrupted_enrolment_is_made_again(tmp_path):
+    folder = enrolled(tmp_path / "keys")
+    (folder / "public.json").unlink()
+    (folder / "server" / "participant.json").unlink()
+    enrolled(tmp_path / "keys")
+    assert (folder / "server" / "participant.json").exists()
+
+
 def test_the_key_holder_answers_to_its_own_server_alone(keys, tmp_path):
     from selgrad.federation.enrolment import Enrolment
     from selgrad.federation.key_holder import KeyHolderLink
@@ -170,14 +263,16 @@ def test_the_key_holder_answers_to_its_own_server_alone(keys, tmp_path):
         server.opens(replies)
 
 
-def test_counters_are_never_encrypted_and_large_moves_name_their_array(keys):
+def test_counters_are_never_encrypted_and_large_moves_name_their_array(keys, caplog):
     from selgrad.federation.mods import selective_encryption
 
     server = Server(keys, {"steps": np.full(3, 2**30, np.int64), "w": np.zeros(4, np.float32)})
     assert server.mask.size == 4
     far = {"steps": np.full(3, 2**30 + 7, np.int64), "w": np.where(server.mask, np.float32(4), np.float32(0))}
-    with pytest.raises(SelgradError, match=r"in w \(4\)"):
+    with pytest.raises(SelgradError, match=r"public bound 1 in this round") as stop, caplog.at_level(logging.ERROR, logger="flwr"):
         server.asks(0, call=training(0, far))
+    # What the server reads holds no number of what it is not to see.
+    assert "in w (4)" in caplog.text and "4" not in str(stop.value)
     clipping = selective_encryption(keys, clip=True)
     arrays, _ = server.strategy.aggregate_train(1, [server.asks(client, call=training(client, far), mod=clipping) for client in range(3)])
     steps, weights = (array.numpy() for array in arrays.values())

@@ -12,7 +12,7 @@ from selgrad import encryption, trees
 from selgrad.errors import SelgradError, UsageError
 from selgrad.federation.client import FaultError, respond
 from selgrad.federation.config import parse
-from selgrad.federation.enrolment import Seat, digest, enrol
+from selgrad.federation.enrolment import Seat, digest, digest_of_weights, enrol
 from selgrad.federation.journal import adopt
 from selgrad.federation.learning import Task, dirichlet_split
 from selgrad.federation.messages import Event, context_of, reply_mac
@@ -77,7 +77,7 @@ def run(tmp_path, transport=None, **change):
 def signed(seat, request, reply):
     """A reply whose client has changed it: with its word on what it sends now."""
     context = context_of(request["mask_hash"], request["round"], seat.enrolment.public.run)
-    said = ("upload", seat.enrolment.number, context, digest(request["weights"]), digest(reply["sealed"]))
+    said = ("upload", seat.enrolment.number, context, digest_of_weights(np.frombuffer(request["weights"], np.float32)), digest(reply["sealed"]))
     reply["tags"] = b"".join(seat.enrolment.tag(other, *said) for other in sorted(seat.enrolment.shared))
     reply["mac"] = reply_mac(seat.kept("mac"), request["round"], request["mask_hash"], reply["plain"], reply["sealed"])
 
