@@ -46,7 +46,7 @@ def _is_drawn(folder: Path, name: str, digest: str) -> bool:
     """Whether a figure is there and shows what it would show now."""
     try:
         return files.read_text(folder / f".{name}.sha256") == digest and all((folder / f"{name}.{ending}").exists() for ending in ("png", "svg"))
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 
