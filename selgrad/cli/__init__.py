@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
-_SECONDS = 20.0
+_SECONDS = 10.0
 
 
 class Terminated(KeyboardInterrupt):
