@@ -23,7 +23,7 @@ import yaml
 from selgrad import encryption
 from selgrad.encryption.roles import read_private
 from selgrad.encryption.wire import private_file
-from selgrad.errors import SelgradError
+from selgrad.errors import DamagedError, SelgradError
 from selgrad.federation.config import FederationConfig, parse
 from selgrad.files import checksum
 
@@ -176,7 +176,7 @@ def write(enrolments: Sequence[Enrolment], folder: str | Path, names: Mapping[in
     root = Path(folder)
     for one in enrolments:
         one.save(root / (names or {}).get(one.number, str(one.number)))
-    files.write_text(root / "public.json", json.dumps(dataclasses.asdict(enrolments[0].public), indent=1) + "\n")
+    files.write_json(root / "public.json", dataclasses.asdict(enrolments[0].public))
     return root
 
 
@@ -190,9 +190,9 @@ def read_public(folder: str | Path) -> Public:
 
     path = Path(folder) / "public.json"
     try:
-        return Public(**json.loads(files.read_text(path)))
-    except (OSError, ValueError, TypeError) as error:
-        raise SelgradError(f"{str(path)!r} cannot be read ({type(error).__name__}); it is written when a run is set up") from None
+        return Public(**files.read_json(path))
+    except (DamagedError, TypeError):
+        raise SelgradError(f"{str(path)!r} is damaged or gone; it is written when a run is set up, fetch it again or set another run up") from None
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
