@@ -24,11 +24,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pandas as pd
+from faults import TIMES
 from kills import FEDERATION, IMAGES, TEXT
 
 from selgrad.errors import SelgradError
-
-TIMES = ["score_seconds", "mask_seconds", "encrypt_seconds", "add_seconds", "decrypt_seconds", "attack_seconds", "run_id"]
 
 
 def rows(table: pd.DataFrame, key: str) -> str:

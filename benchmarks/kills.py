@@ -26,13 +26,9 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import yaml
-from faults import compare
+from faults import CONFIG, compare
 
-IMAGES = {
-    "name": "images", "dataset": {"name": "digits", "count": 4}, "model": {"name": "mlp", "width": 12, "activation": "sigmoid"},
-    "metric": ["random", "magnitude"], "ratio": [0, 0.2, 1], "encryption": "none", "seeds": [0, 1], "block_size": 3, "gallery": 1,
-    "attack": [{"name": "idlg", "num_steps": 8, "memory": 10}, {"name": "inverting_gradients", "num_steps": 200}],
-}  # fmt: skip
+IMAGES = {**CONFIG, "name": "images"}
 TEXT = {
     "name": "text", "dataset": {"name": "sentences", "count": 3}, "model": {"name": "bert", "size": "tiny"}, "metric": ["random", "magnitude"],
     "ratio": [0, 0.3], "encryption": "none", "block_size": 2, "gallery": 1, "attack": {"name": "tag", "num_steps": 10, "learning_rate": 0.1},
