@@ -257,3 +257,23 @@ def test_a_signal_ends_a_command_at_once_and_without_a_traceback(tmp_path, sent,
         # After all is done it is the system's.
         assert process.returncode in (code, -sent, 0), (seconds, said)
         assert "Traceback" not in said, (seconds, said)
+
+
+@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_that_a_library_makes_an_error_of_is_an_interruption_still(sent, code):
+    program = f"""
+import os, signal
+from selgrad.cli import group, main
+
+def interrupted(**_):
+    try:
+        os.kill(os.getpid(), signal.{sent})
+        signal.pause()
+    except:
+        raise TypeError("Cannot determine dtype")
+
+group.cli.main = interrupted
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code and "interrupted" in done.stderr and "nobody foresaw" not in done.stderr

@@ -20,8 +20,13 @@ class Terminated(KeyboardInterrupt):
     """What a cluster sends before it kills (SIGTERM) ends a command as Ctrl-C does."""
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
+_came: list[int] = []
+"""The signals that have come: a library may make an error of its own of the exception that one raises."""
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    _came.append(number)
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 def _again(otherwise: Callable[[Any], Any]) -> Callable[[Any], None]:
@@ -55,15 +60,17 @@ def _end(code: int) -> NoReturn:
 def main() -> None:
     """Runs the command line; errors are one line on standard error, 2 for usage and 1 for failure, 130 after Ctrl-C and 143 after SIGTERM."""
     with contextlib.suppress(ValueError):  # in a thread of somebody's program
-        signal.signal(signal.SIGTERM, _terminate)
+        _came.clear()
+        signal.signal(signal.SIGTERM, _stop)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it is ignored in the background of a shell
+            signal.signal(signal.SIGINT, _stop)
         sys.unraisablehook = _again(sys.unraisablehook)
     try:
         from selgrad.cli.group import run
 
-        code = run()
-    except KeyboardInterrupt as stop:
-        # click raises one of its own from it.
-        code = 143 if Terminated in (type(stop), type(stop.__cause__)) else 130
+        code = run(_came)
+    except KeyboardInterrupt:
+        code = 128 + (_came[0] if _came else signal.SIGINT)
         with contextlib.suppress(KeyboardInterrupt):
             sys.stderr.write("selgrad: interrupted; finished blocks are kept, run the same command to go on\n")
         _end(code)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
 
 import click
 
@@ -78,8 +79,11 @@ def _log_of(error: BaseException) -> str:
         return f"nowhere, since it could not be written ({full.strerror})"
 
 
-def run() -> int:
+def run(came: Sequence[int] = ()) -> int:
     """Runs the command line; errors are one line on standard error.
+
+    Args:
+      came: the signals that have come: whatever error a command ends with after one is of its making.
 
     Returns:
       The exit code: 2 for usage and 1 for failure.
@@ -89,7 +93,12 @@ def run() -> int:
     """
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
-        code = cli.main(standalone_mode=False)
+        try:
+            code = cli.main(standalone_mode=False)
+        except Exception as error:
+            if came:
+                raise KeyboardInterrupt from error
+            raise
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return 2
@@ -99,8 +108,8 @@ def run() -> int:
     except SelgradError as error:
         click.echo(f"selgrad: error: {error}", err=True)
         return error.exit_code
-    except click.Abort as stop:
-        raise KeyboardInterrupt from stop.__cause__
+    except click.Abort:
+        raise KeyboardInterrupt from None
     except OSError as error:
         click.echo(f"selgrad: error: {error.filename or 'input/output'}: {error.strerror or error}; check the path, its permissions and the disk", err=True)
         return 1

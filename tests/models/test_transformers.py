@@ -10,7 +10,8 @@ import safetensors.numpy
 
 from selgrad import trees
 from selgrad.base import Batch, InputSpec, TextSpec
-from selgrad.errors import DataError, UsageError
+from selgrad.errors import DamagedError, DataError, UsageError
+from selgrad.files import unseal
 from selgrad.gradients import UPDATES
 from selgrad.models import MODELS
 from selgrad.models.huggingface import save_pretrained
@@ -60,13 +61,11 @@ class TestCheckpoint:
         for i, half in enumerate(halves):
             safetensors.numpy.save_file(half, folder / f"model-0000{i + 1}-of-00002.safetensors")
         (folder / "model.safetensors").unlink()
+        unseal(folder)
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
         found = MODELS[name](SPEC, task=task, pretrained=str(folder)).init(jax.random.key(9))
         np.testing.assert_array_equal(apply(model, found), apply(model, params))
         (folder / "model-00002-of-00002.safetensors").unlink()
-        from selgrad.models import huggingface
-
-        huggingface.read_tensors.cache_clear()
         with pytest.raises(DataError, match="lacks the shard"):
             MODELS[name](SPEC, task=task, pretrained=str(folder)).init(jax.random.key(9))
 
@@ -105,6 +104,9 @@ class TestRefusals:
         safetensors.numpy.save_file(tensors, file)
         if damage == "truncated":
             file.write_bytes(file.read_bytes()[:-100])
+        with pytest.raises(DamagedError, match="is not what was written"):
+            MODELS["bert"](SPEC, pretrained=str(folder)).init(jax.random.key(0))
+        unseal(folder)  # one of somebody else has no checksums
         with pytest.raises(DataError, match="layer" if damage != "truncated" else "model.safetensors"):
             MODELS["bert"](SPEC, pretrained=str(folder)).init(jax.random.key(0))
 
