@@ -208,9 +208,12 @@ class WandbConfig(Section):
 
     project: str = pydantic.Field("selgrad", description="Project.")
     entity: str | None = pydantic.Field(None, description="Team or user; none is the login's.")
-    group: str | None = pydantic.Field(None, description="Of the run.")
-    tags: list[str] = pydantic.Field([], description="Of the run.")
-    runs: Literal["sweep", "attack"] = pydantic.Field("sweep", description="One run a sweep, or one an attack in a common group.")
+    group: str | None = pydantic.Field(None, description="Of the runs; none is the sweep's name.")
+    tags: list[str] = pydantic.Field([], description="Of the runs.")
+    runs: Literal["cell_group", "attack", "sweep"] = pydantic.Field(
+        "cell_group",
+        description="Beside the run of the whole sweep, one for each configuration (model, metric, ratio, attack and so on), one an attack, or none.",
+    )
 
 
 def _axis(kind: str, entry: Any) -> tuple[Spec, ...]:

@@ -5,41 +5,55 @@ Plain files (Parquet records, figures) are always written by the sweep itself; a
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib
-from collections.abc import Mapping, Sequence
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from selgrad import measures
+from selgrad import files, measures
 from selgrad.errors import SelgradError, UsageError
 from selgrad.measures import Measure
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from selgrad.report.groups import Key
+
 MODES = ("disabled", "offline", "online")
 MOST_ROWS = 10_000
-"""Of a table in W&B; of more cells the record files are an artifact."""
+"""Of a table in W&B; of more cells the record files are an artifact only."""
+MOST_RUNS = 1_000
+"""Of one sweep: beyond, there is one an attack."""
 
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Mirrors a sweep somewhere else."""
+    """Mirrors a sweep, or a federated run, somewhere else."""
 
-    def open(self, attacks: Sequence[str]) -> None:
+    def open(self) -> None:
         """Before anything runs, so that a missing login is found at once."""
         ...
 
-    def block(self, attack: str, records: pd.DataFrame) -> None:
+    def begin(self, sizes: Mapping[Key, int], records: pd.DataFrame | None) -> None:
+        """Once it is planned: how many cells each group of `selgrad.report.groups` has, and what was finished before."""
+        ...
+
+    def block(self, records: pd.DataFrame) -> None:
         """One finished block."""
         ...
 
-    def finish(self, records: pd.DataFrame, figures: Path) -> None:
-        """The whole sweep: the per-cell table, curves and pictures."""
+    def finish(self, records: pd.DataFrame) -> None:
+        """The whole sweep: tables, curves, figures and files."""
         ...
 
-    def log(self, values: Mapping[str, Any]) -> None:
-        """Numbers of one step of something that is no sweep."""
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        """Numbers and texts of one step of something that is no sweep; whoever goes on gives the earlier steps again."""
         ...
 
     def close(self) -> None:
@@ -50,16 +64,19 @@ class Tracker(Protocol):
 class NoTracker:
     """Mirrors nothing."""
 
-    def open(self, attacks: Sequence[str]) -> None:
+    def open(self) -> None:
         """Does nothing."""
 
-    def block(self, attack: str, records: pd.DataFrame) -> None:
+    def begin(self, sizes: Mapping[Key, int], records: pd.DataFrame | None) -> None:
         """Does nothing."""
 
-    def finish(self, records: pd.DataFrame, figures: Path) -> None:
+    def block(self, records: pd.DataFrame) -> None:
         """Does nothing."""
 
-    def log(self, values: Mapping[str, Any]) -> None:
+    def finish(self, records: pd.DataFrame) -> None:
+        """Does nothing."""
+
+    def log(self, values: Mapping[str, Any], step: int) -> None:
         """Does nothing."""
 
     def close(self) -> None:
@@ -72,110 +89,228 @@ def _summarised(records: pd.DataFrame) -> list[Measure]:
 
 
 class WandbTracker:
-    """Weights & Biases: one run per sweep, or one per attack in a common group.
+    """Weights & Biases: a run for each group of cells (or each attack), and one of the whole sweep, in a common group.
+
+    What was logged is written down beside W&B's own files, so that a sweep that goes on logs nothing twice. Offline a run has one folder, whatever was
+    interrupted: one that is logged again replaces its earlier folder.
 
     Args:
       mode: "offline" or "online".
-      folder: where W&B keeps its files.
-      name, run_id: of the sweep; the same id continues the same run.
-      config: the sweep's configuration.
+      folder: the sweep's, where W&B keeps its files too.
+      name, run_id: of the sweep; the same id continues the same runs.
+      config: the configuration, nested.
       settings: `project`, `entity`, `group`, `tags`, `runs`.
     """
 
     def __init__(self, mode: str, folder: Path, name: str, run_id: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        from selgrad.report.groups import KINDS, flat
+
         self._wandb = importlib.import_module("wandb")
-        self._mode, self._folder, self._name, self._run_id = mode, folder, name, run_id
-        self._config, self._settings = dict(config), settings
-        self._runs: dict[str, Any] = {}
+        self._mode, self._folder, self._name, self._run_id, self._settings = mode, folder, name, run_id, settings
+        axes = {key: value for key, value in config.items() if key in (*KINDS, "ratio") and isinstance(value, list)}
+        names = lambda entries: [entry["name"] if isinstance(entry, Mapping) else entry for entry in entries]
+        self._common = flat({key: value for key, value in config.items() if key not in (*axes, "wandb", "name")})
+        self._config = {**self._common, **flat({key: names(entries) for key, entries in axes.items()})}
+        self._kind = "sweep" if axes else "run"
+        self._runs_of = str(settings["runs"])
+        # An agent of W&B has made a run already, and says which in the environment.
+        self._is_agents = "WANDB_SWEEP_ID" in os.environ
+        if self._is_agents:
+            self._run_id = os.environ.get("WANDB_RUN_ID", run_id)
+        self._main: Any = None
+        self._groups: Any = None
+        self._images: Any = None
+        self._logged: dict[str, int] = {}
+        with contextlib.suppress(SelgradError):
+            # Damaged or not there, everything is logged again under the same ids.
+            self._logged = files.read_json(self._ledger)["runs"]
 
-    def _run(self, attack: str) -> Any:
-        split = self._settings["runs"] == "attack"
-        key = attack if split else ""
-        if key not in self._runs:
-            try:
-                self._runs[key] = self._wandb.init(
-                    project=self._settings["project"],
-                    entity=self._settings["entity"],
-                    group=self._settings["group"] or (self._name if split else None),
-                    tags=[*self._settings["tags"], *([attack] if split else [])],
-                    name=f"{self._name}-{attack}" if split else self._name,
-                    id=f"{self._run_id}-{attack}" if split else self._run_id,
-                    config=self._config,
-                    mode=self._mode,
-                    dir=str(self._folder),
-                    resume="allow" if self._mode == "online" else None,
-                    reinit="create_new",
-                    settings=self._wandb.Settings(silent=True, console="off"),
-                )
-            except self._wandb.errors.Error as error:
-                reason = str(error).splitlines()[0]
-                raise SelgradError(f"W&B did not start: {reason}; log in with `wandb login`, or use --wandb offline") from None
-        return self._runs[key]
+    @property
+    def _ledger(self) -> Path:
+        return self._folder / "wandb" / "logged.json"
 
-    def open(self, attacks: Sequence[str]) -> None:
-        """Starts the run, or one per attack."""
-        for attack in attacks:
-            self._run(attack)
+    def _note(self, run_id: str, count: int) -> None:
+        self._logged[run_id] = count
+        files.write_json(self._ledger, {"runs": self._logged})
 
-    def block(self, attack: str, records: pd.DataFrame) -> None:
-        """Logs a block's mean quality."""
-        means = records[[*(one.name for one in _summarised(records)), "label_correct"]].astype(float).mean()
-        protection = records["protection_label"].iloc[0]
-        line = attack if protection == "none" else f"{attack} under {protection}"
-        self._run(attack).log({f"{line}/{name}": value for name, value in means.items()} | {"cells": len(records)})
+    def _init(self, run_id: str, name: str, config: Mapping[str, Any], kind: str, tags: list[str], watched: bool) -> Any:
+        """A run; `watched` is whether W&B measures the machine for it."""
+        if self._mode == "offline":
+            for old in (self._folder / "wandb").glob(f"offline-run-*-{run_id}"):
+                shutil.rmtree(old)
+        try:
+            return self._wandb.init(
+                project=None if self._is_agents else self._settings["project"],
+                entity=None if self._is_agents else self._settings["entity"],
+                group=self._settings["group"] or self._name,
+                job_type=kind,
+                tags=[*self._settings["tags"], *tags],
+                name=name,
+                id=run_id,
+                config=dict(config),
+                mode=self._mode,
+                dir=str(self._folder),
+                resume="allow" if self._mode == "online" else None,
+                reinit="create_new",
+                settings=self._wandb.Settings(silent=True, console="off", x_disable_stats=not watched, x_disable_meta=not watched),
+            )
+        except self._wandb.errors.Error as error:
+            reason = str(error).splitlines()[0]
+            raise SelgradError(f"W&B did not start: {reason}; log in with `wandb login`, or use --wandb offline") from None
 
-    def finish(self, records: pd.DataFrame, figures: Path) -> None:
-        """Logs the per-cell table, a curve per metric and attack, and every figure."""
-        import pandas as pd
+    def _whole(self) -> Any:
+        """The run of the whole sweep, or of whatever is no sweep."""
+        if self._main is None:
+            self._main = self._init(self._run_id, self._name, self._config, self._kind, [], watched=True)
+        return self._main
 
-        from selgrad.report.tables import attack_label, metric_label  # reads records only
+    def open(self) -> None:
+        """Starts the run of the whole where it needs a login; offline it starts when there is something to say."""
+        if self._mode == "online":
+            self._whole()
 
-        split, many = self._settings["runs"] == "attack", len(records) > MOST_ROWS
-        for number, (attack, cells) in enumerate(records.groupby("attack") if split else [("", records)]):
-            run = self._run(str(attack))
-            if not many:
-                self._log_cells(run, cells)
-            elif number == 0:
-                self._log_files(run, len(records))
-            # A sweep over images and text has both.
-            shown = _summarised(cells)
-            names = [one.name for one in shown]
-            labelled = {"panel": attack_label(cells), "curve": metric_label(cells), "ratio": cells["ratio"]}
-            few = pd.DataFrame({**labelled, **{name: cells[name].astype(float) for name in names}})
-            means = few.groupby(["panel", "curve", "ratio"])[names].mean().reset_index()
-            means.insert(0, "line", means["panel"] + ": " + means["curve"])
-            table = self._wandb.Table(dataframe=means)
-            lines = {
-                "curves" if one.reads == "images" else "curves_text": self._wandb.plot.line(
-                    table, "ratio", one.name, stroke="line", title=f"{one.name} against ratio"
-                )
-                for one in shown
-                if one.headline
-            }
-            run.log({**lines, "curves_table": table})
-            for picture in sorted(figures.glob("*.png")):
+    def begin(self, sizes: Mapping[Key, int], records: pd.DataFrame | None) -> None:
+        """Logs the groups that were finished before and are not logged yet."""
+        from selgrad.report.gallery import Images
+        from selgrad.report.groups import Groups
+
+        if self._runs_of == "cell_group" and len(sizes) > MOST_RUNS:
+            warnings.warn(f"{len(sizes):,} groups of cells would be as many runs in W&B; there is one an attack instead (wandb: runs)", stacklevel=2)
+            self._runs_of = "attack"
+        if self._runs_of == "cell_group" and len(sizes) > 1:
+            self._groups, self._images = Groups(sizes), Images(self._folder)
+            if records is not None:
+                self._log_groups(records)
+
+    def block(self, records: pd.DataFrame) -> None:
+        """Logs the groups that this block completes; online also how far the sweep is."""
+        if self._groups is not None:
+            self._log_groups(records)
+        if self._mode == "online":
+            means = records[[one.name for one in _summarised(records)]].astype(float).mean()
+            first = records.iloc[0]
+            line = str(first["attack"]) if first["protection_label"] == "none" else f"{first['attack']} under {first['protection_label']}"
+            self._whole().log({f"{line}/{name}": value for name, value in means.items()} | {"cells": len(records)})
+
+    def _log_groups(self, records: pd.DataFrame) -> None:
+        from selgrad.report.gallery import kept_sentences
+
+        texts: list[dict[str, Any]] | None = None
+        for key, cells in self._groups.add(records):
+            run_id = hashlib.sha256(f"{self._run_id}{json.dumps(key)}".encode()).hexdigest()[:12]
+            if self._logged.get(run_id) != len(cells):
+                if texts is None:
+                    self._images.update()
+                    texts = kept_sentences(self._folder)
+                self._log_group(run_id, cells, texts)
+
+    def _log_group(self, run_id: str, cells: pd.DataFrame, texts: list[dict[str, Any]]) -> None:
+        from selgrad.report.groups import description, summary, title
+
+        run = self._init(run_id, title(cells), {**self._common, **description(cells)}, "cells", [str(cells["attack"].iloc[0])], watched=False)
+        run.log({**summary(cells), **self._kept(cells, texts)}, step=0)
+        run.finish()
+        self._note(run_id, len(cells))
+
+    def _kept(self, cells: pd.DataFrame, texts: list[dict[str, Any]]) -> dict[str, Any]:
+        """Kept reconstructions of a group, each beside its truth: images, or a table of sentences."""
+        import numpy as np
+
+        from selgrad.report.gallery import tile
+        from selgrad.report.groups import shown_as
+
+        titles, found = shown_as(cells), []
+        of_these = [text for text in texts if all(text[name] == value for name, value in titles.items())]
+        rows = [[text["sample"], *pair] for text in of_these for pair in zip(text["truth"], text["found"], strict=True)]
+        if rows:
+            return {"sentences": self._wandb.Table(["sample", "truth", "found"], rows)}
+        for row in self._images.of(**titles):
+            truth = self._images.truth(row)
+            if truth is not None:
+                verdict = cells[cells["sample"] == int(row["sample"])]["level"].iloc[0]
+                found.append(self._wandb.Image(np.hstack([tile(truth), tile(row["pixels"])]), caption=f"sample {int(row['sample'])}: truth, found ({verdict})"))
+        return {"reconstructions": found} if found else {}
+
+    def finish(self, records: pd.DataFrame) -> None:
+        """Logs the sweep's tables, curves, figures and files, unless nothing is new, and ends all runs."""
+        if self._logged.get(self._run_id) != len(records):
+            if self._runs_of == "attack":
+                for attack, cells in records.groupby("attack"):
+                    run = self._init(
+                        f"{self._run_id}-{attack}", f"{self._name}-{attack}", {**self._config, "attack": attack}, "attack", [str(attack)], watched=False
+                    )
+                    self._log_cells(run, cells)
+                    run.finish()
+            run = self._whole()
+            self._log_cells(run, records)
+            self._log_verdicts(run, records)
+            for picture in sorted((self._folder / "figures").glob("*.png")):
                 run.log({f"figures/{picture.stem}": self._wandb.Image(str(picture))})
+            self._log_files(run, records)
+            self.close()
+            self._note(self._run_id, len(records))
         self.close()
 
-    def _log_cells(self, run: Any, cells: pd.DataFrame) -> None:
-        # W&B's tables know no nullable integers; a missing cost becomes NaN.
-        plain = cells.astype({name: "float64" for name, dtype in cells.dtypes.items() if str(dtype) == "Int64"})
-        run.log({"cells_table": self._wandb.Table(dataframe=plain)})
+    def _log_cells(self, run: Any, records: pd.DataFrame) -> None:
+        """The table of cells, a curve for each metric and attack, and the scalars of the only group where there is one."""
+        import pandas as pd
 
-    def _log_files(self, run: Any, num_cells: int) -> None:
-        """The record files as they are: a table is kept as text, row by row."""
-        artifact = self._wandb.Artifact(f"records-{self._run_id}", type="records", metadata={"cells": num_cells})
-        artifact.add_dir(str(self._folder / "records"))
+        from selgrad.report.groups import Groups, description, sizes_of, summary
+        from selgrad.report.tables import attack_label, metric_label
+
+        if len(records) <= MOST_ROWS:
+            # W&B's tables know no nullable integers; a missing cost becomes NaN.
+            plain = records.astype({name: "float64" for name, dtype in records.dtypes.items() if str(dtype) == "Int64"})
+            run.log({"cells": self._wandb.Table(dataframe=plain)})
+        shown = _summarised(records)
+        names = [one.name for one in shown]
+        labelled = {"panel": attack_label(records), "curve": metric_label(records), "ratio": records["ratio"]}
+        means = (
+            pd.DataFrame({**labelled, **{name: records[name].astype(float) for name in names}}).groupby(["panel", "curve", "ratio"])[names].mean().reset_index()
+        )
+        means.insert(0, "line", means["panel"] + ": " + means["curve"])
+        table = self._wandb.Table(dataframe=means)
+        lines = {
+            "curves" if one.reads == "images" else "curves_text": self._wandb.plot.line(
+                table, "ratio", one.name, stroke="line", title=f"{one.title} against ratio"
+            )
+            for one in shown
+            if one.headline
+        }
+        run.log({**lines, "curves_table": table})
+        sizes = sizes_of(records)
+        if len(sizes) == 1:
+            ((_, cells),) = Groups(sizes).add(records)
+            run.config.update(description(cells), allow_val_change=True)
+            run.log(summary(cells))
+
+    def _log_verdicts(self, run: Any, records: pd.DataFrame) -> None:
+        """How many inputs the attacks read together, at each level, behind each mask."""
+        from selgrad.report.verdicts import by_level
+
+        run.log({"verdicts": self._wandb.Table(dataframe=by_level(records))})
+        run.summary.update({"num_cells": len(records), "success": float(records["success"].astype(float).mean())})
+
+    def _log_files(self, run: Any, records: pd.DataFrame) -> None:
+        """Records and configuration as they are, and the report."""
+        artifact = self._wandb.Artifact(f"records-{self._run_id}", type="records", metadata={"cells": len(records)})
+        artifact.add_dir(str(self._folder / "records"), name="records")
+        for name in ("config.yaml", "report.html"):
+            if (self._folder / name).is_file():
+                artifact.add_file(str(self._folder / name))
         run.log_artifact(artifact)
 
-    def log(self, values: Mapping[str, Any]) -> None:
-        """Logs what is a number."""
-        self._run("").log({key: value for key, value in values.items() if isinstance(value, int | float)})
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        """Logs what is a number or a text, unless that step is on the server already."""
+        if self._mode == "offline" or step > self._logged.get(self._run_id, -1):
+            self._whole().log({key: value for key, value in values.items() if isinstance(value, int | float | str)}, step=step)
+            self._note(self._run_id, step)
 
     def close(self) -> None:
-        """Ends all runs."""
-        for run in self._runs.values():
-            run.finish()
+        """Ends the run of the whole, if it has begun."""
+        if self._main is not None:
+            self._main.finish()
+            self._main = None
 
 
 def make_tracker(mode: str, folder: Path, name: str, run_id: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> Tracker:

@@ -1,9 +1,11 @@
 """Fixtures, and run-time checks of every jaxtyping annotation in selgrad while tests run."""
 
 import atexit
+import json
 import os
 import shutil
 import signal
+import struct
 import sys
 import tempfile
 import types
@@ -232,3 +234,58 @@ def signals():
     sys.unraisablehook = hook
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+def _wandb_records(file):
+    """The records of a `.wandb` file: LevelDB's log format (blocks of 32 KiB; each piece has a checksum, a length and a type) after seven bytes of W&B's own."""
+    raw, at, part = file.read_bytes(), 7, b""
+    assert raw[:4] == b":W&B"
+    while at + 7 <= len(raw):
+        left = 2**15 - at % 2**15
+        if left < 7:
+            at += left
+            continue
+        length, kind = struct.unpack("<HB", raw[at + 4 : at + 7])
+        if kind == 0:
+            break
+        part += raw[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            yield part
+            part = b""
+
+
+def _wandb_runs(folder):
+    """Every run in a folder of offline runs: id -> config, summary, history, group, job type, files; twice the same id is an error."""
+    from wandb.proto import wandb_internal_pb2
+
+    found = {}
+    for file in sorted((folder / "wandb").glob("offline-run-*/*.wandb")):
+        run = {"config": {}, "summary": {}, "history": [], "artifacts": []}
+        for raw in _wandb_records(file):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(raw)
+            which = record.WhichOneof("record_type")
+            if which == "run":
+                run |= {"id": record.run.run_id, "name": record.run.display_name, "group": record.run.run_group, "kind": record.run.job_type}
+                run["config"] |= {one.key: json.loads(one.value_json) for one in record.run.config.update if one.key != "_wandb"}
+            elif which == "config":
+                run["config"] |= {one.key: json.loads(one.value_json) for one in record.config.update if one.key != "_wandb"}
+            elif which == "history":
+                run["history"].append({one.key or "/".join(one.nested_key): json.loads(one.value_json) for one in record.history.item})
+                run["summary"] |= run["history"][-1]
+            elif which == "summary":
+                run["summary"] |= {one.key or "/".join(one.nested_key): json.loads(one.value_json) for one in record.summary.update}
+            elif which == "request" and record.request.WhichOneof("request_type") == "log_artifact":
+                run["artifacts"].append(record.request.log_artifact.artifact.type)
+            elif which == "artifact":
+                run["artifacts"].append(record.artifact.type)
+        assert run["id"] not in found, "one run has two folders"
+        found[run["id"]] = run
+    return found
+
+
+@pytest.fixture(scope="session")
+def written():
+    """Reads the offline runs of W&B in a folder back."""
+    return _wandb_runs

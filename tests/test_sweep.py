@@ -369,20 +369,6 @@ def test_stored_parameters_start_a_model_and_wrong_ones_are_refused(finished, tm
         run_sweep({**stored, "model": {**CONFIG["model"], "checkpoint": str(tmp_path / "none")}}, tmp_path / "none-out", quiet=True)
 
 
-@pytest.mark.parametrize("runs", ["sweep", "attack"])
-def test_wandb_offline_leaves_a_run(tmp_path, runs):
-    small = {
-        **CONFIG,
-        "metric": "magnitude",
-        "seeds": [0],
-        "encryption": None,
-        "dataset": {"name": "digits", "count": 1},
-        "wandb": {"runs": runs, "tags": ["t"]},
-    }
-    run_sweep(small, tmp_path / "out", wandb="offline", quiet=True)
-    assert list((tmp_path / "out" / "wandb").glob("offline-run-*/*.wandb"))
-
-
 @pytest.mark.once
 def test_batches_and_local_steps_run_through_the_same_corridor(tmp_path):
     config = {

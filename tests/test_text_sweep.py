@@ -15,7 +15,7 @@ from selgrad.data import DATASETS
 from selgrad.errors import SelgradError, UsageError
 from selgrad.experiment.host import HostBlock
 from selgrad.language_model import load, train
-from selgrad.report.figures import mark
+from selgrad.report.gallery import mark
 from selgrad.sweep import Sweep
 from selgrad.sweep.executors.local import Local, _Run
 

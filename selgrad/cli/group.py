@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import click
 
 from selgrad import __version__
+from selgrad.cli.agent import agent
 from selgrad.cli.attack import attack
 from selgrad.cli.audit import audit
 from selgrad.cli.catalogue import catalogue
@@ -52,7 +53,7 @@ def cli() -> None:
     """
 
 
-for _command in (quickstart, sweep, suite, recommend, report, attack, audit, train, train_lm, catalogue, federate, key_holder, profiles):
+for _command in (quickstart, sweep, suite, recommend, report, attack, audit, train, train_lm, catalogue, federate, key_holder, agent, profiles):
     # Click keeps the lines of a paragraph that a backspace opens; raw docstrings write it as two characters.
     _command.help = (_command.help or "").replace("\\b\n", "\b\n")
     cli.add_command(_command)

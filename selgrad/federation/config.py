@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pydantic
 import yaml
@@ -132,6 +132,16 @@ class FederationConfig:
     def encrypts(self) -> bool:
         """Whether anything is encrypted."""
         return _encrypts(self.protection, self.ratio)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration with every default filled in; an entry of a registry is its name, and beside it its arguments with dotted keys."""
+        given = yaml.safe_load(self.text)
+        specs = {"dataset": self.dataset, "test": self.test, "model": self.model, "metric": self.metric}
+        for name, spec in specs.items():
+            given[name] = None if spec is None else spec.name
+            given |= {} if spec is None else {f"{name}.{key}": value for key, value in spec.arguments}
+        given |= {"protection": self.protection, "min_clients": self.min_clients} | {f"protection.{key}": value for key, value in self.baseline.arguments}
+        return cast(dict[str, Any], given)
 
     @property
     def identity(self) -> str:

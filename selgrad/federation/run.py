@@ -63,8 +63,9 @@ def _served(checked: FederationConfig, folder: Path, wandb: str, quiet: bool) ->
     adopt(checked, folder)
     files.sweep_up(folder)
     run_id = hashlib.sha256(f"{checked.identity}{folder.absolute()}".encode()).hexdigest()[:12]
-    tracker = make_tracker(wandb, folder, checked.name, run_id, {"federation": checked.text}, {**checked.wandb.model_dump(), "runs": "sweep"})
-    tracker.open([""])
+    tracker = make_tracker(wandb, folder, checked.name, run_id, checked.to_dict(), {**checked.wandb.model_dump(), "runs": "sweep"})
+    tracker.open()
+    on_round = lambda row: tracker.log(row, int(row["round"]))
     columns = description(), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
     with terminal(quiet) as screen, Progress(*columns, console=screen, disable=quiet or not screen.is_terminal) as progress:
         bar = progress.add_task("starting Flower's workers", total=1.0)
@@ -76,7 +77,9 @@ def _served(checked: FederationConfig, folder: Path, wandb: str, quiet: bool) ->
                 progress.console.print(line)
 
         enrolled = _enrolled(checked, folder / "enrolment")
-        server = Server(checked, read_public(enrolled), folder, on_event, tracker.log)
+        server = Server(checked, read_public(enrolled), folder, on_event, on_round)
+        for row in server.records().to_dict("records"):
+            on_round(row)
         try:
             # What is done already needs no workers.
             records = server.records() if server.is_done() else simulate(checked, enrolled, server.run)

@@ -144,7 +144,8 @@ class Server:
                 plain.pop(client, None)
                 self._note(number, Event(client, "malformed", str(error).splitlines()[0]))
         new = weights
-        row: dict[str, Any] = {"round": number, "num_clients": len(plain), "num_selected": int(bits.sum()), "num_total": bits.size}
+        row: dict[str, Any] = {"round": number, "metric": config.metric.label, "ratio": config.ratio, "agreement": config.agreement}
+        row |= {"protection": config.protection, "num_clients": len(plain), "num_selected": int(bits.sum()), "num_total": bits.size}
         row |= {"difference": np.nan, "difference_bound": np.nan, "verified": None}
         if len(plain) >= config.min_clients:
             share = sum(self._task.weight(client) for client in plain)

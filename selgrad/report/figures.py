@@ -7,15 +7,9 @@ the notebook or program that calls us.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import math
-import struct
-import warnings
-import zipfile
-import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from selgrad import files, measures
-from selgrad.errors import SelgradError
 from selgrad.measures import Measure
+from selgrad.report.gallery import Images, tile
 from selgrad.report.tables import curves, headline, profiles, with_labels
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
@@ -190,36 +184,6 @@ def success_profiles(records: pd.DataFrame, folder: Path) -> str | None:
     return stem
 
 
-def _load_gallery(out: Path) -> tuple[pd.DataFrame, list[Any], dict[int, Any]]:
-    rows: list[dict[str, Any]] = []
-    pixels: list[Any] = []
-    for file in sorted((out / "reconstructions").glob("*.npz")):
-        if file.name.startswith("truth-"):
-            continue
-        stored = _read_kept(file, ("setting", "title", "sample", "ratio", "metric", "selector", "attack", "pixels"))
-        for i in range(len(stored.get("ratio", ()))):
-            rows.append({**{name: values[i] for name, values in stored.items() if name != "pixels"}, "image": len(pixels)})
-            pixels.append(stored["pixels"][i])
-    read = {int(file.stem.split("-")[1]): _read_kept(file, ("pixels",)) for file in (out / "reconstructions").glob("truth-*.npz")}
-    truths = {setting: stored["pixels"] for setting, stored in read.items() if stored}
-    return pd.DataFrame([row for row in rows if int(row["setting"]) in truths]), pixels, truths
-
-
-def _read_kept(file: Path, names: Sequence[str]) -> dict[str, Any]:
-    """Arrays of one file; none where it is damaged, which is said, since the records hold all that is measured."""
-    try:
-        with np.load(file) as stored:
-            return {name: stored[name] for name in names}
-    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error, struct.error) as error:
-        warnings.warn(f"{str(file)!r} is damaged ({type(error).__name__}); the report shows no pictures of it", stacklevel=2)
-        return {}
-
-
-def _tile(images: Any) -> Any:
-    """A batch (B, H, W, C) as one picture, its images side by side."""
-    return np.concatenate(list(images), axis=1).squeeze()
-
-
 def _mosaic(truth: Any, rows: list[list[Any]], names: list[str], titles: list[str]) -> Figure:
     """The truth above rows of pictures of its shape, as one picture in one pair of axes: axes of its own for each take ten times as long to draw."""
     height, width = truth.shape[:2]
@@ -247,59 +211,30 @@ def _mosaic(truth: Any, rows: list[list[Any]], names: list[str], titles: list[st
 
 def galleries(out: Path, folder: Path) -> list[str]:
     """Per attack and kept sample: the truth above, below it reconstructions by metric (rows) and ratio (columns)."""
-    table, pixels, truths = _load_gallery(out)
+    kept = Images(out)
+    kept.update()
+    rows = [row for row in kept.rows if kept.truth(row) is not None]
     stems: list[str] = []
-    if table.empty:
+    if not rows:
         return stems
+    table = pd.DataFrame([{name: value for name, value in row.items() if name != "pixels"} for row in rows])
     groups = list(table.groupby(["setting", "attack", "sample"], sort=True))
     attacks = {key: i for i, key in enumerate(dict.fromkeys((s, a) for (s, a, _), _ in groups))}
     several = table["selector"].nunique() > 1
     for (setting, attack, sample), cells in groups:
         cells = cells.assign(row=cells["metric"] + (" / " + cells["selector"] if several else ""))
         names, ratios = sorted(cells["row"].unique()), sorted(cells["ratio"].unique())
-        truth = _tile(truths[int(setting)][int(sample)])
+        truth = tile(kept.truth(rows[cells.index[0]]))
         stem = f"gallery_{attacks[setting, attack]}_{attack.split('(')[0]}_sample_{sample}"
         stems.append(stem)
-        digest = _digest(cells.drop(columns="image"), truth, *(pixels[int(i)] for i in cells["image"]))
+        digest = _digest(cells, truth, *(rows[i]["pixels"] for i in cells.index))
         if _is_drawn(folder, stem, digest):
             continue
-        found = {(row.row, row.ratio): _tile(pixels[int(row.image)]) for row in cells.itertuples()}
+        found = {(row.row, row.ratio): tile(rows[row.Index]["pixels"]) for row in cells.itertuples()}
         figure = _mosaic(truth, [[found.get((name, ratio)) for ratio in ratios] for name in names], names, [f"{100 * ratio:g} %" for ratio in ratios])
         figure.axes[0].set_title(f"{cells['title'].iloc[0]}: {attack}, sample {sample}", fontsize=9, pad=16)
         _save(figure, folder, stem, digest)
     return stems
-
-
-def sentences(out: Path) -> list[dict[str, Any]]:
-    """Kept sentences, one entry per attack, sample, metric and ratio: truth and found, with what differs marked word by word."""
-    rows: list[dict[str, Any]] = []
-    for file in sorted((out / "reconstructions").glob("*.json")):
-        try:
-            rows += files.read_json(file)["sentences"]
-        except (SelgradError, KeyError) as error:
-            warnings.warn(f"{error}; the report shows no sentences of it", stacklevel=2)
-    rows.sort(key=lambda r: (r["setting"], r["attack"], r["sample"], r["metric"], r["selector"], r["ratio"]))
-    for row in rows:
-        row["pairs"] = [mark(truth, found) for truth, found in zip(row["truth"], row["found"], strict=True)]
-    return rows
-
-
-def mark(truth: str, found: str) -> list[tuple[str, bool]]:
-    """The found sentence as (words, whether they are the truth's), by the longest matching runs.
-
-    >>> mark("the cat sat down", "the dog sat down")
-    [('the', True), ('dog', False), ('sat down', True)]
-    """
-    a, b = truth.split(), found.split()
-    pieces: list[tuple[str, bool]] = []
-    at = 0
-    for match in difflib.SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks():
-        if match.b > at:
-            pieces.append((" ".join(b[at : match.b]), False))
-        if match.size:
-            pieces.append((" ".join(b[match.b : match.b + match.size]), True))
-        at = match.b + match.size
-    return pieces
 
 
 def finite(value: float) -> bool:

@@ -16,6 +16,7 @@ import pandas as pd
 from selgrad import files
 from selgrad.report import figures
 from selgrad.report.flags import flags
+from selgrad.report.gallery import sentences
 from selgrad.report.left import left_rows
 from selgrad.report.tables import attack_label, dataset_label, mask_overlaps, metric_label, protections, read_records, same_masks, with_labels
 from selgrad.report.verdicts import by_level, level_cell, stopping_ratios, verdict_grid
@@ -121,7 +122,7 @@ def _facts(records: pd.DataFrame) -> str:
 def _texts(root: Path) -> list[dict[str, Any]]:
     """Kept sentences grouped by setting, attack and sample."""
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in figures.sentences(root):
+    for row in sentences(root):
         key = (row["setting"], row["attack"], row["sample"])
         group = groups.setdefault(key, {"title": row["title"], "attack": row["attack"], "sample": row["sample"], "truth": row["truth"], "rows": []})
         group["rows"].append({"metric": row["metric"], "percent": f"{100 * row['ratio']:g}", "pairs": row["pairs"]})

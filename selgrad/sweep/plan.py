@@ -5,11 +5,12 @@ A lane is one (seed, metric, selector, sample, ratio); seeds are the rows of a b
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from selgrad.config import SweepConfig
 from selgrad.experiment import Lane
@@ -69,6 +70,23 @@ class Plan:
     compile_seconds: float
     seconds: float
     num_programs: int = 0
+
+
+def group_sizes(blocks: Iterable[BlockPlan], settings: Sequence[tuple[Spec, ...]]) -> dict[tuple[object, ...], int]:
+    """How many cells each group of `selgrad.report.groups` has.
+
+    Args:
+      blocks: of the whole sweep.
+      settings: data set, model, update and protection of each.
+    """
+    named = functools.cache(lambda spec: (spec.name, spec.arguments_json))
+    found: collections.Counter[tuple[object, ...]] = collections.Counter()
+    for block in blocks:
+        for row in block.lanes:
+            for lane in row:
+                specs = (*settings[block.setting], lane.metric, lane.selector, block.attack)
+                found[(*itertools.chain(*map(named, specs)), lane.ratio)] += 1
+    return dict(found)
 
 
 def lanes_of_seed(config: SweepConfig, num_samples: int, seed: int) -> list[Lane]:

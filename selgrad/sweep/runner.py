@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selgrad import terminal
-from selgrad.config import SweepConfig, parse
+from selgrad.config import SweepConfig, parse, settings
 from selgrad.registry import Spec
 from selgrad.report.page import make_report
 from selgrad.report.tables import read_records, same_masks
@@ -70,6 +70,7 @@ def run_sweep(
     devices.configure()
     from selgrad.sweep import Sweep
     from selgrad.sweep.executors.protocol import Executor
+    from selgrad.sweep.plan import group_sizes
     from selgrad.tracking import make_tracker
 
     screen = console or terminal.console(stderr=True, quiet=quiet)
@@ -80,7 +81,7 @@ def run_sweep(
         sweep = Sweep(checked, out)
     with contextlib.closing(executor), sweep.lock():
         tracker = make_tracker(wandb, sweep.out, checked.name, sweep.run_id, checked.to_dict(), checked.wandb.model_dump())
-        tracker.open(list(dict.fromkeys(attack.short for attack in checked.attack)))
+        tracker.open()
         with screen.status("planning") as status:
             plan = executor.plan(sweep, lambda line: status.update(Text(f"planning: {line}")))
         waiting = sweep.missing(plan.blocks)
@@ -100,6 +101,8 @@ def run_sweep(
             clipped = sum(cost.num_clipped for cost in costs.values())
             note = f"; {clipped:,} entries lay beyond the public bound and were clipped (encryption: bound)" if clipped else ""
             say(f"round trip proven on {len(costs)} selections of real gradient entries: every decrypted integer equals the plain sum{note}")
+        if wandb != "disabled":
+            tracker.begin(group_sizes(plan.blocks, list(settings(checked))), read_records(sweep.out) if len(waiting) < len(plan.blocks) else None)
         columns = (terminal.description(), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
         started, lines = time.perf_counter(), {"last": time.perf_counter(), "done": 0.0}
         with Progress(*columns, console=screen, disable=quiet, transient=True) as progress:
@@ -113,12 +116,12 @@ def run_sweep(
                     spent = duration(time.perf_counter() - started)
                     say(f"{lines['done']:,.0f} of {plan.num_cells:,} cells after {spent}: {line}")
 
-            executor.run(sweep, plan, costs, tracker.block, on_progress)
+            executor.run(sweep, plan, costs, lambda _, records: tracker.block(records), on_progress)
         sweep.folder.compact()
         records = read_records(sweep.out)
         with screen.status("drawing the report"):
             page = make_report(sweep.out)
-            tracker.finish(records, sweep.out / "figures")
+            tracker.finish(records)
             sweep.folder.publish()
         say(summary_table(records, sweep.out))
         say(f"attacks took {duration(time.perf_counter() - started)}")

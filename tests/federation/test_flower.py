@@ -34,7 +34,7 @@ def program(*command, **options):
     return subprocess.run([*command], capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL, **options)
 
 
-def test_simulation_goes_on_without_clients_that_fail(tmp_path):
+def test_simulation_goes_on_without_clients_that_fail(tmp_path, written):
     """One client dies in the first round, one sends too little in the second, one is late in the third and, so that somebody waits for it, in the fourth."""
     faults = [
         {"client": 1, "round": 1, "kind": "die"},
@@ -43,15 +43,23 @@ def test_simulation_goes_on_without_clients_that_fail(tmp_path):
     ]
     config = {**RUN, "clients": {"count": 3}, "rounds": 4, "agreement": "fixed", "timeout": 25.0, "faults": faults}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
-    done = program(sys.executable, "-m", "selgrad.cli", "federate", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "out"))
+    command = [sys.executable, "-m", "selgrad.cli", "federate", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "out"), "--wandb", "offline"]
+    done = program(*command)
     assert done.returncode == 0, done.stderr
     records, events = (pd.read_parquet(tmp_path / "out" / f"{name}.parquet") for name in ("rounds", "events"))
     assert records["num_clients"].tolist() == [2, 2, 2, 2] and records["verified"].all() and "raylet" not in done.stdout + done.stderr
     told = set(events[["round", "client", "status"]].itertuples(index=False, name=None))
     assert {(1, 1, "died"), (2, 0, "malformed"), (3, 2, "missing")} <= told and "late" in set(events["status"])
     assert (tmp_path / "out" / "figures" / "federation.png").exists() and "equals FedAvg" in done.stdout
-    again = program(sys.executable, "-m", "selgrad.cli", "federate", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "out"))
+    again = program(*command)
     assert again.returncode == 0 and pd.read_parquet(tmp_path / "out" / "rounds.parquet").equals(records)
+    # In W&B a run has one flat configuration and a row a round, however often it was begun.
+    (run,) = written(tmp_path / "out").values()
+    assert [row["round"] for row in run["history"]] == [1, 2, 3, 4] and run["summary"]["accuracy"] == pytest.approx(records["accuracy"].iloc[-1])
+    assert {"metric": "magnitude", "ratio": 0.2, "agreement": "fixed", "protection": "selective", "model.width": 8, "clients.count": 3}.items() <= run[
+        "config"
+    ].items()
+    assert (records[["metric", "ratio", "agreement", "protection"]] == ["magnitude", 0.2, "fixed", "selective"]).all().all()
 
 
 def test_another_app_gets_selective_encryption_in_a_few_lines(tmp_path):
