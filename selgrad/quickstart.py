@@ -14,7 +14,7 @@ QUICKSTART: dict[str, Any] = {
     "update": {"name": "gradient", "batch_size": 1},
     "metric": ["random", "magnitude", {"name": "sensitivity", "target": "inputs"}],
     "selector": "global_top",
-    "ratio": [0, 0.05, 0.2, 0.5],
+    "ratio": [0, 0.2, 0.5, 0.8, 0.95],
     "attack": [{"name": "idlg", "num_steps": 20, "num_restarts": 2, "start": "grey", "hidden": ["zero", "ignore"]}],
     "encryption": {"profile": "exact", "num_clients": 10},
     "seeds": [0],

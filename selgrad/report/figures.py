@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,25 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 from selgrad import files, measures
 from selgrad.measures import Measure
 from selgrad.report.gallery import Images, tile
-from selgrad.report.tables import curves, headline, profiles, with_labels
+from selgrad.report.tables import SETTING, curves, headline, profiles, wilson, with_labels
+from selgrad.report.verdicts import by_level
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 _MARKERS = "osD^vPX*"
+_EXACT_PSNR = 60.0
+"""dB, as far as an axis goes: at 59 the mean error is that of rounding to grey levels."""
+_STYLE = 4
+"""Of all figures: another number has the figures of earlier reports drawn again."""
 
 
 def _digest(*content: Any) -> str:
     """A hash of what a figure shows: tables, arrays, texts."""
-    found = hashlib.sha256(matplotlib.__version__.encode())
+    found = hashlib.sha256(f"{matplotlib.__version__} {_STYLE}".encode())
     for part in content:
         found.update(part.to_csv().encode() if isinstance(part, pd.DataFrame) else part.tobytes() if isinstance(part, np.ndarray) else str(part).encode())
     return found.hexdigest()
@@ -46,15 +53,46 @@ def _is_drawn(folder: Path, name: str, digest: str) -> bool:
 
 def _save(figure: Any, folder: Path, name: str, digest: str = "") -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    _write(figure, folder, name, ("png", "svg"))
+    if digest:
+        files.write_text(folder / f".{name}.sha256", digest)
+
+
+def _write(figure: Any, folder: Path, name: str, endings: Sequence[str]) -> None:
     # Laid out and measured once: each file would do both again, which takes longer than to draw it.
+    layout = figure.get_layout_engine()
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     box = figure.get_tightbbox().padded(matplotlib.rcParams["savefig.pad_inches"])
-    for ending in ("png", "svg"):
+    for ending in endings:
         options = {"format": ending, "dpi": 150, "bbox_inches": box, "metadata": {"Date": None} if ending == "svg" else None}
         files.write(folder / f"{name}.{ending}", functools.partial(figure.savefig, **options))
-    if digest:
-        files.write_text(folder / f".{name}.sha256", digest)
+    figure.set_layout_engine(layout)
+
+
+NARROW = "-narrow"
+"""What the name of a figure's other form ends with: its panels below one another, for a phone."""
+
+
+def _save_panels(figure: Any, axes: Sequence[Any], folder: Path, name: str, digest: str) -> None:
+    """`_save`, and where there are several panels the narrow form too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(figure, folder, name, ("png", "svg"))
+    (folder / f"{name}{NARROW}.svg").unlink(missing_ok=True)
+    if len(axes) > 1:
+        for empty in [axis for axis in figure.axes if axis not in axes]:
+            empty.remove()
+        grid = figure.add_gridspec(len(axes), 1)
+        label = axes[0].get_ylabel()
+        for i, axis in enumerate(axes):
+            axis.set_subplotspec(grid[i])
+            axis.tick_params(labelleft=True)
+            axis.set_ylabel(label)
+        for legend in figure.legends:
+            legend.set_ncols(1 if len(legend.get_texts()) < 4 else 2)
+        figure.set_size_inches(3.9, 2.9 * len(axes))
+        _write(figure, folder, f"{name}{NARROW}", ("svg",))
+    files.write_text(folder / f".{name}.sha256", digest)
 
 
 def _panels(count: int) -> tuple[Any, list[Any]]:
@@ -75,11 +113,24 @@ def drawn_measures(records: pd.DataFrame) -> list[Measure]:
     return [one for one in measures.held(records, lambda measure: measure.curve) if records[one.name].notna().any()]
 
 
-def _ratio_axis(axis: Any, ratios: list[float]) -> None:
-    # Ratios are chosen unevenly (1 %, 5 %, 10 %, ...), so each measured ratio gets the same room.
-    axis.set_xticks(range(len(ratios)), [f"{100 * r:g}" for r in ratios])
-    axis.set_xlabel("entries encrypted (%)")
+def _places(ratios: Sequence[float]) -> tuple[dict[float, float], bool]:
+    """Where each ratio stands on an axis: at its value, or, where some lie too near to one another (1 %, 5 %, 10 %, ...), each at the same distance."""
+    gaps = np.diff(sorted(ratios))
+    even = len(gaps) > 0 and float(gaps.min()) < 0.04 * float(gaps.sum())
+    return ({r: float(i) for i, r in enumerate(sorted(ratios))} if even else {r: 100 * r for r in ratios}), even
+
+
+def _ratio_axis(axis: Any, ratios: Sequence[float]) -> None:
+    places, even = _places(ratios)
+    axis.set_xticks(list(places.values()), [f"{100 * r:g}" for r in places])
+    axis.set_xlabel("entries encrypted (%), not to scale" if even else "entries encrypted (%)")
     axis.grid(alpha=0.25)
+
+
+def _shift(ratios: Sequence[float], which: int, count: int) -> float:
+    """A small one that keeps curves that lie on each other apart."""
+    places = list(_places(ratios)[0].values())
+    return 0.012 * (max(places) - min(places)) * (which - (count - 1) / 2)
 
 
 def _with_values(records: pd.DataFrame, measure: str) -> pd.DataFrame:
@@ -88,9 +139,18 @@ def _with_values(records: pd.DataFrame, measure: str) -> pd.DataFrame:
     return records if len(have) == records["dataset_label"].nunique() else records[records["dataset_label"].isin(have)]
 
 
+def _clipped(records: pd.DataFrame) -> pd.DataFrame:
+    """An exact reconstruction has no error, and a mean of PSNRs that holds a few of them says nothing."""
+    return records.assign(psnr=records["psnr"].clip(upper=_EXACT_PSNR)) if "psnr" in records else records
+
+
+def _title(measure: str) -> str:
+    return f"PSNR (dB, exact: {_EXACT_PSNR:g})" if measure == "psnr" else measures.named(measure).title
+
+
 def quality_against_ratio(records: pd.DataFrame, folder: Path, measure: str = "psnr") -> str:
     """One panel per attack, one curve per metric, 95 % bands; returns the file's stem."""
-    data = curves(_with_values(records, measure), measure)
+    data = curves(_clipped(_with_values(records, measure)), measure)
     stem, digest = f"{measure}_against_ratio", _digest(data, measure)
     if _is_drawn(folder, stem, digest):
         return stem
@@ -100,8 +160,7 @@ def quality_against_ratio(records: pd.DataFrame, folder: Path, measure: str = "p
     for axis, panel in zip(axes, panels, strict=True):
         for i, name in enumerate(names):
             part = data[(data["panel"] == panel) & (data["curve"] == name)].sort_values("ratio")
-            # A small shift keeps curves that lie on each other apart.
-            x = np.asarray([ratios.index(r) for r in part["ratio"]]) + 0.05 * (i - (len(names) - 1) / 2)
+            x = part["ratio"].map(_places(ratios)[0]).to_numpy(float) + _shift(ratios, i, len(names))
             colour = _COLOURS[i % len(_COLOURS)]
             axis.plot(x, part["mean"], color=colour, marker=_MARKERS[i % len(_MARKERS)], markersize=4, linewidth=1.4, label=name)
             axis.fill_between(x, part["low"], part["high"], color=colour, alpha=0.15, linewidth=0)
@@ -109,11 +168,11 @@ def quality_against_ratio(records: pd.DataFrame, folder: Path, measure: str = "p
         count = f"{cells.min()}" if cells.min() == cells.max() else f"{cells.min()} to {cells.max()}"
         axis.set_title(f"{panel} (n = {count})", fontsize=9)
         _ratio_axis(axis, ratios)
-    name = measures.named(measure).title
+    name = _title(measure)
     axes[0].set_ylabel(name if name.startswith("share") else f"{name} of the reconstruction")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=9)
-    _save(figure, folder, stem, digest)
+    _save_panels(figure, axes, folder, stem, digest)
     return stem
 
 
@@ -124,12 +183,14 @@ def cost_against_protection(records: pd.DataFrame, folder: Path) -> str | None:
     costed = with_labels(records)
     if measure not in costed:
         return None
-    costed = costed[["panel", "curve", "ratio", "dataset_label", "ciphertext_bytes", "index_bytes", measure]].dropna(subset=["ciphertext_bytes"])
+    costed = costed[["panel", "curve", "ratio", "dataset_label", "ciphertext_bytes", "index_bytes", "plain_bytes", "num_total", measure]]
+    costed = costed.dropna(subset=["ciphertext_bytes"])
     if costed.empty:
         return None
-    costed = _with_values(costed, measure)
-    costed = costed.assign(kilobytes=(costed["ciphertext_bytes"].astype(float) + costed["index_bytes"]) / 1000)
-    data = costed.groupby(["panel", "curve", "ratio"], as_index=False)[["kilobytes", measure]].mean()
+    costed = _clipped(_with_values(costed, measure))
+    sent = costed["ciphertext_bytes"].astype(float) + costed["index_bytes"] + costed["plain_bytes"]
+    costed = costed.assign(kilobytes=sent / 1000, plain=4 * costed["num_total"] / 1000)
+    data = costed.groupby(["panel", "curve", "ratio"], as_index=False)[["kilobytes", "plain", measure]].mean()
     stem, digest = "cost_against_protection", _digest(data)
     if _is_drawn(folder, stem, digest):
         return stem
@@ -137,15 +198,118 @@ def cost_against_protection(records: pd.DataFrame, folder: Path) -> str | None:
     figure, axes = _panels(len(panels))
     for axis, panel in zip(axes, panels, strict=True):
         for i, name in enumerate(names):
-            part = data[(data["panel"] == panel) & (data["curve"] == name)].sort_values("kilobytes")
+            part = data[(data["panel"] == panel) & (data["curve"] == name)].sort_values("ratio")
             axis.plot(part["kilobytes"], part[measure], color=_COLOURS[i % len(_COLOURS)], marker=_MARKERS[i % len(_MARKERS)], markersize=4, label=name)
+        of_panel = data[data["panel"] == panel]
+        plain = float(of_panel["plain"].iloc[0])
+        axis.axvline(plain, color="black", linewidth=0.8, linestyle=":")
+        axis.text(plain, 0.98, " plain gradient", transform=axis.get_xaxis_transform(), va="top", fontsize=7)
+        # Shares that fill as many ciphertexts cost nearly the same, so their points lie above one another.
+        means = of_panel.groupby("ratio")["kilobytes"].mean()
+        for _, near in means.groupby((means.diff().abs() > 0.04 * means.max()).cumsum()):
+            shares = f"{100 * near.index[0]:g}" if len(near) == 1 else f"{100 * near.index[0]:g} to {100 * near.index[-1]:g}"
+            axis.text(float(near.mean()), 0.02, f"{shares} %", transform=axis.get_xaxis_transform(), ha="center", fontsize=7, color="#57606a")
         axis.set_title(panel, fontsize=9)
-        axis.set_xlabel("ciphertexts and indices per client (kB)")
+        axis.set_xlabel("sent by a client in all (kB)")
+        axis.set_xlim(left=0)
         axis.grid(alpha=0.25)
-    axes[0].set_ylabel(f"{measures.named(measure).title} of the reconstruction")
+    axes[0].set_ylabel(f"{_title(measure)} of the reconstruction")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=9)
-    _save(figure, folder, stem, digest)
+    _save_panels(figure, axes, folder, stem, digest)
+    return stem
+
+
+def levels_against_ratio(records: pd.DataFrame, folder: Path) -> str | None:
+    """The share of inputs that the attacks together read at each level, one panel a setting and level; None where records do not say so."""
+    if not {"level", "converged", "num_visible"} <= set(records.columns):
+        return None
+    data = by_level(records)
+    data = data[data["num_cells"] > 0]
+    if data.empty:
+        return None
+    stem, digest = "levels_against_ratio", _digest(data)
+    if _is_drawn(folder, stem, digest):
+        return stem
+    several, selectors = data["setting"].nunique() > 1, data["selector"].nunique() > 1
+    data = data.assign(curve=data["metric"] + (" / " + data["selector"] if selectors else ""))
+    panels, names, ratios = list(data.groupby(["setting", "level"], sort=False)), sorted(data["curve"].unique()), sorted(data["ratio"].unique())
+    figure, axes = _panels(len(panels))
+    for axis, ((setting, level), part) in zip(axes, panels, strict=True):
+        for i, name in enumerate(names):
+            rows = part[part["curve"] == name].sort_values("ratio")
+            x = rows["ratio"].map(_places(ratios)[0]).to_numpy(float) + _shift(ratios, i, len(names))
+            bounds = np.asarray([wilson(int(row.read), int(row.num_cells)) for row in rows.itertuples()]).reshape(-1, 2)
+            share = (rows["read"] / rows["num_cells"]).to_numpy(float)
+            colour, marker = _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]
+            axis.errorbar(
+                x, 100 * share, 100 * np.abs(bounds.T - share), color=colour, marker=marker, markersize=4, linewidth=1.4, elinewidth=0.8, capsize=2, label=name
+            )
+        counts = part["num_cells"]
+        n = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+        axis.set_title(f"{setting}\n{level} (n = {n})" if several else f"{level} (n = {n})", fontsize=9)
+        axis.set_ylim(-4, 104)
+        _ratio_axis(axis, ratios)
+    axes[0].set_ylabel("inputs read (%)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=9)
+    _save_panels(figure, axes, folder, stem, digest)
+    return stem
+
+
+_LEVEL_COLOURS = {"exact": "#0072B2", "recognisable": "#D55E00", "attribute": "#009E73"}
+
+
+def protecting(table: pd.DataFrame, folder: Path, stem: str = "protecting_ratios") -> str | None:
+    """From which share of encrypted entries on nothing is read, by setting, metric and level, with its interval; None where there is nothing to draw.
+
+    Args:
+      table: as `selgrad.report.verdicts.protecting_by_level` gives it.
+      folder: for the figure.
+      stem: its name.
+    """
+    if table.empty:
+        return None
+    digest = _digest(table)
+    if _is_drawn(folder, stem, digest):
+        return stem
+    panels, levels = list(table.groupby("setting", sort=False)), list(dict.fromkeys(table["level"]))
+    metrics = list(dict.fromkeys(table["metric"]))
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(5.2 * columns, rows * (1.3 + 0.32 * len(metrics))), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    for empty in axes[len(panels) :]:
+        empty.set_axis_off()
+    axes = axes[: len(panels)]
+    for axis, (setting, part) in zip(axes, panels, strict=True):
+        for k, level in enumerate(levels):
+            colour = _LEVEL_COLOURS.get(level, _COLOURS[k % len(_COLOURS)])
+            for row in part[part["level"] == level].itertuples():
+                y = metrics.index(row.metric) + 0.22 * (k - (len(levels) - 1) / 2)
+                low, high = 100 * min(row.low, 1.0), 100 * min(row.high, 1.0)
+                axis.plot([low, high], [y, y], color=colour, linewidth=2)
+                if not math.isnan(row.read_at):
+                    # Shares in between were not measured.
+                    axis.plot([100 * row.read_at, 100 * min(row.ratio, 1.0)], [y, y], color=colour, linewidth=0.9, linestyle=":")
+                if math.isinf(row.ratio):
+                    # Beyond the largest share that was tried.
+                    axis.plot([100], [y], marker=">", color=colour, markersize=6, clip_on=False)
+                else:
+                    marker = {"marker": _MARKERS[k % len(_MARKERS)], "markersize": 6, "markeredgecolor": colour}
+                    axis.plot([100 * row.ratio], [y], color=colour if row.resolved else "white", linestyle="none", **marker)
+        axis.set_yticks(range(len(metrics)), metrics)
+        axis.set_ylim(len(metrics) - 0.5, -0.5)
+        axis.set_xlim(0, 103)
+        axis.grid(alpha=0.25, axis="x")
+        axis.set_title(f"{setting} (n = {int(part['num_inputs'].max())})", fontsize=9)
+        axis.set_xlabel("entries to encrypt (%)")
+    lines = [Line2D([], [], color=_LEVEL_COLOURS.get(one, "grey"), marker=_MARKERS[k % len(_MARKERS)], linewidth=2) for k, one in enumerate(levels)]
+    notes = [Line2D([], [], color="grey", marker=">", linestyle="none"), Line2D([], [], color="white", marker="o", markeredgecolor="grey", linestyle="none")]
+    figure.legend(
+        [*lines, *notes], [*levels, "more than was tried", "unresolved"], loc="outside lower center", ncols=min(5, len(levels) + 2), frameon=False, fontsize=8
+    )
+    _save_panels(figure, axes, folder, stem, digest)
     return stem
 
 
@@ -180,14 +344,14 @@ def success_profiles(records: pd.DataFrame, folder: Path) -> str | None:
     axes[0].set_ylabel(f"share of inputs (n = {counts.min()}{'' if counts.min() == counts.max() else f' to {counts.max()}'})")
     lines = [Line2D([], [], color=colour) for colour in colours]
     figure.legend(lines, [f"{100 * ratio:g} % encrypted" for ratio in ratios], loc="outside lower center", ncols=min(4, len(ratios)), frameon=False, fontsize=9)
-    _save(figure, folder, stem, digest)
+    _save_panels(figure, axes, folder, stem, digest)
     return stem
 
 
-def _mosaic(truth: Any, rows: list[list[Any]], names: list[str], titles: list[str]) -> Figure:
-    """The truth above rows of pictures of its shape, as one picture in one pair of axes: axes of its own for each take ten times as long to draw."""
+def _mosaic(truth: Any, rows: list[list[Any]], names: list[str], titles: list[str], below: list[list[str]]) -> Figure:
+    """The truth above rows of pictures of its shape, a word below each, in one pair of axes: axes of its own for each take ten times as long to draw."""
     height, width = truth.shape[:2]
-    gap, above = -(-height // 16), -(-height // 4)
+    gap, above = -(-height // (6 if any(map(any, below)) else 16)), -(-height // 4)
     left = lambda j: j * (width + gap)
     top = lambda i: i * (height + gap) + (above if i else 0)
     canvas = np.full((top(len(rows)) + height, left(len(titles) - 1) + width, 3), 255, np.uint8)
@@ -204,13 +368,36 @@ def _mosaic(truth: Any, rows: list[list[Any]], names: list[str], titles: list[st
     axis.text(left(0) + width / 2 - 0.5, -0.05 * height, "truth", **middle)
     for j, title in enumerate(titles):
         axis.text(left(j) + width / 2 - 0.5, top(1) - 0.05 * height, title, **middle)
+    for i, words in enumerate(below):
+        for j, word in enumerate(words):
+            # From bad to good for the defence.
+            colour = {"exact": "#a40e26", "recognisable": "#bc4c00", "attribute": "#57606a"}.get(word, "#1a7f37")
+            axis.text(left(j) + width / 2 - 0.5, top(i + 1) + height, word, ha="center", va="top", fontsize=6.5, color=colour)
     for i, name in enumerate(names):
         axis.text(-0.12 * height, top(i + 1) + height / 2, name.replace("(", "\n("), ha="right", va="center", fontsize=7)
     return figure
 
 
-def galleries(out: Path, folder: Path) -> list[str]:
-    """Per attack and kept sample: the truth above, below it reconstructions by metric (rows) and ratio (columns)."""
+def _levels_by_title(records: pd.DataFrame | None) -> dict[tuple[Any, ...], str]:
+    """What the attack got of each kept input, by the titles of a gallery: of the first seed, as galleries are."""
+    if records is None or "level" not in records:
+        return {}
+    first = records.drop_duplicates([*SETTING, "attack_label", "metric_label", "selector_label", "ratio", "sample"])
+    named = first["dataset_label"] + " / " + first["model_label"] + " / " + first["update_label"]
+    named = named.where(first["protection_label"] == "none", named + " / " + first["protection_label"])
+    keys = zip(named, first["attack_label"], first["metric_label"], first["selector_label"], first["ratio"], first["sample"], strict=True)
+    return dict(zip(keys, first["level"].astype(str), strict=True))
+
+
+def galleries(out: Path, folder: Path, records: pd.DataFrame | None = None) -> list[str]:
+    """Per attack and kept sample: the truth above, below it reconstructions by metric (rows) and ratio (columns), each with what it gives away.
+
+    Args:
+      out: the sweep's folder.
+      folder: for the figures.
+      records: of the sweep; without them pictures have no words.
+    """
+    levels = _levels_by_title(records)
     kept = Images(out)
     kept.update()
     rows = [row for row in kept.rows if kept.truth(row) is not None]
@@ -227,11 +414,17 @@ def galleries(out: Path, folder: Path) -> list[str]:
         truth = tile(kept.truth(rows[cells.index[0]]))
         stem = f"gallery_{attacks[setting, attack]}_{attack.split('(')[0]}_sample_{sample}"
         stems.append(stem)
-        digest = _digest(cells, truth, *(rows[i]["pixels"] for i in cells.index))
+        words = {
+            (row.row, row.ratio): levels.get((row.title, row.attack, row.metric, row.selector, float(row.ratio), int(row.sample)), "")
+            for row in cells.itertuples()
+        }
+        digest = _digest(cells, truth, sorted(words.items()), *(rows[i]["pixels"] for i in cells.index))
         if _is_drawn(folder, stem, digest):
             continue
         found = {(row.row, row.ratio): tile(rows[row.Index]["pixels"]) for row in cells.itertuples()}
-        figure = _mosaic(truth, [[found.get((name, ratio)) for ratio in ratios] for name in names], names, [f"{100 * ratio:g} %" for ratio in ratios])
+        pictures = [[found.get((name, ratio)) for ratio in ratios] for name in names]
+        below = [[words.get((name, ratio), "") for ratio in ratios] for name in names]
+        figure = _mosaic(truth, pictures, names, [f"{100 * ratio:g} %" for ratio in ratios], below)
         figure.axes[0].set_title(f"{cells['title'].iloc[0]}: {attack}, sample {sample}", fontsize=9, pad=16)
         _save(figure, folder, stem, digest)
     return stems
@@ -329,15 +522,21 @@ def ladder(table: pd.DataFrame, folder: Path) -> str:
                     axis.text(j, i, "-", ha="center", va="center", color="grey")
                     continue
                 row = part.loc[(metric, attack, hidden)]
+                # An attack that fails with nothing encrypted says nothing of the metric.
                 never = row["ratio"] == 0
-                values[i, j] = min(float(row["ratio"]), 1.0)
+                if never:
+                    axis.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor="#eaeef2", edgecolor="#8c959f", hatch="///", linewidth=0))
+                else:
+                    values[i, j] = min(float(row["ratio"]), 1.0)
                 text = "none" if math.isinf(row["ratio"]) else "fails" if never else f"{100 * row['ratio']:g}"
                 weight = "bold" if row["worst"] and not never else "normal"
                 axis.text(j, i, text, ha="center", va="center", fontsize=9, fontweight=weight, color="white" if values[i, j] > 0.7 else "black")
-        axis.imshow(values, cmap=colours, vmin=0, vmax=1, aspect="auto")
+        image = axis.imshow(values, cmap=colours, vmin=0, vmax=1, aspect="auto")
         axis.set_xticks(range(len(columns[setting])), [a.replace("_", "\n") + f"\n{h}" for a, h in columns[setting]], fontsize=8)
         axis.set_yticks(range(len(metrics)), metrics, fontsize=9)
         axis.set_title(setting, fontsize=10)
         axis.tick_params(length=0)
+    bar = figure.colorbar(image, ax=list(axes[:, 0]), location="bottom", shrink=0.6, aspect=40, pad=0.02)
+    bar.set_label("share that has to be encrypted; hatched: the attack fails with nothing encrypted, which says nothing", fontsize=8)
     _save(figure, folder, "attacker_ladder")
     return "attacker_ladder"

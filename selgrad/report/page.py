@@ -19,7 +19,7 @@ from selgrad.report.flags import flags
 from selgrad.report.gallery import sentences
 from selgrad.report.left import left_rows
 from selgrad.report.tables import attack_label, dataset_label, mask_overlaps, metric_label, protections, read_records, same_masks, with_labels
-from selgrad.report.verdicts import by_level, level_cell, stopping_ratios, verdict_grid
+from selgrad.report.verdicts import by_level, level_cell, protecting_by_level, stopping_ratios, verdict_grid
 
 _PAGE = jinja2.Template(
     """<!doctype html>
@@ -41,13 +41,19 @@ _PAGE = jinja2.Template(
 {% if flags %}<h2>What makes these verdicts worth less</h2>
 <ul class="flags">{% for flag in flags %}<li><b>{{ flag.panel }}</b>: {{ flag.name }}; {{ flag.detail }}.</li>
 {% endfor %}</ul>{% endif %}
-{% if levels %}<h2>What is read at each level</h2>
+{% macro section(title, caption, images) %}<h2>{{ title }}</h2>
+<p>{{ caption }}</p>
+{% for image in images %}<figure><picture>{% if image.narrow %}<source media="(max-width: 700px)" srcset="data:image/svg+xml;base64,{{ image.narrow }}">{% endif %}
+<img alt="{{ title }}" src="data:image/{{ image.kind }};base64,{{ image.data }}"></picture></figure>{% endfor %}
+{% endmacro %}
+{% for one in leading %}{{ section(*one) }}{% endfor %}
+{% if levels %}<details {% if not leading %}open{% endif %}><summary>What is read at each level, in numbers</summary>
 <p>Each input is judged by the attack that gets most of it{% if suite %} (suite {{ suite }}){% endif %}: inputs read, of those on which an attack gets as much with nothing
  encrypted, and the upper end of the 95 % interval of that share. <i>Exact</i> is to the grey level, or the identical text; <i>recognisable</i> is told from {{ others }}
  other inputs of the data set; <i>attribute</i> is the class, or half of the words. Open: no attack read the input, and none that works was searched to its end.</p>
 <table><tr>{% for cell in levels[0] %}<th>{{ cell }}</th>{% endfor %}</tr>
 {% for row in levels[1:] %}<tr>{% for cell, kind in row %}<td class="{{ kind }}">{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table>{% endif %}
+{% endfor %}</table></details>{% endif %}
 {% if left %}<details><summary>What each ratio leaves</summary>
 <p>A ratio of one metric is not that of another: visible entries that are not 0, for each coordinate of the input that the attacker does not know, and the share of each
  layer's entries that nobody sees.{% if 'posterior MSE' in left[0] %} The posterior MSE is the certificate's: what is left to an attacker who knows what images look like.{% endif %}</p>
@@ -65,10 +71,7 @@ _PAGE = jinja2.Template(
 <table><tr><th>attack</th><th>metric</th><th>verdict</th><th>success at ratio 0</th><th>cells at r</th><th>success rate at most</th><th>ciphertext kB per client</th></tr>
 {% for row in stops %}<tr><td>{{ row.panel }}</td><td>{{ row.curve }}</td><td>{{ row.verdict }}</td><td>{{ row.at_zero }}</td><td>{{ row.num_cells }}</td><td>{{ row.upper }}</td><td>{{ row.kilobytes }}</td></tr>
 {% endfor %}</table></details>
-{% for title, caption, images in sections %}<h2>{{ title }}</h2>
-<p>{{ caption }}</p>
-{% for image in images %}<figure><img alt="{{ title }}" src="data:image/{{ image.kind }};base64,{{ image.data }}"></figure>{% endfor %}
-{% endfor %}
+{% for one in sections %}{{ section(*one) }}{% endfor %}
 {% if protections %}<h2>What is read behind each protection</h2>
 <p>Share of attacks that succeed and the median quality of what they find (PSNR in dB, or ROUGE-L), with as little encrypted as was measured.</p>
 <table><tr><th>setting</th><th>protection</th><th>encrypted</th><th>attack</th><th>succeed</th><th>at most</th><th>cells</th><th>quality</th><th>kB in the clear</th></tr>
@@ -102,7 +105,9 @@ _PAGE = jinja2.Template(
 
 def _image(folder: Path, stem: str, ending: str) -> dict[str, str]:
     kind = {"svg": "svg+xml", "png": "png"}[ending]
-    return {"kind": kind, "data": base64.b64encode((folder / f"{stem}.{ending}").read_bytes()).decode()}
+    narrow = folder / f"{stem}{figures.NARROW}.svg"
+    coded = lambda file: base64.b64encode(file.read_bytes()).decode()
+    return {"kind": kind, "data": coded(folder / f"{stem}.{ending}"), "narrow": coded(narrow) if narrow.exists() else ""}
 
 
 def _facts(records: pd.DataFrame) -> str:
@@ -193,7 +198,16 @@ def make_report(out: str | Path) -> Path:
     # In place: a copy would be as large again.
     records["panel"], records["curve"] = attack_label(records), metric_label(records)
     folder = root / "figures"
-    sections = []
+    leading, sections = [], []
+    level = figures.levels_against_ratio(records, folder)
+    if level is not None:
+        protecting = figures.protecting(protecting_by_level(records), folder)
+        caption = (
+            "Share of inputs that the attacks read together, with 95 % Wilson intervals; n counts inputs of which an attack gets as much with nothing encrypted. Below, the "
+            "share from which on none is read, with a bootstrap interval over inputs: it is a statement about these inputs and attacks, and hollow marks hide searches that ended too early."
+        )
+        stems = [level] if protecting is None else [level, protecting]
+        leading.append(("What is read, and from which share on nothing", caption, [_image(folder, stem, "svg") for stem in stems]))
     quality = [figures.quality_against_ratio(records, folder, measure.name) for measure in figures.drawn_measures(records)]
     caption = (
         "One curve per metric, mean over samples and seeds, with 95 % bands (bootstrap over samples, none below four; Wilson's for shares). Lower is "
@@ -209,11 +223,14 @@ def make_report(out: str | Path) -> Path:
         sections.append(("Success at every threshold", caption, [_image(folder, profile, "svg")]))
     cost = figures.cost_against_protection(records, folder)
     if cost is not None:
-        caption = "What one client uploads encrypted, measured with real CKKS on its own selected entries; indices counted."
+        caption = (
+            "What one client sends in all: ciphertexts, measured with real CKKS on its own selected entries, the list of what is encrypted, and the rest in the clear. "
+            "A ciphertext has room for thousands of entries, so shares that need as many cost nearly the same; the dotted line is the gradient without any encryption."
+        )
         sections.append(("Cost against protection", caption, [_image(folder, cost, "svg")]))
-    pictures = figures.galleries(root, folder)
+    pictures = figures.galleries(root, folder, records)
     if pictures:
-        caption = "The truth above; below it what the attack returned, by metric (rows) and share of entries encrypted (columns)."
+        caption = "The truth above; below it what the attack returned, by metric (rows) and share of entries encrypted (columns), and what it gives away of this input."
         sections.append(("Reconstructions", caption, [_image(folder, stem, "png") for stem in pictures]))
     stops = stopping_ratios(records)
     files.write_text(folder / "stopping_ratios.csv", stops.to_csv(index=False))
@@ -249,6 +266,7 @@ def make_report(out: str | Path) -> Path:
         header=header,
         grid=grid,
         stops=rows,
+        leading=leading,
         sections=sections,
         config=files.read_text(config) if config.exists() else "",
         version=records["selgrad_version"].iloc[0],

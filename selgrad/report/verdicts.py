@@ -118,6 +118,43 @@ def by_level(records: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(parts, columns=["setting", "metric", "selector", "ratio", "level", "read", "num_cells", "unresolved", "upper"])
 
 
+def protecting_by_level(records: pd.DataFrame, *, num_resamples: int = 1000) -> pd.DataFrame:
+    """From which measured share of encrypted entries on no input is read, for each level and metric, by the attacks together.
+
+    The interval is a bootstrap over inputs: each draw takes as many with replacement and asks the same of them.
+
+    Returns:
+      Columns `setting`, `metric` (with the selector where there are several), `level`, `ratio`, `low`, `high` (inf where an input is still read at the largest
+      share), `read_at` (the largest measured share at which one is read; NaN where none is), `num_inputs` (on which an attack reaches the level with nothing
+      encrypted), and `resolved`: whether no search ended too early from there on.
+    """
+    needed = {*SETTING, "dataset_arguments", "attack_label", *_CELL, "level", "converged", "num_visible", "objective_at_truth"}
+    narrow, generator, rows = records[[name for name in records.columns if name in needed]], np.random.default_rng(0), []
+    several = records["selector_label"].nunique() > 1
+    for level in reversed(LEVELS[1:]):
+        worst = worst_at(narrow, level)
+        worst = worst[worst["outcome"] != "attack failed"]
+        if worst.empty:
+            continue
+        worst = worst.assign(setting=setting_names(worst), metric=worst["metric_label"] + (" / " + worst["selector_label"] if several else ""))
+        for (setting, metric), cells in worst.groupby(["setting", "metric"], sort=False):
+            read = cells.assign(read=cells["outcome"] == "read").pivot_table(index=["sample", "seed"], columns="ratio", values="read").sort_index(axis=1)
+            ratios = np.append(read.columns.to_numpy(float), math.inf)
+            # Of each input: the place after the last share at which it is read.
+            places = np.array([int(np.flatnonzero(row)[-1]) + 1 if row.any() else 0 for row in read.to_numpy() > 0])
+            draws = places[generator.integers(len(places), size=(num_resamples, len(places)))].max(axis=1)
+            low, high = ratios[np.quantile(draws, [0.025, 0.975], method="nearest").astype(int)]
+            from_there = cells[cells["ratio"] >= ratios[places.max()]]
+            rows.append(
+                {
+                    "setting": setting, "metric": metric, "level": level, "ratio": float(ratios[places.max()]), "low": float(low), "high": float(high),
+                    "read_at": float(ratios[places.max() - 1]) if places.max() else math.nan, "num_inputs": len(places),
+                    "resolved": not (from_there["outcome"] == "unresolved").any(),
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows, columns=["setting", "metric", "level", "ratio", "low", "high", "read_at", "num_inputs", "resolved"])
+
+
 def level_cell(row: Any) -> tuple[str, str]:
     """A row of `by_level` in words, and what it is for the defence: "read", "unresolved", "protected", or "attack failed", as a table colours it."""
     if not row.num_cells:
