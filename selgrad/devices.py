@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import importlib.metadata
 import os
 import platform
 from collections.abc import Callable
@@ -105,6 +106,32 @@ def _keep_compilations() -> None:
         jax.config.update(name, value)
         # Processes that this one starts keep theirs in the same place.
         os.environ[name.upper()] = str(value)
+
+
+_PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu")
+
+
+def described() -> str:
+    """The devices that this process computes on, such as `1 x NVIDIA H200` or `2 x cpu`."""
+    import jax
+
+    kinds = [device.device_kind for device in jax.local_devices()]
+    return ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+
+
+def unused_accelerator() -> str:
+    """What to say where this process computes on a CPU though the machine has, or was prepared for, something faster; empty elsewhere."""
+    import jax
+
+    if jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
+        return ""
+    for name in _PLUGINS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(name)
+            return f"{name} {version} is installed, and JAX finds no device for it; see docs/accelerators.md (JAX_PLATFORMS=cpu keeps this quiet)"
+    if Path("/proc/driver/nvidia/version").exists():
+        return "this machine has an NVIDIA GPU and JAX no plugin for it: `uv sync --extra cuda12` (on Python 3.10 the extra cuda13 installs nothing)"
+    return ""
 
 
 def mesh(num_lanes: int, model_devices: int = 1) -> Any:

@@ -44,6 +44,11 @@ _WEIGHTS = {
     "checkpoint": inspect.Parameter("checkpoint", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None),
     "checkpoint_names": inspect.Parameter("checkpoint_names", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Sequence[str] | None),
 }
+WEIGHTS_ABOUT = {
+    "checkpoint": "trained weights, Orbax, safetensors or msgpack, whose leaves are found by name; none starts from fresh ones.",
+    "checkpoint_names": "`ours=theirs` for leaves that are named otherwise there.",
+}
+"""What `selgrad list` says of them, since no factory takes them."""
 _LATER = ("checkpoint_names",)
 """Arguments that came later: where they are not given, specs and so the identities of older sweeps are as they were."""
 _PLACES = ("path", "count", "offset", "split")

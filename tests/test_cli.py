@@ -102,6 +102,12 @@ def test_list_shows_every_argument_as_json(run):
     assert document["attack"]["dlg"]["arguments"]["num_steps"] == {"type": "int", "required": False, "default": 300}
     assert "zhu2019dlg" in document["attack"]["dlg"]["source"]
     assert "sensitivity" in run("list", "metric").stdout
+    for kind, entries in document.items():
+        for name, entry in entries.items():
+            unexplained = [key for key, argument in entry["arguments"].items() if not argument["about"]]
+            assert not unexplained, f"{kind} {name} does not say what {unexplained} are"
+    one = run("list", "idlg").stdout
+    assert "gradient evaluations per outer" in one and max(map(len, one.splitlines())) <= 80
 
 
 def test_attack_finds_a_digit_and_saves_a_picture(run, tmp_path):

@@ -40,3 +40,40 @@ def test_generated_pages_are_current():
     specification.loader.exec_module(generate)
     for name, page in generate.PAGES.items():
         assert (ROOT / "docs" / name).read_text() == page(), f"docs/{name} is not what the code says; run docs/generate.py"
+
+
+def test_readme_is_short_and_its_table_is_what_was_measured():
+    specification = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    generate = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(generate)
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 150
+    assert generate.summary() in readme
+    for name in re.findall(r"\]\(([^)#]+)", readme):
+        assert (ROOT / name).exists(), f"README links to {name}"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "docs" / "results").glob("*.md")), ids=lambda file: file.stem)
+def test_a_page_of_results_names_its_commands_and_they_exist(file):
+    text = file.read_text()
+    scripts = set(re.findall(r"benchmarks/(\w+)\.py", text))
+    assert scripts or file.stem == "index"
+    for script in scripts:
+        assert (ROOT / "benchmarks" / f"{script}.py").is_file(), script
+
+
+@pytest.mark.slow
+@pytest.mark.once
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_sweeps_that_are_shipped_run(file, tmp_path):
+    """As they are but for the number of inputs, of ratios and of steps."""
+    from selgrad import load_config, run_sweep
+
+    config = load_config(file)
+    assert len(sorted((ROOT / "configs").glob("*.yaml"))) == 5
+    given = config.to_dict()
+    given["dataset"] = [{**given["dataset"][0], "count": 1}]
+    given["ratio"] = [0.0, 0.5]
+    given["attack"] = [{**one, **({"num_steps": 3} if "num_steps" in one else {})} for one in given["attack"]]
+    records = run_sweep(given, tmp_path / "out", quiet=True)
+    assert len(records) == 2 * len(config.metric) * len(config.attack) * len(config.update) * len(config.protection)

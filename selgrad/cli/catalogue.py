@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
+import shutil
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +22,7 @@ _REGISTRIES = ("dataset", "model", "update", "protection", "metric", "selector",
 
 
 def _registry(kind: str) -> dict[str, Any]:
-    from selgrad.registry import describe, lookup, names, parameters
+    from selgrad.registry import WEIGHTS_ABOUT, describe, lookup, names, parameters
 
     entries: dict[str, Any] = {}
     for name in names(kind):
@@ -30,14 +33,30 @@ def _registry(kind: str) -> dict[str, Any]:
             entries[name] = {"summary": str(error), "source": "", "arguments": {}}
             continue
         module = inspect.getdoc(inspect.getmodule(factory)) or ""
-        arguments = {}
+        arguments, abouts = {}, (WEIGHTS_ABOUT if kind == "model" else {}) | _abouts(inspect.getdoc(factory) or "")
         for key, parameter in arguments_of.items():
             required = parameter.default is inspect.Parameter.empty
-            arguments[key] = {"type": describe(parameter.annotation), "required": required, "default": None if required else parameter.default}
+            arguments[key] = {
+                "type": describe(parameter.annotation), "required": required, "default": None if required else parameter.default, "about": abouts.get(key, "")
+            }  # fmt: skip
         summary = (inspect.getdoc(factory) or "").split("\n\n")[0].replace("\n", " ")
         source = module.split("\n\n")[-1].replace("\n", " ") if "\n\n" in module else ""
         entries[name] = {"summary": summary, "source": source, "arguments": arguments}
     return entries
+
+
+def _abouts(docstring: str) -> dict[str, str]:
+    r"""What a docstring says of each argument.
+
+    >>> _abouts("Does it.\n\nArgs:\n  a: one\n    line.\n  b, c: two.\n\nRaises:\n  d: no.")
+    {'a': 'one line.', 'b': 'two.', 'c': 'two.'}
+    """
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", docstring, re.MULTILINE | re.DOTALL)
+    if section is None:
+        return {}
+    lines = textwrap.dedent(section[1])
+    found = re.findall(r"^(\w[\w, ]*): (.*?)(?=^\w|\Z)", lines, re.MULTILINE | re.DOTALL)
+    return {name: " ".join(text.split()) for names, text in found for name in names.split(", ")}
 
 
 def _measures() -> dict[str, Any]:
@@ -64,21 +83,48 @@ _APART: dict[str, Callable[[], dict[str, Any]]] = {"measure": _measures, "profil
 _KINDS = (*_REGISTRIES, *_APART)
 
 
+def _show(text: str, indent: int) -> None:
+    width = max(40, min(shutil.get_terminal_size((80, 24)).columns, 100))
+    click.echo(textwrap.fill(text, width, initial_indent=" " * indent, subsequent_indent=" " * (indent + 2), break_long_words=False, break_on_hyphens=False))
+
+
+def _entry(name: str, entry: dict[str, Any], whole: bool) -> None:
+    _show(f"{name}: {entry['summary']}", 2)
+    if entry["source"]:
+        _show(entry["source"], 6)
+    for key, argument in entry["arguments"].items():
+        default = "required" if argument["required"] else f"default {json.dumps(argument['default'])}"
+        about = f": {argument['about']}" if whole and argument["about"] else ""
+        _show(f"{key}: {argument['type']} ({default}){about}", 6)
+
+
 @click.command(name="list")
-@click.argument("kind", required=False, type=click.Choice(_KINDS))
+@click.argument("name", required=False)
 @json_option
-def catalogue(kind: str | None, as_json: bool) -> None:
-    """Show every registry: names, arguments, defaults and sources. KIND narrows it to one."""
-    document = {one: _APART[one]() if one in _APART else _registry(one) for one in ([kind] if kind else _KINDS)}
+def catalogue(name: str | None, as_json: bool) -> None:
+    """Show what there is: names, arguments, defaults and sources.
+
+    NAME narrows it: a kind (dataset, model, update, protection, metric, selector, attack, engine, measure, profile), or one entry such as idlg, whose
+    arguments are explained then.
+    """
+    kinds = [name] if name in _KINDS else list(_KINDS)
+    document = {one: _APART[one]() if one in _APART else _registry(one) for one in kinds}
+    is_entry = name is not None and name not in _KINDS
+    if is_entry:
+        every = [entry for entries in document.values() for entry in entries]
+        document = {kind: {name: entries[name]} for kind, entries in document.items() if name in entries}
+        if not document:
+            import difflib
+
+            near = difflib.get_close_matches(str(name), [*_KINDS, *every], 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"nothing is named {name!r}{hint} Give a kind ({', '.join(_KINDS)}) or a name that `selgrad list` shows")
     if as_json:
         click.echo(json.dumps(document))
         return
     for one, entries in document.items():
         click.secho(f"\n{one}", bold=True)
-        for name, entry in entries.items():
-            click.echo(f"  {click.style(name, fg='cyan')}  {entry['summary']}")
-            if entry["source"]:
-                click.echo(f"      {entry['source']}")
-            for key, argument in entry["arguments"].items():
-                default = "required" if argument["required"] else f"default {json.dumps(argument['default'])}"
-                click.echo(f"      {key}: {argument['type']} ({default})")
+        for entry_name, entry in entries.items():
+            _entry(entry_name, entry, is_entry)
+    if not is_entry:
+        _show("`selgrad list NAME` explains the arguments of one of them.", 0)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
@@ -25,12 +26,28 @@ from selgrad.report.page import make_report
 from selgrad.report.tables import read_records, same_masks
 from selgrad.report.verdicts import stopping_ratios, verdict_grid
 
+_SECONDS = 15.0
+"""Between two lines on what is being done, where there is no terminal."""
+
 
 def duration(seconds: float) -> str:
     """Such as `4 s`, `3 min`, `2.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _told(screen: Console, status: Status, prefix: str = "") -> Callable[[str], None]:
+    """Shows what is being done: beside a spinner on a terminal, elsewhere as a line every so often."""
+    last = [-_SECONDS]
+
+    def tell(line: str) -> None:
+        status.update(Text(prefix + line))
+        if not screen.is_terminal and time.perf_counter() - last[0] > _SECONDS:
+            last[0] = time.perf_counter()
+            screen.print(prefix + line, markup=False)
+
+    return tell
 
 
 def summary_table(records: pd.DataFrame, out: Path) -> Table:
@@ -76,25 +93,30 @@ def run_sweep(
     screen = console or terminal.console(stderr=True, quiet=quiet)
     say = functools.partial(screen.print, markup=False)
     checked = config if isinstance(config, SweepConfig) else parse(config)
-    executor: Executor = Spec.of("engine", engine).build()
+    chosen = Spec.of("engine", engine)
+    executor: Executor = chosen.build()
+    is_here = chosen.name == "local"
     with screen.status("loading data and models"):
         sweep = Sweep(checked, out)
     with contextlib.closing(executor), sweep.lock():
         tracker = make_tracker(wandb, sweep.out, checked.name, sweep.run_id, checked.to_dict(), checked.wandb.model_dump())
         tracker.open()
         with screen.status("planning") as status:
-            plan = executor.plan(sweep, lambda line: status.update(Text(f"planning: {line}")))
+            plan = executor.plan(sweep, _told(screen, status, "planning: "))
         waiting = sweep.missing(plan.blocks)
         say(
             f"{checked.name}: {plan.num_cells:,} cells in {len(plan.blocks)} blocks of {plan.num_programs} compiled programs; "
             f"{plan.num_cells - sum(b.num_cells for b in waiting):,} cells already done"
         )
+        where = f"on {devices.described()}: " if is_here else ""
         say(
-            f"at most {plan.memory_bytes / 1e6:,.0f} MB at once, compiled in {duration(plan.compile_seconds)}, attacks take at most "
+            f"{where}at most {plan.memory_bytes / 1e6:,.0f} MB at once, compiled in {duration(plan.compile_seconds)}, attacks take at most "
             f"{duration(plan.seconds)}; records go to {sweep.out / 'records'}"
         )
+        if is_here and (idle := devices.unused_accelerator()):
+            say(idle, style="yellow", soft_wrap=True)
         with screen.status("measuring the encryption") as status:
-            costs = sweep.costs(on_event=lambda line: status.update(Text(line)))
+            costs = sweep.costs(on_event=_told(screen, status))
         if sweep.encryption_note is not None:
             say(f"cost columns stay empty: {sweep.encryption_note}", style="yellow", soft_wrap=True)
         elif costs:
@@ -111,12 +133,13 @@ def run_sweep(
             def on_progress(cells: float, line: str) -> None:
                 progress.update(task, advance=cells, description=line)
                 lines["done"] += cells
-                if not screen.is_terminal and time.perf_counter() - lines["last"] > 30:
+                if not screen.is_terminal and time.perf_counter() - lines["last"] > 2 * _SECONDS:
                     lines["last"] = time.perf_counter()
                     spent = duration(time.perf_counter() - started)
                     say(f"{lines['done']:,.0f} of {plan.num_cells:,} cells after {spent}: {line}")
 
             executor.run(sweep, plan, costs, lambda _, records: tracker.block(records), on_progress)
+        attacked = time.perf_counter()
         sweep.folder.compact()
         records = read_records(sweep.out)
         with screen.status("drawing the report"):
@@ -124,7 +147,8 @@ def run_sweep(
             tracker.finish(records)
             sweep.folder.publish()
         say(summary_table(records, sweep.out))
-        say(f"attacks took {duration(time.perf_counter() - started)}")
+        if waiting:
+            say(f"attacks took {duration(attacked - started)}")
         if sweep.place != str(sweep.out.absolute()):
             say(f"all of it lies at {sweep.place}, and a copy here:", soft_wrap=True)
         say(f"figures: {sweep.out / 'figures'}\nreport:  {page}\nrecords: {sweep.out / 'records'}", soft_wrap=True)
