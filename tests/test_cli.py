@@ -99,7 +99,9 @@ def test_list_shows_every_argument_as_json(run):
     document = json.loads(run("list", "--json").stdout)
     assert set(document) == {"dataset", "model", "update", "protection", "metric", "selector", "attack", "engine", "measure", "profile"}
     assert "181 clients" in document["profile"]["exact"]["summary"]
-    assert document["attack"]["dlg"]["arguments"]["num_steps"] == {"type": "int", "required": False, "default": 300}
+    assert document["attack"]["dlg"]["arguments"]["num_steps"] == {
+        "type": "int", "required": False, "default": 300, "about": "outer iterations; 300 as published.",
+    }  # fmt: skip
     assert "zhu2019dlg" in document["attack"]["dlg"]["source"]
     assert "sensitivity" in run("list", "metric").stdout
     for kind, entries in document.items():
