@@ -270,13 +270,12 @@ def test_a_signal_ends_a_command_at_once_and_without_a_traceback(tmp_path, sent,
 @pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_signal_that_a_library_makes_an_error_of_is_an_interruption_still(sent, code):
     program = f"""
-import os, signal
+import signal
 from selgrad.cli import group, main
 
 def interrupted(**_):
     try:
-        os.kill(os.getpid(), signal.{sent})
-        signal.pause()
+        signal.raise_signal(signal.{sent})
     except:
         raise TypeError("Cannot determine dtype")
 
@@ -285,3 +284,24 @@ main()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == code and "interrupted" in done.stderr and "nobody foresaw" not in done.stderr
+
+
+def test_a_signal_that_a_library_swallows_comes_again():
+    program = """
+import signal, time
+from selgrad import cli
+from selgrad.cli import group
+
+def swallowed(**_):
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except BaseException:
+        pass
+    time.sleep(60)
+
+cli._PATIENCE = 0.5
+group.cli.main = swallowed
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 143 and "interrupted" in done.stderr

@@ -24,9 +24,24 @@ _came: list[int] = []
 """The signals that have come: a library may make an error of its own of the exception that one raises."""
 
 
+_PATIENCE = 30.0
+"""Seconds after which a signal is sent once more: a library may have swallowed the exception that the first one raised."""
+
+
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     _came.append(number)
+    _later(_PATIENCE, number)
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _later(seconds: float, number: int) -> None:
+    def send() -> None:
+        if _came:
+            os.kill(os.getpid(), number)
+
+    timer = threading.Timer(seconds, send)
+    timer.daemon = True
+    timer.start()
 
 
 def _again(otherwise: Callable[[Any], Any]) -> Callable[[Any], None]:
@@ -37,7 +52,7 @@ def _again(otherwise: Callable[[Any], Any]) -> Callable[[Any], None]:
             otherwise(unraisable)
             return
         number = signal.SIGTERM if issubclass(unraisable.exc_type, Terminated) else signal.SIGINT
-        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+        _later(0.05, number)
 
     return hook
 
@@ -71,6 +86,7 @@ def main() -> None:
         code = run(_came)
     except KeyboardInterrupt:
         code = 128 + (_came[0] if _came else signal.SIGINT)
+        _came.clear()
         with contextlib.suppress(KeyboardInterrupt):
             sys.stderr.write("selgrad: interrupted; finished blocks are kept, run the same command to go on\n")
         _end(code)
