@@ -574,7 +574,7 @@ def stride() -> int:
     `SELGRAD_STRIDE` says otherwise. It is read when a program is traced.
 
     Raises:
-      UsageError: if it is no whole number from 1 on.
+      UsageError: if it is not a whole number from 1 on.
     """
     asked = os.environ.get("SELGRAD_STRIDE")
     if not asked:

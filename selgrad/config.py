@@ -87,7 +87,7 @@ class EncryptionConfig(Section):
         if self.profile not in PROFILES:
             raise UsageError(f"unknown encryption profile {self.profile!r}; {did_you_mean(self.profile, PROFILES)}")
         if self.bound is not None and not 0 < self.bound < math.inf:
-            raise UsageError(f"encryption: bound={self.bound:g} is no positive number; give the largest entry to be held, such as 4")
+            raise UsageError(f"encryption: bound={self.bound:g} is not a positive number; give the largest entry to be held, such as 4")
         try:
             limit = self.scheme_profile.max_clients
         except EncryptionError as error:
@@ -357,7 +357,7 @@ def parse(content: Mapping[str, Any]) -> SweepConfig:
       UsageError: naming the key, the value and the remedy.
     """
     needed = [name for name, field in SweepConfig.model_fields.items() if field.is_required()]
-    # An empty value of a key that is needed is no value.
+    # An empty value of a key that is needed is not a value.
     return SweepConfig.read({k: v for k, v in content.items() if v is not None or k not in needed}, "the configuration")
 
 
@@ -389,7 +389,7 @@ def read_yaml(text: str, what: str) -> Any:
     """A value as configurations hold it, 1e-4 being a number.
 
     Raises:
-      UsageError: if the text is no YAML, or a key stands twice.
+      UsageError: if the text is not valid YAML, or a key stands twice.
     """
     if len(text) > LONGEST:
         raise UsageError(f"{what} has {len(text):,} characters, and configurations of more than {LONGEST:,} are not read")
@@ -398,7 +398,7 @@ def read_yaml(text: str, what: str) -> Any:
     except yaml.constructor.ConstructorError as error:
         raise UsageError(f"{what}: {error.problem}") from None
     except yaml.YAMLError as error:
-        raise UsageError(f"{what} is no YAML: {' '.join(str(error).split())}; put text with special characters in quotes") from None
+        raise UsageError(f"{what} is not valid YAML: {' '.join(str(error).split())}; put text with special characters in quotes") from None
     except RecursionError:
         raise UsageError(f"{what} is nested too deeply, or holds itself; write it out") from None
     except (ValueError, OverflowError) as error:

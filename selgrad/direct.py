@@ -188,7 +188,7 @@ def encrypt(tree: Any, mask: Any, keys: KeyPair, *, clip: bool = False) -> Seale
       clip: whether entries beyond the bound are clipped and counted; otherwise they are refused.
 
     Raises:
-      UsageError: for leaves that are no floats.
+      UsageError: for leaves that are not floats.
       GradientError: if the mask is of another tree.
       EncryptionError: if an entry is not finite, or lies beyond the bound and `clip` is False.
     """

@@ -220,7 +220,7 @@ def read_table(path: Path, coded: Sequence[str] | None = None) -> Any:
       coded: columns of text to read as codes and the texts that they stand for.
 
     Raises:
-      DamagedError: if it is no whole Parquet file.
+      DamagedError: if it is not a whole Parquet file.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -236,7 +236,7 @@ def read_frame(path: Path) -> Any:
     """`read_table` as a table of pandas.
 
     Raises:
-      DamagedError: if it is no whole Parquet file.
+      DamagedError: if it is not a whole Parquet file.
     """
     table = read_table(path)
     try:

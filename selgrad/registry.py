@@ -75,7 +75,7 @@ def register(kind: str, name: str | None = None) -> Callable[[_T], _T]:
       name: its `__name__` by default.
 
     Raises:
-      UsageError: for an unknown kind, a name that is no identifier, or one that is taken.
+      UsageError: for an unknown kind, a name that is not an identifier, or one that is taken.
 
     >>> import jax.numpy as jnp, jax
     >>> @register("metric", "smallest_first")
@@ -90,7 +90,7 @@ def register(kind: str, name: str | None = None) -> Callable[[_T], _T]:
     def enter(item: _T) -> _T:
         called = name if name is not None else str(getattr(item, "__name__", ""))
         if not called.isidentifier():
-            raise UsageError(f"register: {called!r} is no name for a {kind}; give letters, digits and underscores")
+            raise UsageError(f"register: {called!r} is not a name for a {kind}; give letters, digits and underscores")
         known = registry(kind)
         if called in known and known[called] is not item and source_hash(known[called]) != source_hash(item):
             raise UsageError(f"register: there is a {kind} {called!r} already; choose another name")
@@ -236,7 +236,7 @@ class Spec:
         required = [p.name for p in found.values() if p.default is inspect.Parameter.empty]
         if required:
             raise UsageError(f"{kind}: {_name_of(given)} needs {', '.join(required)}; give them with functools.partial")
-        # What is set on the object is recorded like a name's arguments; what is no plain value is in the hash alone.
+        # What is set on the object is recorded like a name's arguments; what is not a plain value is in the hash alone.
         plain = {p.name: p.default for p in found.values() if isinstance(p.default, str | int | float | type(None)) and p.name not in _LATER}
         chosen = given.keywords if isinstance(given, functools.partial) else {}
         arguments = tuple(sorted({**plain, "source": source_hash(given)}.items()))

@@ -53,7 +53,7 @@ class Tracker(Protocol):
         ...
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        """Numbers and texts of one step of something that is no sweep; whoever goes on gives the earlier steps again."""
+        """Numbers and texts of one step of something that is not a sweep; whoever goes on gives the earlier steps again."""
         ...
 
     def close(self) -> None:
@@ -159,7 +159,7 @@ class WandbTracker:
             raise SelgradError(f"W&B did not start: {reason}; log in with `wandb login`, or use --wandb offline") from None
 
     def _whole(self) -> Any:
-        """The run of the whole sweep, or of whatever is no sweep."""
+        """The run of the whole sweep, or of whatever is not a sweep."""
         if self._main is None:
             self._main = self._init(self._run_id, self._name, self._config, self._kind, [], watched=True)
         return self._main

@@ -45,7 +45,9 @@ def read(path: str | Path) -> Tensors:
             return read_safetensors(source)
         if source.suffix in (".msgpack", ".flax"):
             return _msgpack(source)
-        raise DataError(f"checkpoint {str(path)!r} is no .safetensors or .msgpack file; PyTorch's own format runs code when it is read, save it as safetensors")
+        raise DataError(
+            f"checkpoint {str(path)!r} is not a .safetensors or .msgpack file; PyTorch's own format runs code when it is read, so save it as safetensors"
+        )
     if any((source / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
         return dict(read_tensors(str(source)))
     for name in ("flax_model.msgpack", "checkpoint.msgpack"):
@@ -117,7 +119,7 @@ def _chosen(names: Sequence[str], path: str) -> str | None:
     for entry in names:
         ours, equals, theirs = entry.partition("=")
         if not equals:
-            raise UsageError(f"checkpoint_names: {entry!r} is no ours=theirs")
+            raise UsageError(f"checkpoint_names: {entry!r} is not ours=theirs")
         if path == ours or path.startswith(f"{ours}/"):
             return theirs + path.removeprefix(ours)
     return None

@@ -57,7 +57,7 @@ def test_names_and_tags_do_not_change_a_sweeps_identity_but_its_cells_do():
         ({"dataset": "mnist"}, "dataset 'mnist' needs path"),
         ({"encryption": {"num_clients": 500}}, r"num_clients=500 lies outside 1 .. 181"),
         ({"encryption": {"num_clients": None}}, "num_clients=None is not int"),
-        ({"encryption": {"bound": -1}}, "bound=-1 is no positive number"),
+        ({"encryption": {"bound": -1}}, "bound=-1 is not a positive number"),
         ({"encryption": {"bound": 100.0}}, r"num_clients=10 lies outside 1 .. 1,"),
         ({"success": {"threshold": "high"}}, "threshold='high' is not number"),
         ({"success": {"measure": "psnr"}}, "needs a threshold"),

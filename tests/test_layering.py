@@ -52,7 +52,7 @@ def test_every_module_says_what_it_is_in_two_sentences():
     for file in PACKAGE.rglob("*.py"):
         text = ast.get_docstring(ast.parse(file.read_text()))
         assert text, f"{file} has no docstring"
-        assert text.split("\n")[0].endswith((".", "?")) or ":" in text, f"{file}: the first line is no sentence"
+        assert text.split("\n")[0].endswith((".", "?")) or ":" in text, f"{file}: the first line is not a sentence"
         assert len(text.split("\n\n")) >= 2 or file.name == "__init__.py", f"{file}: say what it computes, and from where"
 
 
@@ -122,6 +122,6 @@ def test_files_are_written_and_read_in_one_place():
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or node.func.attr not in in_place:
                 continue
             owner = ast.unparse(node.func.value)
-            # A table as text in memory is no file.
+            # A table as text in memory is not a file.
             in_memory = node.func.attr in ("to_csv", "to_json") and not node.args
             assert in_memory or owner in ("files", "self.folder", "self"), f"{file.relative_to(PACKAGE)}:{node.lineno} calls {owner}.{node.func.attr}"

@@ -66,7 +66,7 @@ def test_a_cell_counts_once_whatever_lies_beside_its_records(folder, finished, t
     as_before(found, finished)
     named = " ".join(str(one.message) for one in told)
     assert all(name in named for name in (f"{mine.stem} (1)", f"._{mine.name}", f"{7:016x}", "of another sweep"))
-    # Under a block's own name it is no block of this sweep either.
+    # Under a block's own name it is not a block of this sweep either.
     for file in records.glob("*.parquet"):
         file.unlink()
     shutil.copy(theirs, records / mine.name)

@@ -90,7 +90,7 @@ def test_a_key_stands_once(key, first, second):
     ("text", "message"),
     [
         ("&a [*a]", "holds itself"), ("a: &b {c: [*b]}", "holds itself"), ("[" * 5000 + "]" * 5000, "nested too deeply"), ("2024-13-45", "cannot be read"),
-        ("x: !!python/object/apply:os.system [ls]", "it"), ("a: " + "1" * 1_000_001, "characters"), ("{a: 1", "is no YAML"),
+        ("x: !!python/object/apply:os.system [ls]", "it"), ("a: " + "1" * 1_000_001, "characters"), ("{a: 1", "is not valid YAML"),
     ],
 )  # fmt: skip
 def test_hostile_yaml_is_one_line(text, message):

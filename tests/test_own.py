@@ -156,7 +156,7 @@ def test_the_mode_is_recorded(tmp_path):
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (selgrad.model(Net(), head="fc"), "head='fc' is no dense layer; there are Dense_0, Dense_1"),
+        (selgrad.model(Net(), head="fc"), "head='fc' is not a dense layer; there are Dense_0, Dense_1"),
         (selgrad.model(Net(), mode="train"), "stochastic layers and no key"),
         (selgrad.model(Net(), statistics="sent"), "no new batch statistics to send"),
         (Net(num_classes=5), r"outputs of shape \(2, 5\)"),

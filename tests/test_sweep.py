@@ -452,7 +452,7 @@ def test_compiled_programs_are_let_go_where_settings_are_many(tmp_path, monkeypa
 
 @pytest.mark.once
 def test_what_attackers_prepare_is_made_beside_the_block_before_it(tmp_path, monkeypatch, same):
-    """As it is where the device is no CPU; of two blocks that do not fit on the device together the second waits."""
+    """As it is where the device is not a CPU; of two blocks that do not fit on the device together the second waits."""
     config = {
         **SMALL,
         "model": {"name": "mlp", "width": 12},

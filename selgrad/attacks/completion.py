@@ -91,7 +91,7 @@ def _fit(matrix: npt.NDArray[Any], seen: npt.NDArray[np.bool_], rank: int) -> np
     scaled = matrix / down[:, None]
     block = scaled[np.ix_(rows, columns)] / across[columns]
     _, singular, vt = np.linalg.svd(block, full_matrices=False)
-    # What lies below float32's rounding is no direction of its own.
+    # What lies below float32's rounding is not a direction of its own.
     rank = min(rank, int((singular > 3e-7 * singular[0]).sum()))
     right: Any = np.full((matrix.shape[1], rank), np.nan)
     right[columns] = vt[:rank].T * across[columns, None]

@@ -61,7 +61,7 @@ def _batches(tokens: Tokens, valid: npt.NDArray[np.bool_], at_once: int) -> Iter
 
 
 class _Inputs(NamedTuple):
-    """Inputs of a layer (n, T, width), how many of the n are no padding, and their squared norms (n, T) where these are known."""
+    """Inputs of a layer (n, T, width), how many of the n are not padding, and their squared norms (n, T) where these are known."""
 
     values: Array
     num_real: int

@@ -215,7 +215,7 @@ def first_order(transformation: optax.GradientTransformation, *, project: Callab
         bounded = jnp.stack([(jnp.abs(leaf) < RUN_AWAY).all() for leaf in jax.tree.leaves(state.upcoming)]).all()
         better = (value < state.value) & bounded
         improved = state.improved | (better & jnp.isfinite(state.value))
-        # One that only ever got worse than its start before it was lost has diverged, and its start is no result.
+        # One that only ever got worse than its start before it was lost has diverged, and its start is not a result.
         lost = (~jnp.isfinite(value) | ~bounded) & ~improved
         point = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.upcoming, state.point)
         best = jnp.where(lost, jnp.inf, jnp.where(better, value, state.value))

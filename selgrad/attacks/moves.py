@@ -169,7 +169,7 @@ def log_perplexities(
       language_model: of the attacker.
       params: its parameters.
       candidates: of one sentence.
-      real: which positions are no padding.
+      real: which positions are not padding.
       needed: candidates; the others may get anything.
       at_once: candidates that are read in one batch, and as many times their length of tokens that are judged.
     """

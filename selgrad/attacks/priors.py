@@ -52,7 +52,7 @@ class _Same:
 def _moments(inputs: _Same, size: int, shrinkage: float) -> tuple[Array, Array, Array, Array]:
     """Mean (d,), deviations (n,) along a basis (n, d), and the variance outside of it, of images that everybody knows.
 
-    Where they are no part of what is traced, this is computed once for all programs and no part of any.
+    Where they are not a part of what is traced, this is computed once for all programs and no part of any.
     """
     if isinstance(inputs.array, jax.core.Tracer):
         return _computed(inputs, size, shrinkage)

@@ -53,7 +53,7 @@ def silhouette() -> Attack:
 
     def reconstruct(key: Key, observation: Observation) -> Reconstruction:
         path, entries, hidden = first_layer_seen(observation)
-        # Without the bias, which is no pixel's.
+        # Without the bias, which is not a pixel's.
         matrix, mask = entries[:-1], hidden[:-1]
         spec, size = image_spec(observation), observation.update.batch_size
         found = row_sizes(matrix, mask)

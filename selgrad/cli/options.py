@@ -67,7 +67,7 @@ def _parts(text: str) -> Iterator[str]:
             start = at + 1
         at += 1
     if closing:
-        raise UsageError(f"{text!r} is no YAML: {closing[-1]} is missing at the end")
+        raise UsageError(f"{text!r} is not valid YAML: {closing[-1]} is missing at the end")
     yield text[start:]
 
 
@@ -88,7 +88,7 @@ def entry(kind: str, text: str) -> dict[str, Any]:
       text: its value.
 
     Raises:
-      UsageError: for a part that is no key=value, a key that stands twice, or a value that is no YAML.
+      UsageError: for a part that is not key=value, a key that stands twice, or a value that is not valid YAML.
     """
     from selgrad.config import read_yaml
     from selgrad.registry import REGISTRIES, parameters
@@ -111,7 +111,7 @@ def entry(kind: str, text: str) -> dict[str, Any]:
         key, equals, value = part.partition("=")
         key = key.strip()
         if not equals:
-            raise UsageError(f"--{kind} {text!r}: {part!r} is no key=value; write {name}:key=value,key=value, and a value with a comma in quotes")
+            raise UsageError(f"--{kind} {text!r}: {part!r} is not key=value; write {name}:key=value,key=value, and a value with a comma in quotes")
         if key in result:
             raise UsageError(f"--{kind} {text!r}: {key} stands twice; give it once, or a list [a, b]")
         is_text = key in allowed and _is_text(allowed[key].annotation)

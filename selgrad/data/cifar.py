@@ -104,11 +104,11 @@ def _read_python(path: Path, label_key: bytes) -> tuple[npt.NDArray[np.uint8], n
         batch = _BatchUnpickler(io.BytesIO(raw), encoding="bytes").load()
         data, labels = batch[b"data"], batch[label_key]
         if not isinstance(data, _Bytes) or not isinstance(labels, list) or not all(type(label) is int for label in labels):
-            raise pickle.UnpicklingError("its data are no array of bytes, or its labels no list of integers")
+            raise pickle.UnpicklingError("its data are not an array of bytes, or its labels no list of integers")
         return data.values.reshape(-1, 3072), np.asarray(labels, np.int64)
     except Exception as error:  # a damaged pickle asks for anything
         said = str(error).splitlines()[0] if str(error) else "damaged"
-        raise DataError(f"{str(path)!r} is no CIFAR python batch, or is truncated ({type(error).__name__}: {said})") from None
+        raise DataError(f"{str(path)!r} is not a CIFAR python batch, or is truncated ({type(error).__name__}: {said})") from None
 
 
 def _read_binary(path: Path, label_bytes: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:

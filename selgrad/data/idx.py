@@ -39,7 +39,7 @@ def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
             stream: Any = gzip.GzipFile(fileobj=file) if packed else file
             start = stream.read(4 + 4 * ndim)
             if len(start) < 4 + 4 * ndim or start[:4] != bytes((0, 0, 8, ndim)):
-                raise DataError(f"{str(path)!r} is no idx file of unsigned bytes with {ndim} dimensions (it begins {start[:4].hex() or 'empty'})")
+                raise DataError(f"{str(path)!r} is not an idx file of unsigned bytes with {ndim} dimensions (it begins {start[:4].hex() or 'empty'})")
             shape = struct.unpack(f">{ndim}I", start[4:])
             wanted = math.prod(shape)
             if wanted > LARGEST:

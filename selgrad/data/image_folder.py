@@ -1,6 +1,6 @@
 """Images from a folder of PNG, JPEG or other files that Pillow reads; the label is the sub-folder, or a number in the file's name.
 
-Files are taken in sorted order, so a folder always gives the same data set. What is hidden is no data: folders that tools leave behind, such as
+Files are taken in sorted order, so a folder always gives the same data set. What is hidden is not data: folders that tools leave behind, such as
 `.ipynb_checkpoints`, would be classes else.
 """
 
@@ -88,7 +88,7 @@ def image_folder(
     try:
         pattern = None if label_pattern is None else re.compile(label_pattern)
     except re.error as error:
-        raise UsageError(f"label_pattern={label_pattern!r} is no regular expression ({error})") from None
+        raise UsageError(f"label_pattern={label_pattern!r} is not a regular expression ({error})") from None
     root = Path(path).expanduser()
     if not root.is_dir():
         raise DataError(f"data folder {str(root)!r} does not exist; set dataset.path to a folder of images")

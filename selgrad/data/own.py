@@ -70,7 +70,7 @@ def as_tokenizer(given: Any) -> str | Tokenizer:
             end_id=given.sep_token_id,
             special_ids=special,
         )
-    raise UsageError(f"{type(given).__name__} is no tokenizer; give 'words', a folder, or one of the packages tokenizers or transformers")
+    raise UsageError(f"{type(given).__name__} is not a tokenizer; give 'words', a folder, or one of the packages tokenizers or transformers")
 
 
 def from_sentences(sentences: Sequence[str], tokenizer: Any = "words", labels: Sequence[int] | None = None, *, max_length: int = 32) -> TextDataset:

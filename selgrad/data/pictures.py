@@ -68,7 +68,7 @@ def to_rgb(image: Any, what: str, size: int | None = None) -> npt.NDArray[Any]:
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise errors of many kinds, SyntaxError among them
-        raise DataError(f"{what} is no readable image ({_said(error)})") from None
+        raise DataError(f"{what} is not a readable image ({_said(error)})") from None
 
 
 def read(file: Path, size: int | None = None) -> npt.NDArray[Any]:
@@ -89,7 +89,7 @@ def read(file: Path, size: int | None = None) -> npt.NDArray[Any]:
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{what} is no readable image ({_said(error)})") from None
+        raise DataError(f"{what} is not a readable image ({_said(error)})") from None
 
 
 def together(pictures: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:

@@ -38,7 +38,7 @@ def sst2(
         file = existing_file(Path(path).expanduser(), f"{split}.tsv")
         lines = read_lines(file)
         if not lines or lines[0].split("\t") != ["sentence", "label"]:
-            raise DataError(f"{str(file)!r} does not begin with the columns sentence and label; it is no file of GLUE's SST-2")
+            raise DataError(f"{str(file)!r} does not begin with the columns sentence and label; it is not a file of GLUE's SST-2")
         texts, labels = [], []
         for number, line in enumerate(lines[1:], 2):
             if not line.strip():

@@ -122,7 +122,7 @@ def make_text(
 
 
 def read_lines(file: Path, encoding: str = "utf-8") -> list[str]:
-    r"""The lines of a file: \n, \r\n and \r end one, and no other character does; a byte-order mark is no part of the first.
+    r"""The lines of a file: \n, \r\n and \r end one, and no other character does; a byte-order mark is not a part of the first.
 
     Raises:
       DataError: if it cannot be read in that encoding.
@@ -132,7 +132,7 @@ def read_lines(file: Path, encoding: str = "utf-8") -> list[str]:
         with file.open(encoding="utf-8-sig" if encoding == "utf-8" else encoding, newline=None) as stream:
             lines = stream.read().split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{str(file)!r} is no readable text in {encoding} ({error}); fetch it again, or save it in {encoding}") from None
+        raise DataError(f"{str(file)!r} is not readable text in {encoding} ({error}); fetch it again, or save it in {encoding}") from None
     return lines[:-1] if lines[-1] == "" else lines
 
 

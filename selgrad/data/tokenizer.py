@@ -65,7 +65,7 @@ def _said(folder: Path, name: str) -> dict[str, Any]:
     """A JSON file beside a tokenizer; empty where there is none.
 
     Raises:
-      DataError: if it is no JSON object.
+      DataError: if it is not a valid JSON object.
     """
     file = folder / name
     if not file.is_file():
@@ -73,7 +73,7 @@ def _said(folder: Path, name: str) -> dict[str, Any]:
     try:
         found = json.loads(files.read_text(file))
     except (ValueError, RecursionError, OSError) as error:
-        raise DataError(f"{str(file)!r} is no readable JSON ({type(error).__name__}); fetch it again") from None
+        raise DataError(f"{str(file)!r} is not readable JSON ({type(error).__name__}); fetch it again") from None
     if not isinstance(found, dict):
         raise DataError(f"{str(file)!r} holds no JSON object; fetch it again")
     return found

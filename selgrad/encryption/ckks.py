@@ -98,7 +98,7 @@ class CKKS:
         """The inverse of `public_bytes`.
 
         Raises:
-          EncryptionError: if the bytes are no public key of this profile.
+          EncryptionError: if the bytes are not a public key of this profile.
         """
         key = self.context.load_key(raw, "public")
         return self.context.adopt(Keys(key, None, key.GetKeyTag()))
@@ -107,7 +107,7 @@ class CKKS:
         """The inverse of `secret_bytes`.
 
         Raises:
-          EncryptionError: if the bytes are no secret key of this profile.
+          EncryptionError: if the bytes are not a secret key of this profile.
         """
         key = self.context.load_key(raw, "secret")
         return Keys(None, key, key.GetKeyTag())
@@ -130,7 +130,7 @@ class CKKS:
           clip: whether values beyond the bound are clipped to it, which the caller then counts; otherwise they are refused.
 
         Raises:
-          EncryptionError: for NaN, infinity or a value beyond the bound (when that part of the stream is read), values that are no vector of floats, a
+          EncryptionError: for NaN, infinity or a value beyond the bound (when that part of the stream is read), values that are not a vector of floats, a
             missing key, or in a forked process.
         """
         require_unforked()

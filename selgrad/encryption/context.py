@@ -258,7 +258,7 @@ class Context:
         except (RuntimeError, ValueError, MemoryError) as error:
             raise EncryptionError(f"a ciphertext of {len(part)} bytes is truncated or damaged ({openfhe.first_line(error)})") from None
         if loaded is None:
-            raise EncryptionError(f"{len(part)} bytes are no ciphertext; ask the client to send them again")
+            raise EncryptionError(f"{len(part)} bytes are not a ciphertext; ask the client to send them again")
         return loaded
 
     def to_wire(self, ciphertext: Any, tag: str) -> bytes:
@@ -270,7 +270,7 @@ class Context:
         """OpenFHE's ciphertext of what was sent; it never sees bytes that are none, which could crash it.
 
         Raises:
-          EncryptionError: if the bytes are no ciphertext of this context under a key of this tag.
+          EncryptionError: if the bytes are not a ciphertext of this context under a key of this tag.
         """
         if self.layout is None:
             self._look_at("ciphertext", part)

@@ -58,7 +58,7 @@ class Form:
         pieces.append(blank[0][at:])
         places = [raw.find(name) for (raw, _), name in zip(samples, names, strict=True)]
         if len(pieces) < 2 or len(set(places)) > 1:
-            raise EncryptionError("OpenFHE's bytes are no runs of residues and the name of a key")
+            raise EncryptionError("OpenFHE's bytes are not runs of residues and the name of a key")
         ends = np.cumsum([len(piece) + run for piece in pieces])
         index = int(np.searchsorted(ends, places[0], side="right"))
         offset = places[0] - int(ends[index]) + len(pieces[index]) + run
@@ -87,7 +87,7 @@ class Form:
         return pieces
 
     def name_of(self, raw: bytes) -> str | None:
-        """What stands in the place of the name; None where that is no text, or the length is another."""
+        """What stands in the place of the name; None where that is not text, or the length is another."""
         if len(raw) != self.length:
             return None
         index, at = self.name_at

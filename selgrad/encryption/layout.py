@@ -62,7 +62,7 @@ class Layout:
         """The two polynomials of a ciphertext, (2, ring) uint64.
 
         Raises:
-          EncryptionError: if the bytes are no ciphertext of this context under a key of this tag.
+          EncryptionError: if the bytes are not a ciphertext of this context under a key of this tag.
         """
         for form in self.forms:
             places = form.places(part, tag)

@@ -53,13 +53,13 @@ def as_vector(values: Any) -> npt.NDArray[np.floating[Any]]:
     """Values to encrypt as a vector.
 
     Raises:
-      EncryptionError: if they are no vector of floats.
+      EncryptionError: if they are not a vector of floats.
     """
     found = np.asarray(values)
     if found.dtype == object or not np.issubdtype(found.dtype, np.floating):
         raise EncryptionError(f"values of type {found.dtype} are not floats; give a float array, and selgrad.encrypt a whole pytree")
     if found.ndim != 1:
-        raise EncryptionError(f"values of shape {found.shape} are no vector; give those that a mask selects, and selgrad.encrypt a whole pytree")
+        raise EncryptionError(f"values of shape {found.shape} are not a vector; give those that a mask selects, and selgrad.encrypt a whole pytree")
     return found
 
 
@@ -165,14 +165,14 @@ def decode_indices(encoded: bytes, num_total: int) -> npt.NDArray[np.bool_]:
     """The inverse of `encode_indices`.
 
     Raises:
-      EncryptionError: if the bytes are no index list over `num_total` entries.
+      EncryptionError: if the bytes are not an index list over `num_total` entries.
     """
     tag, body = encoded[:1], np.frombuffer(encoded[1:], np.uint8)
     if tag == _BITMAP and body.size == -(-num_total // 8):
         bits: npt.NDArray[np.bool_] = np.unpackbits(body, count=num_total).astype(bool)
         return bits
     if tag != _DELTAS:
-        raise EncryptionError(f"the index list of {len(encoded)} bytes is no list over {num_total} entries; it was damaged or is of another model")
+        raise EncryptionError(f"the index list of {len(encoded)} bytes is not a list over {num_total} entries; it was damaged or is of another model")
     last = (body & 0x80) == 0
     starts = np.flatnonzero(np.concatenate([[True], last[:-1]])) if body.size else np.zeros(0, np.int64)
     shifts = np.arange(body.size) - np.repeat(starts, np.diff(np.append(starts, body.size)))

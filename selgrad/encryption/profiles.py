@@ -80,7 +80,7 @@ class Profile:
     def _refusal(self) -> str | None:
         table = _LOG_MODULUS.get(self.security)
         if table is None:
-            return f"security={self.security!r} is no level of the standard; choose from {', '.join(_LOG_MODULUS)}"
+            return f"security={self.security!r} is not a level of the standard; choose from {', '.join(_LOG_MODULUS)}"
         if self.ring not in table:
             return f"ring={self.ring} is not in the standard's table; choose from {', '.join(map(str, table))}"
         if self.prime_bits > 60:
@@ -216,12 +216,12 @@ class Profile:
         """The inverse of `to_json`.
 
         Raises:
-          EncryptionError: if it is no profile.
+          EncryptionError: if it is not a profile.
         """
         try:
             return cls(**json.loads(text))
         except (ValueError, TypeError) as error:
-            raise EncryptionError(f"this is no profile ({str(error).splitlines()[0]}); save it again with this version") from None
+            raise EncryptionError(f"this is not a profile ({str(error).splitlines()[0]}); save it again with this version") from None
 
 
 EXACT = Profile(
@@ -239,7 +239,7 @@ COMPACT = Profile(
 THRESHOLD = Profile(
     "threshold", ring=4096, prime_bits=60, scale_bits=52, security="HEStd_128_classic", grid_bits=19, bound=1.0, decryption="threshold", num_parties=100,
     about="No single party can decrypt: each of up to 100 holds a share of the secret key, and all must take part. The smudging noise (20 bits, OpenFHE's "
-    "fixed one) is no proven flooding, and whoever combines the shares sees the sum before it is rounded.",
+    "fixed one) is not proven flooding, and whoever combines the shares sees the sum before it is rounded.",
 )  # fmt: skip
 
 NOISE_FLOODING = Profile(

@@ -69,7 +69,7 @@ def _unpack(raw: bytes) -> tuple[Profile, str, bytes]:
     start = len(_MATERIAL) + 4
     length = int.from_bytes(raw[len(_MATERIAL) : start], "big")
     if raw[: len(_MATERIAL)] != _MATERIAL or len(raw) < start + length + _CHECKSUM:
-        raise EncryptionError(f"these {len(raw)} bytes are no key of this version of selgrad (they begin {raw[:12].hex() or 'empty'}); make new keys")
+        raise EncryptionError(f"these {len(raw)} bytes are not a key of this version of selgrad (they begin {raw[:12].hex() or 'empty'}); make new keys")
     raw, checksum = raw[:-_CHECKSUM], raw[-_CHECKSUM:]
     if hashlib.sha256(raw).digest() != checksum:
         raise EncryptionError(f"the key of {len(raw)} bytes is damaged: its checksum is another; fetch it again")
@@ -77,7 +77,7 @@ def _unpack(raw: bytes) -> tuple[Profile, str, bytes]:
         fields = json.loads(raw[start : start + length])
         return Profile.from_json(fields["profile"]), str(fields["kind"]), raw[start + length :]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise EncryptionError(f"these {len(raw)} bytes are no key of selgrad ({type(error).__name__}); fetch it again") from None
+        raise EncryptionError(f"these {len(raw)} bytes are not a key of selgrad ({type(error).__name__}); fetch it again") from None
 
 
 class KeyHolder:

@@ -188,7 +188,7 @@ class Reader:
         stream.seek(0)
         start = stream.read(len(_MAGIC) + 4)
         if start[: len(_MAGIC)] != _MAGIC:
-            raise EncryptionError(f"these {size} bytes are no selgrad ciphertexts of this version (they begin {start[:8].hex() or 'empty'})")
+            raise EncryptionError(f"these {size} bytes are not selgrad ciphertexts of this version (they begin {start[:8].hex() or 'empty'})")
         damaged = EncryptionError(f"the ciphertexts of {size} bytes are truncated or damaged; ask the client to send them again")
         length = int.from_bytes(start[len(_MAGIC) :], "big")
         if length > _LARGEST_HEADER or size < len(start) + length + _TAG:

@@ -33,7 +33,7 @@ def bind(attack: Spec, input_spec: InputSpec | TextSpec) -> tuple[Attack, Any]:
     """The attack, and what the attacker brings: the parameters of its language model, where it names one.
 
     Raises:
-      UsageError: if the data are no text, or the language model has another vocabulary than the clients.
+      UsageError: if the data are not text, or the language model has another vocabulary than the clients.
     """
     built: Attack = attack.build()
     if built.language_model is None or built.bind is None:

@@ -208,7 +208,7 @@ def unpack(raw: bytes) -> dict[str, Any]:
     """The inverse of `pack`.
 
     Raises:
-      ValueError: if the bytes are no message.
+      ValueError: if the bytes are not a message.
     """
     at = 8 + int.from_bytes(raw[:8], "big")
     try:

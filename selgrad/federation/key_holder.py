@@ -231,7 +231,7 @@ def serving(
 
     host, _, given = address.rpartition(":")
     if not host or not given.isdecimal() or int(given) > 65535:
-        raise UsageError(f"address {address!r} is no HOST:PORT with a port of at most 65535")
+        raise UsageError(f"address {address!r} is not HOST:PORT with a port of at most 65535")
     root = Path(folder)
     seat = Seat(Enrolment.load(root), root)
     if not seat.enrolment.secret:
@@ -273,7 +273,7 @@ def serving(
         except (RuntimeError, ValueError):
             port = 0
         if not port:
-            raise SelgradError(f"cannot listen at {address!r}; it is in use, no address of this machine, or the certificate and key are no PEM pair")
+            raise SelgradError(f"cannot listen at {address!r}; it is in use, no address of this machine, or the certificate and key are not a PEM pair")
         service.start()
         try:
             yield int(port)

@@ -52,7 +52,7 @@ def _flat(record: Any) -> npt.NDArray[np.float64]:
 
 
 def _is_float(record: Any) -> Bits:
-    """Which entries belong to float arrays; counters have no bound, and their mean is no weight."""
+    """Which entries belong to float arrays; counters have no bound, and their mean is not a weight."""
     arrays = [array.numpy() for array in record.values()]
     return np.concatenate([np.full(array.size, np.issubdtype(array.dtype, np.floating)) for array in arrays])
 
@@ -225,7 +225,7 @@ def _trained(client: _Client, asked: Any, update: Callable[[], Any], clip: bool)
         named, most = asked["weigh"], asked["scale"]
         given = [metrics[named] for metrics in content.metric_records.values() if named in metrics]
         if len(given) != 1 or not 0 < given[0] <= most:
-            raise EncryptionError(f"{named}={given} is no number in (0, {most:g}]; return it once, or raise max_examples of the strategy")
+            raise EncryptionError(f"{named}={given} is not a number in (0, {most:g}]; return it once, or raise max_examples of the strategy")
         share = float(given[0]) / most
         values = (share * moved).astype(np.float32)
         if not np.isfinite(values).all():
@@ -322,7 +322,7 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
         """Answers of the mod, by the client that each says it is of."""
         for reply in replies:
             if reply.has_error() or _SEALED not in reply.content:
-                logging.getLogger("flwr").warning("an answer is left out: %s", reply.error.reason if reply.has_error() else "it is no answer of the mod")
+                logging.getLogger("flwr").warning("an answer is left out: %s", reply.error.reason if reply.has_error() else "it is not an answer of the mod")
                 continue
             record = {**dict(reply.content[_SEALED].items()), "said": reply.content}
             client = record.get("client")

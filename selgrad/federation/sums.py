@@ -98,7 +98,7 @@ def mask_of(request: Message) -> str:
 
 def _require_hash(what: str, given: Any) -> str:
     if not isinstance(given, str) or not _HASH.fullmatch(given):
-        raise SelgradError(f"{what} is no SHA-256 in hexadecimal; nothing is decrypted")
+        raise SelgradError(f"{what} is not a SHA-256 in hexadecimal; nothing is decrypted")
     return given
 
 

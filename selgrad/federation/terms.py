@@ -21,7 +21,7 @@ from selgrad.errors import EncryptionError, SelgradError, UsageError, did_you_me
 from selgrad.federation.enrolment import Enrolment, Public, digest, write
 
 KEY_HOLDER, SERVER = "key-holder", "server"
-"""Folders of those who are no clients; clients' are named by their numbers."""
+"""Folders of those who are not clients; clients' are named by their numbers."""
 
 
 @dataclasses.dataclass(frozen=True)

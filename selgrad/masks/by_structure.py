@@ -52,7 +52,7 @@ def by_structure(*, part: Part, num_heads: int = 1) -> Selector:
       num_heads: of the model, for `heads`.
 
     Raises:
-      UsageError: when applied, if the tree has no such part, or a width is no multiple of `num_heads`.
+      UsageError: when applied, if the tree has no such part, or a width is not a multiple of `num_heads`.
     """
     if num_heads < 1:
         raise UsageError(f"num_heads={num_heads} must be at least 1")

@@ -33,7 +33,7 @@ def adapt(item: Any) -> Callable[..., Any]:
     """A factory of a selector: a registry's own as it is, and one for what somebody brings.
 
     Raises:
-      UsageError: if it is no selector.
+      UsageError: if it is not a selector.
     """
     if isinstance(item, Selector) or (callable(item) and not inspect.isclass(item) and not is_factory(item)):
         return constant(as_selector(item))

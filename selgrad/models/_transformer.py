@@ -349,7 +349,7 @@ def check(config: TransformerConfig, spec: TextSpec) -> None:
     if config.activation not in ACTIVATIONS:
         raise UsageError(f"activation {config.activation!r} is not built; known: {', '.join(sorted(ACTIVATIONS))}")
     if config.width % config.num_heads:
-        raise UsageError(f"width {config.width} is no multiple of {config.num_heads} heads")
+        raise UsageError(f"width {config.width} is not a multiple of {config.num_heads} heads")
     if spec.shape[0] > config.max_positions:
         raise UsageError(f"sequences of {spec.shape[0]} tokens are longer than the model's {config.max_positions} positions; lower max_length")
     if spec.vocabulary_size > config.vocabulary_size:

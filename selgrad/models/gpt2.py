@@ -80,7 +80,7 @@ def gpt2(
     lora_rank: int = 0,
     lora_alpha: float = 16.0,
 ) -> Transformer:
-    """GPT-2, from scratch or from a Hugging Face checkpoint; classification reads the last token that is no padding.
+    """GPT-2, from scratch or from a Hugging Face checkpoint; classification reads the last token that is not padding.
 
     Args:
       input_spec: of a text data set.

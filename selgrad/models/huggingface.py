@@ -76,7 +76,7 @@ def _folder_file(source: str, name: str) -> Path | None:
     try:
         return Path(hf_hub_download(source, name))
     except LocalEntryNotFoundError:
-        raise DataError(f"{source!r} is no local folder and the Hugging Face hub cannot be reached; give the folder of a checkpoint") from None
+        raise DataError(f"{source!r} is not a local folder and the Hugging Face hub cannot be reached; give the folder of a checkpoint") from None
     except EntryNotFoundError:
         return None
     except Exception as error:  # the hub's client raises errors of many packages; each means that the file could not be had
@@ -97,7 +97,7 @@ def read_config(source: str, model_type: str) -> dict[str, Any]:
         found = json.loads(files.read_text(file))
         kind = found.get("model_type")
     except (ValueError, OSError, AttributeError, RecursionError) as error:
-        raise DataError(f"{str(file)!r} is no readable configuration ({error})") from None
+        raise DataError(f"{str(file)!r} is not a readable configuration ({error})") from None
     if kind != model_type:
         raise UsageError(f"checkpoint {source!r} is of a {kind!r} model and this is {model_type!r}; choose the model of its name")
     result: dict[str, Any] = found
@@ -127,14 +127,14 @@ _MOST = {"num_hidden_layers": 1000, "n_layer": 1000}
 def _number(source: str, config: Mapping[str, Any], key: str, default: Any = None) -> Any:
     value = config.get(key, default)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise DataError(f"checkpoint {source!r}: {key}={value!r} is no positive number; config.json is damaged or of another model")
+        raise DataError(f"checkpoint {source!r}: {key}={value!r} is not a positive number; config.json is damaged or of another model")
     return value
 
 
 def _count(source: str, config: Mapping[str, Any], key: str, default: int | None = None) -> int:
     value = _number(source, config, key, default)
     if value != int(value) or value > _MOST.get(key, 10**6):
-        raise DataError(f"checkpoint {source!r}: {key}={value!r} is no number of anything that is built; config.json is damaged or of another model")
+        raise DataError(f"checkpoint {source!r}: {key}={value!r} is not a number of anything that is built; config.json is damaged or of another model")
     return int(value)
 
 
@@ -241,7 +241,7 @@ def _read_tensors(source: str, stamp: tuple[Any, ...]) -> dict[str, npt.NDArray[
             if any(not isinstance(name, str) or Path(name).name != name for name in names):
                 raise ValueError("a shard is a file beside its index")
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError, OSError):
-            raise DataError(f"{str(index)!r} is no index of shards; the checkpoint is damaged") from None
+            raise DataError(f"{str(index)!r} is not an index of shards; the checkpoint is damaged") from None
         for name in names:
             shard = _folder_file(source, name)
             if shard is None:

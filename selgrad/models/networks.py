@@ -31,7 +31,7 @@ class Network(Protocol):
 
     @property
     def collections(self) -> tuple[str, ...]:
-        """Names of what is no parameter, such as `batch_stats`."""
+        """Names of what is not a parameter, such as `batch_stats`."""
         ...
 
     def init(self, key: Key) -> tuple[Params, Params]:

@@ -100,7 +100,7 @@ def _head(shapes: Any, asked: str | None, num_classes: int) -> str:
     name = lambda path: path.removesuffix("/kernel")
     if asked is not None:
         if asked and asked not in map(name, dense):
-            raise UsageError(f"model: head={asked!r} is no dense layer; there are {', '.join(map(name, dense)) or 'none'}")
+            raise UsageError(f"model: head={asked!r} is not a dense layer; there are {', '.join(map(name, dense)) or 'none'}")
         return asked
     fitting = [path for path in dense if leaves[path].shape[-1] == num_classes]
     # Leaves come in the order of their names, so the deepest is the last by natural order where several would do.

@@ -54,7 +54,7 @@ def vit(input_spec: InputSpec, *, patch: int = 4, width: int = 192, num_layers: 
     if any(n % patch for n in input_spec.shape[:2]):
         raise UsageError(f"patch={patch} does not divide pictures of {input_spec.shape[0]} x {input_spec.shape[1]} pixels")
     if num_heads < 1 or width % num_heads:
-        raise UsageError(f"width={width} is no multiple of num_heads={num_heads}")
+        raise UsageError(f"width={width} is not a multiple of num_heads={num_heads}")
     tokens = (input_spec.shape[0] // patch) * (input_spec.shape[1] // patch) + 1
     config = TransformerConfig(
         vocabulary_size=0, max_positions=tokens, token_types=0, width=width, num_layers=num_layers, num_heads=num_heads, mlp_width=mlp_ratio * width,

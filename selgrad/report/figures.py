@@ -31,7 +31,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = "osD^vPX*"
 _EXACT_PSNR = 60.0
 """dB, as far as an axis goes: at 59 the mean error is that of rounding to grey levels."""
-_STYLE = 4
+_STYLE = 6
 """Of all figures: another number has the figures of earlier reports drawn again."""
 
 
@@ -88,8 +88,11 @@ def _save_panels(figure: Any, axes: Sequence[Any], folder: Path, name: str, dige
             axis.set_subplotspec(grid[i])
             axis.tick_params(labelleft=True)
             axis.set_ylabel(label)
-        for legend in figure.legends:
-            legend.set_ncols(1 if len(legend.get_texts()) < 4 else 2)
+        for legend in list(figure.legends):
+            handles, texts = legend.legend_handles, [text.get_text() for text in legend.get_texts()]
+            legend.remove()
+            columns = 2 if len(texts) > 3 and max(map(len, texts)) < 15 else 1
+            figure.legend(handles, texts, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
         figure.set_size_inches(3.9, 2.9 * len(axes))
         _write(figure, folder, f"{name}{NARROW}", ("svg",))
     files.write_text(folder / f".{name}.sha256", digest)

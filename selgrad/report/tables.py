@@ -185,7 +185,7 @@ def _draws(num_samples: int, num_resamples: int) -> npt.NDArray[np.float64]:
 
 
 def _interval(cells: pd.DataFrame, measure: str, num_resamples: int) -> tuple[float, float]:
-    """Wilson's for a share; else a bootstrap that draws whole samples, since one sample's seeds are no independent cells."""
+    """Wilson's for a share; else a bootstrap that draws whole samples, since one sample's seeds are not independent cells."""
     if measures.named(measure).is_share:
         return wilson(int(cells[measure].sum()), len(cells))
     _, which = np.unique(cells["sample"].to_numpy(), return_inverse=True)

@@ -63,7 +63,7 @@ def adapt(item: Any) -> Callable[..., Any]:
     """A factory of a metric: a registry's own as it is, and one for what somebody brings.
 
     Raises:
-      UsageError: if it is no metric.
+      UsageError: if it is not a metric.
     """
     if isinstance(item, Metric) or (callable(item) and not inspect.isclass(item) and not is_factory(item)):
         return constant(as_metric(item))

@@ -25,7 +25,7 @@ MANY_SETTINGS = 8
 
 
 def _digest(content: Any) -> str:
-    """Of the arrays in a container; what is no array is left out."""
+    """Of the arrays in a container; what is not an array is left out."""
     found = hashlib.sha256()
     for leaf in jax.tree.leaves(content):
         if isinstance(leaf, np.ndarray | jax.Array):

@@ -1,6 +1,6 @@
 """Records: one row a cell, every column documented here and nowhere else; `docs/records.md` is printed from this table.
 
-Columns of measures and certificates are theirs (`selgrad.measures`, `selgrad.evaluation.certificates`); a measure that the data do not have is no column.
+Columns of measures and certificates are theirs (`selgrad.measures`, `selgrad.evaluation.certificates`); a measure that the data do not have is not a column.
 """
 
 from __future__ import annotations

@@ -63,8 +63,8 @@ def test_idx_plain_and_gzipped(mnist):
     ("damage", "message"),
     [
         (lambda raw: raw[:-10], "truncated, fetch it again"),
-        (lambda raw: b"", "is no idx file"),
-        (lambda raw: b"PK\x03\x04" + raw, "is no idx file"),
+        (lambda raw: b"", "is not an idx file"),
+        (lambda raw: b"PK\x03\x04" + raw, "is not an idx file"),
         (lambda raw: gzip.compress(raw)[:-20], "truncated or damaged gzip"),
         (lambda raw: b"\x1f\x8b" + raw, "truncated or damaged gzip"),
         (lambda raw: idx(np.zeros((3, 28, 28), np.uint8)), "do not belong together"),
@@ -120,7 +120,7 @@ def test_truncated_and_foreign_cifar(cifar):
         with pytest.raises(DataError, match="truncated"):
             DATASETS[name](path=str(folder / kind))
     (folder / "py" / stem).write_bytes(pickle.dumps([1, 2]))
-    with pytest.raises(DataError, match="is no CIFAR python batch"):
+    with pytest.raises(DataError, match="is not a CIFAR python batch"):
         DATASETS[name](path=str(folder / "py"))
 
 
@@ -137,7 +137,7 @@ def test_image_folder(tmp_path):
         DATASETS["image_folder"](path=str(tmp_path))
     assert DATASETS["image_folder"](path=str(tmp_path), size=4).spec.shape == (4, 4, 3)
     (tmp_path / "dog" / "odd.png").write_bytes(b"\x89PNG nothing")
-    with pytest.raises(DataError, match="is no readable image"):
+    with pytest.raises(DataError, match="is not a readable image"):
         DATASETS["image_folder"](path=str(tmp_path))
     with pytest.raises(UsageError, match="finds no number"):
         DATASETS["image_folder"](path=str(tmp_path), label_pattern="x")

@@ -218,7 +218,7 @@ class Pointer:
 )
 def test_a_pickle_is_read_by_nothing_that_could_crash(tmp_path, raw):
     (tmp_path / "test_batch").write_bytes(raw)
-    with pytest.raises(DataError, match="is no CIFAR python batch"):
+    with pytest.raises(DataError, match="is not a CIFAR python batch"):
         DATASETS["cifar10"](path=str(tmp_path))
 
 

@@ -126,11 +126,11 @@ def test_one_set_of_weights_is_decrypted_in_one_round(server):
     again = {client: server.train(client, 2) for client in (0, 1)}
     with pytest.raises(SelgradError, match="of these weights was decrypted in another round"):
         server.decrypt(again, 2)
-    # Not under another name of theirs either, nor what is no update at all.
+    # Not under another name of theirs either, nor what is not an update at all.
     later = {client: server.train(client, 2, weights=np.where(server.weights == 0, -server.weights, server.weights)) for client in range(2)}
     with pytest.raises(SelgradError, match="of these weights was decrypted in another round"):
         server.decrypt(later, 2)
-    with pytest.raises(SelgradError, match="mask_hash is no SHA-256"):
+    with pytest.raises(SelgradError, match="mask_hash is not a SHA-256"):
         server.decrypt(later, 2, mask_hash="scores")
     moved = server.weights + np.float32(0.01)
     server.decrypt({client: server.train(client, 3, weights=moved) for client in range(3)}, 3, weights=moved)

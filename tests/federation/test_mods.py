@@ -184,7 +184,7 @@ def test_equal_weights_are_the_same_weights_and_score_maps_are_no_updates(keys):
     seat = Seat(Enrolment.load(keys / "key-holder"), keys / "key-holder")
     asked = {"kind": "decrypt", "round": 1, "clients": clients, "uploads": raws, "tags": tags, "weights": "0" * 64, "mask_hash": "0" * 64}
     for name, value in (("weights", b"0" * 64), ("weights", "A" * 64), ("mask_hash", "scores"), ("mask_hash", b"0" * 64)):
-        with pytest.raises(SelgradError, match=f"{name} is no SHA-256"):
+        with pytest.raises(SelgradError, match=f"{name} is not a SHA-256"):
             respond(seat, {**asked, name: value})
 
 

@@ -106,4 +106,4 @@ def test_a_hub_without_the_name_or_without_an_answer_is_refused_in_one_line(tmp_
     assert absent.startswith("refused: 'someone/absent' could not be read from the Hugging Face hub")
     assert len(absent.strip().splitlines()) == 1
     closed = hub("someone/unreachable", endpoint="http://127.0.0.1:9")
-    assert closed == "refused: 'someone/unreachable' is no local folder and the Hugging Face hub cannot be reached; give the folder of a checkpoint\n"
+    assert closed == "refused: 'someone/unreachable' is not a local folder and the Hugging Face hub cannot be reached; give the folder of a checkpoint\n"
