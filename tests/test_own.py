@@ -379,7 +379,7 @@ class TestDirect:
         with pytest.raises(GradientError, match="another tree"):
             selgrad.encrypt(three, {"v": mask["w"]}, keys)
         client = encryption.Client(encryption.KeyHolder("exact").client_key())
-        for values, said in (([3.0], "beyond the public bound 1"), (np.ones((2, 2)), "no vector"), ([1], "not floats"), ({"w": 1.0}, "not floats")):
+        for values, said in (([3.0], "beyond the public bound 1"), (np.ones((2, 2)), "not a vector"), ([1], "not floats"), ({"w": 1.0}, "not floats")):
             with pytest.raises(EncryptionError, match=said):
                 client.encrypt(values, "m")
 

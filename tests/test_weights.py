@@ -102,7 +102,7 @@ def test_other_names_are_found_by_shape_or_said(trained, tmp_path):
         weights.load(tmp_path / "odd.safetensors", like)
     assert "\n" not in str(caught.value)
     same(weights.load(tmp_path / "odd.safetensors", like, ["layer1_0=first", "batch_stats/layer1_0=first"]), params)
-    with pytest.raises(UsageError, match="no ours=theirs"):
+    with pytest.raises(UsageError, match="not ours=theirs"):
         weights.load(tmp_path / "odd.safetensors", like, ["layer1_0"])
     for file, said in ((tmp_path / "none", "there is no checkpoint"), (tmp_path / "w.bin", "is not a .safetensors or .msgpack file")):
         if file.suffix:

@@ -195,9 +195,9 @@ class Context:
         try:
             key = load(raw, self._fhe.BINARY)
         except (RuntimeError, ValueError, MemoryError) as error:
-            raise EncryptionError(f"{len(raw)} bytes are no {kind} key ({openfhe.first_line(error)}); fetch it again") from None
+            raise EncryptionError(f"{len(raw)} bytes are not a {kind} key ({openfhe.first_line(error)}); fetch it again") from None
         if key is None or key.GetCryptoContext() != self.native:
-            raise EncryptionError(f"{len(raw)} bytes are no {kind} key of profile {self.profile.name!r}; fetch it again")
+            raise EncryptionError(f"{len(raw)} bytes are not a {kind} key of profile {self.profile.name!r}; fetch it again")
         return key
 
     def key_that_encrypts(self, keys: Keys) -> Any:

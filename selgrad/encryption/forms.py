@@ -135,4 +135,4 @@ class Known:
             places = None if name is None else form.places(raw, name)
             if places is not None and all(int(np.frombuffer(raw, "<u8", form.run // 8, at).max()) < self.limit for at in places):
                 return
-        raise EncryptionError(f"{len(raw)} bytes are no {self.what} of this profile, or are damaged; fetch it again")
+        raise EncryptionError(f"{len(raw)} bytes are not a {self.what} of this profile, or are damaged; fetch it again")

@@ -133,7 +133,7 @@ def test_what_nobody_asks_for_is_not_read(tmp_path):
     data = DATASETS["image_folder"](path=str(tmp_path), count=2, offset=1)
     assert data.labels.tolist() == [0, 1] and data.spec.num_classes == 2
     np.testing.assert_allclose(data.pixels[:, 0, 0, 0] * 255, [200, 100])
-    with pytest.raises(DataError, match="no readable image"):
+    with pytest.raises(DataError, match="not a readable image"):
         DATASETS["image_folder"](path=str(tmp_path), count=2, offset=1, normalisation="channel")
 
 
@@ -171,7 +171,7 @@ def test_a_tokenizer_is_what_its_files_say(tmp_path):
     with pytest.raises(DataError, match="do_lower_case='no'"):
         tokenizer_files(tmp_path, words, do_lower_case="no")
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(DataError, match="no readable JSON"):
+    with pytest.raises(DataError, match="not readable JSON"):
         from_files(str(tmp_path))
 
 

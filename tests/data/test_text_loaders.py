@@ -75,7 +75,7 @@ def test_files_that_are_wrong_are_named(tmp_path):
     with pytest.raises(DataError, match="line 2"):
         DATASETS["sst2"](path=str(tmp_path))
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="no readable text"):
+    with pytest.raises(DataError, match="not readable text"):
         DATASETS["text_file"](path=str(tmp_path / "bytes.txt"))
     with pytest.raises(DataError, match="holds no tokenizer.json"):
         DATASETS["sentences"](tokenizer=str(tmp_path))

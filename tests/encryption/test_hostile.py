@@ -112,7 +112,7 @@ def test_a_textbook_ciphertext_is_looked_at_too():
     holder = KeyHolder("textbook")
     upload = Client(holder.client_key()).encrypt(np.array([0.5]), "m")
     assert holder.decrypt(Aggregator("textbook").add([upload]), "m").tolist() == [2**23]
-    with pytest.raises(EncryptionError, match="no ciphertext of this profile"):
+    with pytest.raises(EncryptionError, match="not a ciphertext of this profile"):
         holder.decrypt(framed(upload, lambda part: part[:-1]), "m")
 
 
