@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from selgrad import measures
 from selgrad.config import EncryptionConfig, FeaturesConfig, RoundsConfig, Section, SuccessConfig, SweepConfig, WandbConfig
 from selgrad.federation.config import ClientsConfig, Content, FaultConfig, KeysConfig, LocalConfig
+from selgrad.federation.journal import ROUND_COLUMNS
 from selgrad.registry import REGISTRIES, describe
 from selgrad.sweep.records import COLUMNS
 
@@ -85,7 +87,21 @@ def records() -> str:
         '# Records\n\nWritten by `docs/generate.py` from `selgrad.sweep.records`. One row a cell; `pandas.read_parquet("DIR/records")` or '
         '`polars.read_parquet("DIR/records/*.parquet")`.\n'
     )
-    return "\n".join([head, _rows(("column", "type", ""), rows)]) + "\n"
+    of = {"images": "images", "labels": "labels of images", "sentences": "sentences", "tokens": "tokens of a text", "others": "any data"}
+    told = [(f"`{one.name}`", one.unit or "1", of.get(one.reads, "any data"), one.about) for one in measures.every().values()]
+    parts = [head, _rows(("column", "type", ""), rows)]
+    parts += ["\n## Measures\n\nOne column each where the data have it, and NaN for cells of other data and for searches that diverged.\n"]
+    parts += [_rows(("column", "unit", "of", ""), told)]
+    parts += [
+        "\n## Federated runs\n\n`rounds.parquet`, one row a round.\n",
+        _rows(("column", "type", ""), [(f"`{n}`", k, a) for n, (k, a) in ROUND_COLUMNS.items()]),
+    ]
+    events = {"round": "Its number.", "client": "Which participant.", "status": "Such as died, late, missing or malformed.", "detail": "Why, in one line."}
+    parts += [
+        "\n`events.parquet`, one row for each message that was late, missing or refused.\n",
+        _rows(("column", ""), [(f"`{n}`", a) for n, a in events.items()]),
+    ]
+    return "\n".join(parts) + "\n"
 
 
 def _result(name: str) -> Any:

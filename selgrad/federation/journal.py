@@ -20,6 +20,37 @@ from selgrad.federation.config import FederationConfig, load
 from selgrad.federation.learning import Flat
 from selgrad.federation.messages import Event
 
+ROUND_COLUMNS: dict[str, tuple[str, str]] = {
+    "round": ("int", "From 1."),
+    "metric": ("text", "Name of the metric with the arguments that differ from their defaults."),
+    "ratio": ("float", "Share of entries to encrypt, in [0, 1]."),
+    "agreement": ("text", "How clients agree on one mask."),
+    "protection": ("text", "`selective`, `full`, or what clients do to their updates instead."),
+    "num_clients": ("int", "Whose updates were summed."),
+    "num_selected": ("int", "Encrypted entries."),
+    "num_total": ("int", "Entries of an update."),
+    "difference": ("float or NaN", "Largest difference of a weight's step from plain FedAvg's; NaN where that is not checked."),
+    "difference_bound": ("float or NaN", "What quantisation allows of it: half a grid step of each client."),
+    "verified": ("bool or null", "Whether the difference is within the bound."),
+    "accuracy": ("float", "On the test data, in [0, 1], after the round."),
+    **{
+        f"{name}_seconds": ("float", about)
+        for name, about in {
+            "agree": "To agree on a mask; 0 where there is one.", "exchange": "To send weights and gather updates.", "add": "To add ciphertexts.",
+            "decrypt": "Of the sum.", "evaluate": "To measure accuracy.", "train": "Mean over clients.", "encrypt": "Mean over clients.",
+        }.items()
+    },
+    "weights_bytes": ("int", "Of the global weights, to each client."),
+    "mask_bytes": ("int", "Of the list of encrypted entries, to each client that has none yet."),
+    "agreement_bytes": ("int", "All messages about the mask."),
+    "plain_bytes": ("float", "Sent in the clear, mean over clients."),
+    "sealed_bytes": ("float", "Ciphertexts, mean over clients."),
+    "clipped": ("int", "Values beyond the public bound, over all clients."),
+    "bytes_down": ("int", "All that the server sent in the round."),
+    "bytes_up": ("int", "All that it received."),
+}  # fmt: skip
+"""Of `rounds.parquet`: type, and what it says."""
+
 _EVENT_COLUMNS = {"round": int, "client": int, "status": str, "detail": str}
 
 

@@ -102,11 +102,12 @@ def summary(records: pd.DataFrame) -> Table:
     table = Table(
         "round", "clients", "accuracy", "equals FedAvg", "train", "encrypt", "add", "decrypt", "plain", "encrypted", title="Rounds", title_justify="left"
     )
-    size = lambda n: f"{n / 1e6:.2f} MB"
+    size = lambda n: f"{n / 1e6:.1f} MB" if n >= 1e6 else f"{n / 1e3:.1f} kB" if n >= 1e3 else f"{n:.0f} B"
+    duration = lambda s: f"{s:.1f} s" if s >= 1 else f"{1000 * s:.0f} ms"
     for row in records.to_dict("records"):
         unknown = row["verified"] is None or row["verified"] != row["verified"]
         same = "not checked" if unknown else f"{'yes' if row['verified'] else 'NO'} ({row['difference']:.1e})"
-        seconds = [f"{row[f'{name}_seconds']:.2f} s" for name in ("train", "encrypt", "add", "decrypt")]
+        seconds = [duration(row[f"{name}_seconds"]) for name in ("train", "encrypt", "add", "decrypt")]
         table.add_row(str(row["round"]), str(row["num_clients"]), f"{row['accuracy']:.1%}", same, *seconds, size(row["plain_bytes"]), size(row["sealed_bytes"]))
     return table
 

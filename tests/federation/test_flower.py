@@ -59,6 +59,9 @@ def test_simulation_goes_on_without_clients_that_fail(tmp_path, written):
     assert {"metric": "magnitude", "ratio": 0.2, "agreement": "fixed", "protection": "selective", "model.width": 8, "clients.count": 3}.items() <= run[
         "config"
     ].items()
+    from selgrad.federation.journal import ROUND_COLUMNS
+
+    assert list(records.columns) == list(ROUND_COLUMNS), "docs/records.md says what each column is"
     assert (records[["metric", "ratio", "agreement", "protection"]] == ["magnitude", 0.2, "fixed", "selective"]).all().all()
 
 
