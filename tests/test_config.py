@@ -66,7 +66,7 @@ def test_names_and_tags_do_not_change_a_sweeps_identity_but_its_cells_do():
         ({"wandb": {"tags": "one"}}, "tags='one' is not list of text"),
         ({"encryption": {"profile": "exakt"}}, "did you mean 'exact'?"),
         ({"success": {"measure": "msee"}}, "did you mean 'mse'?"),
-        ({"wandb": {"runs": "cell"}}, r"runs='cell' is not sweep \| attack"),
+        ({"wandb": {"runs": "cell"}}, r"runs='cell' is not cell_group \| attack \| sweep"),
         ({"gallery": -1}, "gallery=-1 must be 0 or more"),
         ({"model_devices": 0}, "model_devices=0 must be 1 or more"),
         ({"seeds": [0, 2**31]}, "seeds: 2147483648 does not fit into 32 bits"),
