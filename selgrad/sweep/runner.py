@@ -86,6 +86,7 @@ def run_sweep(
 
     devices.configure()
     from selgrad.sweep import Sweep
+    from selgrad.sweep.executors.local import Local
     from selgrad.sweep.executors.protocol import Executor
     from selgrad.sweep.plan import group_sizes
     from selgrad.tracking import make_tracker
@@ -93,9 +94,9 @@ def run_sweep(
     screen = console or terminal.console(stderr=True, quiet=quiet)
     say = functools.partial(screen.print, markup=False)
     checked = config if isinstance(config, SweepConfig) else parse(config)
-    chosen = Spec.of("engine", engine)
-    executor: Executor = chosen.build()
-    is_here = chosen.name == "local"
+    executor: Executor = Spec.of("engine", engine).build()
+    # Elsewhere other devices compute than this process sees.
+    is_here = isinstance(executor, Local)
     with screen.status("loading data and models"):
         sweep = Sweep(checked, out)
     with contextlib.closing(executor), sweep.lock():
