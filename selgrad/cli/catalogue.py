@@ -117,8 +117,8 @@ def catalogue(name: str | None, as_json: bool) -> None:
             import difflib
 
             near = difflib.get_close_matches(str(name), [*_KINDS, *every], 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UsageError(f"nothing is named {name!r}{hint} Give a kind ({', '.join(_KINDS)}) or a name that `selgrad list` shows")
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UsageError(f"nothing is named {name!r}{hint}; give a kind ({', '.join(_KINDS)}) or a name that `selgrad list` shows")
     if as_json:
         click.echo(json.dumps(document))
         return

@@ -240,6 +240,24 @@ def protections(records: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def protecting_places(won: pd.DataFrame, generator: np.random.Generator, num_resamples: int) -> tuple[Any, npt.NDArray[np.int64], float, float]:
+    """Where each input is safe: the place, among the ratios and infinity, after the last at which an attack on it succeeded.
+
+    Args:
+      won: one row an input, one column a ratio in ascending order: whether an attack succeeded.
+      generator: of the bootstrap, which draws as many inputs with replacement and asks for the ratio that protects all of them.
+      num_resamples: draws.
+
+    Returns:
+      The ratios with infinity at the end, the places, and the 95 % interval of the ratio that protects all.
+    """
+    ratios = np.append(won.columns.to_numpy(float), math.inf)
+    places = np.array([int(np.flatnonzero(row)[-1]) + 1 if row.any() else 0 for row in won.to_numpy(bool)])
+    draws = places[generator.integers(len(places), size=(num_resamples, len(places)))].max(axis=1)
+    low, high = ratios[np.quantile(draws, [0.025, 0.975], method="nearest").astype(int)]
+    return ratios, places, float(low), float(high)
+
+
 def protecting_ratios(records: pd.DataFrame, *, num_resamples: int = 1000) -> pd.DataFrame:
     """Per setting, metric, attack and rung of the ladder the smallest measured ratio from which on no sample's attack succeeded.
 
@@ -259,11 +277,7 @@ def protecting_ratios(records: pd.DataFrame, *, num_resamples: int = 1000) -> pd
     for (setting, metric, attack, hidden), cells in records.groupby(["setting", "metric_label", "attack", "hidden"], sort=False):
         won = cells.astype({"success": float}).pivot_table(index=["sample", "seed"], columns="ratio", values="success").sort_index(axis=1)
         won = won.groupby("sample").max()
-        ratios = np.append(won.columns.to_numpy(float), math.inf)
-        # Of each sample: the place after its last success.
-        places = np.array([int(np.flatnonzero(row)[-1]) + 1 if row.any() else 0 for row in won.to_numpy(bool)])
-        draws = places[generator.integers(len(places), size=(num_resamples, len(places)))].max(axis=1)
-        low, high = ratios[np.quantile(draws, [0.025, 0.975], method="nearest").astype(int)]
+        ratios, places, low, high = protecting_places(won, generator, num_resamples)
         zero = float(won[0.0].mean()) if 0.0 in won.columns else math.nan
         rows.append(
             {

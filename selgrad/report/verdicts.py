@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from selgrad.measures import LEVELS
-from selgrad.report.tables import SETTING, dataset_label, wilson, with_labels
+from selgrad.report.tables import SETTING, dataset_label, protecting_places, wilson, with_labels
 
 OUTCOMES = ("read", "attack failed", "unresolved", "protected")
 """What a cell can say of a defence, from bad to good for it; the middle two say nothing."""
@@ -139,15 +139,11 @@ def protecting_by_level(records: pd.DataFrame, *, num_resamples: int = 1000) -> 
         worst = worst.assign(setting=setting_names(worst), metric=worst["metric_label"] + (" / " + worst["selector_label"] if several else ""))
         for (setting, metric), cells in worst.groupby(["setting", "metric"], sort=False):
             read = cells.assign(read=cells["outcome"] == "read").pivot_table(index=["sample", "seed"], columns="ratio", values="read").sort_index(axis=1)
-            ratios = np.append(read.columns.to_numpy(float), math.inf)
-            # Of each input: the place after the last share at which it is read.
-            places = np.array([int(np.flatnonzero(row)[-1]) + 1 if row.any() else 0 for row in read.to_numpy() > 0])
-            draws = places[generator.integers(len(places), size=(num_resamples, len(places)))].max(axis=1)
-            low, high = ratios[np.quantile(draws, [0.025, 0.975], method="nearest").astype(int)]
+            ratios, places, low, high = protecting_places(read > 0, generator, num_resamples)
             from_there = cells[cells["ratio"] >= ratios[places.max()]]
             rows.append(
                 {
-                    "setting": setting, "metric": metric, "level": level, "ratio": float(ratios[places.max()]), "low": float(low), "high": float(high),
+                    "setting": setting, "metric": metric, "level": level, "ratio": float(ratios[places.max()]), "low": low, "high": high,
                     "read_at": float(ratios[places.max() - 1]) if places.max() else math.nan, "num_inputs": len(places),
                     "resolved": not (from_there["outcome"] == "unresolved").any(),
                 }
