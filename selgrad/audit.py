@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from selgrad import trees
-from selgrad.attacks.rank_one import reads_pixels
+from selgrad.attacks.rank_one import pixel_layer
 from selgrad.base import TextModel, TextSpec
 from selgrad.config import SuccessConfig
 from selgrad.errors import UsageError
@@ -66,7 +66,7 @@ def _truth(setting: Setting, seed: int) -> _Truth:
     one = setting.sent(seed, 0, 0).grads
     if not isinstance(spec, TextSpec):
         lit = np.asarray((spec.pixels(jnp.asarray(inputs)) > 0).any(axis=1)).reshape(size, -1)
-        return _Truth(labels, inputs.reshape(size, -1), lit, reads_pixels(one, spec), np.arange(lit.shape[1]))
+        return _Truth(labels, inputs.reshape(size, -1), lit, pixel_layer(one, spec), np.arange(lit.shape[1]))
     counts = np.stack([np.bincount(row, minlength=spec.vocabulary_size) for row in inputs.reshape(size, -1)])
     words = np.setdiff1d(np.arange(spec.vocabulary_size), spec.special_ids)
     counts = counts[:, words]
@@ -110,7 +110,7 @@ def audit_masks(
             flat, first = _flat(ranks), _flat(setting.ranks(metric, own, seed)[0])
             for ratio in ratios:
                 count = setting.num_selected(ratio)
-                hidden = None if truth.leaf is None else (_places(trees.at(ranks, truth.leaf), count, ordered).mean(axis=-1)[:, truth.rows], truth.occurs)
+                hidden = None if truth.leaf is None else (_places(trees.subtree(ranks, truth.leaf), count, ordered).mean(axis=-1)[:, truth.rows], truth.occurs)
                 found = leak(_places(flat, count, ordered), truth.labels, truth.inputs, hidden)
                 extra = np.median([extra_entries(a, b, count) for a, b in zip(first, flat, strict=True)]) / max(count, 1)
                 rows.append(
@@ -158,7 +158,7 @@ def default_attacks(setting: Setting, seed: int) -> list[Spec]:
         ]
     else:
         sent = setting.sent(seed, 0, 0).grads
-        chosen = [make_spec("attack", name) for name in ("rank_one", "silhouette")] if reads_pixels(sent, setting.input_spec) else []
+        chosen = [make_spec("attack", name) for name in ("rank_one", "silhouette")] if pixel_layer(sent, setting.input_spec) else []
         chosen += [
             make_spec("attack", "bayesian", {"num_steps": 60, "hidden": "complete"}),
             make_spec("attack", "inverting_gradients", {"num_steps": 1000, "total_variation_weight": 0.01, "hidden": "complete"}),

@@ -258,11 +258,11 @@ class Sent(NamedTuple):
 
     Attributes:
       grads: what is sent; entries that are not sent are 0.
-      unsent: True where nothing is sent, which everybody sees; None where every entry is.
+      withheld: True where nothing is sent, which everybody sees; None where every entry is.
     """
 
     grads: Grads
-    unsent: Mask | None = None
+    withheld: Mask | None = None
 
 
 @runtime_checkable
@@ -275,12 +275,12 @@ class Protection(Protocol):
         ...
 
     @property
-    def foreseen(self) -> Callable[[Grads], Grads] | None:
+    def deterministic_part(self) -> Callable[[Grads], Grads] | None:
         """What comes first and an attacker simulates too, differentiable and hashed by value: clipping, but no noise; None where there is nothing."""
         ...
 
     def __call__(self, grads: Grads, key: Key) -> Sent:
-        """What is sent of an update that went through `foreseen`; traceable."""
+        """What is sent of an update that went through `deterministic_part`; traceable."""
         ...
 
     def noise(self, grads: Grads) -> Grads:
@@ -559,12 +559,12 @@ class Selector:
         return self.order(scores)
 
 
-Remember: TypeAlias = Callable[[str, Callable[[], Any], Callable[[], Any]], Any]
+Cache: TypeAlias = Callable[[str, Callable[[], Any], Callable[[], Any]], Any]
 """(identity, how to make it, how to get its shapes) -> a pytree of arrays, made once and kept under its identity: what an attacker trains for a mask."""
 
 
-def forget(identity: str, make: Callable[[], Any], shapes: Callable[[], Any]) -> Any:
-    """A `Remember` that keeps nothing."""
+def no_cache(identity: str, make: Callable[[], Any], shapes: Callable[[], Any]) -> Any:
+    """A `Cache` that keeps nothing."""
     return make()
 
 
@@ -595,7 +595,7 @@ class Attack:
       num_steps: steps of a whole attack.
       num_restarts: independent starts.
       traceable: whether the phases may be traced by JAX; the others run on the host, one observation after the other.
-      prepare: what comes before on the host, (observation, remember) -> (observation, a JSON report): hidden entries that structure gives away are
+      prepare: what comes before on the host, (observation, cache) -> (observation, a JSON report): hidden entries that structure gives away are
         filled in, or a decoder is trained for the mask.
       rung: what it makes of encrypted entries, the rung of the attacker ladder; "" where the question does not arise.
       evidence: whether it reads the mask as evidence and so needs `Observation.evidence`, the client's own metric.
@@ -613,7 +613,7 @@ class Attack:
     num_steps: int
     num_restarts: int
     traceable: bool = True
-    prepare: Callable[[Observation, Remember], tuple[Observation, str]] | None = None
+    prepare: Callable[[Observation, Cache], tuple[Observation, str]] | None = None
     rung: str = ""
     evidence: bool = False
     estimate: bool = False
@@ -622,10 +622,10 @@ class Attack:
     objective: Callable[[Observation, Array, Array], Array] | None = None
     completes: bool = False
 
-    def reconstruct(self, key: Key, observation: Observation, remember: Remember = forget) -> Reconstruction:
+    def reconstruct(self, key: Key, observation: Observation, cache: Cache = no_cache) -> Reconstruction:
         """Runs the whole attack; jit and vmap go around this, where there is nothing to `prepare`."""
         if self.prepare is not None:
-            observation, report = self.prepare(observation, remember)
+            observation, report = self.prepare(observation, cache)
             return dataclasses.replace(self, prepare=None).reconstruct(key, observation)._replace(report=report)
         state = self.start(key, observation)
         return self.finish(observation, self.advance(observation, state, self.num_steps))

@@ -170,7 +170,7 @@ class Series:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-class Kept:
+class DiskCache:
     """What attackers train, one Orbax checkpoint each: called with an identity, how to make it and how to get its shapes, it makes it once.
 
     Args:

@@ -225,7 +225,7 @@ def memory_budget() -> int:
     return int(share * max(0, free))
 
 
-def forget_shapes() -> None:
+def clear_shapes() -> None:
     """Drops what JAX keeps of every function and shape that it met, some hundred memory maps for each setting of a sweep; programs that we hold stay.
 
     The memory goes back to the system where the C library can give it: many threads compile, and each leaves holes in an arena of its own.

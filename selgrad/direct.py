@@ -353,8 +353,8 @@ def attack(
         return built.reconstruct(key, seen)
     if built.prepare is None:
         return jax.jit(built.reconstruct)(key, seen)
-    from selgrad.base import forget
+    from selgrad.base import no_cache
 
-    seen, report = built.prepare(seen, forget)
+    seen, report = built.prepare(seen, no_cache)
     alone = dataclasses.replace(built, prepare=None)
     return jax.jit(alone.reconstruct)(key, seen)._replace(report=report)

@@ -22,7 +22,7 @@ EXACT_INPUTS = 4096
 _CHUNK = 2**22
 
 
-class Linear(NamedTuple):
+class JacobianOperator(NamedTuple):
     """J at one point.
 
     Attributes:
@@ -43,14 +43,14 @@ class Linear(NamedTuple):
         return max(1, min(64, _CHUNK // self.num_entries, self.point.size))
 
 
-def linearise(function: Callable[[Array], Grads], point: Array) -> Linear:
+def linearise(function: Callable[[Array], Grads], point: Array) -> JacobianOperator:
     """J of a function from an array to a tree; the function is evaluated once, and J' is the transpose of the same linear program."""
     value, apply = jax.linearize(function, point)
     transpose = jax.linear_transpose(apply, point)
-    return Linear(apply, lambda u: transpose(u)[0], point, trees.size(value))
+    return JacobianOperator(apply, lambda u: transpose(u)[0], point, trees.size(value))
 
 
-def by_inputs(context: GradientContext, sample: Array | None = None) -> Linear:
+def input_jacobian(context: GradientContext, sample: Array | None = None) -> JacobianOperator:
     """J of a client's update by its embedded inputs: pixels for images, embeddings for text.
 
     Args:
@@ -69,7 +69,7 @@ def by_inputs(context: GradientContext, sample: Array | None = None) -> Linear:
     return linearise(update, jnp.zeros(shape, embedded.dtype))
 
 
-def row_norms(linear: Linear, tangents: Callable[[Array], Array], count: int) -> Scores:
+def row_norms(linear: JacobianOperator, tangents: Callable[[Array], Array], count: int) -> Scores:
     """sqrt(sum over k of (J t_k)_i^2) for every entry i: ||(J T)_i|| for the matrix T with the columns t_k.
 
     T = I gives row norms, T = (J'J + eps I)^-1 the solved ones, T = L^-T of a Cholesky factor the square root of leverage, and Gaussian columns
@@ -102,19 +102,19 @@ def row_norms(linear: Linear, tangents: Callable[[Array], Array], count: int) ->
     return jax.tree.map(trees.safe_sqrt, total)
 
 
-def unit_vectors(linear: Linear) -> Callable[[Array], Array]:
+def unit_vectors(linear: JacobianOperator) -> Callable[[Array], Array]:
     """Tangents of T = I."""
     return lambda index: (jnp.arange(linear.point.size) == index).astype(linear.point.dtype)
 
 
-def gaussian_probes(linear: Linear, key: Array, count: int) -> Callable[[Array], Array]:
+def gaussian_probes(linear: JacobianOperator, key: Array, count: int) -> Callable[[Array], Array]:
     """Tangents whose squares sum, in expectation, to those of T = I."""
     size, dtype = linear.point.size, linear.point.dtype
     scale = jnp.asarray(count, dtype) ** -0.5
     return lambda index: jax.random.normal(jax.random.fold_in(key, index), (size,), dtype) * scale
 
 
-def gram(linear: Linear, weights: Grads | None = None) -> Array:
+def gram(linear: JacobianOperator, weights: Grads | None = None) -> Array:
     """J' W J, shape (d, d), for a diagonal W >= 0 given as a tree like the update (None: the identity).
 
     With weights 0 on hidden and 1 / sigma_i^2 on visible entries it is the Fisher information of what is visible.
@@ -139,7 +139,7 @@ def gram(linear: Linear, weights: Grads | None = None) -> Array:
     return (result + result.T) / 2
 
 
-def regularised(linear: Linear, weights: Grads | None, shift: Array) -> Callable[[Array], Array]:
+def regularised(linear: JacobianOperator, weights: Grads | None, shift: Array) -> Callable[[Array], Array]:
     """The map v (d,) -> (J' W J + shift I) v, matrix-free: one product with J and one with J'."""
 
     def operator(v: Array) -> Array:
@@ -151,7 +151,7 @@ def regularised(linear: Linear, weights: Grads | None, shift: Array) -> Callable
     return operator
 
 
-def mean_eigenvalue(linear: Linear, key: Array, count: int = 8) -> Array:
+def mean_eigenvalue(linear: JacobianOperator, key: Array, count: int = 8) -> Array:
     """tr(J'J) / d from Gaussian probes, relative standard error at most sqrt(2 / count): the scale that a relative epsilon refers to."""
     probes = gaussian_probes(linear, key, count)
 
@@ -162,10 +162,10 @@ def mean_eigenvalue(linear: Linear, key: Array, count: int = 8) -> Array:
     return jax.lax.map(one, jnp.arange(count)).sum() / linear.point.size
 
 
-def dense(linear: Linear) -> Array:
+def dense(linear: JacobianOperator) -> Array:
     """J written out, shape (n, d), by forward mode; for certificates of small problems."""
     size, unit = linear.point.size, unit_vectors(linear)
     chunk = min(linear.chunk, size)
-    column = lambda index: trees.concatenate(linear.apply(unit(index).reshape(linear.point.shape)))
+    column = lambda index: trees.ravel(linear.apply(unit(index).reshape(linear.point.shape)))
     columns = jax.lax.map(jax.vmap(column), jnp.arange(-(-size // chunk) * chunk).reshape(-1, chunk))
     return columns.reshape(-1, linear.num_entries)[:size].T

@@ -36,7 +36,7 @@ def natural(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
 
 
-def at(tree: PyTree, path: str) -> Any:
+def subtree(tree: PyTree, path: str) -> Any:
     """The leaf or subtree at a path such as `encoder/layer_0/kernel` of nested dicts.
 
     Raises:
@@ -94,20 +94,20 @@ def count(ratio: float, num_total: int) -> int:
     return round(ratio * num_total)
 
 
-def concatenate(tree: PyTree) -> Array:
+def ravel(tree: PyTree) -> Array:
     """All leaves as one vector, shape (n,)."""
     return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(tree)])
 
 
-def split(vector: Array, like: PyTree) -> PyTree:
-    """The inverse of `concatenate` for the tree and shapes of `like`."""
+def unravel(vector: Array, like: PyTree) -> PyTree:
+    """The inverse of `ravel` for the tree and shapes of `like`."""
     leaves, treedef = jax.tree.flatten(like)
     ends = np.cumsum([int(np.prod(leaf.shape)) for leaf in leaves])
     parts = [part.reshape(leaf.shape) for part, leaf in zip(jnp.split(vector, ends[:-1]), leaves, strict=True)]
     return jax.tree.unflatten(treedef, parts)
 
 
-def positions(order: Int[Array, " n"]) -> Int[Array, " n"]:
+def inverse_permutation(order: Int[Array, " n"]) -> Int[Array, " n"]:
     """The inverse permutation: the place of each entry in an order, int32."""
     return jnp.zeros(order.shape, jnp.int32).at[order].set(jnp.arange(order.size, dtype=jnp.int32), unique_indices=True)
 
@@ -115,18 +115,18 @@ def positions(order: Int[Array, " n"]) -> Int[Array, " n"]:
 def descending_ranks(scores: Float[Array, " n"]) -> Array:
     """The rank of each score, 0 for the largest, ties in index order; shape (n,), int32."""
     order = jnp.argsort(scores, stable=True, descending=True)
-    return positions(order)
+    return inverse_permutation(order)
 
 
 def rank(scores: Scores) -> Ranks:
     """Ranks over all leaves together, so that equal scores give equal masks."""
-    return split(descending_ranks(concatenate(scores)), scores)
+    return unravel(descending_ranks(ravel(scores)), scores)
 
 
 def rank_first(ranks: Ranks, chosen: Iterable[bool]) -> Ranks:
     """The same order with all entries of the chosen leaves before all others."""
     flags = jnp.concatenate([jnp.full(leaf.size, not yes) for leaf, yes in zip(jax.tree.leaves(ranks), chosen, strict=True)])
-    return split(positions(jnp.lexsort((concatenate(ranks), flags))), ranks)
+    return unravel(inverse_permutation(jnp.lexsort((ravel(ranks), flags))), ranks)
 
 
 def top(ranks: Ranks, num_selected: Any) -> Mask:

@@ -141,6 +141,6 @@ def test_what_jax_keeps_of_shapes_is_forgotten_and_programs_that_we_hold_are_not
     held = double.lower(jnp.ones(7)).compile()
     double(jnp.ones(7))
     assert double._cache_size() == 1
-    devices.forget_shapes()
+    devices.clear_shapes()
     assert double._cache_size() == 0
     np.testing.assert_array_equal(held(jnp.ones(7)), 2 * np.ones(7))

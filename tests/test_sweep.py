@@ -439,7 +439,7 @@ def test_a_block_that_does_not_fit_tells_which_one_does_and_nothing_is_computed_
 def test_compiled_programs_are_let_go_where_settings_are_many(tmp_path, monkeypatch):
     forgotten: list[int] = []
     monkeypatch.setattr("selgrad.sweep.grid.MANY_SETTINGS", 1)
-    monkeypatch.setattr(devices, "forget_shapes", lambda: forgotten.append(sweep._held))
+    monkeypatch.setattr(devices, "clear_shapes", lambda: forgotten.append(sweep._held))
     rates = [{"name": "fedavg", "batch_size": 1, "num_steps": 1, "local_batch_size": 1, "learning_rate": rate} for rate in (0.1, 0.2)]
     config = parse({**SMALL, "ratio": [0.1], "update": rates, "attack": [{"name": "inverting_gradients", "num_steps": 1}]})
     sweep = Sweep(config, tmp_path)

@@ -82,7 +82,7 @@ def test_a_ratio_outside_the_unit_interval_is_refused(ratio):
 
 def test_split_inverts_concatenate():
     tree = {"a": jnp.arange(6.0).reshape(2, 3), "b": {"c": jnp.arange(4.0)}}
-    back = trees.split(trees.concatenate(tree), tree)
+    back = trees.unravel(trees.ravel(tree), tree)
     np.testing.assert_array_equal(back["a"], tree["a"])
     np.testing.assert_array_equal(back["b"]["c"], tree["b"]["c"])
     assert trees.paths(tree) == ["a", "b/c"]
@@ -126,4 +126,4 @@ def test_partition_and_merge_are_inverse():
     tree = {"a": {"x": 1, "y": 2}, "b": 3}
     yes, no = trees.partition(tree, lambda path: path in ("a/x", "b"))
     assert yes == {"a": {"x": 1}, "b": 3} and no == {"a": {"y": 2}}
-    assert trees.merge(yes, no) == tree and trees.at(tree, "a/y") == 2
+    assert trees.merge(yes, no) == tree and trees.subtree(tree, "a/y") == 2

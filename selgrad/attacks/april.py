@@ -74,14 +74,14 @@ def _stacked(observation: Observation, where: Patches) -> tuple[Matrix, npt.NDAr
     """[D; X' D; 1' D] of all rounds side by side, what of it is hidden, and the number of patches: a matrix of the rank of D, the patches being the same."""
 
     def of(tree: Any) -> npt.NDArray[Any]:
-        positions = np.asarray(trees.at(tree, where.positions))
-        kernel = np.asarray(trees.at(tree, where.kernel))
+        positions = np.asarray(trees.subtree(tree, where.positions))
+        kernel = np.asarray(trees.subtree(tree, where.kernel))
         parts = [positions.reshape(-1, positions.shape[-1])[where.first :], kernel.reshape(-1, kernel.shape[-1])]
-        return np.concatenate(parts if where.bias is None else [*parts, np.asarray(trees.at(tree, where.bias))[None]])
+        return np.concatenate(parts if where.bias is None else [*parts, np.asarray(trees.subtree(tree, where.bias))[None]])
 
     rounds = [(of(seen.visible), of(seen.mask)) for seen in observation.rounds]
     matrix, mask = (np.concatenate(parts, axis=1) for parts in zip(*rounds, strict=True))
-    positions = trees.at(observation.visible, where.positions)
+    positions = trees.subtree(observation.visible, where.positions)
     return matrix.astype(np.float64), mask, math.prod(positions.shape[:-1]) - where.first
 
 

@@ -19,7 +19,7 @@ import scipy.sparse.csgraph
 
 from selgrad import trees
 from selgrad.attacks import row_space
-from selgrad.base import Observation, Remember, forget
+from selgrad.base import Cache, Observation, no_cache
 
 _HELD_OUT = 0.1
 _FEWEST_HELD_OUT = 5
@@ -83,7 +83,7 @@ def _fit(matrix: npt.NDArray[Any], seen: npt.NDArray[np.bool_], rank: int) -> np
     """
     start = _block(seen, rank)
     if start is None:
-        basis: Any = np.linalg.qr(row_space.complete(matrix, seen, rank))[0]
+        basis: Any = np.linalg.qr(row_space.complete_low_rank(matrix, seen, rank))[0]
         return basis @ _solve(basis, matrix, seen, rank).T  # type: ignore[no-any-return]
     rows, columns = start
     size = lambda axis: np.sqrt((np.where(seen, matrix, 0.0) ** 2).sum(axis=axis) / np.maximum(seen.sum(axis=axis), 1))
@@ -214,16 +214,16 @@ def stack(observation: Observation, group: Sequence[str]) -> tuple[npt.NDArray[A
     sent = set(trees.paths(observation.visible))
     for path in group:
         module = path.rsplit("/", 1)[0]
-        value, mask = np.asarray(trees.at(observation.visible, path), np.float64), np.asarray(trees.at(observation.mask, path))
+        value, mask = np.asarray(trees.subtree(observation.visible, path), np.float64), np.asarray(trees.subtree(observation.mask, path))
         bias: tuple[Any, Any] = np.zeros(value.shape[1]), np.ones(value.shape[1], bool)
         if f"{module}/bias" in sent:
-            bias = np.asarray(trees.at(observation.visible, f"{module}/bias"), np.float64), np.asarray(trees.at(observation.mask, f"{module}/bias"))
+            bias = np.asarray(trees.subtree(observation.visible, f"{module}/bias"), np.float64), np.asarray(trees.subtree(observation.mask, f"{module}/bias"))
         matrices.append(np.concatenate([value, bias[0][None]]))
         masks.append(np.concatenate([mask, bias[1][None]]))
     return np.concatenate(matrices, axis=1), np.concatenate(masks, axis=1)
 
 
-def complete(observation: Observation, remember: Remember = forget) -> tuple[Observation, str]:
+def fill_hidden(observation: Observation, cache: Cache = no_cache) -> tuple[Observation, str]:
     """Fills in the hidden entries that structure determines; on the host, in float64.
 
     Dense layers: [x; 1] delta' summed over the batch has at most the rank of the batch (of its tokens); biases are its last row, and query, key and
@@ -234,7 +234,7 @@ def complete(observation: Observation, remember: Remember = forget) -> tuple[Obs
       The observation with what was filled marked as visible, and a JSON report: leaves used, and leaves not used each with the reason.
     """
     if len(observation.sent) > 1:
-        completed = [complete(seen, remember) for seen in observation.rounds]
+        completed = [fill_hidden(seen, cache) for seen in observation.rounds]
         rounds, newly = tuple(seen.sent[0] for seen, _ in completed), tuple(each for seen, _ in completed for each in seen.completed or ())
         return dataclasses.replace(observation, sent=rounds, completed=newly), completed[0][1]
     filled = dict(zip(trees.paths(observation.visible), map(np.asarray, jax.tree.leaves(observation.visible)), strict=True))

@@ -84,7 +84,7 @@ def _judge(inputs: Array, squares: Array, basis: Any) -> Array:
 
 def _width(observation: Observation) -> int:
     model: Any = text_parts(observation)[0]
-    return int(trees.at(observation.params, model.attention_kernels[0][0]).shape[0])
+    return int(trees.subtree(observation.params, model.attention_kernels[0][0]).shape[0])
 
 
 def _distances(parts: Iterable[_Inputs], space: row_space.RowSpace, width: int) -> npt.NDArray[np.float64]:
@@ -205,13 +205,13 @@ def _spaces(observation: Observation, layer: int, hidden: Hidden, max_rank: int,
     """
     model, _ = text_parts(observation)
     sent = set(trees.paths(observation.visible))
-    leaf = lambda path: (path, np.asarray(trees.at(observation.visible, path)), np.asarray(trees.at(observation.mask, path)))
+    leaf = lambda path: (path, np.asarray(trees.subtree(observation.visible, path)), np.asarray(trees.subtree(observation.mask, path)))
     find = partial(row_space.find, hidden=hidden, max_rank=max_rank, rank_tolerance=tolerance)
     paths = [path for path in model.attention_kernels[layer] if path in sent]
     parts = [_Part(observation, find([leaf(path) for path in paths]))]
     if not parts[0].space.basis.shape[1]:
         factors = [(path, path.removesuffix("lora_a") + "lora_b") for path in paths if path.endswith("lora_a")]
-        parts += [_Part(observation, find([leaf(second)]), trees.at(observation.params, first)) for first, second in factors if second in sent]
+        parts += [_Part(observation, find([leaf(second)]), trees.subtree(observation.params, first)) for first, second in factors if second in sent]
     return parts
 
 
@@ -337,7 +337,7 @@ def _affinities(observation: Observation, occurring: list[tuple[int, int]]) -> n
     model, spec = text_parts(observation)
     paths = [path for path in model.attention_kernels[0] if path.endswith(("query/kernel", "key/kernel"))]
     sent = set(trees.paths(observation.visible))
-    if len(paths) != 2 or any(path not in sent or bool(trees.at(observation.mask, path).any()) for path in paths):
+    if len(paths) != 2 or any(path not in sent or bool(trees.subtree(observation.mask, path).any()) for path in paths):
         return None
     positions, ids = (np.asarray(x) for x in zip(*occurring, strict=True))
     tokens = np.broadcast_to(ids[:, None], (len(ids), spec.shape[0])).astype(np.int32)
@@ -348,8 +348,8 @@ def _affinities(observation: Observation, occurring: list[tuple[int, int]]) -> n
     inverse = np.linalg.pinv(inputs.T, rcond=1e-6)
     heads = []
     for path in paths:
-        weight, bias = (np.asarray(trees.at(observation.params, name), np.float64) for name in (path, path.removesuffix("kernel") + "bias"))
-        flow = inverse @ np.asarray(trees.at(observation.visible, path), np.float64)
+        weight, bias = (np.asarray(trees.subtree(observation.params, name), np.float64) for name in (path, path.removesuffix("kernel") + "bias"))
+        flow = inverse @ np.asarray(trees.subtree(observation.visible, path), np.float64)
         heads.append([part.reshape(len(ids), model.num_heads, -1).swapaxes(0, 1) for part in (inputs @ weight + bias, flow)])
     (queries, query_flows), (keys, key_flows) = heads
     result = np.zeros((len(ids), len(ids)))

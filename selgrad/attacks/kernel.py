@@ -17,14 +17,14 @@ from jax.flatten_util import ravel_pytree
 
 from selgrad import trees
 from selgrad.attacks import outer
-from selgrad.attacks.completion import complete
+from selgrad.attacks.completion import fill_hidden
 from selgrad.attacks.distances import leaf_residuals, leaf_weights
 from selgrad.attacks.hidden import Hidden, Target, fill, mask_evidence
 from selgrad.attacks.labels import LabelRule, Plausible
 from selgrad.attacks.learned import estimate
 from selgrad.attacks.minimisers import RUN_AWAY, Minimiser
 from selgrad.attacks.spaces import SpaceRule
-from selgrad.base import Attack, Grads, Key, Observation, Params, Reconstruction, Remember, loss_gradient, stride
+from selgrad.base import Attack, Cache, Grads, Key, Observation, Params, Reconstruction, loss_gradient, stride
 from selgrad.errors import UsageError
 
 
@@ -67,7 +67,7 @@ class Kernel(NamedTuple):
     aim: Callable[[Observation], list[Target]]
     step: Callable[[Observation, list[Target], State], State]
     decode: Callable[[Observation, list[Target], State], Candidate]
-    prepare: Callable[[Observation, Remember], tuple[Observation, str]] | None = None
+    prepare: Callable[[Observation, Cache], tuple[Observation, str]] | None = None
     rung: str = ""
     evidence: bool = False
     estimate: bool = False
@@ -97,7 +97,7 @@ class Mismatch(NamedTuple):
         return self.value(point)
 
 
-Prepare = Callable[[Observation, Remember], tuple[Observation, str]]
+Prepare = Callable[[Observation, Cache], tuple[Observation, str]]
 Value = Callable[[Array], Array]
 """Dummy inputs -> the attack's objective there."""
 
@@ -365,7 +365,7 @@ def gradient_matching(
         function = objective(observation, aim(observation), labels)
         return minimiser(observation).value(function, space(observation).place(inputs).reshape(-1))
 
-    prepare: Prepare | None = complete if hidden == "complete" else estimate if hidden == "learned" else None
+    prepare: Prepare | None = fill_hidden if hidden == "complete" else estimate if hidden == "learned" else None
     return Kernel(
         init, aim, step, decode, prepare, rung=hidden, evidence=hidden == "bounded", estimate=hidden == "learned", objective=elsewhere, doubled=doubled
     )

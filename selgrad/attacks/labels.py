@@ -42,7 +42,7 @@ def _head(tree: Grads, observation: Observation) -> tuple[Array, Array]:
     name, classes = observation.model.head, observation.model.input_spec.num_classes
     dtype = jax.tree.leaves(tree)[0].dtype
     sent = set(trees.paths(tree))
-    part = lambda leaf, shape: trees.at(tree, f"{name}/{leaf}") if name and f"{name}/{leaf}" in sent else jnp.zeros(shape, dtype)
+    part = lambda leaf, shape: trees.subtree(tree, f"{name}/{leaf}") if name and f"{name}/{leaf}" in sent else jnp.zeros(shape, dtype)
     return part("kernel", (1, classes)), part("bias", (classes,))
 
 

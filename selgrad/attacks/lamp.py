@@ -81,7 +81,7 @@ def lamp(
     schedule = optax.exponential_decay(learning_rate, 50, decay, staircase=True)
 
     def norm_penalty(observation: Observation, embedded: Array) -> Array:
-        table = trees.at(observation.params, text_parts(observation)[0].embedding)
+        table = trees.subtree(observation.params, text_parts(observation)[0].embedding)
         target = jnp.linalg.norm(table, axis=1).mean()
         return norm_weight * (jnp.linalg.norm(embedded, axis=-1).mean() - target) ** 2
 

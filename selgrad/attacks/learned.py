@@ -23,7 +23,7 @@ from selgrad import trees
 from selgrad.attacks.hidden import Hidden, fill
 from selgrad.attacks.labels import plausible
 from selgrad.attacks.spaces import embeddings, pixels
-from selgrad.base import Attack, Batch, InputSpec, Key, Model, Observation, Params, Reconstruction, Remember, Update, forget
+from selgrad.base import Attack, Batch, Cache, InputSpec, Key, Model, Observation, Params, Reconstruction, Update, no_cache
 from selgrad.errors import UsageError, require_positive
 
 _HELD_OUT = 0.1
@@ -104,7 +104,7 @@ def public_updates(model: Model, update: Update, params: Params, public: Batch) 
     def one(batch: Batch) -> tuple[Array, Array]:
         targets = model.targets(batch)
         grads = update.client(model, params, batch, jax.nn.one_hot(targets, model.input_spec.num_classes))
-        return trees.concatenate(grads), _in_order(model.embed(params, batch.inputs), targets)
+        return trees.ravel(grads), _in_order(model.embed(params, batch.inputs), targets)
 
     return jax.lax.map(one, public)
 
@@ -178,7 +178,7 @@ def decode(training: Training, decoder: Decoder, visible: Array) -> Array:
     return decoder.mean + jnp.where((decoder.scale > 0).any(), decoder.spread * off, 0)
 
 
-def estimate(observation: Observation, remember: Remember = forget, training: Training = Training()) -> tuple[Observation, str]:
+def estimate(observation: Observation, cache: Cache = no_cache, training: Training = Training()) -> tuple[Observation, str]:
     """The observation with the decoder's estimate of its embedded inputs, and a JSON report; on the host, once for each mask.
 
     Raises:
@@ -199,7 +199,7 @@ def estimate(observation: Observation, remember: Remember = forget, training: Tr
     shared = hashlib.sha256(repr(setting).encode())
     for leaf in jax.tree.leaves(([one.params for one in rounds], public, observation.noise)):
         shared.update(np.ascontiguousarray(leaf).tobytes())
-    mask = jnp.concatenate([trees.concatenate(one.mask) for one in rounds])
+    mask = jnp.concatenate([trees.ravel(one.mask) for one in rounds])
     digest = hashlib.sha256(shared.digest() + repr(training).encode() + np.packbits(np.asarray(mask)).tobytes())
 
     def updates() -> tuple[Array, Array]:
@@ -221,8 +221,8 @@ def estimate(observation: Observation, remember: Remember = forget, training: Tr
         return found
 
     shapes = lambda: jax.eval_shape(partial(train, training), *jax.eval_shape(updates), mask)
-    decoder: Decoder = remember(digest.hexdigest()[:24], make, shapes)
-    found = decode(training, decoder, jnp.concatenate([trees.concatenate(one.visible) for one in rounds]))
+    decoder: Decoder = cache(digest.hexdigest()[:24], make, shapes)
+    found = decode(training, decoder, jnp.concatenate([trees.ravel(one.visible) for one in rounds]))
     used = f"decoder of {len(public.labels)} public batches, {float(decoder.explained):.0%} of the variance of held-out ones explained"
     hidden = [path for path, leaf in zip(trees.paths(observation.mask), jax.tree.leaves(observation.mask), strict=True) if bool(jnp.all(leaf))]
     report = {"used": [used], "unused": [f"{path} (hidden whole)" for path in hidden]}

@@ -42,7 +42,7 @@ _AT_ONCE = 400
 """Starts of the search for sparse directions between two looks at what was found."""
 
 
-def reads_pixels(tree: PyTree, spec: InputSpec) -> str | None:
+def pixel_layer(tree: PyTree, spec: InputSpec) -> str | None:
     """The path of the first dense kernel with one row for each input coordinate, in a tree like the update; None where there is none."""
     size = int(np.prod(spec.shape))
     dense = (
@@ -57,7 +57,7 @@ def first_dense_layer(observation: Observation) -> str:
     Raises:
       UsageError: if the model has none.
     """
-    path = reads_pixels(observation.visible, image_spec(observation))
+    path = pixel_layer(observation.visible, image_spec(observation))
     if path is not None:
         return path
     raise UsageError(
@@ -264,7 +264,7 @@ def _updates_by_label(model: Model, update: Update, params: Params, inputs: Arra
 
     def alone(index: Array) -> Array:
         labels = jax.nn.one_hot(index, size * num_classes).reshape(size, num_classes)
-        return trees.concatenate(update(model, params, inputs, labels))[chosen]
+        return trees.ravel(update(model, params, inputs, labels))[chosen]
 
     with jax.default_matmul_precision("highest"):
         found: Array = jax.lax.map(alone, jnp.arange(size * num_classes))
@@ -274,7 +274,7 @@ def _updates_by_label(model: Model, update: Update, params: Params, inputs: Arra
 @partial(jax.jit, static_argnames=("model", "update"))
 def _update(model: Model, update: Update, params: Params, inputs: Array, labels: Array) -> Array:
     with jax.default_matmul_precision("highest"):
-        found: Array = trees.concatenate(update(model, params, inputs, jax.nn.one_hot(labels, model.input_spec.num_classes)))
+        found: Array = trees.ravel(update(model, params, inputs, jax.nn.one_hot(labels, model.input_spec.num_classes)))
     return found
 
 
@@ -282,7 +282,7 @@ def explained(observation: Observation, inputs: Any) -> tuple[Any, float]:
     """Labels (B,) int32 of known inputs, as given or as `labels_of` finds them, and the share of the visible update's norm that both do not explain."""
     labels = labels_of(observation, inputs)
     found = _update(observation.model, observation.update, observation.params, inputs, labels)
-    visible, hidden = (np.asarray(trees.concatenate(tree)) for tree in (observation.visible, observation.mask))
+    visible, hidden = (np.asarray(trees.ravel(tree)) for tree in (observation.visible, observation.mask))
     apart, size = (np.linalg.norm(np.where(hidden, 0.0, value).astype(np.float64)) for value in (np.asarray(found) - visible, visible))
     return labels, float(apart / size) if size > 0 and np.isfinite(apart) else 1.0
 
@@ -296,7 +296,7 @@ def labels_of(observation: Observation, inputs: Any) -> Any:
     if observation.labels is not None:
         return observation.labels
     size, num_classes = observation.update.batch_size, observation.model.input_spec.num_classes
-    visible, hidden = (np.asarray(trees.concatenate(tree)) for tree in (observation.visible, observation.mask))
+    visible, hidden = (np.asarray(trees.ravel(tree)) for tree in (observation.visible, observation.mask))
     chosen = np.argsort(np.where(hidden, np.inf, -np.abs(visible)), kind="stable")[: min(4096, int((~hidden).sum()))]
     if not len(chosen):
         return jnp.zeros(size, jnp.int32)

@@ -59,7 +59,7 @@ class RowSpace(NamedTuple):
         return found
 
 
-def complete(matrix: Matrix, visible: npt.NDArray[np.bool_], rank: int, *, num_steps: int = 300, floor: float = 1e-7) -> Matrix:
+def complete_low_rank(matrix: Matrix, visible: npt.NDArray[np.bool_], rank: int, *, num_steps: int = 300, floor: float = 1e-7) -> Matrix:
     """A factor (rows, rank or fewer) of the low-rank matrix that agrees with the visible entries, by alternating least squares.
 
     The rank grows from 1: gradients' singular values fall over six decades, and a fit that starts with all of them never finds the small ones.
@@ -163,7 +163,7 @@ def find(kernels: Sequence[tuple[str, npt.NDArray[Any], npt.NDArray[np.bool_]]],
             order = np.argsort(mask.sum(axis=0), kind="stable")
             order = order[: 4 * max_rank] if not mask[:, order[: 4 * max_rank]].any() else order[: max(512, 6 * max_rank)]
             if mask[:, order].any():
-                factor = complete(matrix[:, order], ~mask[:, order], max_rank)
+                factor = complete_low_rank(matrix[:, order], ~mask[:, order], max_rank)
                 return RowSpace(np.linalg.qr(factor)[0], rows, tuple(used), tuple(unused))
             matrix = matrix[:, order]
     left, singular, _ = np.linalg.svd(matrix, full_matrices=False)

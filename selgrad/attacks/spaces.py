@@ -123,10 +123,10 @@ def possible_tokens(observation: Observation) -> Bool[Array, " v"]:
     A row is ruled out if it is wholly visible and 0: a token that occurs has a gradient there.
     """
     model, spec = text_parts(observation)
-    size = trees.at(observation.params, model.embedding).shape[0]
+    size = trees.subtree(observation.params, model.embedding).shape[0]
     possible = jnp.ones(size, bool).at[jnp.asarray(spec.special_ids, jnp.int32)].set(False) & (jnp.arange(size) < spec.vocabulary_size)
     if model.embedding in trees.paths(observation.visible) and model.embedding in model.bypassed:
-        rows, hidden = trees.at(observation.visible, model.embedding), trees.at(observation.mask, model.embedding)
+        rows, hidden = trees.subtree(observation.visible, model.embedding), trees.subtree(observation.mask, model.embedding)
         named = (rows != 0).any(axis=1) | hidden.any(axis=1)
         # An embedding tied to the output layer has gradients everywhere and names nothing.
         possible = jnp.where((possible & named).any(), possible & named, possible)
@@ -136,7 +136,7 @@ def possible_tokens(observation: Observation) -> Bool[Array, " v"]:
 def nearest_tokens(observation: Observation, embedded: Float[Array, "b t d"]) -> Int[Array, "b t"]:
     """The possible token of the largest cosine similarity at each position, and the known tokens where they are known."""
     model, _ = text_parts(observation)
-    table = trees.at(observation.params, model.embedding)
+    table = trees.subtree(observation.params, model.embedding)
     unit = table / jnp.maximum(jnp.linalg.norm(table, axis=1, keepdims=True), 1e-12)
     scores = jnp.where(possible_tokens(observation), embedded @ unit.T, -jnp.inf)
     tokens, known = known_tokens(observation)
@@ -151,7 +151,7 @@ def embeddings(start: TextStart = "vocabulary") -> SpaceRule:
 
     def make(observation: Observation) -> Space:
         model, spec = text_parts(observation)
-        table = trees.at(observation.params, model.embedding)
+        table = trees.subtree(observation.params, model.embedding)
         shape = (observation.update.batch_size, *spec.shape, table.shape[1])
         tokens, known = known_tokens(observation)
 

@@ -47,7 +47,7 @@ class HiddenLayer:
             return found
 
         def read(last: Params, rest: Params, images: jax.Array) -> jax.Array:
-            slopes = trees.at(jax.vmap(jax.grad(score), (None, None, 0))(last, rest, images), path)[..., 0]
+            slopes = trees.subtree(jax.vmap(jax.grad(score), (None, None, 0))(last, rest, images), path)[..., 0]
             return slopes / jnp.maximum(jnp.linalg.norm(slopes, axis=1, keepdims=True), 1e-30)
 
         self._read = jax.jit(read)

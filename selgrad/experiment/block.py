@@ -20,7 +20,7 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
 from selgrad import devices, trees
-from selgrad.base import Attack, Batch, Evidence, Grads, Model, Observation, Remember, Round, forget
+from selgrad.base import Attack, Batch, Cache, Evidence, Grads, Model, Observation, Round, no_cache
 from selgrad.experiment.engine import OnEvent, Reports, Weights
 from selgrad.experiment.results import judged
 from selgrad.experiment.setting import Setting
@@ -79,7 +79,7 @@ class Observer:
 
 def _shown(update: Grads, hidden: Array) -> Shown:
     """What is seen of an update of which packed entries are hidden."""
-    mask = trees.split(jnp.unpackbits(hidden, count=trees.size(update)).astype(bool), update)
+    mask = trees.unravel(jnp.unpackbits(hidden, count=trees.size(update)).astype(bool), update)
     return Shown(trees.hide(update, mask), mask)
 
 
@@ -206,25 +206,25 @@ class Block:
         cut = lambda tree: jax.tree.map(lambda leaf: devices.over_model(self.mesh, leaf.shape, None, "lanes"), tree)
         return jax.tree.map(lambda _: self._sharding, seen)._replace(sent=cut(seen.sent), noise=cut(seen.noise))
 
-    def observe(self, tables: Tables, lanes: Lanes, remember: Remember | None = forget, on_event: OnEvent = lambda _: None) -> tuple[Held, Reports]:
+    def observe(self, tables: Tables, lanes: Lanes, cache: Cache | None = no_cache, on_event: OnEvent = lambda _: None) -> tuple[Held, Reports]:
         """What the attackers of a block hold, made once, with what an attack learns or fills in on the host; and what it says of that, by lane.
 
         Args:
           tables, lanes: as `assemble` gives them.
-          remember: keeps what is learned; None learns nothing, which is enough to time a step.
+          cache: keeps what is learned; None learns nothing, which is enough to time a step.
           on_event: called with a line before each mask.
         """
         tables, auxiliary = jax.device_put((tables, self._auxiliary), self._tables_at(tables))
         lanes = jax.device_put(lanes, self._sharding)
         seen = self._see(auxiliary, tables, lanes)
         reports: Reports = {}
-        if self.attack.prepare is not None and remember is not None:
-            seen, reports = self._prepare(tables.weights, seen, remember, on_event)
+        if self.attack.prepare is not None and cache is not None:
+            seen, reports = self._prepare(tables.weights, seen, cache, on_event)
         elif self._room is not None:
             seen = seen._replace(estimate=jax.device_put(np.zeros(self._room.shape, self._room.dtype), self._sharding))
         return Held((tables.weights, auxiliary), lanes.key, seen, lanes.batch), reports
 
-    def _prepare(self, weights: Weights, seen: Seen, remember: Remember, on_event: OnEvent) -> tuple[Seen, Reports]:
+    def _prepare(self, weights: Weights, seen: Seen, cache: Cache, on_event: OnEvent) -> tuple[Seen, Reports]:
         assert self.attack.prepare is not None
         whole = jax.device_get(seen)
         reports: Reports = {}
@@ -244,7 +244,7 @@ class Block:
                 continue
             done[known] = len(rows)
             on_event(f"preparing mask {len(rows) + 1} of {self.num_seeds * self.num_lanes}")
-            prepared, reports[i, j] = self.attack.prepare(self._observer.observation((of_row, self._auxiliary), jax.tree.map(jnp.asarray, one)), remember)
+            prepared, reports[i, j] = self.attack.prepare(self._observer.observation((of_row, self._auxiliary), jax.tree.map(jnp.asarray, one)), cache)
             rows.append(Seen.of(prepared))
         stack = lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]).reshape(self.num_seeds, self.num_lanes, *leaves[0].shape)
         found: Seen = jax.tree.map(stack, *rows)

@@ -97,7 +97,7 @@ class Certifier:
 
         def every(params: Params, batch: Batch, grads: Grads) -> Array:
             context = GradientContext(model=setting.model, params=params, batch=batch, update=setting.update, grads=grads, key=jax.random.key(0))
-            return jacobian.dense(jacobian.by_inputs(context))
+            return jacobian.dense(jacobian.input_jacobian(context))
 
         with devices.double_precision():
             arguments = jax.tree.map(widen, (params, batch, grads))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from selgrad.base import Attack, Params, Remember, forget
+from selgrad.base import Attack, Cache, Params, no_cache
 from selgrad.experiment.types import Lanes, Tables
 from selgrad.modality import Outcome
 
@@ -45,7 +45,7 @@ class Engine(Protocol):
         """Everything that takes time once and not for each block; shapes will do."""
         ...
 
-    def observe(self, tables: Tables, lanes: Lanes, remember: Remember | None = forget, on_event: OnEvent = lambda _: None) -> tuple[Any, Reports]:
+    def observe(self, tables: Tables, lanes: Lanes, cache: Cache | None = no_cache, on_event: OnEvent = lambda _: None) -> tuple[Any, Reports]:
         """What the attackers of a block hold, made once, with what an attack learns or fills in on the host; and what it says of that, by lane."""
         ...
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from selgrad import devices, trees
-from selgrad.base import Attack, Batch, Observation, Reconstruction, Remember, forget
+from selgrad.base import Attack, Batch, Cache, Observation, Reconstruction, no_cache
 from selgrad.experiment.block import Observer
 from selgrad.experiment.engine import OnEvent, Reports
 from selgrad.experiment.results import judged
@@ -40,12 +40,12 @@ class HostHeld(NamedTuple):
     Attributes:
       rows: tables of each seed, without their leading axis.
       lanes: leading axes (seeds, lanes).
-      remember: keeps what an attack learns.
+      cache: keeps what an attack learns.
     """
 
     rows: tuple[Tables, ...]
     lanes: Lanes
-    remember: Remember
+    cache: Cache
 
 
 def with_zero_leaves(report: str, observation: Observation) -> str:
@@ -87,11 +87,11 @@ class HostBlock:
     def compile(self, tables: Tables, lanes: Lanes) -> None:
         """Nothing to do before the first lane."""
 
-    def observe(self, tables: Tables, lanes: Lanes, remember: Remember | None = forget, on_event: OnEvent = lambda _: None) -> tuple[HostHeld, Reports]:
+    def observe(self, tables: Tables, lanes: Lanes, cache: Cache | None = no_cache, on_event: OnEvent = lambda _: None) -> tuple[HostHeld, Reports]:
         """Tables of each seed, on the device, and lanes as they are; each attack says for itself what it uses."""
         # Moved once: all lanes of a seed have the same weights, and attacks may keep what they make of them.
         rows = (jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), tables) for i in range(self.num_seeds))
-        return HostHeld(tuple(rows), lanes, forget if remember is None else remember), {}
+        return HostHeld(tuple(rows), lanes, no_cache if cache is None else cache), {}
 
     def start(self, held: HostHeld) -> HostState:
         """Room for what each lane will have found."""
@@ -114,7 +114,7 @@ class HostBlock:
                 i, j = divmod(done, self.num_lanes)
                 of_row, lane = held.rows[i], held.lanes.at(i, j)
                 observation = self._observer.observation((of_row.weights, self._auxiliary), self._see(self._auxiliary, of_row, lane))
-                found = self.attack.reconstruct(lane.key, observation, held.remember)
+                found = self.attack.reconstruct(lane.key, observation, held.cache)
                 arrays["outputs"][i, j], arrays["labels"][i, j] = np.asarray(found.inputs), np.asarray(found.labels)
                 arrays["numbers"][i, j] = [float(getattr(found, name)) for name in NUMBERS]
                 reports.append(with_zero_leaves(found.report or "", observation))

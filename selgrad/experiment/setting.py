@@ -66,12 +66,12 @@ class Setting:
         self.modality.require_fitting(self.dataset, self.model)
         self.update: Update = update.build()
         self.protection: Protection = self.protection_spec.build()
-        if self.protection.foreseen is not None:
+        if self.protection.deterministic_part is not None:
             if self.discloses:
                 raise UsageError(
                     f"statistics='known': {self.protection_spec.label} clips what is sent as a whole, and an attacker what it knows; do without one"
                 )
-            self.update = Protected(self.update, self.protection.foreseen)
+            self.update = Protected(self.update, self.protection.deterministic_part)
         if self.input_spec.num_classes < 2:
             raise UsageError(f"{dataset.label} has one class, of which a network is certain: every gradient is 0; give data of two classes at least")
         available = len(self.dataset) // self.update.batch_size
@@ -159,7 +159,7 @@ class Setting:
         """One sample's update of a round, as it is sent, as NumPy arrays."""
         page, at = divmod(sample, self.page_size)
         client = self.client(seed, round_index, page)
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[at], Sent(client.grads, client.unsent))
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[at], Sent(client.grads, client.withheld))
 
     def noise(self, seed: int, sample: int) -> Grads | None:
         """The standard deviation of the noise that a protection adds to each leaf of one sample's first update; None where it adds none."""
@@ -182,9 +182,9 @@ class Setting:
 
     def hidden(self, lane: Lane, round_index: int = 0) -> Any:
         """Which entries of a lane's update of a round nobody sees, packed: the encrypted ones and those that are not sent."""
-        unsent = self.sent(lane.seed, round_index, lane.sample).unsent
+        withheld = self.sent(lane.seed, round_index, lane.sample).withheld
         bits = self.chosen(lane, round_index).bits
-        return bits if unsent is None else bits | np.packbits(np.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(unsent)]))
+        return bits if withheld is None else bits | np.packbits(np.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(withheld)]))
 
     def ranks(self, metric: Spec, selector: Spec, seed: int, round_index: int = 0) -> tuple[Ranks, float, float]:
         """Ranks of every sample (NumPy, leading axis), seconds per sample to score, seconds per sample to rank; masks are far smaller."""
@@ -233,7 +233,7 @@ class Setting:
     @property
     def leaves_out(self) -> bool:
         """Whether the protection leaves entries out."""
-        return jax.eval_shape(lambda update: self.protection(update, jax.random.key(0)), self.shapes).unsent is not None
+        return jax.eval_shape(lambda update: self.protection(update, jax.random.key(0)), self.shapes).withheld is not None
 
     def clear_caches(self) -> None:
         """Drops weights, updates and masks, and the programs that compute them; they are made again when they are asked for."""
@@ -282,7 +282,7 @@ class Setting:
                 f"the update of sample {samples[int(moved.argmin())]} of {self.specs[0].label} is 0 in every entry (seed {seed}): it tells nothing, "
                 "whatever is encrypted; take other weights, or leave the sample out"
             )
-        return Client(params, stacked, sent.grads, sent.unsent, noise)
+        return Client(params, stacked, sent.grads, sent.withheld, noise)
 
     def compiled(self, name: Any, function: Any, *arguments: Any) -> Any:
         """The function compiled in full float32 precision, once for all seeds."""

@@ -49,7 +49,7 @@ class Client:
     params: Params
     batches: Batch
     grads: Grads
-    unsent: Mask | None = None
+    withheld: Mask | None = None
     noise: Grads | None = None
 
 

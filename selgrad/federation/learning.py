@@ -96,7 +96,7 @@ class Task:
     @cached_property
     def initial(self) -> Flat:
         """Global weights before the first round, flat: those that are sent."""
-        return np.asarray(trees.concatenate(self._first[0]))
+        return np.asarray(trees.ravel(self._first[0]))
 
     @cached_property
     def _first(self) -> tuple[Params, Params]:
@@ -109,7 +109,7 @@ class Task:
 
     def tree(self, flat: Any) -> Params:
         """Flat weights as the model's tree, with what is frozen."""
-        return self._model.merge(trees.split(jnp.asarray(flat), self._like), self._first[1])
+        return self._model.merge(trees.unravel(jnp.asarray(flat), self._like), self._first[1])
 
     def _targets(self, batch: Batch) -> Array:
         return jax.nn.one_hot(self._model.targets(batch), self._model.input_spec.num_classes)
@@ -130,7 +130,7 @@ class Task:
 
     @cached_property
     def _train(self) -> Callable[..., Array]:
-        return jax.jit(lambda params, batch: trees.concatenate(self._local.client(self._model, params, batch, self._targets(batch))))
+        return jax.jit(lambda params, batch: trees.ravel(self._local.client(self._model, params, batch, self._targets(batch))))
 
     def protect(self, update: Flat, secret: bytes) -> tuple[Flat, int]:
         """An update under the configuration's baseline, and the bytes that it takes in the clear.
@@ -140,8 +140,8 @@ class Task:
           secret: 16 bytes, from which noise and rounding are drawn; whoever knows them can take noise off again, and reads more of what was rounded.
         """
         run: Callable[..., Any] = self._protect
-        sent, num_unsent = run(jnp.asarray(update), np.frombuffer(secret, np.uint32))
-        return np.asarray(sent), self._baseline.num_bytes(update.size - int(num_unsent), update.size)
+        sent, num_withheld = run(jnp.asarray(update), np.frombuffer(secret, np.uint32))
+        return np.asarray(sent), self._baseline.num_bytes(update.size - int(num_withheld), update.size)
 
     @cached_property
     def _baseline(self) -> Protection:
@@ -152,10 +152,10 @@ class Task:
     def _protect(self) -> Callable[..., tuple[Array, Array]]:
         @jax.jit
         def protect(flat: Array, secret: Array) -> tuple[Array, Array]:
-            first = self._baseline.foreseen or (lambda update: update)
+            first = self._baseline.deterministic_part or (lambda update: update)
             key = jax.random.wrap_key_data(secret, impl="rbg")
-            sent = self._baseline(first(trees.split(flat, self._like)), key)
-            return trees.concatenate(sent.grads), jnp.int32(0) if sent.unsent is None else trees.concatenate(sent.unsent).sum()
+            sent = self._baseline(first(trees.unravel(flat, self._like)), key)
+            return trees.ravel(sent.grads), jnp.int32(0) if sent.withheld is None else trees.ravel(sent.withheld).sum()
 
         return protect
 
@@ -170,7 +170,7 @@ class Task:
         def run(params: Params, batch: Batch) -> Any:
             grads = update.client(model, params, batch, self._targets(batch))
             key = jax.random.fold_in(jax.random.key(self.config.seed), client)
-            return trees.concatenate(score(GradientContext(model=model, params=params, batch=batch, update=update, grads=grads, key=key)))
+            return trees.ravel(score(GradientContext(model=model, params=params, batch=batch, update=update, grads=grads, key=key)))
 
         found: Flat = np.asarray(run(params, batch), np.float32)
         return found

@@ -32,7 +32,7 @@ def aligned(*, unit: Unit = "columns", size: int = 2048) -> Selector:
         raise UsageError(f"size={size} must be at least 1")
 
     def order(scores: Scores) -> Ranks:
-        flat = trees.concatenate(scores)
+        flat = trees.ravel(scores)
         if unit == "slots":
             group = jnp.arange(flat.size) // size
             count = -(-flat.size // size)
@@ -47,6 +47,6 @@ def aligned(*, unit: Unit = "columns", size: int = 2048) -> Selector:
                 count += number
             group = jnp.concatenate(parts)
         place = trees.group_places(flat, group, count)
-        return trees.split(trees.positions(jnp.lexsort((jnp.arange(flat.size), place[group]))), scores)
+        return trees.unravel(trees.inverse_permutation(jnp.lexsort((jnp.arange(flat.size), place[group]))), scores)
 
     return Selector(order)

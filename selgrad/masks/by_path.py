@@ -28,7 +28,7 @@ def by_path(*, paths: Sequence[str]) -> Selector:
         chosen = trees.matching_leaves(scores, paths)
         leaves = jax.tree.leaves(scores)
         last = jnp.concatenate([jnp.full(leaf.size, not c) for leaf, c in zip(leaves, chosen, strict=True)])
-        ordered = jnp.lexsort((trees.descending_ranks(trees.concatenate(scores)), last))
-        return trees.split(trees.positions(ordered), scores)
+        ordered = jnp.lexsort((trees.descending_ranks(trees.ravel(scores)), last))
+        return trees.unravel(trees.inverse_permutation(ordered), scores)
 
     return Selector(order)

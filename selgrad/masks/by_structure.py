@@ -78,10 +78,10 @@ def by_structure(*, part: Part, num_heads: int = 1) -> Selector:
                 keys[key] = offsets
                 offsets += count
             groups.append((keys[key] + local).reshape(-1).astype(jnp.int32))
-        group, flat = jnp.concatenate(groups), trees.concatenate(scores)
+        group, flat = jnp.concatenate(groups), trees.ravel(scores)
         place = trees.group_places(flat, jnp.where(group < 0, offsets, group), offsets + 1)
         rank_of_group = jnp.where(group < 0, offsets + 1, place[jnp.maximum(group, 0)])
         within = jnp.where(group < 0, trees.descending_ranks(flat), jnp.arange(flat.size))
-        return trees.split(trees.positions(jnp.lexsort((within, rank_of_group))), scores)
+        return trees.unravel(trees.inverse_permutation(jnp.lexsort((within, rank_of_group))), scores)
 
     return Selector(order)

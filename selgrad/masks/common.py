@@ -25,18 +25,18 @@ def agreed(scores: Scores, by: Agreement) -> Ranks:
       scores: of every client, a leading axis (clients,) on each leaf.
       by: how they agree.
     """
-    flat = jax.vmap(trees.concatenate)(scores)
+    flat = jax.vmap(trees.ravel)(scores)
     like = jax.tree.map(lambda leaf: leaf[0], scores)
     if by == "mean":
         # Each client weighs the same, however large its gradient.
         sizes = jnp.abs(flat).sum(axis=1, keepdims=True)
-        return trees.rank(trees.split((flat / jnp.where(sizes > 0, sizes, 1)).mean(axis=0), like))
+        return trees.rank(trees.unravel((flat / jnp.where(sizes > 0, sizes, 1)).mean(axis=0), like))
     ranks: Array = jax.lax.map(trees.descending_ranks, flat)
     chosen = ranks.min(axis=0) if by in ("union", "interleaved") else jnp.sort(ranks, axis=0)[(len(flat) - 1) // 2]
-    # Equal places go to the first client whose turn it is, or to whom they matter more on average.
+    # Ties go to the first client in turn, or to the entry with the better mean rank.
     then = ranks.argmin(axis=0) if by == "interleaved" else ranks.astype(jnp.float32).mean(axis=0)
     order = jnp.lexsort((then, chosen))
-    return trees.split(trees.positions(order), like)
+    return trees.unravel(trees.inverse_permutation(order), like)
 
 
 def common(*, by: Agreement = "mean") -> Selector:

@@ -20,6 +20,6 @@ def per_leaf_top() -> Selector:
         quantiles = jnp.concatenate([(r + 0.5) / r.size for r in within])
         # Float32 quantiles tie in leaves of more than 2^23 entries; the rank itself then decides.
         ordered = jnp.lexsort((jnp.concatenate(within), quantiles))
-        return trees.split(trees.positions(ordered), scores)
+        return trees.unravel(trees.inverse_permutation(ordered), scores)
 
     return Selector(order, top_of="leaf")

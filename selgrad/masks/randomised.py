@@ -19,7 +19,7 @@ def randomised(*, flip: float = 0.5, seed: int = 0) -> Selector:
 
     Args:
       flip: in [0, 1]; 0 is `global_top`, 1 a random mask.
-      seed: of the coins, which also depend on the scores themselves: they are secret, and other for every sample.
+      seed: of the coins, which also depend on the scores themselves: they are secret and differ from sample to sample.
 
     Raises:
       UsageError: if `flip` lies outside [0, 1].
@@ -28,13 +28,13 @@ def randomised(*, flip: float = 0.5, seed: int = 0) -> Selector:
         raise UsageError(f"flip={flip} lies outside [0, 1]; give the probability of a random place, such as 0.5")
 
     def order(scores: Scores) -> Ranks:
-        flat = trees.concatenate(scores).astype(jnp.float32)
+        flat = trees.ravel(scores).astype(jnp.float32)
         bits = jax.lax.bitcast_convert_type(flat, jnp.uint32)
         key = jax.random.fold_in(jax.random.key(seed), (bits * (2 * jnp.arange(flat.size, dtype=jnp.uint32) + 1)).sum(dtype=jnp.uint32))
         coins, places = jax.random.split(key)
         own = trees.descending_ranks(flat)
         drawn = jax.random.permutation(places, flat.size)
         chosen = jnp.where(jax.random.uniform(coins, flat.shape) < flip, drawn, own)
-        return trees.split(trees.positions(jnp.lexsort((own, chosen))), scores)
+        return trees.unravel(trees.inverse_permutation(jnp.lexsort((own, chosen))), scores)
 
     return Selector(order)

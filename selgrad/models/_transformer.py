@@ -265,7 +265,7 @@ class Transformer:
 
     def embed(self, params: Params, inputs: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """Word embeddings; positions, token types and the first norm belong to the network."""
-        return trees.at(params, self.embedding)[inputs]
+        return trees.subtree(params, self.embedding)[inputs]
 
     def logits(self, params: Params, embedded: Float[Array, "b t d"], valid: Bool[Array, "b t"] | None = None) -> Float[Array, "b ..."]:
         """Class scores (B, classes), or (B, T, vocabulary) for language modelling."""
@@ -302,7 +302,7 @@ class Transformer:
 
     def log_likelihood(self, params: Params, states: Float[Array, "*b d"], tokens: Int[Array, "*b"]) -> Float[Array, "*b"]:
         """Log-probability of tokens after states, in nats; of a causal language model with a tied head."""
-        words = trees.at(params, self.embedding)
+        words = trees.subtree(params, self.embedding)
         return (states * words[tokens]).sum(axis=-1) - log_sum_exp_products(states, words)
 
     def log_perplexity(self, params: Params, tokens: Int[Array, "b t"], valid: Bool[Array, "b t"]) -> Float[Array, " b"]:

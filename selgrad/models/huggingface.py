@@ -327,7 +327,7 @@ def save_pretrained(model: Transformer, params: Params, folder: str | Path) -> N
     files.write_text(root / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
     tensors = {}
     for path, theirs, transposed in named_leaves(model, params):
-        value = np.asarray(trees.at(params, path))
+        value = np.asarray(trees.subtree(params, path))
         tensors[theirs] = np.ascontiguousarray(value.T if transposed else value)
     files.write(root / "model.safetensors", lambda path: safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"}))
     files.seal(root, ["config.json", "model.safetensors"])

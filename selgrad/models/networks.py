@@ -113,7 +113,7 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 def from_path(tree: Params, like: Any) -> Any:
     """The inverse of `by_path` for the structure of `like`."""
-    return jax.tree.unflatten(jax.tree.structure(like), [trees.at(tree, path) for path in trees.paths(like)])
+    return jax.tree.unflatten(jax.tree.structure(like), [trees.subtree(tree, path) for path in trees.paths(like)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,7 +251,7 @@ class FunctionNetwork:
 
     def theirs(self, tree: Params) -> Any:
         """The inverse of `ours`."""
-        leaves = [trees.at(tree, self._rename(path)) for path in trees.paths(self._like)]
+        leaves = [trees.subtree(tree, self._rename(path)) for path in trees.paths(self._like)]
         return jax.tree.unflatten(jax.tree.structure(self._like), leaves)
 
     def init(self, key: Key) -> tuple[Params, Params]:

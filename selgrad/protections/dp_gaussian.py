@@ -43,7 +43,7 @@ class Gaussian(ProtectionBase):
     multiplier: float
 
     @property
-    def foreseen(self) -> Callable[[Grads], Grads] | None:
+    def deterministic_part(self) -> Callable[[Grads], Grads] | None:
         """The clipping."""
         return Clip(self.clip)
 

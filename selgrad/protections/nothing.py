@@ -24,7 +24,7 @@ class ProtectionBase:
         return True
 
     @property
-    def foreseen(self) -> Callable[[Grads], Grads] | None:
+    def deterministic_part(self) -> Callable[[Grads], Grads] | None:
         """Nothing."""
         return None
 

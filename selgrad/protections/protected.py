@@ -15,10 +15,10 @@ from selgrad.base import Batch, Grads, Model, Params, Update
 
 @dataclasses.dataclass(frozen=True)
 class Protected:
-    """An update followed by what `Protection.foreseen` does to it."""
+    """An update followed by what `Protection.deterministic_part` does to it."""
 
     update: Update
-    foreseen: Callable[[Grads], Grads]
+    deterministic_part: Callable[[Grads], Grads]
 
     @property
     def batch_size(self) -> int:
@@ -32,11 +32,11 @@ class Protected:
 
     def __call__(self, model: Model, params: Params, embedded: Array, labels: Array, valid: Array | None = None) -> Grads:
         """The update for embedded inputs and soft labels."""
-        return self.foreseen(self.update(model, params, embedded, labels, valid))
+        return self.deterministic_part(self.update(model, params, embedded, labels, valid))
 
     def client(self, model: Model, params: Params, batch: Batch, labels: Array, offset: Array | None = None) -> Grads:
         """The update of real inputs."""
-        return self.foreseen(self.update.client(model, params, batch, labels, offset))
+        return self.deterministic_part(self.update.client(model, params, batch, labels, offset))
 
     def new_params(self, params: Params, grads: Grads) -> Params:
         """The client's weights after the update, given what it sends."""

@@ -29,8 +29,8 @@ class Pruning(ProtectionBase):
         """The update with zeros, and where they are."""
         sign = 1 if self.order == "largest" else -1
         ranks = trees.rank(jax.tree.map(lambda g: sign * jnp.abs(g), grads))
-        unsent = trees.top(ranks, trees.count(self.ratio, trees.size(grads)))
-        return Sent(trees.hide(grads, unsent), unsent)
+        withheld = trees.top(ranks, trees.count(self.ratio, trees.size(grads)))
+        return Sent(trees.hide(grads, withheld), withheld)
 
     def num_bytes(self, num_visible: int, num_total: int) -> int:
         """Four for each entry, and a bitmap of those that are sent."""

@@ -19,7 +19,7 @@ from jax.scipy.sparse.linalg import cg
 from selgrad import trees
 from selgrad.base import Batch, GradientContext, Grads, Metric, Scores
 from selgrad.errors import UsageError
-from selgrad.jacobian import EXACT_INPUTS, Linear, by_inputs, gaussian_probes, gram, mean_eigenvalue, regularised, row_norms, unit_vectors
+from selgrad.jacobian import EXACT_INPUTS, JacobianOperator, gaussian_probes, gram, input_jacobian, mean_eigenvalue, regularised, row_norms, unit_vectors
 
 Reading: TypeAlias = Literal["gradient_l2", "gradient_cosine", "proxy", "solved", "leverage", "posterior"]
 Over: TypeAlias = Literal["batch", "samples", "public", "public_class"]
@@ -69,7 +69,7 @@ def distance(
     def probes_for(num_inputs: int) -> int:
         return num_probes if num_probes is not None else (0 if num_inputs <= EXACT_INPUTS else 32)
 
-    def of_linear(linear: Linear, grads: Grads, key: Array) -> Scores:
+    def of_linear(linear: JacobianOperator, grads: Grads, key: Array) -> Scores:
         probes = probes_for(linear.point.size)
         if reading == "proxy":
             norms = _norms(linear, key, probes)
@@ -84,9 +84,9 @@ def distance(
         if reading in ("gradient_l2", "gradient_cosine"):
             return _of_gradient(context.grads, reading)
         if over != "samples":
-            return of_linear(by_inputs(context), context.grads, context.key)
+            return of_linear(input_jacobian(context), context.grads, context.key)
         samples = jnp.arange(len(context.batch.inputs))
-        return _mean(lambda k: of_linear(by_inputs(context, k), context.grads, jax.random.fold_in(context.key, k)), samples, context.grads)
+        return _mean(lambda k: of_linear(input_jacobian(context, k), context.grads, jax.random.fold_in(context.key, k)), samples, context.grads)
 
     def score(context: GradientContext) -> Scores:
         if over not in ("public", "public_class"):
@@ -158,13 +158,13 @@ class _Method(NamedTuple):
     inverse: Callable[[Grads | None, Array], _Inverse]
 
 
-def _norms(linear: Linear, key: Array, probes: int) -> Scores:
+def _norms(linear: JacobianOperator, key: Array, probes: int) -> Scores:
     if probes == 0:
         return row_norms(linear, unit_vectors(linear), linear.point.size)
     return row_norms(linear, gaussian_probes(linear, key, probes), probes)
 
 
-def _exact(linear: Linear) -> _Method:
+def _exact(linear: JacobianOperator) -> _Method:
     """By a Gram matrix and its Cholesky factor."""
     whole, size = gram(linear), linear.point.size
 
@@ -185,7 +185,7 @@ def _exact(linear: Linear) -> _Method:
     return _Method(lambda: jnp.trace(whole) / size, inverse)
 
 
-def _matrix_free(linear: Linear, key: Array, probes: int) -> _Method:
+def _matrix_free(linear: JacobianOperator, key: Array, probes: int) -> _Method:
     """Probes in the place of columns: B z for |B J_i|, and B (J' W^1/2 u + sqrt(shift) w), whose covariance is B, for leverage."""
     size, dtype = linear.point.size, linear.point.dtype
     plain = gaussian_probes(linear, jax.random.fold_in(key, 1), probes)
@@ -197,7 +197,7 @@ def _matrix_free(linear: Linear, key: Array, probes: int) -> _Method:
 
         def coloured(index: Array) -> Array:
             draws = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, 2), index))
-            noise = trees.split(jax.random.normal(draws[0], (linear.num_entries,), dtype), jax.eval_shape(linear.apply, linear.point))
+            noise = trees.unravel(jax.random.normal(draws[0], (linear.num_entries,), dtype), jax.eval_shape(linear.apply, linear.point))
             if weights is not None:
                 noise = jax.tree.map(lambda z, w: z * jnp.sqrt(w.astype(z.dtype)), noise, weights)
             right = linear.transpose(noise).reshape(-1) + jnp.sqrt(shift) * jax.random.normal(draws[1], (size,), dtype)
@@ -218,7 +218,7 @@ def _from_inverse(reading: str, grads: Grads, inverse: _Inverse) -> Scores:
     return jax.tree.map(lambda s, r: s**2 / jnp.maximum(1 - r**2, 1e-3), solved, inverse.root_leverage())
 
 
-def _rescorer(reading: str, linear: Linear, grads: Grads, method: _Method, shift: Array) -> Callable[[Grads], Scores]:
+def _rescorer(reading: str, linear: JacobianOperator, grads: Grads, method: _Method, shift: Array) -> Callable[[Grads], Scores]:
     """Which entries are hidden already (a tree of bool) -> scores of the others.
 
     The shift stays what it was with everything visible: it stands for what the attacker knows beside the gradient.
@@ -239,22 +239,22 @@ def _rescorer(reading: str, linear: Linear, grads: Grads, method: _Method, shift
     return again
 
 
-def _by_blocks(linear: Linear, grads: Grads, num_blocks: int, rescore: Callable[[Grads], Scores]) -> Scores:
+def _by_blocks(linear: JacobianOperator, grads: Grads, num_blocks: int, rescore: Callable[[Grads], Scores]) -> Scores:
     """Hides n / num_blocks entries at a time; entries of earlier blocks score higher, and within a block by their score when it was taken."""
     total = linear.num_entries
 
     def body(block: Array, carry: tuple[Grads, Scores]) -> tuple[Grads, Scores]:
         hidden, result = carry
-        scores = trees.concatenate(rescore(hidden))
-        open_scores = jnp.where(trees.concatenate(hidden), -jnp.inf, scores)
+        scores = trees.ravel(rescore(hidden))
+        open_scores = jnp.where(trees.ravel(hidden), -jnp.inf, scores)
         ranks = trees.descending_ranks(open_scores)
         before, after = block * total // num_blocks, (block + 1) * total // num_blocks
         taken = ranks < after - before
         # A score in (num_blocks - block - 1, num_blocks - block], falling with the rank inside the block.
         placed = (num_blocks - block) - ranks / (after - before + 1)
-        flat_hidden, flat = trees.concatenate(hidden), trees.concatenate(result)
+        flat_hidden, flat = trees.ravel(hidden), trees.ravel(result)
         flat = jnp.where(taken, placed.astype(flat.dtype), flat)
-        return trees.split(flat_hidden | taken, hidden), trees.split(flat, result)
+        return trees.unravel(flat_hidden | taken, hidden), trees.unravel(flat, result)
 
     nothing = jax.tree.map(lambda g: jnp.zeros(g.shape, bool), grads)
     _, result = jax.lax.fori_loop(0, num_blocks, body, (nothing, jax.tree.map(jnp.zeros_like, grads)))

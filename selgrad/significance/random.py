@@ -21,6 +21,6 @@ def random(*, seed: int | None = None) -> Metric:
 
     def score(context: GradientContext) -> Scores:
         key = context.key if seed is None else jax.random.key(seed)
-        return trees.split(jax.random.uniform(key, (trees.size(context.grads),)), context.grads)
+        return trees.unravel(jax.random.uniform(key, (trees.size(context.grads),)), context.grads)
 
     return Metric(score, draws=seed is None)

@@ -13,7 +13,7 @@ from jax import Array
 
 from selgrad.base import GradientContext, Grads, Metric, Scores
 from selgrad.errors import UsageError
-from selgrad.jacobian import by_inputs, gaussian_probes, linearise, row_norms, unit_vectors
+from selgrad.jacobian import gaussian_probes, input_jacobian, linearise, row_norms, unit_vectors
 
 
 def sensitivity(*, target: Literal["label", "labels", "inputs"] = "label", num_probes: int | None = None) -> Metric:
@@ -40,7 +40,7 @@ def sensitivity(*, target: Literal["label", "labels", "inputs"] = "label", num_p
             return context.update.client(model, params, batch, labels)
 
         if target != "label":
-            by = by_inputs(context) if target == "inputs" else linearise(by_labels, one_hot)
+            by = input_jacobian(context) if target == "inputs" else linearise(by_labels, one_hot)
             if probes is None:
                 return row_norms(by, unit_vectors(by), by.point.size)
             return row_norms(by, gaussian_probes(by, context.key, probes), probes)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from selgrad.attacks.april import reads_patches
-from selgrad.attacks.rank_one import reads_pixels
+from selgrad.attacks.rank_one import pixel_layer
 from selgrad.base import TextModel
 from selgrad.errors import UsageError, did_you_mean
 from selgrad.experiment import Setting
@@ -97,7 +97,7 @@ def _anywhere(setting: Setting) -> str:
 
 
 def _reads_pixels(setting: Setting) -> str:
-    return "" if reads_pixels(setting.shapes, setting.input_spec) else "no dense layer reads the pixels"  # type: ignore[arg-type]
+    return "" if pixel_layer(setting.shapes, setting.input_spec) else "no dense layer reads the pixels"  # type: ignore[arg-type]
 
 
 def _shows_rows(setting: Setting) -> str:

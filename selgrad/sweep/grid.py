@@ -91,7 +91,7 @@ class Grid:
             self.settings[self._held].clear_caches()
             self._left += 1
             if self._left % MANY_SETTINGS == 0:
-                devices.forget_shapes()
+                devices.clear_shapes()
         self._held = index
         return self.settings[index]
 

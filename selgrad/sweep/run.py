@@ -262,7 +262,7 @@ class Sweep(Grid):
                 engine = self._engine(part)
                 arrays = self._arrays(part, engine)
             say = lambda line: on_progress(0.0, f"{part.attack.label}: {line}")
-            return Prepared(engine, *engine.observe(*arrays, checkpoints.Kept(self.out / "decoders"), say))
+            return Prepared(engine, *engine.observe(*arrays, checkpoints.DiskCache(self.out / "decoders"), say))
 
     def attack_block(self, part: BlockPlan, prepared: Prepared, on_progress: OnProgress = lambda *_: None) -> Attacked:
         """The second third, after which no device is needed."""

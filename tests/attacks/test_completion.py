@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from selgrad import trees
 from selgrad.attacks import ATTACKS
-from selgrad.attacks.completion import complete, low_rank, sum_to_zero
+from selgrad.attacks.completion import fill_hidden, low_rank, sum_to_zero
 from selgrad.attacks.hidden import fill, mask_evidence
 from selgrad.attacks.labels import plausible, published
 from selgrad.base import Batch, Evidence, GradientContext, InputSpec
@@ -91,7 +91,7 @@ def client(activation="sigmoid", batch_size=1, ratio=0.0, metric="magnitude", mo
 
 def test_the_rung_complete_fills_in_true_values_and_says_which():
     context, seen = client(ratio=0.5, metric="random")
-    after, report = complete(seen)
+    after, report = fill_hidden(seen)
     before, left = (sum(int(m.sum()) for m in jax.tree.leaves(o.mask)) for o in (seen, after))
     assert left < 0.01 * before
     for truth, found, mask in zip(*map(jax.tree.leaves, (context.grads, after.visible, after.mask)), strict=True):
@@ -203,7 +203,7 @@ class TestEvidence:
         seen = dataclasses.replace(seen, evidence=Evidence(METRICS["magnitude"]()))
         x = jax.random.uniform(jax.random.key(9), context.batch.inputs.shape)
         candidate = context.update(context.model, context.params, x, context.labels)
-        visible, hidden, dummy = (np.asarray(trees.concatenate(tree)) for tree in (seen.visible, seen.mask, candidate))
+        visible, hidden, dummy = (np.asarray(trees.ravel(tree)) for tree in (seen.visible, seen.mask, candidate))
         tau = np.abs(visible).max()
         expected = (np.maximum(tau - np.abs(dummy[hidden]), 0) ** 2).sum() / (visible**2).sum()
         np.testing.assert_allclose(self.penalty(context, seen, x), expected, rtol=1e-4)

@@ -32,7 +32,7 @@ def client():
     batch = data.batch(0, 1)
     grads = update.client(model, params, batch, jax.nn.one_hot(batch.labels, 10))
     batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[public.batch(i, 1) for i in range(400)])
-    ranks = jax.tree.map(lambda s: s, trees.rank(trees.split(jax.random.uniform(jax.random.key(7), (trees.size(grads),)), grads)))
+    ranks = jax.tree.map(lambda s: s, trees.rank(trees.unravel(jax.random.uniform(jax.random.key(7), (trees.size(grads),)), grads)))
 
     def make(ratio):
         return batch, observe(model, update, params, grads, trees.top(ranks, trees.count(ratio, trees.size(grads))), public=batches)
@@ -59,7 +59,7 @@ class TestLearned:
         np.testing.assert_array_equal(estimate(seen, training=QUICK)[0].estimate, estimate(spoilt, training=QUICK)[0].estimate)
 
     def test_a_decoder_is_trained_once_for_a_mask_and_again_where_its_checkpoint_is_damaged(self, client, tmp_path):
-        kept, (_, seen), (_, other) = checkpoints.Kept(tmp_path / "decoders"), client(0.5), client(0.6)
+        kept, (_, seen), (_, other) = checkpoints.DiskCache(tmp_path / "decoders"), client(0.5), client(0.6)
         first = estimate(seen, kept, QUICK)[0].estimate
         np.testing.assert_array_equal(first, estimate(seen, kept, QUICK)[0].estimate)
         folders = list((tmp_path / "decoders").iterdir())

@@ -58,7 +58,7 @@ def test_dager_tests_tokens_against_every_rounds_row_space(text_problem):
     p = text_problem()
     seen = observe(p.model, p.update, p.params, p.grads, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), p.grads), valid=p.batch.valid)
     mine = Round(seen.params, seen.visible, seen.mask)
-    width = trees.at(seen.params, seen.model.attention_kernels[0][0]).shape[0]
+    width = trees.subtree(seen.params, seen.model.attention_kernels[0][0]).shape[0]
     tokens = np.broadcast_to(np.arange(5, 9, dtype=np.int32)[:, None], (4, seen.valid.shape[1]))
     real = np.ones(tokens.shape, bool)
     alone = _layer(seen, 1, "ignore", width // 2, 1e-8)

@@ -52,7 +52,7 @@ def test_the_list_alone_says_which_picture_it_is(activation):
     found = np.asarray(read_off.inputs).ravel()
     np.testing.assert_array_equal(found > 0, image > 0)
     # By magnitude in all but the smallest of its entries: the more of a row is encrypted, the brighter its pixel.
-    kernel = np.abs(np.asarray(trees.at(grads, "fc_0/kernel")))
+    kernel = np.abs(np.asarray(trees.subtree(grads, "fc_0/kernel")))
     hidden = kernel > np.quantile(kernel, 0.6)
     order = row_sizes(np.zeros(kernel.shape), hidden)
     assert told_from_others(order, image)

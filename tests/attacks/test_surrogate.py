@@ -39,8 +39,8 @@ def test_the_gradient_half_way_points_most_nearly_along_all_steps():
 
     def apart(position):
         one = UPDATES["gradient"](batch_size=2)(seen.model, between(seen, position), images, jax.nn.one_hot(LABELS, 5))
-        gradient = trees.concatenate(one)
-        sent = trees.concatenate(seen.visible)
+        gradient = trees.ravel(one)
+        sent = trees.ravel(seen.visible)
         return 1 - float(gradient @ sent / jnp.linalg.norm(gradient) / jnp.linalg.norm(sent))
 
     start, middle, end = apart(0.0), apart(0.5), apart(1.0)

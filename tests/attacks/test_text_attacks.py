@@ -46,13 +46,13 @@ class TestRowSpace:
     def test_hidden_entries_are_completed_over_five_decades_of_singular_values(self, hidden):
         left, matrix = self.low_rank()
         visible = np.random.default_rng(1).random(matrix.shape) > hidden
-        factor = np.linalg.qr(row_space.complete(np.where(visible, matrix, 123.0), visible, 8))[0]
+        factor = np.linalg.qr(row_space.complete_low_rank(np.where(visible, matrix, 123.0), visible, 8))[0]
         assert np.linalg.norm(left - factor @ (factor.T @ left), axis=0).max() < 1e-3
 
     def test_what_is_hidden_is_never_read(self):
         _, matrix = self.low_rank()
         visible = np.random.default_rng(1).random(matrix.shape) > 0.2
-        a, b = (row_space.complete(np.where(visible, matrix, junk), visible, 8) for junk in (0.0, 1e6))
+        a, b = (row_space.complete_low_rank(np.where(visible, matrix, junk), visible, 8) for junk in (0.0, 1e6))
         np.testing.assert_array_equal(a, b)
 
     @pytest.mark.parametrize("hidden", ["zero", "ignore"])

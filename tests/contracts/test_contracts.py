@@ -10,7 +10,7 @@ import pytest
 
 from selgrad import trees
 from selgrad.attacks import ATTACKS
-from selgrad.base import Batch, Evidence, InputSpec, Model, Reconstruction, TextModel, TextSpec, Update, forget
+from selgrad.base import Batch, Evidence, InputSpec, Model, Reconstruction, TextModel, TextSpec, Update, no_cache
 from selgrad.data import DATASETS
 from selgrad.errors import UsageError
 from selgrad.evaluation import MEASURES
@@ -233,7 +233,7 @@ def runs(problem, text_problem, spec):
             ]
             if attack.traceable:
                 if attack.prepare is not None:
-                    seen, attack = [attack.prepare(one, forget)[0] for one in seen], dataclasses.replace(attack, prepare=None)
+                    seen, attack = [attack.prepare(one, no_cache)[0] for one in seen], dataclasses.replace(attack, prepare=None)
                 stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *seen)
                 found = jax.jit(jax.vmap(lambda one: attack.reconstruct(jax.random.key(3), one)))(stacked)
             else:

@@ -40,7 +40,7 @@ def test_a_head_is_its_columns_of_query_key_and_value(scores):
     mask = encrypted(scores, "heads", size, num_heads=2)
     touched = [path for path, m in zip(trees.paths(mask), jax.tree.leaves(mask), strict=True) if np.asarray(m).any()]
     assert len({path.split("/")[0] for path in touched}) == 1 and len(touched) == 6
-    columns = {tuple(np.flatnonzero(np.asarray(trees.at(mask, path)).reshape(-1, 32).all(axis=0))) for path in touched}
+    columns = {tuple(np.flatnonzero(np.asarray(trees.subtree(mask, path)).reshape(-1, 32).all(axis=0))) for path in touched}
     assert columns in ({tuple(range(16))}, {tuple(range(16, 32))})
 
 
@@ -54,8 +54,8 @@ def test_norms_and_biases_come_before_every_kernel(scores):
 def test_gpt2s_fused_kernel_has_three_blocks(text_problem):
     scores = jax.tree.map(jnp.abs, text_problem(causal=True).grads)
     mask = encrypted(scores, "qkv_blocks", 32 * 32)
-    found = [np.asarray(trees.at(mask, f"layer_{i}/attention/qkv/kernel")).all(axis=0).reshape(3, 32).all(axis=1) for i in range(2)]
-    biases = [np.asarray(trees.at(mask, f"layer_{i}/attention/qkv/bias")).sum() for i in range(2)]
+    found = [np.asarray(trees.subtree(mask, f"layer_{i}/attention/qkv/kernel")).all(axis=0).reshape(3, 32).all(axis=1) for i in range(2)]
+    biases = [np.asarray(trees.subtree(mask, f"layer_{i}/attention/qkv/bias")).sum() for i in range(2)]
     assert np.concatenate(found).sum() + sum(biases) // 32 >= 1
 
 

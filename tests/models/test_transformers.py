@@ -160,7 +160,7 @@ class TestWhatIsSent:
 
     def test_sent_embeddings_name_the_tokens(self, name):
         model, _, grads = self.gradient(name, embedding="sent")
-        rows = np.flatnonzero(np.abs(np.asarray(trees.at(grads, model.embedding))).sum(axis=1))
+        rows = np.flatnonzero(np.abs(np.asarray(trees.subtree(grads, model.embedding))).sum(axis=1))
         assert set(rows) == set(np.asarray(TOKENS)[np.asarray(VALID)])
         assert model.bypassed == {model.embedding} and not model.always_encrypted
 
@@ -172,7 +172,7 @@ class TestWhatIsSent:
         without = trees.partition(params, lambda path: "lora" not in path)[0]
         np.testing.assert_allclose(apply(model, params), apply(plain, without), rtol=1e-5)
         for path in trees.paths(grads):
-            assert bool((trees.at(grads, path) != 0).any()) == path.endswith("lora_b")
+            assert bool((trees.subtree(grads, path) != 0).any()) == path.endswith("lora_b")
 
 
 def test_minilm_gives_its_published_similarities():

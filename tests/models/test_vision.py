@@ -9,7 +9,7 @@ import pytest
 import selgrad
 from selgrad import run_cell, trees
 from selgrad.attacks import ATTACKS
-from selgrad.attacks.completion import complete, tokens_at_most
+from selgrad.attacks.completion import fill_hidden, tokens_at_most
 from selgrad.attacks.priors import batch_statistics
 from selgrad.base import Batch, InputSpec
 from selgrad.errors import UsageError
@@ -180,12 +180,14 @@ def test_a_vision_transformers_layers_are_completed_by_their_tokens():
     update = UPDATES["gradient"]()
     grads = jax.jit(lambda params: update(model, params, x, y))(params)
     drawn = jax.random.uniform(jax.random.key(2), (trees.size(grads),)) < 0.2
-    mask = trees.split(drawn, grads)
+    mask = trees.unravel(drawn, grads)
     seen = observe(model, update, params, grads, mask)
     assert tokens_at_most(seen) == 5
-    filled, report = complete(seen)
+    filled, report = fill_hidden(seen)
     kernel = "layer_0/attention/qkv/kernel"
-    assert kernel in report and not np.asarray(trees.at(filled.mask, kernel)).any()
-    np.testing.assert_allclose(trees.at(filled.visible, kernel), trees.at(grads, kernel), atol=1e-4 * float(jnp.abs(trees.at(grads, kernel)).max()))
+    assert kernel in report and not np.asarray(trees.subtree(filled.mask, kernel)).any()
+    np.testing.assert_allclose(
+        trees.subtree(filled.visible, kernel), trees.subtree(grads, kernel), atol=1e-4 * float(jnp.abs(trees.subtree(grads, kernel)).max())
+    )
     found = jax.jit(ATTACKS["inverting_gradients"](num_steps=2).reconstruct)(jax.random.key(0), seen)
     assert found.inputs.shape == (1, 8, 8, 1)

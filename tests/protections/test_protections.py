@@ -31,7 +31,7 @@ def run(config, out):
 
 
 def expected(protection, tree=TREE):
-    return tree if protection.foreseen is None else protection.foreseen(tree)
+    return tree if protection.deterministic_part is None else protection.deterministic_part(tree)
 
 
 def send(name, key=2, tree=TREE, **arguments):
@@ -47,7 +47,7 @@ def test_every_protection_is_static_and_traceable(name):
     assert jax.tree.structure(protection.noise(TREE)) == jax.tree.structure(TREE)
     # An attacker's simulation has a derivative, and what it expects is what is sent in the mean where nothing is left out.
     assert np.isfinite(jax.grad(lambda t: trees.dot(expected(protection, t), TREE))(TREE)["a"]).all()
-    if sent.unsent is None:
+    if sent.withheld is None:
         many = jax.vmap(lambda k: protection(expected(protection), k).grads["a"])(jax.random.split(jax.random.key(3), 400))
         error = np.asarray(many, np.float64).mean(axis=0) - np.asarray(expected(protection)["a"])
         # Five standard errors for the worst of 20,000 means; at half a step rounding deviates by sqrt(6 / 4) of its average.
@@ -81,12 +81,12 @@ def test_rounding_leaves_so_many_values_within_a_step_and_keeps_the_ends(bits):
 @pytest.mark.parametrize("order", ["smallest", "largest"])
 def test_pruning_leaves_out_exactly_the_smallest_or_the_largest(order):
     protection, sent = send("pruning", ratio=0.9, order=order)
-    flat, unsent = np.asarray(trees.concatenate(TREE)), np.asarray(trees.concatenate(sent.unsent))
+    flat, withheld = np.asarray(trees.ravel(TREE)), np.asarray(trees.ravel(sent.withheld))
     magnitudes = np.sort(np.abs(flat))
-    assert unsent.sum() == 18900 and protection.num_bytes(2100, 21000) == 4 * 2100 + 2625
+    assert withheld.sum() == 18900 and protection.num_bytes(2100, 21000) == 4 * 2100 + 2625
     expected = magnitudes[:18900] if order == "smallest" else magnitudes[-18900:]
-    np.testing.assert_array_equal(np.sort(np.abs(flat[unsent])), expected)
-    np.testing.assert_array_equal(trees.concatenate(sent.grads)[~unsent], flat[~unsent])
+    np.testing.assert_array_equal(np.sort(np.abs(flat[withheld])), expected)
+    np.testing.assert_array_equal(trees.ravel(sent.grads)[~withheld], flat[~withheld])
 
 
 @pytest.mark.parametrize(
@@ -148,8 +148,8 @@ def test_noise_is_the_clients_own_and_the_same_in_every_sweep():
     specs = [make_spec("dataset", "digits", {"count": 4}), make_spec("model", "lenet"), make_spec("update", "gradient")]
     noisy = Setting(*specs, protection=make_spec("protection", "dp_gaussian", {"noise": 1.0}))
     plain, alone = Setting(*specs), Setting(*specs, samples=[2], protection=noisy.protection_spec)
-    clean = np.asarray(jax.vmap(trees.concatenate)(jax.vmap(noisy.protection.foreseen)(plain.client(0).grads)))
-    drawn = [np.asarray(jax.vmap(trees.concatenate)(s.client(seed).grads)) for s, seed in ((noisy, 0), (noisy, 1), (alone, 0))]
+    clean = np.asarray(jax.vmap(trees.ravel)(jax.vmap(noisy.protection.deterministic_part)(plain.client(0).grads)))
+    drawn = [np.asarray(jax.vmap(trees.ravel)(s.client(seed).grads)) for s, seed in ((noisy, 0), (noisy, 1), (alone, 0))]
     np.testing.assert_array_equal(drawn[0][2], drawn[2][0])
     noise = drawn[0] - clean
     assert abs(np.corrcoef(noise)[~np.eye(4, dtype=bool)]).max() < 0.05 and not np.array_equal(drawn[0], drawn[1])

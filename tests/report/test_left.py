@@ -32,12 +32,12 @@ def test_counts_are_those_of_the_trees():
         lane = Lane(1, 2, Spec.of("metric", "magnitude"), Spec.of("selector", "global_top"), 0.2)
         found, sent = Exposed(setting).left(lane), setting.sent(1, 0, 2)
         mask = jax.tree.map(np.asarray, setting.mask(lane))
-        hidden = mask if sent.unsent is None else jax.tree.map(np.logical_or, mask, sent.unsent)
+        hidden = mask if sent.withheld is None else jax.tree.map(np.logical_or, mask, sent.withheld)
         assert found.num_nonzero == sum(int(((g != 0) & ~h).sum()) for g, h in zip(jax.tree.leaves(sent.grads), jax.tree.leaves(hidden), strict=True))
         assert 0 < found.num_nonzero < setting.num_total - sum(int(leaf.sum()) for leaf in jax.tree.leaves(hidden)) and found.num_unknown == 64
         assert list(found.hidden) == list(dict.fromkeys(path.rpartition("/")[0] for path in trees.paths(hidden)))
         for name, share in found.hidden.items():
-            layer = np.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(trees.at(hidden, name))])
+            layer = np.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(trees.subtree(hidden, name))])
             assert share == pytest.approx(layer.mean(), abs=1e-6)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from selgrad import trees
 from selgrad.errors import UsageError
-from selgrad.jacobian import by_inputs, gram
+from selgrad.jacobian import gram, input_jacobian
 from selgrad.models import MODELS
 from selgrad.significance import METRICS
 
@@ -31,7 +31,7 @@ class Dense:
 
         def update(x):
             inputs = x.reshape(shape) if sample is None else context.batch.inputs.at[sample].set(x.reshape(shape[1:]))
-            return trees.concatenate(context.update(context.model, context.params, inputs, labels))
+            return trees.ravel(context.update(context.model, context.params, inputs, labels))
 
         point = context.batch.inputs if sample is None else context.batch.inputs[sample]
         self.update = update
@@ -218,7 +218,7 @@ def test_public_data_take_the_place_of_the_clients(sigmoid_client):
 
 def test_gram_matrix_of_visible_entries(client):
     visible = jax.random.bernoulli(jax.random.key(3), 0.3, client.g.shape)
-    found = gram(by_inputs(client.context), trees.split(visible, client.context.grads))
+    found = gram(input_jacobian(client.context), trees.unravel(visible, client.context.grads))
     np.testing.assert_allclose(found, client.J.T @ (client.J * np.asarray(visible)[:, None]), rtol=1e-9, atol=1e-15)
 
 
