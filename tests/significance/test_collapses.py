@@ -1,4 +1,4 @@
-"""Where two metrics are the same mask under two names, as the mathematics says (docs/design.md, "Where metrics collapse")."""
+"""Where two metrics are the same mask under two names, as the mathematics says (docs/design.md, "Where metrics coincide")."""
 
 import jax
 import jax.numpy as jnp
