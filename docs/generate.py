@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jupytext
+
 from selgrad import measures
 from selgrad.config import EncryptionConfig, FeaturesConfig, RoundsConfig, Section, SuccessConfig, SweepConfig, WandbConfig
 from selgrad.federation.config import ClientsConfig, Content, FaultConfig, KeysConfig, LocalConfig
@@ -532,10 +534,18 @@ def robustness() -> str:
     return "\n".join([*parts, _FUZZ, _rows(["input", "tried", *names], given)]) + "\n"
 
 
+def hosted() -> str:
+    """The notebook for hosted services as they open it: `.ipynb`, with fixed identities of cells so that it changes only where it is edited."""
+    notebook = jupytext.read(HERE.parent / "notebooks" / "hosted.py")
+    for index, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{index}"
+    return str(jupytext.writes(notebook, "ipynb")) + "\n"
+
+
 PAGES = {
     "configuration.md": configuration, "records.md": records, "performance.md": performance, "results/calibration.md": calibration,
     "guidelines.md": guidelines, "results/claims.md": claims, "results/suites.md": members,
-    "results/robustness.md": robustness,
+    "results/robustness.md": robustness, "../notebooks/hosted.ipynb": hosted,
 }  # fmt: skip
 
 if __name__ == "__main__":
