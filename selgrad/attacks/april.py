@@ -1,8 +1,8 @@
-"""The image that a vision transformer read, in closed form: its patches are the solution of a linear system.
+"""Recovers the image that a vision transformer read in closed form: its patches are the solution of a linear system.
 
-Patches x_t become tokens x_t W + b + e_t, so the gradient of the position e_t is what flowed back to token t, D_t, and that of W is the sum of x_t D_t' over
-tokens: the patches solve X' D = dL/dW, exactly while a token has no fewer features than there are patches. After Lu et al. 2022 (lu2022april), who solve the
-first attention layer with the same D; the layer that reads the patches asks nothing of the layers above it.
+Patches x_t become tokens x_t W + b + e_t, so the gradient of the position e_t is the gradient D_t that flowed back to token t, and that of W is the sum of
+x_t D_t' over tokens: the patches solve X' D = dL/dW, exactly while a token has no fewer features than there are patches. After Lu et al. 2022 (lu2022april),
+who solve the first attention layer with the same D; the layer that reads the patches makes no demand on the layers above it.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from selgrad.errors import UsageError
 Matrix = npt.NDArray[np.float64]
 
 _ROUNDING = 1e-6
-"""Standard deviation that an entry is credited with, relative to what flowed back through its column; float32 leaves a tenth of it."""
+"""Assumed standard deviation of an entry, relative to the gradient that flowed back through its column; float32 leaves a tenth of it."""
 
 
 class Patches(NamedTuple):
-    """Where a model reads patches.
+    """The leaves where a model reads patches.
 
     Attributes:
       kernel: path of the layer that reads them, (pixels of a patch, features), or (side, side, channels, features) where it is a convolution.
       bias: path of its bias; None where it has none.
-      positions: path of what is added to the tokens, (..., tokens, features).
+      positions: path of the positions that are added to the tokens, (..., tokens, features).
       side: of a patch, in pixels.
-      first: tokens before the patches: a class token, or none.
+      first: number of tokens before the patches: 1 for a class token, or 0.
     """
 
     kernel: str
@@ -53,10 +53,10 @@ class Patches(NamedTuple):
 
 
 def reads_patches(tree: PyTree, spec: InputSpec) -> list[Patches]:
-    """Where a tree like the update may have a layer that reads patches and positions of as many tokens, by their shapes; those that lie outermost first."""
+    """Finds leaves, in a tree like the update, whose shapes fit a layer that reads patches and positions for as many tokens; the outermost come first."""
     height, width, channels = spec.shape
     shapes = {path: jnp.shape(leaf) for path, leaf in zip(trees.paths(tree), jax.tree.leaves(tree), strict=True)}
-    found = []
+    layers = []
     for kernel, shape in shapes.items():
         pixels, features = math.prod(shape[:-1]), shape[-1] if shape else 0
         side = math.isqrt(pixels // channels)
@@ -66,63 +66,63 @@ def reads_patches(tree: PyTree, spec: InputSpec) -> list[Patches]:
         count, bias = (height // side) * (width // side), kernel.removesuffix("kernel") + "bias"
         for positions, table in shapes.items():
             if not positions.endswith("kernel") and len(table) > 1 and table[-1] == features and math.prod(table[:-1]) in (count, count + 1):
-                found.append(Patches(kernel, bias if bias in shapes else None, positions, side, math.prod(table[:-1]) - count))
-    return sorted(found, key=lambda one: (one.kernel.count("/"), one.positions.count("/")))
+                layers.append(Patches(kernel, bias if bias in shapes else None, positions, side, math.prod(table[:-1]) - count))
+    return sorted(layers, key=lambda layer: (layer.kernel.count("/"), layer.positions.count("/")))
 
 
 def _stacked(observation: Observation, where: Patches) -> tuple[Matrix, npt.NDArray[np.bool_], int]:
-    """[D; X' D; 1' D] of all rounds side by side, what of it is hidden, and the number of patches: a matrix of the rank of D, the patches being the same."""
+    """Returns [D; X' D; 1' D] of all rounds side by side, of the rank of D since the patches are the same, its mask, and the number of patches."""
 
-    def of(tree: Any) -> npt.NDArray[Any]:
+    def stack(tree: Any) -> npt.NDArray[Any]:
         positions = np.asarray(trees.subtree(tree, where.positions))
         kernel = np.asarray(trees.subtree(tree, where.kernel))
         parts = [positions.reshape(-1, positions.shape[-1])[where.first :], kernel.reshape(-1, kernel.shape[-1])]
         return np.concatenate(parts if where.bias is None else [*parts, np.asarray(trees.subtree(tree, where.bias))[None]])
 
-    rounds = [(of(seen.visible), of(seen.mask)) for seen in observation.rounds]
+    rounds = [(stack(view.visible), stack(view.mask)) for view in observation.rounds]
     matrix, mask = (np.concatenate(parts, axis=1) for parts in zip(*rounds, strict=True))
     positions = trees.subtree(observation.visible, where.positions)
     return matrix.astype(np.float64), mask, math.prod(positions.shape[:-1]) - where.first
 
 
 def _as_patches(images: Any, side: int) -> Any:
-    """(H, W, C) -> (patches, pixels of a patch), rows of patches first."""
+    """Reshapes (H, W, C) to (patches, pixels of a patch), rows of patches first."""
     height, width, channels = images.shape
     return images.reshape(height // side, side, width // side, side, channels).swapaxes(1, 2).reshape(-1, side * side * channels)
 
 
 def _as_image(patches: Any, spec: InputSpec, side: int) -> Any:
-    """The inverse of `_as_patches`."""
+    """Inverts `_as_patches`."""
     height, width, channels = spec.shape
     return patches.reshape(height // side, width // side, side, side, channels).swapaxes(1, 2).reshape(spec.shape)
 
 
-def _solved(flow: Matrix, products: Matrix, seen: npt.NDArray[np.bool_]) -> Matrix | None:
-    """The patches (count, pixels) by least squares, pixel by pixel; None where what is visible does not determine every one.
+def _solved(flow: Matrix, products: Matrix, visible: npt.NDArray[np.bool_]) -> Matrix | None:
+    """Returns the patches (count, pixels) by least squares, pixel by pixel; None where the visible entries do not determine all of them.
 
     Args:
       flow: D (count, columns).
       products: X' D (pixels, columns).
-      seen: which of these are visible.
+      visible: which of these are visible.
     """
     count = len(flow)
-    found = np.zeros((count, len(products)))
+    patches = np.zeros((count, len(products)))
     solvers: dict[bytes, Matrix | None] = {}
-    for pixel, (row, shown) in enumerate(zip(products, seen, strict=True)):
-        key = shown.tobytes()
+    for pixel, (row, visible_columns) in enumerate(zip(products, visible, strict=True)):
+        key = visible_columns.tobytes()
         if key not in solvers:
-            u, s, vt = np.linalg.svd(flow[:, shown], full_matrices=False)
-            determined = shown.sum() >= count and s[-1] > _ROUNDING * s[0]
+            u, s, vt = np.linalg.svd(flow[:, visible_columns], full_matrices=False)
+            determined = visible_columns.sum() >= count and s[-1] > _ROUNDING * s[0]
             solvers[key] = (u / s) @ vt if determined else None
         inverse = solvers[key]
         if inverse is None:
             return None
-        found[:, pixel] = inverse @ row[shown]
-    return found
+        patches[:, pixel] = inverse @ row[visible_columns]
+    return patches
 
 
-def _likeliest(observation: Observation, flow: Matrix, products: Matrix, seen: npt.NDArray[np.bool_], side: int, shrinkage: float, num_steps: int) -> Matrix:
-    """The patches at the mode of their posterior under a Gaussian prior of images, where what is visible leaves some open."""
+def _likeliest(observation: Observation, flow: Matrix, products: Matrix, visible: npt.NDArray[np.bool_], side: int, shrinkage: float, num_steps: int) -> Matrix:
+    """Returns the patches at the mode of their posterior under a Gaussian prior of images, where the visible entries leave some undetermined."""
     spec = image_spec(observation)
     prior = image_prior(observation, shrinkage)
     root = jax.jit(prior.root)
@@ -130,60 +130,60 @@ def _likeliest(observation: Observation, flow: Matrix, products: Matrix, seen: n
     apply = lambda z: _as_patches(np.asarray(root(jnp.asarray(z, jnp.float32).reshape(spec.shape)), np.float64), side)
 
     def forward(z: Any) -> Any:
-        return (apply(z).T @ flow)[seen] / _ROUNDING
+        return (apply(z).T @ flow)[visible] / _ROUNDING
 
     def backward(r: Any) -> Any:
-        spread = np.zeros(seen.shape)
-        spread[seen] = r / _ROUNDING
+        spread = np.zeros(visible.shape)
+        spread[visible] = r / _ROUNDING
         return np.asarray(root(jnp.asarray(_as_image((spread @ flow.T).T, spec, side), jnp.float32)), np.float64).ravel()
 
-    operator = LinearOperator((int(seen.sum()), mean.size), matvec=forward, rmatvec=backward, dtype=np.float64)  # type: ignore[call-arg]
-    left = (products - _as_patches(mean, side).T @ flow)[seen] / _ROUNDING
-    found: Matrix = _as_patches(mean, side) + apply(lsqr(operator, left, damp=1.0, atol=1e-7, btol=1e-7, iter_lim=num_steps)[0])
-    return found
+    operator = LinearOperator((int(visible.sum()), mean.size), matvec=forward, rmatvec=backward, dtype=np.float64)  # type: ignore[call-arg]
+    residual = (products - _as_patches(mean, side).T @ flow)[visible] / _ROUNDING
+    patches: Matrix = _as_patches(mean, side) + apply(lsqr(operator, residual, damp=1.0, atol=1e-7, btol=1e-7, iter_lim=num_steps)[0])
+    return patches
 
 
 def april(*, hidden: Hidden = "ignore", shrinkage: float = 0.1, num_steps: int = 2000) -> Attack:
     """Solves for the patches that a vision transformer read, from the gradients of its positions and of the layer that reads patches; no search.
 
-    Hidden entries are completed where the stacked gradients have redundancy, since their rank is the number of patches. Columns in which what flowed back
-    to some patch stays hidden are left out; where the others leave pixels open, the likeliest image is returned, under a Gaussian prior of the public
-    images or of photographs. Several local steps on one image are as good as one: what flowed back adds up. Which leaves these are is told by their
-    shapes; where several fit, those count whose image reproduces the update. It runs on the host in float64.
+    Hidden entries are completed where the stacked gradients have redundancy, since their rank is the number of patches. Columns in which the gradient that
+    flowed back to some patch stays hidden are left out; where the others leave pixels undetermined, the likeliest image is returned, under a Gaussian prior of
+    the public images or of photographs. Several local steps on one image are as good as one, because the gradients that flow back add up. The leaves are
+    recognised by their shapes; where several fit, those whose image reproduces the update are used. It runs on the host in float64.
 
     Args:
-      hidden: what becomes of encrypted entries: `zero` and `average` put that in their place.
+      hidden: how encrypted entries are treated: `zero` and `average` put 0 or the mean in their place.
       shrinkage: weight of the mean variance in the prior's covariance.
-      num_steps: of least squares (LSQR) under the prior, at most.
+      num_steps: largest number of least-squares (LSQR) steps under the prior.
 
     Raises:
-      UsageError: if no layer reads patches beside positions of as many tokens, or a client holds more than one image.
+      UsageError: if the model has no layer that reads patches with positions for as many tokens, or a client holds more than one image.
     """
     if num_steps < 1:
         raise UsageError(f"num_steps={num_steps} must be at least 1")
 
     def read(observation: Observation, where: Patches) -> tuple[Matrix | None, str]:
-        """The image, if anything can be said of it, and a word on it."""
+        """Returns the image, or None where nothing can be said about it, and a description of how it was recovered."""
         spec = image_spec(observation)
         matrix, mask, count = _stacked(observation, where)
-        said = "nothing hidden"
+        completion = "nothing hidden"
         if hidden in ("zero", "average"):
             matrix = np.where(mask, matrix[~mask].mean() if hidden == "average" and not mask.all() else 0.0, matrix)
             mask = np.zeros_like(mask)
         elif mask.any():
-            matrix, mask, said = low_rank(matrix, mask, count)
+            matrix, mask, completion = low_rank(matrix, mask, count)
         pixels = slice(count, len(matrix) - (where.bias is not None))
         size: Matrix = np.linalg.norm(np.where(mask, 0.0, matrix)[:count], axis=0)
         columns = ~mask[:count].any(axis=0) & (size > 0)
-        flow, products, seen = matrix[:count, columns] / size[columns], matrix[pixels, columns] / size[columns], ~mask[pixels, columns]
+        flow, products, visible = matrix[:count, columns] / size[columns], matrix[pixels, columns] / size[columns], ~mask[pixels, columns]
         name = f"{where.positions}, {where.kernel}"
-        if not seen.any():
-            return None, f"{name} ({said})"
-        patches, how = _solved(flow, products, seen), "solved"
+        if not visible.any():
+            return None, f"{name} ({completion})"
+        patches, method = _solved(flow, products, visible), "solved"
         if patches is None:
-            patches = _likeliest(observation, flow, products, seen, where.side, shrinkage, num_steps)
-            how = f"likeliest image, {seen.sum()} of {seen.size} entries known"
-        return _as_image(patches, spec, where.side), f"{name} ({said}; {how})"
+            patches = _likeliest(observation, flow, products, visible, where.side, shrinkage, num_steps)
+            method = f"likeliest image, {visible.sum()} of {visible.size} entries known"
+        return _as_image(patches, spec, where.side), f"{name} ({completion}; {method})"
 
     def reconstruct(key: Key, observation: Observation) -> Reconstruction:
         spec = image_spec(observation)
@@ -194,24 +194,24 @@ def april(*, hidden: Hidden = "ignore", shrinkage: float = 0.1, num_steps: int =
             raise UsageError(f"attack 'april' reads one image, and a client holds batch_size={observation.update.batch_size}; choose another attack")
         used: list[str] = []
         unused: list[str] = []
-        found: tuple[Any, Any, float] | None = None
+        best: tuple[Any, Any, float] | None = None
         for where in layers:
-            image, said = read(observation, where)
+            image, description = read(observation, where)
             if image is None:
-                unused.append(said)
+                unused.append(description)
                 continue
             inputs = jnp.asarray(image, jnp.float32)[None]
             labels, unexplained = explained(observation, inputs)
-            if found is None or unexplained < found[2]:
+            if best is None or unexplained < best[2]:
                 unused += used
-                found, used = (inputs, labels, unexplained), [said]
+                best, used = (inputs, labels, unexplained), [description]
             else:
-                unused.append(said)
-        if found is None:
-            # Nothing can be solved: a sample of the prior, as every attack returns at ratio 1.
+                unused.append(description)
+        if best is None:
+            # Nothing can be solved, so a sample of the prior is returned, as by every attack at ratio 1.
             drawn = draw("normal", key, 1, spec)
-            found = drawn, *explained(observation, drawn)
-        inputs, labels, unexplained = found
+            best = drawn, *explained(observation, drawn)
+        inputs, labels, unexplained = best
         report = json.dumps({"used": used, "unused": unused})
         return Reconstruction.single(inputs, labels, jnp.float32(unexplained), report=report, moved=bool(used))
 

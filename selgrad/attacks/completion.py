@@ -1,7 +1,7 @@
-"""Hidden entries that structure gives away: dense layers' gradients have low rank, and a softmax layer's sum to zero over the classes.
+"""Completes hidden entries that structure gives away: dense layers' gradients have low rank, and a softmax layer's sum to zero over the classes.
 
-The rung `complete` of the attacker ladder: what can be filled in is, and the attack leaves out the rest (docs/theory.md, section 6). Low-rank completion
-by alternating least squares, Jain et al. 2013 (jain2013lowrank); nobody evaluated selective encryption against it before.
+This is the rung `complete` of the attacker ladder: entries that can be determined are filled in, and the attack ignores the rest (docs/theory.md, section 6).
+Low-rank completion is by alternating least squares, Jain et al. 2013 (jain2013lowrank); selective encryption was not evaluated against it before.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _AGREEMENT = 1e-3
 
 
 def tokens_at_most(observation: Observation) -> int:
-    """Rows that a dense layer can have read in one client update: tokens, or images, times local steps."""
+    """Returns the largest number of rows that a dense layer can have read in one client update: tokens, or images, times local steps."""
     spec, size = observation.model.input_spec, observation.update.batch_size
     steps = observation.update.num_steps
     if observation.valid is not None:
@@ -37,22 +37,22 @@ def tokens_at_most(observation: Observation) -> int:
 
 
 def sum_to_zero(matrix: npt.NDArray[Any], hidden: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    """Fills the one hidden entry of each row whose sum is known to be 0: over the classes, p - y sums to 0, and so does every multiple of it."""
+    """Fills the single hidden entry of rows whose sum is known to be 0: over the classes, p - y sums to 0, and so does every multiple of it."""
     alone = hidden.sum(axis=1) == 1
     filled, left = np.where(hidden, 0.0, matrix), hidden.copy()
-    at = hidden[alone].argmax(axis=1)
-    filled[np.flatnonzero(alone), at] = -filled[alone].sum(axis=1)
+    columns = hidden[alone].argmax(axis=1)
+    filled[np.flatnonzero(alone), columns] = -filled[alone].sum(axis=1)
     left[alone] = False
     return filled, left
 
 
-def _outer_product(matrix: npt.NDArray[Any], seen: npt.NDArray[np.bool_], rank: int) -> npt.NDArray[Any]:
-    """X delta' from some of its entries, NaN where they do not determine it: along a spanning tree of visible non-zero entries, then least squares.
+def _outer_product(matrix: npt.NDArray[Any], visible: npt.NDArray[np.bool_], rank: int) -> npt.NDArray[Any]:
+    """Completes X delta' from some of its entries, NaN where they do not determine it: along a spanning tree of visible non-zero entries, then least squares.
 
-    An entry is determined if its row and its column are joined by a chain of visible non-zero entries, however few these are.
+    An entry is determined if its row and its column are joined by a chain of visible non-zero entries, however few they are.
     """
     height, width = matrix.shape
-    row, column = np.nonzero(seen & (matrix != 0))
+    row, column = np.nonzero(visible & (matrix != 0))
     graph = scipy.sparse.coo_matrix((np.ones(len(row)), (row, column + height)), shape=(height + width, height + width)).tocsr()
     label = scipy.sparse.csgraph.connected_components(graph, directed=False)[1]
     largest = np.bincount(label[row]).argmax()
@@ -65,59 +65,59 @@ def _outer_product(matrix: npt.NDArray[Any], seen: npt.NDArray[np.bool_], rank: 
         factor[node] = matrix[i, j] / factor[before]
     x, delta = factor[:height], factor[height:]
     inside, across = np.isfinite(x), np.isfinite(delta)
-    values, weights = np.where(seen, matrix, 0.0)[inside][:, across], seen[inside][:, across].astype(np.float64)
+    values, weights = np.where(visible, matrix, 0.0)[inside][:, across], visible[inside][:, across].astype(np.float64)
     u, v = x[inside], delta[across]
     for _ in range(20):
-        # Each line by the size of the others': small entries are as well known, relative to themselves, as large ones.
+        # Each line is weighted by the size of the other factor: small entries have the same relative accuracy as large ones.
         v = (values / np.abs(u)[:, None]).T @ np.sign(u) / np.maximum(weights.sum(axis=0), 1)
         u = (values / np.abs(v)) @ np.sign(v) / np.maximum(weights.sum(axis=1), 1)
     x[inside], delta[across] = u, v
     return np.outer(x, delta)
 
 
-def _fit(matrix: npt.NDArray[Any], seen: npt.NDArray[np.bool_], rank: int) -> npt.NDArray[Any]:
-    """The completion of at most this rank, NaN where it determines nothing: outwards from a block that is wholly visible, or from no start at all.
+def _fit(matrix: npt.NDArray[Any], visible: npt.NDArray[np.bool_], rank: int) -> npt.NDArray[Any]:
+    """Completes a matrix at most at this rank, NaN where that determines nothing: outwards from a wholly visible block, or without a start if there is none.
 
-    A mask by magnitude leaves the small rows and columns visible, and from their block each line with visible entries enough follows by least squares;
-    alternating least squares from no start does not find its way along such a staircase.
+    A mask by magnitude leaves the small rows and columns visible, and from their block each line with enough visible entries follows by least squares;
+    alternating least squares without such a start does not find its way along such a staircase.
     """
-    start = _block(seen, rank)
+    start = _block(visible, rank)
     if start is None:
-        basis: Any = np.linalg.qr(row_space.complete_low_rank(matrix, seen, rank))[0]
-        return basis @ _solve(basis, matrix, seen, rank).T  # type: ignore[no-any-return]
+        basis: Any = np.linalg.qr(row_space.complete_low_rank(matrix, visible, rank))[0]
+        return basis @ _solve(basis, matrix, visible, rank).T  # type: ignore[no-any-return]
     rows, columns = start
-    size = lambda axis: np.sqrt((np.where(seen, matrix, 0.0) ** 2).sum(axis=axis) / np.maximum(seen.sum(axis=axis), 1))
+    size = lambda axis: np.sqrt((np.where(visible, matrix, 0.0) ** 2).sum(axis=axis) / np.maximum(visible.sum(axis=axis), 1))
     down, across = np.maximum(size(1), 1e-300), np.maximum(size(0), 1e-300)
     scaled = matrix / down[:, None]
     block = scaled[np.ix_(rows, columns)] / across[columns]
     _, singular, vt = np.linalg.svd(block, full_matrices=False)
-    # What lies below float32's rounding is not a direction of its own.
+    # A singular value below float32's rounding is not a direction of its own.
     rank = min(rank, int((singular > 3e-7 * singular[0]).sum()))
     right: Any = np.full((matrix.shape[1], rank), np.nan)
     right[columns] = vt[:rank].T * across[columns, None]
     left: Any = np.full((matrix.shape[0], rank), np.nan)
     for _ in range(30):
         before = np.isfinite(left[:, 0]).sum() + np.isfinite(right[:, 0]).sum()
-        left = _solve(right, scaled.T, seen.T, rank)
+        left = _solve(right, scaled.T, visible.T, rank)
         known = np.isfinite(left[:, 0])
         if known.sum() < rank:
             break
         left[known] = np.linalg.qr(left[known])[0]
-        right = _solve(left, scaled, seen, rank)
+        right = _solve(left, scaled, visible, rank)
         if np.isfinite(left[:, 0]).sum() + np.isfinite(right[:, 0]).sum() == before:
             break
-    found: npt.NDArray[Any] = left @ right.T * down[:, None]
-    return found
+    completed: npt.NDArray[Any] = left @ right.T * down[:, None]
+    return completed
 
 
-def _block(seen: npt.NDArray[np.bool_], rank: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
-    """Rows and columns of a block without a gap, as square as can be, at least 2 rank + 2 either way; None where there is none."""
-    order = np.argsort(-seen.sum(axis=0), kind="stable")
+def _block(visible: npt.NDArray[np.bool_], rank: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+    """Returns rows and columns of a wholly visible block, as square as possible and at least 2 rank + 2 either way; None where there is none."""
+    order = np.argsort(-visible.sum(axis=0), kind="stable")
     best: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
     count = 2 * rank + 2
-    while count <= seen.shape[1]:
+    while count <= visible.shape[1]:
         columns = order[:count]
-        rows = np.flatnonzero(seen[:, columns].all(axis=1))
+        rows = np.flatnonzero(visible[:, columns].all(axis=1))
         if len(rows) < 2 * rank + 2:
             break
         if best is None or min(len(rows), count) > best[0]:
@@ -126,36 +126,36 @@ def _block(seen: npt.NDArray[np.bool_], rank: int) -> tuple[npt.NDArray[np.int64
     return None if best is None else best[1:]
 
 
-def _solve(factor: npt.NDArray[Any], matrix: npt.NDArray[Any], seen: npt.NDArray[np.bool_], rank: int) -> npt.NDArray[Any]:
-    """For each column its coefficients on the factor's rows that are known and seen, (columns, rank); NaN where these are too few or too alike."""
+def _solve(factor: npt.NDArray[Any], matrix: npt.NDArray[Any], visible: npt.NDArray[np.bool_], rank: int) -> npt.NDArray[Any]:
+    """Returns each column's coefficients on the factor's known and visible rows, (columns, rank); NaN where these are too few or too similar."""
     known = np.isfinite(factor[:, 0])
     scale = np.where(known, np.linalg.norm(np.nan_to_num(factor), axis=1), 1.0)
     weight = 1 / np.maximum(scale, 1e-300)
     result = np.full((matrix.shape[1], factor.shape[1]), np.nan)
-    for j in np.flatnonzero((seen & known[:, None]).sum(axis=0) >= rank + 1):
-        at = np.flatnonzero(seen[:, j] & known)
-        # Entries are as exact, relative to themselves, as they are large; the best conditioned few hundred say all.
-        at = at if len(at) <= 512 else at[np.argsort(-scale[at], kind="stable")[:512]]
-        a = factor[at] * weight[at, None]
+    for j in np.flatnonzero((visible & known[:, None]).sum(axis=0) >= rank + 1):
+        rows = np.flatnonzero(visible[:, j] & known)
+        # Entries have the same relative accuracy at every size; the few hundred best conditioned rows suffice.
+        rows = rows if len(rows) <= 512 else rows[np.argsort(-scale[rows], kind="stable")[:512]]
+        a = factor[rows] * weight[rows, None]
         u, s, vt = np.linalg.svd(a, full_matrices=False)
         if s[-1] > 1e-6 * s[0]:
-            result[j] = vt.T @ ((u.T @ (matrix[at, j] * weight[at])) / s)
+            result[j] = vt.T @ ((u.T @ (matrix[rows, j] * weight[rows])) / s)
     return result
 
 
 def low_rank(matrix: npt.NDArray[Any], hidden: npt.NDArray[np.bool_], rank: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_], str]:
-    """Fills what a completion of at most this rank determines.
+    """Fills the entries that a completion of at most this rank determines.
 
     It is fitted twice, once without a tenth of the visible entries. An entry is filled where both fits agree and its row and column show at least
-    `rank` entries; nothing is, where the held-out entries are not predicted.
+    `rank` entries; nothing is filled where the held-out entries are not predicted.
 
     Args:
       matrix: (rows, columns), hidden entries are not read.
       hidden: of the same shape.
-      rank: at most.
+      rank: largest rank of the completion.
 
     Returns:
-      The filled matrix, what is still hidden, and a word on it.
+      The filled matrix, the mask of entries that are still hidden, and a description of the outcome.
     """
     if not hidden.any() or hidden.all():
         return matrix, hidden, "hidden whole" if hidden.all() else "nothing hidden"
@@ -177,7 +177,7 @@ def low_rank(matrix: npt.NDArray[Any], hidden: npt.NDArray[np.bool_], rank: int)
     held = np.random.default_rng(0).random(part.shape) < _HELD_OUT
     held &= shown & (shown.sum(axis=1) > 2 * rank)[:, None] & (shown.sum(axis=0) > 2 * rank)
     fit = _outer_product if rank == 1 else _fit
-    fits = [fit(part, seen, rank) for seen in (shown, shown & ~held)]
+    fits = [fit(part, entries, rank) for entries in (shown, shown & ~held)]
     scale = float(np.abs(part[shown]).max())
     test = held & np.isfinite(fits[1]) & (part != 0)
     if test.sum() < _FEWEST_HELD_OUT:
@@ -188,11 +188,11 @@ def low_rank(matrix: npt.NDArray[Any], hidden: npt.NDArray[np.bool_], rank: int)
         return matrix, hidden, f"rank {rank} does not predict held-out entries (relative error {wrong:.1e})"
     agree = np.abs(fits[0] - fits[1]) <= _AGREEMENT * np.abs(fits[0]) + 1e-9 * scale
     filled, still = np.where(hidden, 0.0, matrix).astype(np.float64), hidden.copy()
-    at = np.ix_(rows, columns)
-    block, mask = filled[at], still[at]
+    block_index = np.ix_(rows, columns)
+    block, mask = filled[block_index], still[block_index]
     block[mask & agree] = fits[0][mask & agree]
-    filled[at], still[at] = block, mask & ~agree
-    # Where all that is visible of a line is 0, and it crosses lines enough that are not, the line is 0: a black pixel, a unit that is off.
+    filled[block_index], still[block_index] = block, mask & ~agree
+    # A line whose visible entries are all 0, and which crosses enough lines that are not 0, is 0 itself: a black pixel, or a unit that is off.
     zero_rows = blank_rows & (visible[:, columns].sum(axis=1) >= 2 * rank)
     zero_columns = blank_columns & (visible[rows].sum(axis=0) >= 2 * rank)
     still &= ~(zero_rows[:, None] | zero_columns)
@@ -200,7 +200,7 @@ def low_rank(matrix: npt.NDArray[Any], hidden: npt.NDArray[np.bool_], rank: int)
 
 
 def _groups(observation: Observation) -> list[tuple[str, ...]]:
-    """Dense kernels by path, those that read the same input together: query, key and value of a layer, and every other one alone."""
+    """Groups the paths of dense kernels that read the same input: query, key and value of a layer together, and every other kernel alone."""
     leaves = zip(trees.paths(observation.visible), jax.tree.leaves(observation.visible), strict=True)
     kernels = [path for path, leaf in leaves if path.endswith("kernel") and leaf.ndim == 2]
     together = [tuple(p for p in group if p in kernels) for group in getattr(observation.model, "attention_kernels", ())]
@@ -209,7 +209,7 @@ def _groups(observation: Observation) -> list[tuple[str, ...]]:
 
 
 def stack(observation: Observation, group: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    """The kernels of a group side by side, their biases as the last row: an input of 1."""
+    """Returns the kernels of a group side by side, with their biases as the last row, since a bias reads an input of 1, and their masks."""
     matrices, masks = [], []
     sent = set(trees.paths(observation.visible))
     for path in group:
@@ -224,18 +224,18 @@ def stack(observation: Observation, group: Sequence[str]) -> tuple[npt.NDArray[A
 
 
 def fill_hidden(observation: Observation, cache: Cache = no_cache) -> tuple[Observation, str]:
-    """Fills in the hidden entries that structure determines; on the host, in float64.
+    """Fills in the hidden entries that structure determines, on the host in float64.
 
-    Dense layers: [x; 1] delta' summed over the batch has at most the rank of the batch (of its tokens); biases are its last row, and query, key and
-    value of one layer share x. The last layer sums to zero over the classes. Convolutions are tried at the batch's rank too, which holds where a kernel
-    covers its whole input, and are left alone where that does not predict held-out entries.
+    In dense layers, [x; 1] delta' summed over the batch has at most the rank of the batch (of its tokens); biases are its last row, and query, key and
+    value of one layer share x. The last layer sums to zero over the classes. Convolutions are also tried at the batch's rank, which holds where a kernel
+    covers its whole input, and are left unchanged where that does not predict held-out entries.
 
     Returns:
-      The observation with what was filled marked as visible, and a JSON report: leaves used, and leaves not used each with the reason.
+      The observation with the filled entries marked as visible, and a JSON report: leaves used, and leaves not used, each with the reason.
     """
     if len(observation.sent) > 1:
-        completed = [fill_hidden(seen, cache) for seen in observation.rounds]
-        rounds, newly = tuple(seen.sent[0] for seen, _ in completed), tuple(each for seen, _ in completed for each in seen.completed or ())
+        completed = [fill_hidden(view, cache) for view in observation.rounds]
+        rounds, newly = tuple(view.sent[0] for view, _ in completed), tuple(newly_visible for view, _ in completed for newly_visible in view.completed or ())
         return dataclasses.replace(observation, sent=rounds, completed=newly), completed[0][1]
     filled = dict(zip(trees.paths(observation.visible), map(np.asarray, jax.tree.leaves(observation.visible)), strict=True))
     masks = dict(zip(trees.paths(observation.mask), map(np.asarray, jax.tree.leaves(observation.mask)), strict=True))
@@ -250,32 +250,32 @@ def fill_hidden(observation: Observation, cache: Cache = no_cache) -> tuple[Obse
         if head:
             matrix, hidden = sum_to_zero(matrix, hidden)
         before = int(hidden[:-1].sum())
-        matrix, hidden, said = low_rank(matrix, hidden, rank)
+        matrix, hidden, outcome = low_rank(matrix, hidden, rank)
         if head:
             matrix, hidden = sum_to_zero(matrix, hidden)
         column = gained = 0
         for path in group:
             module, width = path.rsplit("/", 1)[0], masks[path].shape[1]
-            at = slice(column, column + width)
+            columns = slice(column, column + width)
             column += width
             for name, rows in ((path, slice(0, -1)), (f"{module}/bias", slice(-1, None))):
                 if name in masks:
-                    still = hidden[rows, at].reshape(masks[name].shape)
+                    still = hidden[rows, columns].reshape(masks[name].shape)
                     gained += int(masks[name].sum() - still.sum())
-                    filled[name] = np.where(masks[name] & ~still, matrix[rows, at].reshape(masks[name].shape), filled[name]).astype(filled[name].dtype)
+                    filled[name] = np.where(masks[name] & ~still, matrix[rows, columns].reshape(masks[name].shape), filled[name]).astype(filled[name].dtype)
                     masks[name] = still
-        (used if gained else unused).append(f"{', '.join(group)} ({said if not gained else f'{gained} entries completed, {before} were hidden'})")
+        (used if gained else unused).append(f"{', '.join(group)} ({outcome if not gained else f'{gained} entries completed, {before} were hidden'})")
     for path, mask in masks.items():
         if path.endswith("kernel") and mask.ndim == 4 and mask.any():
             shape = (-1, mask.shape[-1])
-            matrix, hidden, said = low_rank(filled[path].reshape(shape), mask.reshape(shape), rank)
+            matrix, hidden, outcome = low_rank(filled[path].reshape(shape), mask.reshape(shape), rank)
             gained = int(mask.sum() - hidden.sum())
-            (used if gained else unused).append(f"{path} ({said})")
+            (used if gained else unused).append(f"{path} ({outcome})")
             filled[path], masks[path] = matrix.reshape(mask.shape).astype(filled[path].dtype), hidden.reshape(mask.shape)
     treedef = jax.tree.structure(observation.visible)
     names = trees.paths(observation.visible)
     visible = jax.tree.unflatten(treedef, [np.where(masks[n], 0, filled[n]).astype(filled[n].dtype) for n in names])
     mask = jax.tree.unflatten(treedef, [masks[n] for n in names])
     new = jax.tree.map(lambda before, after: np.asarray(before) & ~after, observation.mask, mask)
-    told = dataclasses.replace(observation.with_first(visible=visible, mask=mask), completed=(new,))
-    return told, json.dumps({"used": used, "unused": unused})
+    completed_observation = dataclasses.replace(observation.with_first(visible=visible, mask=mask), completed=(new,))
+    return completed_observation, json.dumps({"used": used, "unused": unused})

@@ -31,11 +31,11 @@ Tokens = npt.NDArray[np.int32]
 
 
 KEPT_BYTES = 2**31
-"""What an attack keeps of one vocabulary's inputs, at most: BERT-base's at 16 tokens are 1.5 GB."""
+"""Most bytes of one vocabulary's inputs that an attack keeps: BERT-base's at 16 tokens are 1.5 GB."""
 
 
 class _Candidates(NamedTuple):
-    """Per position the token ids that pass the first test and their distances, nearest first."""
+    """The token ids that pass the first test at each position and their distances, nearest first."""
 
     tokens: list[npt.NDArray[np.int64]]
     distances: list[npt.NDArray[np.float64]]
@@ -43,7 +43,7 @@ class _Candidates(NamedTuple):
 
 @lru_cache(maxsize=8)
 def _reader(model: Any, num_layers: int) -> Callable[..., Any]:
-    """(params, tokens, valid) -> the input of attention layer `num_layers`, compiled once per model and shape."""
+    """Returns (params, tokens, valid) -> the input of attention layer `num_layers`, compiled once per model and shape."""
 
     def read(params: Any, tokens: Any, valid: Any) -> Any:
         with jax.default_matmul_precision("highest"):
@@ -53,7 +53,7 @@ def _reader(model: Any, num_layers: int) -> Callable[..., Any]:
 
 
 def _batches(tokens: Tokens, valid: npt.NDArray[np.bool_], at_once: int) -> Iterator[tuple[Tokens, npt.NDArray[np.bool_], int]]:
-    """Sequences in batches of one size, the last one filled up, and how many of each are there."""
+    """Yields sequences in batches of one size, the last one padded, with the number of real sequences in each."""
     for start in range(0, len(tokens), at_once):
         part, real = tokens[start : start + at_once], valid[start : start + at_once]
         missing = ((0, at_once - len(part)), (0, 0))
@@ -61,7 +61,7 @@ def _batches(tokens: Tokens, valid: npt.NDArray[np.bool_], at_once: int) -> Iter
 
 
 class _Inputs(NamedTuple):
-    """Inputs of a layer (n, T, width), how many of the n are not padding, and their squared norms (n, T) where these are known."""
+    """Inputs of a layer (n, T, width), the number of the n that are not padding, and their squared norms (n, T) where these are known."""
 
     values: Array
     num_real: int
@@ -75,7 +75,7 @@ def _squares(inputs: Array, covered: Any) -> Array:
 
 @jax.jit
 def _judge(inputs: Array, squares: Array, basis: Any) -> Array:
-    """How far inputs (n, T, width) lie from a row space, (n, T), in float32; compiled once per shape and rank."""
+    """Returns how far inputs (n, T, width) lie from a row space, (n, T), in float32; compiled once per shape and rank."""
     with jax.default_matmul_precision("highest"):
         inside = inputs @ basis
     whole = jnp.maximum(squares, 1e-30)
@@ -88,43 +88,43 @@ def _width(observation: Observation) -> int:
 
 
 def _distances(parts: Iterable[_Inputs], space: row_space.RowSpace, width: int) -> npt.NDArray[np.float64]:
-    """`RowSpace.distances` of batches of inputs: of all in float32 on the device, and of those that lie close again in float64.
+    """Computes `RowSpace.distances` of batches of inputs: in float32 on the device, and again in float64 for inputs that lie close.
 
     Args:
       parts: batches of one shape.
-      space: that they may lie in.
+      space: the row space that they may lie in.
       width: of an input.
     """
-    # Ranks of neighbouring size share a program.
+    # Ranks of similar size share a program.
     basis = np.zeros((width, -(-space.basis.shape[1] // 16) * 16), np.float32)
     basis[space.rows, : space.basis.shape[1]] = space.basis
     covered = np.zeros(width, np.float32)
     covered[space.rows] = 1
-    found: list[npt.NDArray[np.float64]] = []
-    judged: deque[tuple[Array, _Inputs]] = deque()
+    distances_by_part: list[npt.NDArray[np.float64]] = []
+    pending: deque[tuple[Array, _Inputs]] = deque()
 
-    def look() -> None:
-        distances, part = judged.popleft()
+    def refine_oldest() -> None:
+        distances, part = pending.popleft()
         near = np.asarray(distances)[: part.num_real].astype(np.float64)
         close = near < row_space.CLOSE
         if close.any():
             near[close] = space.exactly(np.asarray(part.values)[: part.num_real][close])
-        found.append(near)
+        distances_by_part.append(near)
 
     for part in parts:
-        # What is read of memory is what it takes: norms that are known are not made again.
+        # Reading memory dominates the cost, so known norms are not computed again.
         squares = part.squares if part.squares is not None and covered.all() else _squares(part.values, covered)
-        # The device has the next ones while the host looks at the first.
-        judged.append((_judge(part.values, squares, basis), part))
-        if len(judged) > 4:
-            look()
-    while judged:
-        look()
-    return np.concatenate(found)
+        # The device computes the next parts while the host refines the oldest one.
+        pending.append((_judge(part.values, squares, basis), part))
+        if len(pending) > 4:
+            refine_oldest()
+    while pending:
+        refine_oldest()
+    return np.concatenate(distances_by_part)
 
 
 def _read(observation: Observation, tokens: Tokens, valid: npt.NDArray[np.bool_], num_layers: int, at_once: int) -> Iterator[_Inputs]:
-    """The input of attention layer `num_layers` (from 1) in batches of one size, so that one program serves all."""
+    """Yields the input of attention layer `num_layers` (from 1) in batches of one size, so that one program serves all."""
     model: Any = text_parts(observation)[0]
     read = _reader(model, num_layers)
     for part, real, count in _batches(tokens, valid, at_once):
@@ -132,17 +132,17 @@ def _read(observation: Observation, tokens: Tokens, valid: npt.NDArray[np.bool_]
 
 
 class _Vocabulary:
-    """The first layer's inputs for every word at every position, kept for the weights that were used last: all cells of a seed test the same ones."""
+    """The first layer's inputs for every word at every position, kept for the weights used last, since all cells of a seed test the same weights."""
 
     def __init__(self) -> None:
         self._kept: dict[Any, tuple[Any, list[_Inputs]]] = {}
         self._lock = threading.Lock()
 
     def inputs(self, observation: Observation, allowed: npt.NDArray[Any], at_once: int) -> Iterable[_Inputs]:
-        """In batches of (at_once, T, width).
+        """Returns the inputs in batches of (at_once, T, width).
 
         Args:
-          observation: of one round, whose weights are read.
+          observation: of one round, whose weights are used.
           allowed: (n,) the words.
           at_once: words in a batch.
         """
@@ -158,7 +158,7 @@ class _Vocabulary:
             return read()
         key = (model, allowed.tobytes(), at_once, *map(id, leaves))
         with self._lock:
-            # The weights are held with what was made of them, so that no other array takes their place in memory.
+            # The weights are kept alive with their inputs, so that no other array can take over their ids.
             _, parts = self._kept.pop(key, None) or (leaves, [part._replace(squares=_squares(part.values, np.ones(width, np.float32))) for part in read()])
             while len(self._kept) >= KEPT_BYTES // size:
                 del self._kept[next(iter(self._kept))]
@@ -167,17 +167,17 @@ class _Vocabulary:
 
 
 def _layer_inputs(observation: Observation, tokens: Tokens, valid: npt.NDArray[np.bool_], num_layers: int, at_once: int) -> npt.NDArray[Any]:
-    """The input of attention layer `num_layers` (from 1), (n, T, width)."""
+    """Returns the input of attention layer `num_layers` (from 1), (n, T, width)."""
     return np.concatenate([np.asarray(part.values)[: part.num_real] for part in _read(observation, tokens, valid, num_layers, at_once)])
 
 
 class _Part(NamedTuple):
-    """What one round's leaves say of the inputs of a layer.
+    """What one round's leaves say about the inputs of a layer.
 
     Attributes:
       seen: the observation of the round.
-      space: that the inputs, or their products with `through`, lie in.
-      through: (width, rank) an adapter's first factor, where the space is that of what its second one reads; None for the inputs themselves.
+      space: the row space that the inputs, or their products with `through`, lie in.
+      through: (width, rank) an adapter's first factor, where the space is that of the inputs of its second factor; None for the layer's inputs themselves.
     """
 
     seen: Observation
@@ -185,7 +185,7 @@ class _Part(NamedTuple):
     through: Any = None
 
     def distances(self, inputs: Iterable[_Inputs]) -> npt.NDArray[np.float64]:
-        """How far inputs lie from the space."""
+        """Returns how far inputs lie from the space."""
         if self.through is None:
             return _distances(inputs, self.space, _width(self.seen))
         return _distances((_Inputs(_times(part.values, self.through), part.num_real) for part in inputs), self.space, self.through.shape[1])
@@ -198,10 +198,10 @@ def _times(inputs: Array, matrix: Array) -> Array:
 
 
 def _spaces(observation: Observation, layer: int, hidden: Hidden, max_rank: int, tolerance: float) -> list[_Part]:
-    """Of the kernels that read the inputs; where these say nothing, of adapters' second factors, one space each.
+    """Returns the row space of the kernels that read the inputs and, where these say nothing, one space for each adapter's second factor.
 
-    The first factor of a fresh adapter has no gradient, since the second one is 0. The gradient of that is (X A)' D: its columns lie in the span of the rows
-    of X A, which is less than the whole space while fewer tokens occur than the adapter's rank.
+    The first factor of a fresh adapter has no gradient, since the second one is 0. The gradient of the second is (X A)' D: its columns lie in the span of
+    the rows of X A, which is less than the whole space while fewer tokens occur than the adapter's rank.
     """
     model, _ = text_parts(observation)
     sent = set(trees.paths(observation.visible))
@@ -216,12 +216,12 @@ def _spaces(observation: Observation, layer: int, hidden: Hidden, max_rank: int,
 
 
 class _Layer(NamedTuple):
-    """What all rounds say of the inputs of one attention layer.
+    """What all rounds say about the inputs of one attention layer.
 
     Attributes:
       number: of the layer, from 1.
-      parts: whose spaces say anything, of every round.
-      leaves, unused: as `RowSpace` has them, of every round.
+      parts: the parts of every round whose spaces say anything.
+      leaves, unused: as in `RowSpace`, of every round.
     """
 
     number: int
@@ -230,22 +230,22 @@ class _Layer(NamedTuple):
     unused: tuple[str, ...] = ()
 
     def distances(self, tokens: Tokens, valid: npt.NDArray[np.bool_], at_once: int) -> npt.NDArray[np.float64]:
-        """How far each token's input (n, T) is from the row spaces, the geometric mean over them; 1 where nothing can be said."""
-        return self._over_rounds(tokens.shape, lambda seen: _read(seen, tokens, valid, self.number, at_once))
+        """Returns how far each token's input (n, T) is from the row spaces, the geometric mean over them; 1 where nothing can be said."""
+        return self._over_rounds(tokens.shape, lambda view: _read(view, tokens, valid, self.number, at_once))
 
     def distances_of_words(self, vocabulary: _Vocabulary, allowed: npt.NDArray[Any], length: int, at_once: int) -> npt.NDArray[np.float64]:
-        """The same of every word (n,) at every position, (n, length); of the first layer."""
-        return self._over_rounds((len(allowed), length), lambda seen: vocabulary.inputs(seen, allowed, at_once))
+        """Returns the same distances for every word (n,) at every position, (n, length); for the first layer."""
+        return self._over_rounds((len(allowed), length), lambda view: vocabulary.inputs(view, allowed, at_once))
 
     def _over_rounds(self, shape: tuple[int, ...], inputs: Callable[[Observation], Iterable[_Inputs]]) -> npt.NDArray[np.float64]:
         if not self.parts:
             return np.ones(shape)
-        each = [part.distances(inputs(part.seen)) for part in self.parts]
-        return each[0] if len(each) == 1 else np.exp(np.mean([np.log(np.maximum(part, 1e-12)) for part in each], axis=0))
+        distances_by_part = [part.distances(inputs(part.seen)) for part in self.parts]
+        return distances_by_part[0] if len(distances_by_part) == 1 else np.exp(np.mean([np.log(np.maximum(part, 1e-12)) for part in distances_by_part], axis=0))
 
 
 def _layer(observation: Observation, number: int, hidden: Hidden, max_rank: int, tolerance: float) -> _Layer:
-    rounds = [_spaces(one, number - 1, hidden, max_rank, tolerance) for one in observation.rounds]
+    rounds = [_spaces(view, number - 1, hidden, max_rank, tolerance) for view in observation.rounds]
     name = lambda leaf, t: leaf if len(rounds) == 1 else f"round {t + 1}: {leaf}"
     return _Layer(
         number,
@@ -268,13 +268,13 @@ def _first_test(
     spec = text_parts(observation)[1]
     length = spec.shape[0]
     allowed, known_ids, known = _words(observation)
-    found = layer.distances_of_words(vocabulary, allowed, length, at_once).T
+    all_distances = layer.distances_of_words(vocabulary, allowed, length, at_once).T
     tokens, distances = [], []
     for position in range(length):
-        passing = np.flatnonzero(found[position] < threshold)
-        passing = passing if len(passing) else np.asarray([found[position].argmin()])
-        order = passing[np.argsort(found[position][passing], kind="stable")][:max_candidates]
-        ids, values = allowed[order], found[position][order]
+        passing = np.flatnonzero(all_distances[position] < threshold)
+        passing = passing if len(passing) else np.asarray([all_distances[position].argmin()])
+        order = passing[np.argsort(all_distances[position][passing], kind="stable")][:max_candidates]
+        ids, values = allowed[order], all_distances[position][order]
         fixed = np.unique(known_ids[:, position][known[:, position] & real[:, position]])
         if known[:, position].all():
             ids, values = fixed, np.zeros(len(fixed))
@@ -285,15 +285,15 @@ def _first_test(
     return _Candidates(tokens, distances)
 
 
-def _pick(found: list[tuple[float, Tokens]], lengths: npt.NDArray[np.int64], spare: Callable[[int], Tokens]) -> list[Tokens]:
-    """One sequence per length, the nearest first, none of them the beginning of another; `spare` where none is left.
+def _pick(scored: list[tuple[float, Tokens]], lengths: npt.NDArray[np.int64], spare: Callable[[int], Tokens]) -> list[Tokens]:
+    """Picks one sequence per length, the nearest first and none a prefix of another; `spare` provides one where none is left.
 
-    Beginnings of true sequences pass every test, so the longest are chosen first.
+    Prefixes of true sequences pass every test, so the longest sequences are chosen first.
     """
     result: dict[int, Tokens] = {}
     for index in np.argsort(-lengths, kind="stable"):
         length = int(lengths[index])
-        for _, tokens in sorted((item for item in found if len(item[1]) == length), key=lambda item: item[0]):
+        for _, tokens in sorted((item for item in scored if len(item[1]) == length), key=lambda item: item[0]):
             if not any(np.array_equal(tokens, other[:length]) for other in result.values()):
                 result[int(index)] = tokens
                 break
@@ -305,7 +305,7 @@ def _pick(found: list[tuple[float, Tokens]], lengths: npt.NDArray[np.int64], spa
 def _grow(
     observation: Observation, layer: _Layer, candidates: _Candidates, lengths: npt.NDArray[np.int64], threshold: float, beam: int, at_once: int
 ) -> list[Tokens]:
-    """Decoders: a prefix's second-layer inputs depend on nothing after it, so sequences grow token by token."""
+    """Grows sequences token by token, for decoders: a prefix's second-layer inputs depend on nothing after it."""
     _, spec = text_parts(observation)
     width = spec.shape[0]
     alive: list[tuple[float, Tokens]] = [(0.0, np.zeros(0, np.int32))]
@@ -322,15 +322,15 @@ def _grow(
         scored = sorted(((max(score, float(d)), tokens) for (score, tokens), d in zip(grown, second, strict=True)), key=lambda item: item[0])
         passing = [item for item in scored if item[0] < threshold]
         alive = (passing or scored)[:beam]
-        # One that ends here must not keep the others from growing, so it is kept aside and grows on.
+        # A sequence that ends here must not keep others from growing, so it is set aside and also grows on.
         finished += [item for item in alive if (lengths == position + 1).any()]
     return _pick(finished, lengths, lambda length: alive[0][1][:length])
 
 
 def _affinities(observation: Observation, occurring: list[tuple[int, int]]) -> npt.NDArray[np.float64] | None:
-    """How strongly two of the occurring (position, token) pairs attend to each other, (n, n) in [0, 1]; None where it cannot be computed.
+    """Returns how strongly the occurring (position, token) pairs attend to each other, (n, n) in [0, 1]; None where it cannot be computed.
 
-    With the layer's inputs X known, D = pinv(X') dL/dW is what flowed back to each query and key. For a head with attention scores S,
+    With the layer's inputs X known, D = pinv(X') dL/dW is the gradient that flowed back to each query and key. For a head with attention scores S,
     D_Q = (dL/dS) K and D_K = (dL/dS)' Q, so dL/dS follows, and it is 0 between tokens of different sentences. This grouping is ours; it is exact
     while the head's width holds as many tokens as occur, and a least-norm estimate beyond.
     """
@@ -343,7 +343,7 @@ def _affinities(observation: Observation, occurring: list[tuple[int, int]]) -> n
     tokens = np.broadcast_to(ids[:, None], (len(ids), spec.shape[0])).astype(np.int32)
     inputs = _layer_inputs(observation, tokens, np.ones(tokens.shape, bool), 1, 256)[np.arange(len(ids)), positions].astype(np.float64)
     if np.linalg.matrix_rank(inputs, tol=1e-4 * np.linalg.norm(inputs, 2)) < len(inputs):
-        # A word seen at two positions makes others' shifted twins pass the first test too; what flowed back to whom is then not determined.
+        # A word at two positions lets others' shifted twins pass the first test too; which token each gradient flowed back to is then not determined.
         return None
     inverse = np.linalg.pinv(inputs.T, rcond=1e-6)
     heads = []
@@ -354,7 +354,7 @@ def _affinities(observation: Observation, occurring: list[tuple[int, int]]) -> n
     (queries, query_flows), (keys, key_flows) = heads
     result = np.zeros((len(ids), len(ids)))
     for query, query_flow, key, key_flow in zip(queries, query_flows, keys, key_flows, strict=True):
-        # A softmax's scores move their own sum nowhere: each row of dL/dS sums to 0.
+        # A softmax does not change when all of its scores shift alike: each row of dL/dS sums to 0.
         columns = np.concatenate([key, np.full((len(ids), 1), np.abs(key).mean())], axis=1)
         wanted = np.concatenate([query_flow, np.zeros((len(ids), 1))], axis=1)
         left, right = np.linalg.pinv(columns, rcond=1e-7), np.linalg.pinv(query.T, rcond=1e-7)
@@ -379,18 +379,18 @@ def _assemble(
     *,
     num_attempts: int,
 ) -> list[Tokens]:
-    """Encoders: every position reads all, so whole sequences are improved position by position from many starts.
+    """Improves whole sequences position by position from many starts, for encoders, where every position reads all others.
 
-    First by who attends to whom, which needs no forward pass; then those against the second layer's row space.
+    Sequences are first scored by which tokens attend to each other, which needs no forward pass, and then against the second layer's row space.
     """
     _, spec = text_parts(observation)
     width, generator = spec.shape[0], np.random.default_rng(0)
     known_ids, known = (np.asarray(x) for x in known_tokens(observation))
     occurring = [(p, int(t)) for p in range(int(lengths.max())) for t in candidates.tokens[p]]
-    place = {pair: i for i, pair in enumerate(occurring)}
+    pair_index = {pair: i for i, pair in enumerate(occurring)}
     affinity = _affinities(observation, occurring) if len(lengths) > 1 else None
     bonds = None if affinity is None else np.log(affinity + 1e-6)
-    found: list[tuple[float, Tokens]] = []
+    scored: list[tuple[float, Tokens]] = []
 
     def by_layer(sequences: Tokens) -> npt.NDArray[np.float64]:
         length = sequences.shape[1]
@@ -402,22 +402,22 @@ def _assemble(
 
     def by_bonds(sequences: Tokens) -> npt.NDArray[np.float64]:
         assert bonds is not None
-        at = np.asarray([[place[p, int(t)] for p, t in enumerate(tokens)] for tokens in sequences])
-        return -bonds[at[:, :, None], at[:, None, :]].mean(axis=(1, 2))
+        indices = np.asarray([[pair_index[p, int(t)] for p, t in enumerate(tokens)] for tokens in sequences])
+        return -bonds[indices[:, :, None], indices[:, None, :]].mean(axis=(1, 2))
 
     for length in np.unique(lengths):
         row = int(np.flatnonzero(lengths == length)[0])
         choices = [np.asarray([known_ids[row, p]], np.int64) if known[row, p] else candidates.tokens[p] for p in range(length)]
         single = np.asarray([[c[0] for c in choices]], np.int32)
         if all(len(c) == 1 for c in choices):
-            found.append((0.0, single[0]))
+            scored.append((0.0, single[0]))
             continue
         wanted = int((lengths == length).sum())
         for attempt in range(num_attempts if layer.parts else 1):
-            # Tokens of sentences that are found already are an unlikely start for another one.
-            explained = {(p, int(t)) for value, tokens in found if value < threshold for p, t in enumerate(tokens)}
+            # Tokens of sentences that are already recovered are unlikely in another one.
+            explained = {(p, int(t)) for value, tokens in scored if value < threshold for p, t in enumerate(tokens)}
             likely = [np.asarray([t for t in c if (p, int(t)) not in explained] or c) for p, c in enumerate(choices)]
-            # Bonds cost no forward pass, so many chains may start; they are tried first.
+            # Bonds cost no forward pass, so many chains can start; they are tried first.
             quick = bonds is not None and not attempt
             chains = np.stack([[generator.choice(c) for c in likely] for _ in range(beam if quick else max(1, beam // 8))])
             chains = np.concatenate([chains, single]).astype(np.int32)
@@ -428,16 +428,16 @@ def _assemble(
                 values = by_layer(chains)
             else:
                 chains, values = _improve(chains, choices, by_layer, generator)
-            found += list(zip(values.tolist(), chains, strict=True))
-            if len({tuple(tokens) for value, tokens in found if value < threshold and len(tokens) == length}) >= wanted:
+            scored += list(zip(values.tolist(), chains, strict=True))
+            if len({tuple(tokens) for value, tokens in scored if value < threshold and len(tokens) == length}) >= wanted:
                 break
-    return _pick(found, lengths, lambda length: np.asarray([c[0] for c in candidates.tokens[:length]], np.int32))
+    return _pick(scored, lengths, lambda length: np.asarray([c[0] for c in candidates.tokens[:length]], np.int32))
 
 
 def _improve(
     chains: Tokens, choices: list[npt.NDArray[np.int64]], score: Callable[[Tokens], npt.NDArray[np.float64]], generator: np.random.Generator
 ) -> tuple[Tokens, npt.NDArray[np.float64]]:
-    """Coordinate descent: at each position in turn the choice of the lowest score, until nothing changes."""
+    """Takes the choice of the lowest score at each position in turn, by coordinate descent, until nothing changes."""
     values = score(chains)
     for _ in range(6):
         before = chains.copy()
@@ -461,14 +461,14 @@ def _every_word(observation: Observation) -> tuple[Array, ...]:
 
 
 def _words(observation: Observation) -> tuple[npt.NDArray[Any], ...]:
-    """Possible tokens; known ones (B, T) and where they are known."""
+    """Returns the possible tokens, the known ones (B, T), and where these are known."""
     possible, ids, known = map(np.asarray, _every_word(observation))
     return np.flatnonzero(possible), ids, known
 
 
 @partial(jax.jit, static_argnums=2)
 def _labels(key: Key, observation: Observation, hidden: Hidden) -> Array:
-    """Compiled once for a model: done one operation after another, it would take most of the time of a short sentence."""
+    """Returns the most plausible labels; compiled, because op-by-op execution would take most of the time of a short sentence."""
     return plausible()(key, observation, fill(observation, hidden)).labels[0]
 
 
@@ -485,21 +485,21 @@ def dager(
 ) -> Attack:
     """Row-space tests per token and position, then a beam (decoders) or improvement from many starts (encoders) against the second layer.
 
-    Uses the visible gradients of query, key and value kernels of the first two layers, or of the second factors of their adapters where the first ones say
-    nothing, as those of fresh adapters (ours), and says which. Hidden entries are completed at low rank
+    It uses the visible gradients of the query, key and value kernels of the first two layers, or of the second factors of their adapters where the first
+    factors say nothing, as in fresh adapters (ours), and reports which. Hidden entries are completed at low rank
     (`ignore`, ours; `bounded` and `complete` add nothing to that here) or taken as 0 or the mean (`zero`, `average`). It runs on the host in float64,
-    one observation after the other. Of several rounds each has its own row spaces, and a token's distance is the geometric mean over them.
+    one observation after the other. Each of several rounds has its own row spaces, and a token's distance is the geometric mean over them.
 
     Args:
-      hidden: what becomes of encrypted entries.
+      hidden: how encrypted entries are treated.
       first_threshold: relative distance of a token's embedding from the first layer's row space below which it may occur. The published 1e-5
         presumes float64; float32 gradients leave 1e-3 (docs/design.md).
       second_threshold: the same for the second layer.
       rank_tolerance: singular values below this share of the largest are noise; the rank is at most the number of tokens.
-      max_candidates: tokens kept at each position; a word seen at two positions lets others pass there too, so a batch has many.
+      max_candidates: tokens kept at each position; a word at two positions lets others pass there too, so a batch has many.
       beam: prefixes, or whole sequences, kept.
-      num_attempts: rounds of starts for the sentences of an encoder that no earlier round found.
-      tokens_at_once: embedded in one batch; bounds the memory.
+      num_attempts: rounds of starts for the sentences of an encoder that no earlier round recovered.
+      tokens_at_once: tokens embedded in one batch; bounds the memory.
     """
     if num_attempts < 1:
         raise UsageError(f"num_attempts={num_attempts} must be at least 1")
@@ -522,7 +522,7 @@ def dager(
                 tokens[i, : lengths[i]] = row[: lengths[i]]
             objective = float(np.mean([d.min() for d in candidates.distances if len(d)]))
         else:
-            # Nothing can be tested: a sample of the prior, as every attack returns at ratio 1.
+            # Nothing can be tested, so a sample of the prior is returned, as by every attack at ratio 1.
             allowed, known_ids, known = _words(observation)
             drawn = np.asarray(jax.random.choice(key, jnp.asarray(allowed), (size, length)))
             tokens, objective = np.where(known, known_ids, drawn).astype(np.int32), 1.0
@@ -534,7 +534,7 @@ def dager(
         else:
             labels = _labels(key, observation, hidden)
         report = {"used": [leaf for layer in layers for leaf in layer.leaves], "unused": [leaf for layer in layers for leaf in layer.unused]}
-        found, moved = jnp.asarray(tokens), bool(report["used"])
-        return Reconstruction.single(found, jnp.asarray(labels, jnp.int32), jnp.float32(objective), report=json.dumps(report), moved=moved)
+        inputs, moved = jnp.asarray(tokens), bool(report["used"])
+        return Reconstruction.single(inputs, jnp.asarray(labels, jnp.int32), jnp.float32(objective), report=json.dumps(report), moved=moved)
 
     return on_host(reconstruct, rung=hidden)

@@ -1,6 +1,6 @@
-"""From the parts of an attack (distance, prior, minimiser, start, label rule) to a whole one with restarts.
+"""Assembles an attack with restarts from its parts: distance, prior, minimiser, start and label rule.
 
-A `Kernel` is one start of one attack on one observation: `init` and `step` in the manner of blackjax, `decode` at the end.
+A `Kernel` is one start of one attack on one observation: `init` and `step` as in blackjax, and `decode` at the end.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from selgrad.errors import UsageError
 
 
 class State(NamedTuple):
-    """One restart: the minimiser's state, the start, the fixed labels (None if optimised), evaluations spent, steps done and a key's data.
+    """The state of one restart: the minimiser's state, the start, the fixed labels (None if optimised), evaluations spent, steps done and a key's data.
 
-    `informed` is 1 where the restart uses what its rung adds, and 0 where it ignores hidden entries and no more.
+    `informed` is 1 where the restart uses what its rung adds, and 0 where it only ignores hidden entries.
     """
 
     informed: Array
@@ -44,7 +44,7 @@ class State(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """What one restart found."""
+    """The result of one restart."""
 
     inputs: Array
     labels: Array
@@ -56,11 +56,11 @@ class Candidate(NamedTuple):
 class Kernel(NamedTuple):
     """One restart: `init(key, informed, observation)`, `step(observation, aims, state)`, `decode(observation, aims, state) -> Candidate`.
 
-    `prepare` comes before. `doubled` says that each start is searched from twice, with what the rung adds and without: what is better by all that the rung
-    knows is kept, so a rung that knows more is never worse by it.
+    `prepare` runs before them. `doubled` says that each start is searched from twice, with what the rung adds and without it. The result that is better by
+    everything the rung knows is kept, so a rung that knows more is never worse for it.
 
-    `aim(observation)` is what each round's dummy update is compared with, once for all steps. `rung`, `evidence` and `estimate` are what `Attack` says of
-    itself, and so is `objective`.
+    `aim(observation)` returns the targets that the dummy updates of each round are compared with, computed once for all steps. `rung`, `evidence`, `estimate`
+    and `objective` have the same meaning as in `Attack`.
     """
 
     init: Callable[[Key, Array, Observation], State]
@@ -76,16 +76,16 @@ class Kernel(NamedTuple):
 
 
 def _anything_visible(observation: Observation) -> Array:
-    return ~jnp.stack([m.all() for m in jax.tree.leaves([one.mask for one in observation.sent])]).all()
+    return ~jnp.stack([m.all() for m in jax.tree.leaves([sent.mask for sent in observation.sent])]).all()
 
 
 class Mismatch(NamedTuple):
-    """What a minimiser is given: the objective, and the residuals behind it for one that wants them.
+    """What a minimiser receives: the objective, and the residuals behind it for a minimiser that needs them.
 
     Attributes:
       value: point -> the objective.
-      residuals: point -> what is left of every visible entry of every round, in units of its leaf's norm, 0 where nothing is visible.
-      noise: the standard deviation of what a protection added to each of these.
+      residuals: point -> the residual of every entry of every round, in units of its leaf's norm; 0 where nothing is visible.
+      noise: the standard deviation of the noise that a protection added to each of these entries.
     """
 
     value: Callable[[Array], Array]
@@ -93,17 +93,17 @@ class Mismatch(NamedTuple):
     noise: Array | float
 
     def __call__(self, point: Array) -> Array:
-        """The objective."""
+        """Returns the objective at a point."""
         return self.value(point)
 
 
 Prepare = Callable[[Observation, Cache], tuple[Observation, str]]
 Value = Callable[[Array], Array]
-"""Dummy inputs -> the attack's objective there."""
+"""Maps dummy inputs to the attack's objective there."""
 
 
 class Matching(NamedTuple):
-    """What an objective is made of.
+    """The parts of an objective.
 
     Attributes:
       distance: between the dummy update and the target.
@@ -119,11 +119,11 @@ class Matching(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """How labels are told apart where what is visible allows several: each gets a short search, and the one of the smallest objective is taken.
+    """How labels are told apart where the visible entries allow several: each gets a short search, and the one with the smallest objective is taken.
 
     Attributes:
       num_evaluations: minimiser steps that each plausible label gets.
-      matching: of the search; the attack's own where it is None.
+      matching: the objective of the search; the attack's own where it is None.
     """
 
     num_evaluations: int = 100
@@ -131,12 +131,12 @@ class Trial(NamedTuple):
 
 
 class Search(NamedTuple):
-    """Discrete moves beside the optimisation.
+    """Discrete moves that accompany the optimisation.
 
     Attributes:
       start: (key, observation, value) -> dummy inputs to start from.
       refine: (key, observation, value, dummy inputs, step) -> dummy inputs after a step of the attack, and the objective there.
-      evaluations_per_start, evaluations_per_step: of the objective.
+      evaluations_per_start, evaluations_per_step: evaluations of the objective that each of them spends.
     """
 
     start: Callable[[Key, Observation, Value], Array]
@@ -163,16 +163,16 @@ def gradient_matching(
     Args:
       distance: between the dummy update and the target.
       minimiser: for the attacker's bounds, from the observation.
-      hidden: what becomes of encrypted entries; `complete` fills in on the host what structure gives away, and ignores the rest; `learned` ignores
-        them and starts from what a decoder that was trained for this mask makes of the others.
+      hidden: how encrypted entries are treated; `complete` fills in, on the host, the entries that structure gives away and ignores the rest; `learned`
+        ignores them and starts from the estimate of a decoder that was trained for this mask.
       space: what is optimised, from the observation: pixels or embeddings.
       prior: penalty on the dummy inputs.
-      label_rule: labels before the optimisation; None optimises label logits jointly. Labels that the threat model gives are used as given.
-      trial: of each plausible label, where the rule is not certain; a hundred of the attack's own evaluations by default.
+      label_rule: recovers labels before the optimisation; None optimises label logits jointly. Labels that the threat model gives are used as given.
+      trial: the search for each plausible label, where the rule is not certain; a hundred of the attack's own evaluations by default.
       evaluations_per_step: minimiser steps in one step of the attack.
-      search: discrete moves, before the first step and after each; it needs a first-order minimiser.
-      surrogates: from one round's observation to weights at which the dummy's gradient stands for the client's update; the nearest counts. None simulates
-        the update.
+      search: discrete moves, before the first step and after each; they need a first-order minimiser.
+      surrogates: maps one round's observation to weights at which the dummy's gradient stands for the client's update; the nearest one counts. None
+        simulates the update.
 
     Returns:
       A kernel.
@@ -185,112 +185,112 @@ def gradient_matching(
 
     doubled = hidden in ("bounded", "complete", "learned")
     own = Matching(distance, space, minimiser, prior)
-    tried = trial or Trial()
+    label_trial = trial or Trial()
 
     def label_sizes(observation: Observation) -> tuple[int, ...]:
         spec = observation.model.input_spec
         return (observation.update.batch_size, *spec.label_shape, spec.num_classes)
 
     def unravel(observation: Observation, state_labels: Array | None, point: Array, by: Matching = own) -> tuple[Array, Array]:
-        place, labels_shape = by.space(observation), label_sizes(observation)
+        domain, labels_shape = by.space(observation), label_sizes(observation)
         if state_labels is not None:
-            return place.fix(point.reshape(place.shape)), jax.nn.one_hot(state_labels, labels_shape[-1], dtype=point.dtype)
-        num_inputs = math.prod(place.shape)
-        return place.fix(point[:num_inputs].reshape(place.shape)), jax.nn.softmax(point[num_inputs:].reshape(labels_shape))
+            return domain.fix(point.reshape(domain.shape)), jax.nn.one_hot(state_labels, labels_shape[-1], dtype=point.dtype)
+        num_inputs = math.prod(domain.shape)
+        return domain.fix(point[:num_inputs].reshape(domain.shape)), jax.nn.softmax(point[num_inputs:].reshape(labels_shape))
 
-    def updated(seen: Observation, inputs: Array, probabilities: Array, at: Params | None = None) -> Any:
+    def dummy_update(view: Observation, inputs: Array, probabilities: Array, weights: Params | None = None) -> Any:
         def function(params: Params, inputs: Array, probabilities: Array, valid: Array | None) -> Grads:
-            if at is None:
-                return seen.update(seen.model, params, inputs, probabilities, valid)
-            return loss_gradient(seen.model, params, lambda _: inputs, probabilities, valid)
+            if weights is None:
+                return view.update(view.model, params, inputs, probabilities, valid)
+            return loss_gradient(view.model, params, lambda _: inputs, probabilities, valid)
 
-        arguments = seen.params if at is None else at, inputs, probabilities, seen.valid
+        arguments = view.params if weights is None else weights, inputs, probabilities, view.valid
         # A metric that scores the dummy reads every entry of its update.
         return outer.factored(function, *arguments) if hidden != "bounded" and outer.enabled() else function(*arguments)
 
     def aim(observation: Observation) -> list[Target]:
-        sizes, place = label_sizes(observation), space(observation).shape
+        sizes, inputs_shape = label_sizes(observation), space(observation).shape
 
-        def of_round(seen: Observation) -> Target:
-            target = fill(seen, hidden)
-            at = None if surrogates is None else surrogates(seen)[0]
-            like = jax.eval_shape(lambda: updated(seen, jnp.zeros(place), jnp.zeros(sizes), at))
-            # Read as a factor of products in every step.
-            known = lambda leaf, c: c.astype(jnp.float32) if outer.is_outer(leaf) else c
-            return target._replace(counted=jax.tree.map(known, like, target.counted, is_leaf=outer.is_outer))
+        def of_round(view: Observation) -> Target:
+            target = fill(view, hidden)
+            weights = None if surrogates is None else surrogates(view)[0]
+            like = jax.eval_shape(lambda: dummy_update(view, jnp.zeros(inputs_shape), jnp.zeros(sizes), weights))
+            # Every step multiplies by it where the update is a product of factors.
+            as_factor = lambda leaf, c: c.astype(jnp.float32) if outer.is_outer(leaf) else c
+            return target._replace(counted=jax.tree.map(as_factor, like, target.counted, is_leaf=outer.is_outer))
 
-        return [of_round(seen) for seen in observation.rounds]
+        return [of_round(view) for view in observation.rounds]
 
     def objective(observation: Observation, aims: list[Target], labels: Array | None, informed: Array | float = 1.0, by: Matching = own) -> Mismatch:
-        rounds = [(seen, told(seen, target, informed)) for seen, target in zip(observation.rounds, aims, strict=True)]
+        rounds = [(view, restart_target(view, target, informed)) for view, target in zip(observation.rounds, aims, strict=True)]
 
-        def mismatch(seen: Observation, target: Target, inputs: Array, probabilities: Array) -> Array:
+        def mismatch(view: Observation, target: Target, inputs: Array, probabilities: Array) -> Array:
             if surrogates is not None:
-                return jnp.stack([by.distance(updated(seen, inputs, probabilities, at), target) for at in surrogates(seen)]).min()
-            candidate = updated(seen, inputs, probabilities)
+                return jnp.stack([by.distance(dummy_update(view, inputs, probabilities, weights), target) for weights in surrogates(view)]).min()
+            candidate = dummy_update(view, inputs, probabilities)
             if hidden == "bounded":
                 # The same draws at every step and for every restart: a metric's probes must not be noise in the objective.
-                evidence = mask_evidence(jax.random.key(0), seen, candidate, inputs, probabilities, target.inverse)
+                evidence = mask_evidence(jax.random.key(0), view, candidate, inputs, probabilities, target.inverse)
                 target = target._replace(penalty=informed * evidence)
             return by.distance(candidate, target)
 
         def value(point: Array) -> Array:
             inputs, probabilities = unravel(observation, labels, point, by)
-            matched = [mismatch(seen, target, inputs, probabilities) for seen, target in rounds]
+            matched = [mismatch(view, target, inputs, probabilities) for view, target in rounds]
             total = matched[0] if len(matched) == 1 else jnp.stack(matched).mean()
             return total + (0.0 if by.prior is None else by.prior(observation, inputs))
 
         def residuals(point: Array) -> Array:
             inputs, probabilities = unravel(observation, labels, point, by)
-            update = lambda seen: seen.update(seen.model, seen.params, inputs, probabilities, seen.valid)
-            return jnp.concatenate([leaf_residuals(update(seen), target) for seen, target in rounds])
+            update = lambda view: view.update(view.model, view.params, inputs, probabilities, view.valid)
+            return jnp.concatenate([leaf_residuals(update(view), target) for view, target in rounds])
 
         return Mismatch(value, residuals, noise(observation, aims))
 
-    def told(seen: Observation, target: Target, informed: Array | float) -> Target:
-        """The target of a restart: without what was completed, where it is not informed."""
-        if seen.completed is None or isinstance(informed, float):
+    def restart_target(view: Observation, target: Target, informed: Array | float) -> Target:
+        """Returns the target of a restart, which lacks the completed entries where the restart is not informed."""
+        if view.completed is None or isinstance(informed, float):
             return target
         without = lambda c, filled: jnp.where(filled & (informed == 0), jnp.zeros_like(c), c)
-        counted = jax.tree.map(without, target.counted, seen.completed[0])
-        # What does not count is 0 on either side of an inner product.
+        counted = jax.tree.map(without, target.counted, view.completed[0])
+        # Entries that do not count are 0 on both sides of an inner product.
         return target._replace(counted=counted, grads=jax.tree.map(lambda g, c: jnp.where(c, g, 0).astype(g.dtype), target.grads, counted))
 
     def noise(observation: Observation, aims: list[Target]) -> Array | float:
         if observation.noise is None:
             return 0.0
         added = jax.tree.leaves(observation.noise)
-        of = lambda leaf, std, weight: jnp.full(leaf.size, weight * std)
-        parts = [list(map(of, jax.tree.leaves(target.grads), added, leaf_weights(target))) for target in aims]
-        return jnp.concatenate([part for every in parts for part in every])
+        repeated = lambda leaf, std, weight: jnp.full(leaf.size, weight * std)
+        parts = [list(map(repeated, jax.tree.leaves(target.grads), added, leaf_weights(target))) for target in aims]
+        return jnp.concatenate([part for round_parts in parts for part in round_parts])
 
     def value_of_inputs(observation: Observation, aims: list[Target], labels: Array | None, point: Array) -> Value:
         function = objective(observation, aims, labels)
         rest = point[math.prod(space(observation).shape) :]
-        # A search asks for it in several places, and each traces and batches the whole update again unless it is a program of its own.
+        # A search evaluates it in several places, and each would trace and batch the whole update again if it were not a program of its own.
         return jax.jit(lambda inputs: function(jnp.concatenate([inputs.reshape(-1), rest])))
 
     def settled(key: Key, observation: Observation, plausible: Plausible, inputs: Array) -> tuple[Array, Array]:
-        """The labels whose objective is smallest after a few steps from the same start, and the evaluations spent on finding out."""
-        every, by = plausible.labels, tried.matching or own
-        if len(every) == 1:
-            return every[0], jnp.zeros((), jnp.int32)
+        """Returns the labels whose objective is smallest after a few steps from the same start, and the number of evaluations spent on finding them."""
+        candidates, by = plausible.labels, label_trial.matching or own
+        if len(candidates) == 1:
+            return candidates[0], jnp.zeros((), jnp.int32)
         method, aims = by.minimiser(observation), aim(observation)
-        begin = inputs if by is own else by.space(observation).draw(key)
-        # Lanes that are certain ask for no step, and a block in which all are takes none; what is there already is not tried again. Where nothing but zeros is
-        # visible, no label explains it better than another.
-        again = jnp.stack([(every[:at] == labels).all(axis=-1).any() for at, labels in enumerate(every)])
+        first_inputs = inputs if by is own else by.space(observation).draw(key)
+        # Lanes that are certain need no step, and a block of such lanes takes none; a repeated candidate is not tried again. Where only zeros are visible, no
+        # label explains them better than another.
+        again = jnp.stack([(candidates[:index] == labels).all(axis=-1).any() for index, labels in enumerate(candidates)])
         telling = jnp.stack([(target.norms > 0).any() for target in aims]).any()
-        steps = jnp.where(plausible.certain | ~telling | again, 0, tried.num_evaluations)
+        steps = jnp.where(plausible.certain | ~telling | again, 0, label_trial.num_evaluations)
 
         def value(candidate: tuple[Array, Array]) -> Array:
             labels, steps = candidate
             function = objective(observation, aims, labels, by=by)
-            return jax.lax.fori_loop(0, steps, lambda _, state: method.step(function, state), method.init(begin.reshape(-1))).value
+            return jax.lax.fori_loop(0, steps, lambda _, state: method.step(function, state), method.init(first_inputs.reshape(-1))).value
 
-        # A candidate that got no step has the value inf, and of these the first is taken.
-        found = jax.lax.map(value, (every, steps))
-        return every[jnp.argmin(found)], steps.sum().astype(jnp.int32)
+        # A candidate without a step has the value inf; if all have it, the first is taken.
+        values = jax.lax.map(value, (candidates, steps))
+        return candidates[jnp.argmin(values)], steps.sum().astype(jnp.int32)
 
     def init(key: Key, informed: Array, observation: Observation) -> State:
         inputs_key, labels_key, key = jax.random.split(key, 3)
@@ -310,7 +310,7 @@ def gradient_matching(
             inputs = jnp.where(informed > 0, inputs, searched) if hidden == "learned" else searched
             point = jnp.concatenate([inputs.reshape(-1), point[inputs.size :]])
         inner = minimiser(observation).init(point)
-        # Where nothing is visible there is nothing to optimise for: the attack is done and returns its prior sample.
+        # Where nothing is visible there is nothing to match: the attack is done and returns its prior sample.
         inner = inner._replace(done=~_anything_visible(observation))
         spent = spent + (0 if search is None else search.evaluations_per_start)
         return State(informed, inner, point, labels, spent, jnp.zeros((), jnp.int32), jax.random.key_data(key))
@@ -335,46 +335,46 @@ def gradient_matching(
         size = math.prod(shape)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.num_steps)
         value = value_of_inputs(observation, aims, state.labels, point)
-        inputs, found = search.refine(key, observation, value, point[:size].reshape(shape), state.num_steps)
+        inputs, moved_value = search.refine(key, observation, value, point[:size].reshape(shape), state.num_steps)
         moved = jnp.concatenate([inputs.reshape(-1), point[size:]])
-        better = ~inner.done & (found < inner.value) & (jnp.abs(moved) < RUN_AWAY).all()
+        better = ~inner.done & (moved_value < inner.value) & (jnp.abs(moved) < RUN_AWAY).all()
         return inner._replace(
             point=jnp.where(better, moved, inner.point),
             upcoming=jnp.where(inner.done, inner.upcoming, moved),
-            value=jnp.where(better, found, inner.value),
-            done=inner.done | ~jnp.isfinite(found),
+            value=jnp.where(better, moved_value, inner.value),
+            done=inner.done | ~jnp.isfinite(moved_value),
         )
 
     def decode(observation: Observation, aims: list[Target], state: State) -> Candidate:
         visible, inner = _anything_visible(observation), state.inner
         inputs, probabilities = unravel(observation, state.labels, jnp.where(visible, inner.point, state.start))
         finite = jnp.isfinite(inner.value) & (jnp.abs(inner.point) < RUN_AWAY).all()
-        found = inner.value
+        objective_value = inner.value
         if doubled and hidden != "learned":
-            # Of those that ignored it, by all that the rung knows.
+            # Restarts that ignored what the rung adds are judged by everything that it knows.
             whole = minimiser(observation).value(objective(observation, aims, state.labels), inner.point)
-            found = jnp.where(state.informed > 0, found, jnp.where(jnp.isfinite(whole), whole, jnp.inf))
-        value = jnp.where(visible, jnp.where(finite, found, jnp.inf), 0)
+            objective_value = jnp.where(state.informed > 0, objective_value, jnp.where(jnp.isfinite(whole), whole, jnp.inf))
+        value = jnp.where(visible, jnp.where(finite, objective_value, jnp.inf), 0)
         labels = jnp.argmax(probabilities, axis=-1).astype(jnp.int32) if state.labels is None else state.labels
         read, size = space(observation).read, inputs.size
         away = jnp.abs(inner.point - state.start)[:size].max()
         moved = visible & (away > 1e-3 * jnp.sqrt(jnp.mean(state.start[:size] ** 2)))
         return Candidate(read(inputs), labels, value, read(unravel(observation, state.labels, state.start)[0]), moved)
 
-    def elsewhere(observation: Observation, inputs: Array, labels: Array) -> Array:
+    def objective_at(observation: Observation, inputs: Array, labels: Array) -> Array:
         function = objective(observation, aim(observation), labels)
         return minimiser(observation).value(function, space(observation).place(inputs).reshape(-1))
 
     prepare: Prepare | None = fill_hidden if hidden == "complete" else estimate if hidden == "learned" else None
     return Kernel(
-        init, aim, step, decode, prepare, rung=hidden, evidence=hidden == "bounded", estimate=hidden == "learned", objective=elsewhere, doubled=doubled
+        init, aim, step, decode, prepare, rung=hidden, evidence=hidden == "bounded", estimate=hidden == "learned", objective=objective_at, doubled=doubled
     )
 
 
 def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
-    """Runs restarts side by side and keeps the one with the smallest own objective; the truth plays no part.
+    """Runs restarts side by side and keeps the one whose own objective is smallest; the true inputs play no part.
 
-    Restarts that are done stay as they are, and the loop ends when all are. Every matrix product runs in full float32: accelerators'
+    Restarts that are done stay unchanged, and the loop ends when all are done. Every matrix product runs in full float32: accelerators'
     reduced-precision modes alone make L-BFGS fail.
 
     Raises:
@@ -388,7 +388,7 @@ def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
     mapped = partial(trees.mapped, size=copies * num_restarts)
 
     def start(key: Key, observation: Observation) -> State:
-        # Both copies of a restart have one start, and the informed ones come first.
+        # Both copies of a restart share one start, and the informed copies come first.
         keys, informed = jnp.tile(jax.random.split(key, num_restarts), copies), jnp.repeat(1.0 - jnp.arange(copies), num_restarts)
         with jax.default_matmul_precision("highest"):
             return mapped(kernel.init, (0, 0, None))(keys, informed, observation)
@@ -405,10 +405,10 @@ def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
         def body(carry: tuple[Array, State]) -> tuple[Array, State]:
             if between_looks == 1:
                 return step(carry)
-            # What a step beyond the last one changes is dropped, so that no bit depends on the stride.
+            # Changes by a step beyond the last one are dropped, so that no bit depends on the stride.
             kept = lambda _, carry: jax.tree.map(partial(jnp.where, unfinished(carry)), step(carry), carry)
-            found: tuple[Array, State] = jax.lax.fori_loop(0, between_looks, kept, carry)
-            return found
+            advanced: tuple[Array, State] = jax.lax.fori_loop(0, between_looks, kept, carry)
+            return advanced
 
         with jax.default_matmul_precision("highest"):
             result: State = jax.lax.while_loop(unfinished, body, (jnp.zeros((), jnp.int32), state))[1]
@@ -416,27 +416,27 @@ def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
 
     def finish(observation: Observation, state: State) -> Reconstruction:
         with jax.default_matmul_precision("highest"):
-            every = mapped(kernel.decode, (None, None, 0))(observation, kernel.aim(observation), state)
+            candidates = mapped(kernel.decode, (None, None, 0))(observation, kernel.aim(observation), state)
         spent = state.num_evaluations
         if copies > 1:
-            # Of each start the better of the two searches, by all that the rung knows.
-            first, second = (jax.tree.map(lambda leaf, part=part: leaf[part], every) for part in (slice(num_restarts), slice(num_restarts, None)))
+            # The better of the two searches from each start is kept, by everything that the rung knows.
+            first, second = (jax.tree.map(lambda leaf, part=part: leaf[part], candidates) for part in (slice(num_restarts), slice(num_restarts, None)))
             better = second.objective < first.objective
-            every = jax.tree.map(lambda a, b: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), b, a), first, second)
+            candidates = jax.tree.map(lambda a, b: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), b, a), first, second)
             spent = spent.reshape(copies, num_restarts).sum(axis=0)
-        best = jnp.argmin(every.objective)
-        diverged = ~jnp.isfinite(every.objective[best])
+        best = jnp.argmin(candidates.objective)
+        diverged = ~jnp.isfinite(candidates.objective[best])
         return Reconstruction(
-            inputs=jnp.where(diverged, every.start[best], every.inputs[best]),
-            labels=every.labels[best],
-            objective=every.objective[best],
+            inputs=jnp.where(diverged, candidates.start[best], candidates.inputs[best]),
+            labels=candidates.labels[best],
+            objective=candidates.objective[best],
             diverged=diverged,
             restart=best.astype(jnp.int32),
-            all_inputs=every.inputs,
-            all_labels=every.labels,
-            all_objectives=every.objective,
+            all_inputs=candidates.inputs,
+            all_labels=candidates.labels,
+            all_objectives=candidates.objective,
             num_evaluations=spent.max(),
-            moved=every.moved[best] & ~diverged,
+            moved=candidates.moved[best] & ~diverged,
         )
 
     def objective(observation: Observation, inputs: Array, labels: Array) -> Array:
@@ -451,11 +451,11 @@ def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
 
 
 def on_host(reconstruct: Callable[[Key, Observation], Reconstruction], *, rung: str = "") -> Attack:
-    """An attack in one step that JAX cannot trace: it runs on the host, one observation after the other.
+    """Returns an attack in one step that JAX cannot trace: it runs on the host, one observation after the other.
 
     Args:
-      reconstruct: the attack.
-      rung: what it makes of encrypted entries.
+      reconstruct: (key, observation) -> the reconstruction.
+      rung: how it treats encrypted entries.
     """
     return Attack(
         start=lambda key, _: key,
