@@ -1,6 +1,6 @@
 """Gradient inversion attacks, one file each, assembled from shared parts.
 
-An attack sees an `Observation` and nothing else: this room imports neither data nor encryption, and a test says so.
+An attack sees an `Observation` and nothing else: this package imports neither data nor encryption, which a test checks.
 """
 
 from collections.abc import Callable
@@ -44,10 +44,10 @@ ATTACKS = {
 
 
 def adapt(item: Any) -> Callable[..., Any]:
-    """A factory of an attack: a registry's own as it is, and one for what somebody brings.
+    """Returns a factory of an attack: a registry's own factory unchanged, or one that wraps the user's object.
 
     Raises:
-      UsageError: if it is none.
+      UsageError: if the item is not an attack or a factory of one.
     """
     if isinstance(item, Attack) and not isinstance(item, type):
         return constant(item)

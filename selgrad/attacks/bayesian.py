@@ -1,4 +1,4 @@
-"""The most likely image given what is visible: DLG's distance and a Gaussian prior, by L-BFGS in coordinates in which the prior is white.
+"""The most likely image given the visible entries: DLG's distance and a Gaussian prior, by L-BFGS in coordinates in which the prior is white.
 
 Balunovic et al., "Bayesian Framework for Gradient Leakage", ICLR 2022 (balunovic2022bayesian), who read every matching attack as the mode of a posterior.
 """
@@ -29,17 +29,17 @@ def bayesian(
     memory: int = 100,
     max_step: float = 0.1,
 ) -> Attack:
-    """L-BFGS on |g' - g|^2 / noise^2 + |z|^2 over images mu + L z, labels as Inverting Gradients has them.
+    """Runs L-BFGS on |g' - g|^2 / noise^2 + |z|^2 over images mu + L z, with labels as in Inverting Gradients.
 
-    Where no noise was added the second term vanishes, and the prior is in the coordinates alone: from z = 0, steps along combinations of gradients find that of
-    all images which explain what is visible that is the likeliest, exactly so where the update is linear in the image. In pixels the same search ends at the
-    image nearest to its start, which behind a mask is grey noise (docs/theory.md, section 6).
+    Where no noise was added the second term vanishes, and the prior acts through the coordinates alone: from z = 0, steps along combinations of gradients find
+    the likeliest of all images that explain the visible entries, exactly so where the update is linear in the image. In pixels the same search ends at
+    the image nearest to its start, which behind a mask is grey noise (docs/theory.md, section 6).
 
     Args:
       num_steps: outer iterations.
       num_restarts: independent starts near the prior's mean, the best by the attack's own objective.
-      hidden: what becomes of encrypted entries.
-      shrinkage: weight of the mean variance in the covariance of the public images; without any the prior is that of photographs.
+      hidden: how encrypted entries are treated.
+      shrinkage: weight of the mean variance in the covariance of the public images; without public images the prior is that of photographs.
       evaluations_per_step: gradient evaluations per outer iteration.
       memory: curvature pairs.
       max_step: root mean square by which one evaluation may move z.
@@ -48,7 +48,7 @@ def bayesian(
     def unlikely(observation: Observation, images: Array) -> Array:
         if observation.noise is None:
             return jnp.zeros(())
-        # Every entry counts by the mean variance of the noise: that of a protection is the same in all leaves, or nearly.
+        # Every entry is weighted by the mean noise variance: a protection's noise is the same in all leaves, or nearly so.
         sizes = [leaf.size for leaf in jax.tree.leaves(observation.visible)]
         variance = sum(size * std**2 for size, std in zip(sizes, jax.tree.leaves(observation.noise), strict=True)) / sum(sizes)
         prior, unit = image_prior(observation, shrinkage), fill(observation, hidden).inverse

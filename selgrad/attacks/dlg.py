@@ -24,16 +24,16 @@ def dlg(
     memory: int = 100,
     max_step: float = 0.1,
 ) -> Attack:
-    """L-BFGS on the squared gradient distance, images and label logits from N(0, 1).
+    """Runs L-BFGS on the squared gradient distance, from images and label logits drawn from N(0, 1).
 
     Args:
       num_steps: outer iterations; 300 as published.
       num_restarts: independent starts, the best by the attack's own objective.
-      hidden: what becomes of encrypted entries.
+      hidden: how encrypted entries are treated.
       start: `normal`, N(0, 1) as published, or `grey`, which needs fewer steps.
       evaluations_per_step: gradient evaluations per outer iteration; torch's L-BFGS spends up to 20.
       memory: curvature pairs; 100 as torch keeps; fewer need more evaluations on DLG's LeNet.
-      max_step: root mean square by which one evaluation may move the variables; ours, the published loop has no bound (1e9) and some of
+      max_step: root mean square by which one evaluation may move the variables; ours: the published loop has no bound (1e9), and some of
         its starts end saturated.
     """
     kernel = gradient_matching(

@@ -19,12 +19,12 @@ from selgrad.errors import require_positive
 
 
 def dlg_text(*, num_steps: int = 2500, num_restarts: int = 1, hidden: Hidden = "ignore", start: TextStart = "normal", learning_rate: float = 0.1) -> Attack:
-    """Adam on the squared gradient distance, read as the nearest tokens; labels from the last layer's gradient where they are not given.
+    """Runs Adam on the squared gradient distance and reads off the nearest tokens; labels come from the last layer's gradient where they are not given.
 
     Args:
       num_steps: Adam steps.
       num_restarts: independent starts, the best by the attack's own objective.
-      hidden: what becomes of encrypted entries.
+      hidden: how encrypted entries are treated.
       start: normal (N(0, 1), as published) or vocabulary (scaled to the mean norm of the embeddings, ours).
       learning_rate: of Adam.
     """

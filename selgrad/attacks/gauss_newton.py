@@ -1,7 +1,7 @@
-"""The attacker that certificates assume: the posterior mode of the inputs by Gauss-Newton, with a Gaussian prior and the noise of what is visible.
+"""The attacker that certificates assume: the posterior mode of the inputs by Gauss-Newton, with a Gaussian prior and the noise of the visible entries.
 
-Levenberg-Marquardt (marquardt1963algorithm) on what is visible, in coordinates in which the prior is white; the noise that entries are credited with falls
-step by step, so that no step trusts the linear part of the update beyond where it holds. Near the truth the mode's mean squared error is the posterior MSE of
+Levenberg-Marquardt (marquardt1963algorithm) on the visible entries, in coordinates in which the prior is white; the assumed noise of the entries falls step
+by step, so that no step trusts the linear part of the update beyond where it holds. Near the truth the mode's mean squared error is the posterior MSE of
 `selgrad.evaluation.certificates` (docs/theory.md, section 5).
 """
 
@@ -29,7 +29,7 @@ _LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01)
 
 
 class GaussNewtonState(NamedTuple):
-    """The point, the objective there at the smallest noise, whether it is over, the noise now, the damping, and how many steps in a row were rejected."""
+    """The point, the objective there at the smallest noise, whether the search is done, the current noise, the damping, and the steps rejected in a row."""
 
     point: Array
     value: Array
@@ -40,19 +40,19 @@ class GaussNewtonState(NamedTuple):
 
 
 def gauss_newton_steps(*, first_noise: float, last_noise: float, halving: float, exact: int, num_products: int) -> Minimiser:
-    """Damped Gauss-Newton on |residuals / noise|^2 + |z|^2, one Jacobian a step.
+    """Returns damped Gauss-Newton on |residuals / noise|^2 + |z|^2, with one Jacobian per step.
 
-    The step solves (A'A + (1 + damping) I) p = -(A'r + z), A = J / noise, by conjugate gradients. Up to `exact` coordinates A is written out and the
+    The step solves (A'A + (1 + damping) I) p = -(A'r + z), A = J / noise, by conjugate gradients. Up to `exact` coordinates A is written out, and the
     triangular factor of its rows, added up to four times as many as there are columns, is the preconditioner: a dozen products then solve it to
     float32's precision without the square of A's condition that a Cholesky factor of A'A would have (Avron, Maymounkov and Toledo 2010, avron2010blendenpik).
-    Beyond, products with J and J' are all there is, and the prior's coordinates are the preconditioner. The best of six lengths of the step is taken; where
+    Beyond that, only products with J and J' are used, and the prior's coordinates are the preconditioner. The best of six lengths of the step is taken; where
     none lowers the objective, the damping rises.
 
     Args:
-      first_noise, last_noise: standard deviation of an entry, in units of its leaf's norm, at the first step and at least.
-      halving: what it is multiplied by at each step.
+      first_noise, last_noise: standard deviation of an entry, in units of its leaf's norm, at the first step and as the lower limit.
+      halving: the factor that it is multiplied by at each step.
       exact: coordinates up to which A is written out.
-      num_products: of conjugate gradients beyond.
+      num_products: products of conjugate gradients beyond that.
     """
 
     def posterior(residuals: Array, point: Array) -> Array:
@@ -67,9 +67,9 @@ def gauss_newton_steps(*, first_noise: float, last_noise: float, halving: float,
 
     def step(objective: Mismatch, state: GaussNewtonState) -> GaussNewtonState:
         noise, residuals = state.noise, objective.residuals
-        # Entries whose noise is known add it to what they are credited with.
-        found, linear = residuals(state.point), jacobian.linearise(residuals, state.point)
-        weight = jnp.broadcast_to(1 / jnp.hypot(noise, objective.noise), found.shape)
+        # Known noise of entries is added to their assumed noise.
+        residual, linear = residuals(state.point), jacobian.linearise(residuals, state.point)
+        weight = jnp.broadcast_to(1 / jnp.hypot(noise, objective.noise), residual.shape)
 
         def cost(point: Array, weight: Array) -> Array:
             return posterior(residuals(point) * weight, point)
@@ -82,7 +82,7 @@ def gauss_newton_steps(*, first_noise: float, last_noise: float, halving: float,
         else:
             apply, transpose = (lambda v: linear.apply(v) * weight), (lambda u: linear.transpose(u * weight))
             precondition, products = (lambda v: v), num_products
-        slope = transpose(found * weight) + state.point
+        slope = transpose(residual * weight) + state.point
         operator = lambda v: transpose(apply(v)) + shift * v
         direction = -jax.scipy.sparse.linalg.cg(operator, slope, M=precondition, maxiter=products, tol=1e-5)[0]
         direction = jnp.where(jnp.isfinite(direction).all(), direction, -slope / jnp.maximum(jnp.linalg.norm(slope), 1e-30))
@@ -92,7 +92,7 @@ def gauss_newton_steps(*, first_noise: float, last_noise: float, halving: float,
         better = costs[best] < cost(state.point, weight)
         point = jnp.where(better, state.point + lengths[best] * direction, state.point)
         rejected = jnp.where(better, 0, state.rejected + 1)
-        # Less noise where the linear part of the update held for most of the step, and no less where it did not.
+        # The noise falls only where the linear part of the update held for most of the step.
         held = better & (best < 2)
         moved = GaussNewtonState(
             point=point,
@@ -112,12 +112,12 @@ def gauss_newton_steps(*, first_noise: float, last_noise: float, halving: float,
 
 
 def _factored(dense: Array, shift: Array) -> Callable[[Array], Array]:
-    """The map v -> (R'R)^-1 v with R'R about A'A + shift I: R is of A's rows, added up with random signs to four times as many as A has columns."""
+    """Returns the map v -> (R'R)^-1 v with R'R about A'A + shift I: R is the factor of A's rows, added up with random signs to four times A's columns."""
     rows, columns = dense.shape
     groups = -(-rows // (4 * columns))
     if groups > 1:
         signs = jax.random.rademacher(jax.random.key(0), (rows,), dense.dtype)
-        # Row i goes to place i mod (4 d): neighbours, which are alike, do not meet.
+        # Row i is added to row i mod (4 d), so that neighbours, which are similar, are not added up.
         padded = jnp.pad(dense * signs[:, None], ((0, groups * 4 * columns - rows), (0, 0)))
         dense = padded.reshape(groups, 4 * columns, columns).sum(axis=0)
     stacked = jnp.concatenate([dense, jnp.sqrt(shift) * jnp.eye(columns, dtype=dense.dtype)])
@@ -142,18 +142,18 @@ def gauss_newton(
     exact: int = 4096,
     num_products: int = 100,
 ) -> Attack:
-    """Levenberg-Marquardt to the posterior mode, with a Gaussian prior from public images, or that of photographs where there are none.
+    """Runs Levenberg-Marquardt to the posterior mode, with a Gaussian prior from public images, or that of photographs where there are none.
 
     Args:
-      num_steps: Jacobians.
+      num_steps: number of steps, each with one Jacobian.
       num_restarts: independent starts near the prior's mean, the best by the attack's own objective.
-      hidden: what becomes of encrypted entries.
-      first_noise: standard deviation that an entry is credited with at the first step, in units of its leaf's norm.
-      last_noise: at least; a protection's noise comes on top.
-      halving: what it is multiplied by at each step.
+      hidden: how encrypted entries are treated.
+      first_noise: assumed standard deviation of an entry at the first step, in units of its leaf's norm.
+      last_noise: its lower limit; a protection's noise is added to it.
+      halving: the factor that it is multiplied by at each step.
       shrinkage: weight of the mean variance in the prior's covariance.
-      exact: input coordinates up to which the Jacobian is written out; beyond, only products with it are made.
-      num_products: of conjugate gradients beyond.
+      exact: input coordinates up to which the Jacobian is written out; beyond that, only products with it are computed.
+      num_products: products of conjugate gradients beyond that.
 
     Raises:
       UsageError: if a number is not positive.

@@ -1,6 +1,6 @@
-"""What an attacker makes of the entries that it cannot see: the attacker ladder.
+"""How an attacker treats the entries that it cannot see: the attacker ladder.
 
-`zero` is what LAMP's mask option and MaskCrypt's evaluation do; the others know the mask (docs/threat_model.md, docs/theory.md section 6). `bounded` takes
+`zero` is the rung of LAMP's mask option and MaskCrypt's evaluation; the others know the mask (docs/threat_model.md, docs/theory.md section 6). `bounded` takes
 the mask itself as evidence, after the Bayesian framework of Balunovic et al. 2022 (balunovic2022bayesian).
 """
 
@@ -22,15 +22,15 @@ Hidden: TypeAlias = Literal["zero", "average", "ignore", "bounded", "complete", 
 
 
 class Target(NamedTuple):
-    """What a dummy update is compared with.
+    """The values that a dummy update is compared with.
 
     Attributes:
       grads: values, 0 where they do not count.
       counted: which of them count, a tree of bool, or of 1 and 0 where a distance multiplies by it.
-      norms: of each leaf of `grads`, in flattening order; known once, so that no step of an attack takes them again.
-      inverse: 1 over the norm of all of `grads`, by which distances measure, so that nothing depends on the scale of the loss or on how much of the gradient
+      norms: of each leaf of `grads`, in flattening order; computed once, so that no step of an attack computes them again.
+      inverse: 1 over the norm of all of `grads`, the unit of distances, so that they depend neither on the scale of the loss nor on how much of the gradient
         is hidden; 1 where that norm is 0.
-      penalty: of the mask as evidence, relative to the squared norm of `grads` as every distance is.
+      penalty: of the mask as evidence, relative to the squared norm of `grads`, as every distance is.
     """
 
     grads: Grads
@@ -41,7 +41,7 @@ class Target(NamedTuple):
 
     @classmethod
     def of(cls, grads: Grads, counted: Grads) -> Target:
-        """With the norms of what is given, taken relative to its largest entry: squares of entries below 1e-19 are 0 in float32."""
+        """Computes the norms of the given values relative to their largest entry: squares of entries below 1e-19 are 0 in float32."""
         leaves = jax.tree.leaves(grads)
         largest = jnp.stack([jnp.abs(leaf).max() for leaf in leaves]).max()
         unit = jnp.where(largest > 0, largest, 1)
@@ -51,16 +51,16 @@ class Target(NamedTuple):
 
 
 def fill(observation: Observation, hidden: Hidden) -> Target:
-    """The target of gradient matching under a mask.
+    """Returns the target of gradient matching under a mask.
 
     Args:
-      observation: what the attacker holds.
+      observation: the attacker's.
       hidden: "zero" matches every entry, hidden ones against 0; "average" against the mean of the leaf's visible entries (0 where none is
         visible); "ignore" and the rungs above it match visible entries only.
     """
     visible, mask, bypassed = observation.visible, observation.mask, observation.model.bypassed
-    # A dummy in the place of the embeddings gives the leaves that embedding reads no gradient to compare. This is known before anything is traced:
-    # a large target must not be copied in each step of an attack.
+    # A dummy that replaces the embeddings gives no gradient to the leaves that `embed` reads. This is known before anything is traced: a large target must
+    # not be copied in each step of an attack.
     reached = jax.tree_util.tree_map_with_path(lambda path, _: trees.path_name(path) not in bypassed, mask)
 
     def value(leaf: Array, m: Array, r: bool) -> Array:
@@ -76,81 +76,82 @@ def fill(observation: Observation, hidden: Hidden) -> Target:
 
 @dataclasses.dataclass(frozen=True)
 class _Embedded:
-    """A model that takes embedded inputs for inputs, so that a metric can score a dummy; all else is the model's.
+    """A model whose inputs are embedded already, so that a metric can score a dummy; it delegates everything else.
 
-    Every member is written out: a run-time check of a protocol does not ask `__getattr__` (Python 3.12).
+    Every member is written out because a run-time check of a protocol does not call `__getattr__` (Python 3.12).
     """
 
     model: Model
 
     @property
     def input_spec(self) -> InputSpec | TextSpec:
-        """The model's."""
+        """Delegates to the model."""
         return self.model.input_spec
 
     @property
     def head(self) -> str:
-        """The model's."""
+        """Delegates to the model."""
         return self.model.head
 
     @property
     def bypassed(self) -> frozenset[str]:
-        """The model's."""
+        """Delegates to the model."""
         return self.model.bypassed
 
     @property
     def always_encrypted(self) -> frozenset[str]:
-        """The model's."""
+        """Delegates to the model."""
         return self.model.always_encrypted
 
     def init(self, key: Key) -> Params:
-        """The model's."""
+        """Delegates to the model."""
         return self.model.init(key)
 
     def split(self, params: Params) -> tuple[Params, Params]:
-        """The model's."""
+        """Delegates to the model."""
         return self.model.split(params)
 
     def merge(self, sent: Params, frozen: Params) -> Params:
-        """The model's."""
+        """Delegates to the model."""
         return self.model.merge(sent, frozen)
 
     def targets(self, batch: Batch) -> Array:
-        """The labels, which are targets already."""
+        """Returns the labels, which are targets already."""
         return batch.labels
 
     def embed(self, params: Params, inputs: Array) -> Array:
-        """The inputs, which are embedded already."""
+        """Returns the inputs, which are embedded already."""
         return inputs
 
     def logits(self, params: Params, embedded: Array, valid: Array | None = None) -> Array:
-        """The model's."""
+        """Delegates to the model."""
         return self.model.logits(params, embedded, valid)
 
     def loss(self, params: Params, embedded: Array, labels: Array, valid: Array | None = None) -> Array:
-        """The model's."""
+        """Delegates to the model."""
         return self.model.loss(params, embedded, labels, valid)
 
     def statistics_update(self, params: Params, embedded: Array) -> Params:
-        """The model's; nothing of a model that keeps no running statistics."""
+        """Delegates to the model; empty for a model that keeps no running statistics."""
         return self.model.statistics_update(params, embedded) if isinstance(self.model, KeepsStatistics) else {}
 
 
 def mask_evidence(key: Key, observation: Observation, candidate: Grads, inputs: Array, probabilities: Array, inverse: Array) -> Array:
-    """-log p(mask | dummy), relaxed: the sum over hidden entries of relu(1 - s_i / tau)^2, weighted so that magnitude gives relu(tau - |g_i|)^2.
+    """Returns a relaxed -log p(mask | dummy): the sum over hidden entries of relu(1 - s_i / tau)^2, weighted so that magnitude gives relu(tau - |g_i|)^2.
 
-    The client hid the entries of the largest scores, so every hidden score is at least tau, the largest visible one. s is the client's own metric, at
-    the dummy where a hidden entry is concerned and at what was observed elsewhere. 0 where the metric does not depend on the data, or at no mask.
+    The client hid the entries of the largest scores, so every hidden score is at least tau, the largest visible one. s is the client's own metric,
+    evaluated at the dummy for hidden entries and at the observed values elsewhere. 0 where the metric does not depend on the data, or where nothing is
+    hidden.
 
     Args:
       key: for metrics that draw probes.
       observation: with `evidence`, the client's metric.
       candidate: the dummy's update.
       inputs, probabilities: the dummy, embedded, and its soft labels.
-      inverse: 1 over the norm of what is visible.
+      inverse: 1 over the norm of the visible entries.
 
     Returns:
-      () float, relative to the squared norm of what is visible.
+      () float, relative to the squared norm of the visible entries.
 
     Raises:
       UsageError: if the observation does not say which metric the client used.

@@ -26,14 +26,14 @@ from selgrad.errors import require_positive
 
 
 def _signed_adam(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
-    """Adam fed with the gradient's sign, its rate divided by 10 after 3/8, 5/8 and 7/8 of the steps."""
+    """Returns Adam on the gradient's sign, with the learning rate divided by 10 after 3/8, 5/8 and 7/8 of the steps."""
     schedule = optax.piecewise_constant_schedule(learning_rate, {int(num_steps * f): 0.1 for f in (3 / 8, 5 / 8, 7 / 8)})
     sign = optax.stateless(lambda updates, _: jax.tree.map(jnp.sign, updates))
     return optax.chain(sign, optax.adam(schedule))
 
 
 def signed_adam_in_box(learning_rate: float, num_steps: int) -> Callable[[Observation], Minimiser]:
-    """Signed Adam with the attack's schedule; each step ends inside the box of pixels in [0, 1]."""
+    """Returns signed Adam with the attack's schedule; each step is projected onto the box of pixels in [0, 1]."""
     transformation = _signed_adam(learning_rate, num_steps)
 
     def minimiser(observation: Observation) -> Minimiser:
@@ -58,18 +58,18 @@ def inverting_gradients(
     total_variation_weight: float = 0.1,
     statistics_weight: float = 0.0,
 ) -> Attack:
-    """Signed Adam on 1 - cos(dummy update, observed update) + weight * TV(image), labels from the last layer's gradient.
+    """Runs signed Adam on 1 - cos(dummy update, observed update) + weight * TV(image), with labels from the last layer's gradient.
 
     Args:
       num_steps: Adam steps; the library's default is 4,800, its command line's 24,000.
       num_restarts: independent starts, the best by the attack's own objective.
-      hidden: what becomes of encrypted entries.
+      hidden: how encrypted entries are treated.
       start: `normal`, N(0, 1) as published, or `grey`.
       learning_rate: 0.1 as published.
-      total_variation_weight: 0.1 with 4,800 steps, as the published library has it, whose published 18.0 dB on DLG's LeNet are reached with that pair alone;
-        the published command line pairs 1e-4 with 24,000 steps. Which weight is strongest differs from model to model by decades: attack with several.
-      statistics_weight: of how far the images would move the running statistics of a network's batch normalisations, as GradInversion has it
-        (`selgrad.attacks.priors.batch_statistics`); 0, as published here, asks nothing of them.
+      total_variation_weight: 0.1 with 4,800 steps, as in the published library, whose published 18.0 dB on DLG's LeNet are only reached with that pair;
+        the published command line pairs 1e-4 with 24,000 steps. The strongest weight differs from model to model by orders of magnitude: attack with several.
+      statistics_weight: of how far the images would move the running statistics of a network's batch normalisations, as in GradInversion
+        (`selgrad.attacks.priors.batch_statistics`); 0, as published here, ignores them.
 
     Raises:
       UsageError: when traced, if `statistics_weight` is not 0 and the model keeps no running statistics.

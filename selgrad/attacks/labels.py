@@ -1,4 +1,4 @@
-"""Label recovery from the gradient of the last dense layer, with whatever of it is visible; where that does not settle a label, the attack tries several.
+"""Label recovery from the visible part of the last dense layer's gradient; where that does not determine a label, the attack tries several.
 
 With one-hot cross-entropy, d loss / d kernel[:, c] = h (p_c - y_c) and d loss / d bias[c] = p_c - y_c: Zhao et al., "iDLG", arXiv 2001.02676 (zhao2020idlg),
 equations 4 to 6. Batches by counts after Wainakh et al. 2022 (wainakh2022llg).
@@ -25,8 +25,8 @@ class Plausible(NamedTuple):
     """Labels that a batch may have.
 
     Attributes:
-      labels: one row a candidate, the most plausible first.
-      certain: whether the first is the only one that what is visible allows; where it is not, an attack tries all and its objective decides.
+      labels: one row per candidate, the most plausible first.
+      certain: whether the visible entries allow only the first candidate; otherwise an attack tries all, and its objective decides.
     """
 
     labels: Int[Array, "k b"]
@@ -38,7 +38,7 @@ _DUMMIES = 4
 
 
 def _head(tree: Grads, observation: Observation) -> tuple[Array, Array]:
-    """The last dense layer's kernel (features, classes) and bias (classes,) of a tree like the update; zeros where it is not sent: nothing visible."""
+    """Returns the last dense layer's kernel (features, classes) and bias (classes,) of a tree like the update; zeros where it is not sent."""
     name, classes = observation.model.head, observation.model.input_spec.num_classes
     dtype = jax.tree.leaves(tree)[0].dtype
     sent = set(trees.paths(tree))
@@ -47,10 +47,10 @@ def _head(tree: Grads, observation: Observation) -> tuple[Array, Array]:
 
 
 def most_negative_columns(key: Key, observation: Observation, target: Target) -> Int[Array, " b"]:
-    """The batch_size classes with the smallest column sums of the last layer's gradient, smallest first: the published rule of attacks on images.
+    """Returns the batch_size classes with the smallest column sums of the last layer's gradient, smallest first: the published rule of attacks on images.
 
-    Exact at batch 1 for non-negative features; for a batch it assumes distinct labels (Yin et al. 2021, yin2021gradinversion). Classes
-    whose column is hidden whole sum to 0 and are ordered at random, so that nothing visible gives a guess and not class 0.
+    It is exact at batch 1 for non-negative features; for a batch it assumes distinct labels (Yin et al. 2021, yin2021gradinversion). Classes
+    whose column is wholly hidden sum to 0 and are ordered at random, so that a wholly hidden layer gives a random guess and not class 0.
     """
     sums = _head(target.grads, observation)[0].sum(axis=0)
     order = jnp.lexsort((jax.random.uniform(key, sums.shape), sums))
@@ -59,12 +59,12 @@ def most_negative_columns(key: Key, observation: Observation, target: Target) ->
 
 
 def published(key: Key, observation: Observation, target: Target) -> Plausible:
-    """`most_negative_columns`, taken for certain."""
+    """Applies `most_negative_columns` and takes its result as certain."""
     return Plausible(most_negative_columns(key, observation, target)[None], jnp.ones((), bool))
 
 
 def _dummies(key: Key, observation: Observation, count: int) -> Float[Array, "n b ..."]:
-    """Embedded inputs of `count` batches that have nothing to do with the client's: noise, or random tokens."""
+    """Draws embedded inputs of `count` batches that are unrelated to the client's: noise, or random tokens."""
     spec, size = observation.model.input_spec, observation.update.batch_size
     if isinstance(spec, InputSpec):
         return jax.random.normal(key, (count, size, *spec.shape))
@@ -73,20 +73,20 @@ def _dummies(key: Key, observation: Observation, count: int) -> Float[Array, "n 
 
 
 def plausible(most: int = 10) -> LabelRule:
-    """The labels that the visible part of the last layer allows, at most so many candidates.
+    """Returns a rule for the labels that the visible part of the last layer allows, at most `most` candidates.
 
-    One input: the class of a negative bias gradient is the label, and one of a positive bias gradient is not. All columns of the kernel's gradient are
-    multiples of the features, and only the label's has the other sign: the label's column has negative products with all others, over the entries that are
-    visible in both, whatever the signs of the features, and two columns with a positive product are neither's. Where several classes are left they come in the
-    order in which random dummies, labelled with each, have updates that point most nearly as what is visible, over all layers.
+    For one input, a class with a negative bias gradient is the label, and a class with a positive one is not. All columns of the kernel's gradient are
+    multiples of the features, and only the label's has the opposite sign: the label's column has negative products with all others, over the entries that are
+    visible in both and for any signs of the features, and two columns with a positive product both belong to other classes. Where several classes are left,
+    they are ordered by how well the updates of random dummies, labelled with each, agree in direction with the visible entries over all layers.
 
-    A batch: `counts`; the other candidates are what the counts allow if they are off by about half an input.
+    For a batch, the rule uses `counts`; the other candidates are the labels that follow if the counts are off by about half an input.
 
     Args:
-      most: candidates.
+      most: number of candidates.
 
     Returns:
-      A rule; it raises UsageError where every position of an input has a label.
+      A rule, which raises UsageError where every position of an input has a label.
     """
 
     def rule(key: Key, observation: Observation, target: Target) -> Plausible:
@@ -101,15 +101,15 @@ def _of_one(key: Key, observation: Observation, target: Target, most: int) -> Pl
     model, params = observation.model, observation.params
     num_classes = model.input_spec.num_classes
     dummies_key, ties_key = jax.random.split(key)
-    (kernel, bias), (_, bias_seen) = _head(target.grads, observation), _head(target.counted, observation)
-    # By its own column's largest entry: probabilities of other classes may be 1e-30.
+    (kernel, bias), (_, bias_counted) = _head(target.grads, observation), _head(target.counted, observation)
+    # Each column is divided by its largest entry: probabilities of other classes may be 1e-30.
     kernel = kernel / jnp.maximum(jnp.abs(kernel).max(axis=0), jnp.finfo(kernel.dtype).tiny)
     products = (kernel.T @ kernel) * (1 - jnp.eye(num_classes))
     negative, positive = (products < 0).sum(axis=0), (products > 0).sum(axis=0)
-    named = ((bias_seen > 0) & (bias < 0)) | ((negative >= 2) & (positive == 0))
-    # The label of a network that is certain has 0 in float32, where all others are still positive.
-    excluded = ~named & (((bias_seen > 0) & (bias > 0)) | (positive > 0))
-    # Contradictions come of several local steps and of noise: nothing is ruled out then.
+    named = ((bias_counted > 0) & (bias < 0)) | ((negative >= 2) & (positive == 0))
+    # If the network is certain, the label's gradient is 0 in float32 while all others are still positive.
+    excluded = ~named & (((bias_counted > 0) & (bias > 0)) | (positive > 0))
+    # Several local steps and noise cause contradictions, and then nothing is ruled out.
     contradictory = (named.sum() > 1) | excluded.all()
     named, excluded = named & ~contradictory, excluded & ~contradictory
     certain = named.any() | ((~excluded).sum() == 1)
@@ -119,22 +119,22 @@ def _of_one(key: Key, observation: Observation, target: Target, most: int) -> Pl
         soft = jax.nn.one_hot(label, num_classes)[None]
         return jax.lax.map(lambda dummy: -cosine(observation.update(model, params, dummy, soft, observation.valid), target), dummies).mean()
 
-    # Nothing is tried where nothing is left open.
-    tried = lambda label, found: found.at[label].set(agreement(label))
-    agreements = jax.lax.fori_loop(0, jnp.where(certain, 0, num_classes), tried, jnp.zeros_like(bias))
+    # Nothing is tried where the label is certain.
+    scored = lambda label, agreements_so_far: agreements_so_far.at[label].set(agreement(label))
+    agreements = jax.lax.fori_loop(0, jnp.where(certain, 0, num_classes), scored, jnp.zeros_like(bias))
     group = jnp.where(named, 0, jnp.where(excluded, 2, 1))
     order = jnp.lexsort((jax.random.uniform(ties_key, bias.shape), -agreements, group))
-    # Classes that are ruled out are never tried: the first takes their place.
+    # Classes that are ruled out are never tried: the first candidate takes their place.
     ruled_out = excluded[order[:most]]
     return Plausible(jnp.where(ruled_out, order[0], order[:most]).astype(jnp.int32)[:, None], certain)
 
 
 _ROUNDS = 6
-"""Updates that are simulated to find the labels of a batch, after the two that tell how the update answers to a label."""
+"""Updates simulated to find the labels of a batch, after the two that measure how the update responds to a label."""
 
 
 def _likely(key: Key, observation: Observation) -> Float[Array, "b ..."]:
-    """Embedded inputs of a batch as the attacker imagines it: public ones, or draws from what photographs are like, or random tokens."""
+    """Returns embedded inputs of a batch as the attacker imagines it: public ones, draws from a prior of photographs, or random tokens."""
     spec, size = observation.model.input_spec, observation.update.batch_size
     if observation.public is not None:
         return observation.model.embed(observation.params, observation.public.inputs[0])
@@ -146,12 +146,12 @@ def _likely(key: Key, observation: Observation) -> Float[Array, "b ..."]:
 
 
 def counts(key: Key, observation: Observation, target: Target) -> tuple[Float[Array, " c"], Bool[Array, ""]]:
-    """How often each class occurs in the batch, from the last layer's update, for features of either sign; and whether all of what tells it is visible.
+    """Estimates how often each class occurs in the batch from the last layer's update, for features of either sign, and says whether the bias is visible.
 
-    The gradient of the bias is mean(p_c) - n_c / B. Inputs that an attacker imagines stand for the batch: all of them are given the same soft label, and it is
-    moved until the bias of their update is the client's, whatever an update consists of: several local steps, a scaled loss (after RLU, Chen and Vikalo 2024,
-    chen2024recovering). By how much p of the batch is another than theirs follows from the update as well: its kernel is nearly the outer product of the
-    mean features and the bias, so that the bias tells the features, and these tell p (after iLRG, Ma et al. 2023, ma2023instance).
+    The gradient of the bias is mean(p_c) - n_c / B. Imagined inputs stand for the batch: all of them get the same soft label, which is moved until the bias
+    of their update equals the client's, so this also covers several local steps and a scaled loss (after RLU, Chen and Vikalo 2024, chen2024recovering). How
+    far p of the batch differs from theirs also follows from the update: its kernel is nearly the outer product of the mean features and the bias, so the
+    bias determines the features, and these determine p (after iLRG, Ma et al. 2023, ma2023instance).
 
     Without the whole bias, the kernel's columns are mean(h (p_c - y_c)), and features h' of imagined inputs stand for h: col_c . h' / |h'|^2.
     """
@@ -160,22 +160,22 @@ def counts(key: Key, observation: Observation, target: Target) -> tuple[Float[Ar
     logits = model.logits(params, imagined, observation.valid)
     probabilities = jax.nn.softmax(logits).mean(axis=0)
     chosen = jax.nn.one_hot(jnp.zeros(size, jnp.int32), logits.shape[-1])
-    # One class's column of their own gradient is their features up to a factor, and its bias is that factor: 1 unless the loss is scaled.
+    # One class's column of their own gradient equals their features up to a factor, and its bias is that factor: 1 unless the loss is scaled.
     own = loss_gradient(model, params, lambda _: imagined, chosen, observation.valid)
     factor = jnp.where(jnp.abs(probabilities[0] - 1) > 1e-6, probabilities[0] - 1, -1)
     own_kernel, own_bias = (part[..., 0] / factor for part in _head(own, observation))
-    (kernel, bias), (kernel_seen, bias_seen) = _head(target.grads, observation), _head(target.counted, observation)
-    whole = (bias_seen > 0).all()
+    (kernel, bias), (kernel_counted, bias_counted) = _head(target.grads, observation), _head(target.counted, observation)
+    whole = (bias_counted > 0).all()
     scale = jnp.maximum(jnp.linalg.norm(own_kernel), 1e-30)
-    directions = jnp.where(kernel_seen > 0, (own_kernel / scale)[:, None], 0)
+    directions = jnp.where(kernel_counted > 0, (own_kernel / scale)[:, None], 0)
     known = (directions**2).sum(axis=0)
     slopes = (kernel / scale * directions).sum(axis=0) / jnp.where(known > 0, known, 1)
 
     weights, offsets = _head(params, observation)
     own_features = own_kernel / jnp.where(own_bias > 0, own_bias, 1)
-    norms = (kernel_seen * bias**2).sum(axis=1)
-    seen = norms > 1e-6 * (bias**2).sum()
-    features = jnp.where(seen, (kernel_seen * kernel * bias).sum(axis=1) / jnp.where(seen, norms, 1), own_features)
+    norms = (kernel_counted * bias**2).sum(axis=1)
+    visible_features = norms > 1e-6 * (bias**2).sum()
+    features = jnp.where(visible_features, (kernel_counted * kernel * bias).sum(axis=1) / jnp.where(visible_features, norms, 1), own_features)
     others = jax.nn.softmax(features @ weights + offsets) - jax.nn.softmax(own_features @ weights + offsets)
 
     def simulated(label: Array) -> Array:
@@ -197,26 +197,26 @@ def counts(key: Key, observation: Observation, target: Target) -> tuple[Float[Ar
 
 
 def _take(count: Float[Array, " c"], size: int) -> Int[Array, " b"]:
-    """The labels of so many inputs, in falling order of what is left of each count."""
+    """Returns the labels of `size` inputs, taking each time the class with the largest remaining count."""
 
-    def one(left: Array, _: Array) -> tuple[Array, Array]:
+    def take(left: Array, _: Array) -> tuple[Array, Array]:
         best = jnp.argmax(left)
         return left.at[best].add(-1.0), best.astype(jnp.int32)
 
-    labels: Array = jax.lax.scan(one, count, jnp.arange(size))[1]
+    labels: Array = jax.lax.scan(take, count, jnp.arange(size))[1]
     return labels
 
 
 def _of_batch(key: Key, observation: Observation, target: Target, most: int) -> Plausible:
     size = observation.update.batch_size
     dummies_key, noise_key = jax.random.split(key)
-    found, whole = counts(dummies_key, observation, target)
-    found = found + 1e-6 * jax.random.uniform(noise_key, found.shape)
-    off = 0.5 * jax.random.normal(noise_key, (most, *found.shape)).at[0].set(0)
-    near = jnp.abs(found - jnp.round(found)).max() < 0.25
-    return Plausible(jax.vmap(lambda count: _take(count, size))(found + off), whole & near)
+    estimate, whole = counts(dummies_key, observation, target)
+    estimate = estimate + 1e-6 * jax.random.uniform(noise_key, estimate.shape)
+    off = 0.5 * jax.random.normal(noise_key, (most, *estimate.shape)).at[0].set(0)
+    near = jnp.abs(estimate - jnp.round(estimate)).max() < 0.25
+    return Plausible(jax.vmap(lambda count: _take(count, size))(estimate + off), whole & near)
 
 
 def rule_for(hidden: Hidden) -> LabelRule:
-    """The label rule of an attack on images at a rung of the ladder: the published one where hidden entries are taken for something."""
+    """Returns the label rule of an attack on images at a rung of the ladder: the published one where hidden entries are replaced by a value."""
     return published if hidden in ("zero", "average") else plausible()

@@ -1,4 +1,4 @@
-"""LAMP: continuous gradient matching on word embeddings in turns with discrete moves that a language model judges.
+"""LAMP: continuous gradient matching on word embeddings, alternating with discrete moves that a language model scores.
 
 Balunovic, Dimitrov, Jovanovic, Vechev, "LAMP: Extracting Text from Gradients with Language Model Priors", NeurIPS 2022 (balunovic2022lamp).
 """
@@ -25,7 +25,7 @@ from selgrad.errors import UsageError, require_positive
 
 
 def unbound(key: Key, observation: Observation) -> NoReturn:
-    """The start of an attack whose language model is still a name.
+    """Refuses to start an attack whose language model is still a name.
 
     Raises:
       UsageError: always.
@@ -51,14 +51,14 @@ def lamp(
     num_moves: int = 200,
     candidates_at_once: int = 4,
 ) -> Attack:
-    """Adam on the gradient distance plus a penalty on the embeddings' mean norm; after every phase the best of many token orders.
+    """Runs Adam on the gradient distance plus a penalty on the embeddings' mean norm and takes, after every phase, the best of many token orders.
 
     A step of the attack is one phase, `steps_per_phase` steps of Adam and one search; moves are taken from a tenth of the phases on.
 
     Args:
       num_steps: Adam steps in all, rounded up to whole phases.
       num_restarts: independent starts, the best by the attack's own objective.
-      hidden: what becomes of encrypted entries.
+      hidden: how encrypted entries are treated.
       distance: cosine (mean over leaves) or l2_l1, the published pair.
       language_model: folder of a GPT-2 with the clients' tokenizer (from `selgrad train-lm` or Hugging Face); None scores moves by the gradient
         alone.
@@ -71,7 +71,8 @@ def lamp(
       num_start_permutations: random orders of the best start that are compared.
       steps_per_phase: Adam steps between two searches.
       num_moves: candidates of a search.
-      candidates_at_once: of each lane, scored in one batch; bounds the memory. A block has many lanes, and on a CPU more candidates leave the cache.
+      candidates_at_once: candidates of each lane that are scored in one batch; bounds the memory. A block has many lanes, and on a CPU more candidates do not
+        fit the cache.
     """
     for name, value in (("steps_per_phase", steps_per_phase), ("num_moves", num_moves), ("candidates_at_once", candidates_at_once)):
         if value < 1:
@@ -108,5 +109,5 @@ def lamp(
 
     if not isinstance(language_model, str):
         return assemble(language_model)
-    # Whoever runs the attack loads what the folder holds; until then it cannot start.
+    # The caller loads the model from the folder; until then the attack cannot start.
     return dataclasses.replace(assemble(None), start=unbound, language_model=language_model, bind=assemble)

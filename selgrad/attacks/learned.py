@@ -1,4 +1,4 @@
-"""A decoder from what a mask leaves visible to the inputs, trained on public data for this very mask: the rung `learned`, and an attack of its own.
+"""A decoder from the entries that a mask leaves visible to the inputs, trained on public data for that mask: the rung `learned`, and an attack of its own.
 
 "Learning to Invert", Wu et al., UAI 2023 (wu2023learning): an attacker that knows the defence trains against it. Entries are standardised over the public
 updates and hashed into a fixed number of features (Weinberger et al. 2009, weinberger2009hashing), which an MLP maps to the embedded inputs.
@@ -37,10 +37,10 @@ class Training:
     """How a decoder is trained.
 
     Attributes:
-      num_features: into which the entries are hashed.
+      num_features: number of features into which the entries are hashed.
       width: units of each of two hidden layers.
-      num_steps: of Adam on 64 public batches, the learning rate falling to 0 along a cosine.
-      learning_rate: at its start.
+      num_steps: steps of Adam on 64 public batches; the learning rate falls to 0 along a cosine.
+      learning_rate: at the start.
     """
 
     num_features: int = 1024
@@ -81,16 +81,16 @@ class Decoder(NamedTuple):
 
 
 def _features(values: Array, decoder: Decoder, num_features: int) -> Array:
-    """Signed hashing: inner products of standardised updates are kept in expectation."""
-    places_key, signs_key = jax.random.split(jax.random.key(0))
-    place = jax.random.randint(places_key, values.shape, 0, num_features)
+    """Hashes an update with random signs, which keeps inner products of standardised updates in expectation."""
+    buckets_key, signs_key = jax.random.split(jax.random.key(0))
+    bucket = jax.random.randint(buckets_key, values.shape, 0, num_features)
     sign = jax.random.rademacher(signs_key, values.shape, values.dtype)
     standard = (values - decoder.center) * decoder.scale * sign
-    return jnp.zeros(num_features, values.dtype).at[place].add(standard) * decoder.feature_scale
+    return jnp.zeros(num_features, values.dtype).at[bucket].add(standard) * decoder.feature_scale
 
 
 def _in_order(embedded: Array, labels: Array) -> Array:
-    """A batch sorted by label and mean value: an update does not say which of its inputs comes first."""
+    """Sorts a batch by label and mean value: an update does not reveal the order of its inputs."""
     if len(embedded) == 1:
         return embedded
     flat = lambda leaf: leaf.reshape(len(embedded), -1)
@@ -99,27 +99,27 @@ def _in_order(embedded: Array, labels: Array) -> Array:
 
 @partial(jax.jit, static_argnames=("model", "update"))
 def public_updates(model: Model, update: Update, params: Params, public: Batch) -> tuple[Array, Array]:
-    """Every public batch's update, (count, n), and its embedded inputs, (count, B, ...): what all masks have in common."""
+    """Computes every public batch's update, (count, n), and its embedded inputs, (count, B, ...), which all masks share."""
 
-    def one(batch: Batch) -> tuple[Array, Array]:
+    def update_of(batch: Batch) -> tuple[Array, Array]:
         targets = model.targets(batch)
         grads = update.client(model, params, batch, jax.nn.one_hot(targets, model.input_spec.num_classes))
         return trees.ravel(grads), _in_order(model.embed(params, batch.inputs), targets)
 
-    return jax.lax.map(one, public)
+    return jax.lax.map(update_of, public)
 
 
 @partial(jax.jit, static_argnames="like")
 def _noise_of(updates: Array, noise: Array, like: tuple[int, ...]) -> Array:
-    """Updates (count, n) with Gaussian noise of each leaf's deviation, as the client's own update has it.
+    """Adds to updates (count, n) Gaussian noise of each leaf's deviation, as in the client's own update.
 
     Args:
-      updates: without it.
+      updates: without noise.
       noise: (leaves,) deviations.
       like: sizes of the leaves.
     """
-    each = jnp.repeat(noise, jnp.asarray(like), total_repeat_length=updates.shape[1])
-    draw = lambda index, one: one + each * jax.random.normal(jax.random.fold_in(jax.random.key(3), index), one.shape, one.dtype)
+    deviations = jnp.repeat(noise, jnp.asarray(like), total_repeat_length=updates.shape[1])
+    draw = lambda index, clean: clean + deviations * jax.random.normal(jax.random.fold_in(jax.random.key(3), index), clean.shape, clean.dtype)
     return jax.lax.map(lambda pair: draw(*pair), (jnp.arange(len(updates)), updates))
 
 
@@ -129,49 +129,49 @@ def train(training: Training, updates: Array, inputs: Array, mask: Array) -> Dec
 
     Args:
       training: static.
-      updates, inputs: as `public_updates` gives them.
+      updates, inputs: as returned by `public_updates`.
       mask: (n,), True where encrypted.
     """
     count = len(updates)
     center, spread = updates.mean(axis=0), updates.std(axis=0)
-    # Entries that hardly change beside the others of the update are rounding.
+    # Entries that hardly change compared with the rest of the update are rounding errors.
     usable = ~mask & (spread > _FLOOR * jnp.sqrt((spread**2).mean()))
     mean = inputs.mean(axis=0)
     decoder = Decoder(
         center=center, scale=jnp.where(usable, 1 / jnp.where(usable, spread, 1), 0), feature_scale=jnp.ones(()), params={},
         mean=mean, spread=jnp.sqrt(((inputs - mean) ** 2).mean()) + 1e-12, explained=jnp.zeros(()),
     )  # fmt: skip
-    features = jax.lax.map(lambda one: _features(one, decoder, training.num_features), updates)
+    features = jax.lax.map(lambda row: _features(row, decoder, training.num_features), updates)
     feature_scale = 1 / jnp.maximum(jnp.sqrt((features**2).mean()), 1e-12)
     features, wanted = features * feature_scale, ((inputs - mean) / decoder.spread).reshape(count, -1)
 
     network = _Network(training.width, wanted.shape[1])
-    held = max(1, int(_HELD_OUT * count))
+    num_held_out = max(1, int(_HELD_OUT * count))
     optimiser = optax.adam(optax.cosine_decay_schedule(training.learning_rate, training.num_steps))
     weights = network.init(jax.random.key(1), features[:1])["params"]
 
-    def loss(weights: Params, at: Array) -> Array:
-        return ((network.apply({"params": weights}, features[at]) - wanted[at]) ** 2).mean()
+    def loss(weights: Params, rows: Array) -> Array:
+        return ((network.apply({"params": weights}, features[rows]) - wanted[rows]) ** 2).mean()
 
     def step(carry: Any, index: Array) -> tuple[Any, None]:
         weights, state, best, best_weights = carry
-        at = held + jax.random.randint(jax.random.fold_in(jax.random.key(2), index), (min(64, count),), 0, max(1, count - held))
-        change, state = optimiser.update(jax.grad(loss)(weights, at), state, weights)
+        rows = num_held_out + jax.random.randint(jax.random.fold_in(jax.random.key(2), index), (min(64, count),), 0, max(1, count - num_held_out))
+        change, state = optimiser.update(jax.grad(loss)(weights, rows), state, weights)
         weights = optax.apply_updates(weights, change)
         due = index % 25 == 24
-        error = jax.lax.cond(due, lambda: loss(weights, jnp.arange(held)), lambda: jnp.inf)
+        error = jax.lax.cond(due, lambda: loss(weights, jnp.arange(num_held_out)), lambda: jnp.inf)
         better = error < best
         best_weights = jax.tree.map(lambda new, old: jnp.where(better, new, old), weights, best_weights)
         return (weights, state, jnp.where(better, error, best), best_weights), None
 
-    start = (weights, optimiser.init(weights), loss(weights, jnp.arange(held)), weights)
+    start = (weights, optimiser.init(weights), loss(weights, jnp.arange(num_held_out)), weights)
     (_, _, error, weights), _ = jax.lax.scan(step, start, jnp.arange(training.num_steps))
-    return decoder._replace(feature_scale=feature_scale, params=weights, explained=1 - error / jnp.maximum((wanted[:held] ** 2).mean(), 1e-12))
+    return decoder._replace(feature_scale=feature_scale, params=weights, explained=1 - error / jnp.maximum((wanted[:num_held_out] ** 2).mean(), 1e-12))
 
 
 @partial(jax.jit, static_argnames="training")
 def decode(training: Training, decoder: Decoder, visible: Array) -> Array:
-    """The embedded inputs (B, ...) that the decoder reads off a flat update (n,); the public mean where nothing is visible."""
+    """Decodes a flat update (n,) to embedded inputs (B, ...); the public mean where nothing is visible."""
     features = _features(visible, decoder, training.num_features)
     network = _Network(training.width, decoder.mean.size)
     off = network.apply({"params": decoder.params}, features[None])[0].reshape(decoder.mean.shape)
@@ -179,7 +179,7 @@ def decode(training: Training, decoder: Decoder, visible: Array) -> Array:
 
 
 def estimate(observation: Observation, cache: Cache = no_cache, training: Training = Training()) -> tuple[Observation, str]:
-    """The observation with the decoder's estimate of its embedded inputs, and a JSON report; on the host, once for each mask.
+    """Returns the observation with the decoder's estimate of its embedded inputs, and a JSON report; it trains on the host, once for each mask.
 
     Raises:
       UsageError: if there are no public data, or fewer than 20 batches of them.
@@ -197,46 +197,46 @@ def estimate(observation: Observation, cache: Cache = no_cache, training: Traini
         )
     setting = (observation.model, observation.update)
     shared = hashlib.sha256(repr(setting).encode())
-    for leaf in jax.tree.leaves(([one.params for one in rounds], public, observation.noise)):
+    for leaf in jax.tree.leaves(([view.params for view in rounds], public, observation.noise)):
         shared.update(np.ascontiguousarray(leaf).tobytes())
-    mask = jnp.concatenate([trees.ravel(one.mask) for one in rounds])
+    mask = jnp.concatenate([trees.ravel(view.mask) for view in rounds])
     digest = hashlib.sha256(shared.digest() + repr(training).encode() + np.packbits(np.asarray(mask)).tobytes())
 
     def updates() -> tuple[Array, Array]:
-        """Those of all rounds side by side; the inputs are embedded by the first round's weights."""
-        parts = [public_updates(*setting, one.params, public) for one in rounds]
-        found = jnp.concatenate([part[0] for part in parts], axis=1)
+        """Returns the public updates of all rounds side by side; the inputs are embedded by the first round's weights."""
+        parts = [public_updates(*setting, view.params, public) for view in rounds]
+        flat_updates = jnp.concatenate([part[0] for part in parts], axis=1)
         if observation.noise is not None:
-            # An attacker that knows the protection trains against it.
+            # An attacker who knows the protection trains against it.
             sizes = tuple(leaf.size for leaf in jax.tree.leaves(observation.visible)) * len(rounds)
-            found = _noise_of(found, jnp.tile(jnp.stack(jax.tree.leaves(observation.noise)), len(rounds)), sizes)
-        return found, parts[0][1]
+            flat_updates = _noise_of(flat_updates, jnp.tile(jnp.stack(jax.tree.leaves(observation.noise)), len(rounds)), sizes)
+        return flat_updates, parts[0][1]
 
     def make() -> Decoder:
-        # One mask follows the other at the same weights; their public updates are computed once.
+        # Masks follow one another at the same weights, so their public updates are computed once.
         if _recent.get("key") != shared.digest():
             _recent.clear()
             _recent.update(key=shared.digest(), value=updates())
-        found: Decoder = train(training, *_recent["value"], mask)
-        return found
+        trained: Decoder = train(training, *_recent["value"], mask)
+        return trained
 
     shapes = lambda: jax.eval_shape(partial(train, training), *jax.eval_shape(updates), mask)
     decoder: Decoder = cache(digest.hexdigest()[:24], make, shapes)
-    found = decode(training, decoder, jnp.concatenate([trees.ravel(one.visible) for one in rounds]))
+    estimated = decode(training, decoder, jnp.concatenate([trees.ravel(view.visible) for view in rounds]))
     used = f"decoder of {len(public.labels)} public batches, {float(decoder.explained):.0%} of the variance of held-out ones explained"
     hidden = [path for path, leaf in zip(trees.paths(observation.mask), jax.tree.leaves(observation.mask), strict=True) if bool(jnp.all(leaf))]
     report = {"used": [used], "unused": [f"{path} (hidden whole)" for path in hidden]}
-    return dataclasses.replace(observation, estimate=found), json.dumps(report)
+    return dataclasses.replace(observation, estimate=estimated), json.dumps(report)
 
 
 def learned(*, hidden: Hidden = "learned", num_features: int = 1024, width: int = 256, num_steps: int = 500, learning_rate: float = 2e-3) -> Attack:
     """A decoder from visible entries to inputs, trained on public data under the client's own mask; no optimisation on the client's update.
 
     Args:
-      hidden: kept for the interface: a decoder reads visible entries only, whatever one takes the others for.
-      num_features: into which gradient entries are hashed.
-      width: units of the decoder's two hidden layers.
-      num_steps: of training.
+      hidden: kept for the interface: a decoder only reads visible entries, however the others are treated.
+      num_features: number of features into which gradient entries are hashed.
+      width: units of each of the decoder's two hidden layers.
+      num_steps: training steps.
       learning_rate: of training, at its start.
 
     Raises:

@@ -18,15 +18,15 @@ from selgrad.errors import UsageError
 
 Objective: TypeAlias = Callable[[PyTree], Array]
 RUN_AWAY = 1e4
-"""A saturated network gives a finite objective to a point beyond this; starts are N(0, 1) and pixels of order 1."""
+"""Magnitude beyond which a point has run away, although a saturated network gives it a finite objective; starts are N(0, 1) and pixels of order 1."""
 
 
 class Minimiser(NamedTuple):
     """`init(point) -> state`, which evaluates nothing, and `step(objective, state) -> state`.
 
-    A state has `point`, the objective's `value` there (inf before the first step) and `done`. `evaluations` says of a number of coordinates how often a step
-    evaluates the objective's gradient, or what costs as much. `value` is what it minimises, in the unit of a state's value: the objective, unless it adds to
-    it.
+    A state has `point`, the objective's `value` there (inf before the first step) and `done`. `evaluations` maps a number of coordinates to the cost of a
+    step in evaluations of the objective's gradient. `value` is the function that is minimised, in the unit of a state's value: the objective, unless the
+    minimiser adds to it.
     """
 
     init: Callable[[PyTree], Any]
@@ -55,9 +55,9 @@ class LBFGSState(NamedTuple):
 
 
 def _quasi_newton(state: LBFGSState, s_slope: Array, y_slope: Array) -> Array:
-    """-H g in the compact form of Byrd, Nocedal and Schnabel (byrd1994compact), equation 3.14 with H_0 = (s'y / y'y) I.
+    """Returns -H g in the compact form of Byrd, Nocedal and Schnabel (byrd1994compact), equation 3.14 with H_0 = (s'y / y'y) I.
 
-    Given S g and Y g, two more matrix-vector products instead of the two-loop recursion's 4 m dependent vector operations.
+    Given S g and Y g, this takes two more matrix-vector products instead of the two-loop recursion's 4 m dependent vector operations.
     """
     slope, valid = state.slope, state.order >= 0
     memory = valid.size
@@ -81,7 +81,7 @@ def _quasi_newton(state: LBFGSState, s_slope: Array, y_slope: Array) -> Array:
 
 
 def lbfgs(*, memory: int = 100, max_step: float = 0.1, tolerance: float = 1e-14) -> Minimiser:
-    """L-BFGS whose backtracking is spread over steps.
+    """Returns L-BFGS whose backtracking is spread over steps.
 
     Each step evaluates one trial point. If it decreases the objective enough (Armijo, 1e-4) it is accepted and the next direction is
     computed; else the trial length shrinks by quadratic interpolation. A non-finite trial is a rejected one, so a lane cannot diverge
@@ -91,8 +91,8 @@ def lbfgs(*, memory: int = 100, max_step: float = 0.1, tolerance: float = 1e-14)
       memory: curvature pairs kept.
       max_step: root mean square by which a trial may move the variables. Without a bound a long first quasi-Newton step can decrease the
         objective into the region where every sigmoid is saturated, from where no gradient leads back.
-      tolerance: a lane is done when its objective, of which distances give a share of what is visible, falls below this, or its trial length underflows along
-        the steepest descent.
+      tolerance: a lane is done when its objective, which distances measure relative to the visible entries, falls below this, or its trial length underflows
+        along the steepest descent.
 
     Raises:
       UsageError: if `memory` or `max_step` is not positive.
@@ -102,15 +102,15 @@ def lbfgs(*, memory: int = 100, max_step: float = 0.1, tolerance: float = 1e-14)
     if not max_step > 0:
         raise UsageError(f"max_step={max_step} must be positive")
 
-    def gentle(slope: Array) -> Array:
+    def steepest_descent(slope: Array) -> Array:
         # Along the steepest descent a step moves by 1 in L1 norm: torch's bound, whatever the unit of the objective.
         return -slope / jnp.maximum(jnp.abs(slope).sum(), jnp.finfo(slope.dtype).tiny)
 
-    def longest(direction: Array) -> Array:
+    def longest_length(direction: Array) -> Array:
         return jnp.minimum(1.0, max_step / jnp.maximum(jnp.sqrt(jnp.mean(direction**2)), 1e-30))
 
     def init(point: Array) -> LBFGSState:
-        # The first trial is the start itself: any finite value is below inf, and no pair comes of a step of length 0.
+        # The first trial is the start itself: any finite value is below inf, and a step of length 0 gives no pair.
         zero = jnp.zeros((), point.dtype)
         rows = jnp.zeros((memory, point.size), point.dtype)
         square = jnp.zeros((memory, memory), point.dtype)
@@ -138,19 +138,19 @@ def lbfgs(*, memory: int = 100, max_step: float = 0.1, tolerance: float = 1e-14)
         # The oldest row (or the first empty one) is replaced; where nothing is stored it is written back unchanged, in place.
         s, y = trial - state.point, slope - state.slope
         curvature = jnp.vdot(s, y)
-        # A product below its own rounding says nothing of curvature.
+        # A product below its own rounding says nothing about curvature.
         stored = accepted & (curvature > jnp.finfo(s.dtype).eps * jnp.linalg.norm(s) * jnp.linalg.norm(y))
         row = jnp.argmin(state.order)
         steps = state.steps.at[row].set(jnp.where(stored, s, state.steps[row]))
         differences = state.differences.at[row].set(jnp.where(stored, y, state.differences[row]))
         new_y, new_slope = jnp.where(stored, y, 0), jnp.where(accepted, slope, state.slope)
-        # Reading the pairs is what a step costs. One product with two columns would read them once, and is slower: XLA packs them for it.
+        # Reading the pairs dominates the cost of a step. One product with two columns would read them once, but is slower because XLA packs them for it.
         sy, s_slope = steps @ new_y, steps @ new_slope
         yy, y_slope = differences @ new_y, differences @ new_slope
-        at = (jnp.arange(memory) == row) & stored
+        is_new = (jnp.arange(memory) == row) & stored
         # Only s_i'y_j with i not newer than j is ever read, so a new pair needs its column alone.
-        products = jnp.where(at[None, :], sy[:, None], state.steps_differences)
-        squares = jnp.where(at[None, :] | at[:, None], jnp.where(at[None, :], yy[:, None], yy[None, :]), state.differences_differences)
+        products = jnp.where(is_new[None, :], sy[:, None], state.steps_differences)
+        squares = jnp.where(is_new[None, :] | is_new[:, None], jnp.where(is_new[None, :], yy[:, None], yy[None, :]), state.differences_differences)
         moved = state._replace(
             point=jnp.where(accepted, trial, state.point),
             value=jnp.where(accepted, value, state.value),
@@ -159,7 +159,7 @@ def lbfgs(*, memory: int = 100, max_step: float = 0.1, tolerance: float = 1e-14)
             differences=differences,
             steps_differences=products,
             differences_differences=squares,
-            order=jnp.where(at, state.order.max() + 1, state.order),
+            order=jnp.where(is_new, state.order.max() + 1, state.order),
         )
         direction = _quasi_newton(moved, s_slope, y_slope)
         downhill = jnp.vdot(direction, moved.slope) < 0
@@ -168,7 +168,7 @@ def lbfgs(*, memory: int = 100, max_step: float = 0.1, tolerance: float = 1e-14)
         parabola = -descent * state.length / (2 * (value - state.value - state.length * descent))
         shrink = jnp.where(finite, jnp.clip(jnp.nan_to_num(parabola, nan=0.1), 0.1, 0.5), 0.1)
         shorter = state.length * shrink
-        stuck = ~accepted & (shorter < 1e-7 * longest(state.direction))
+        stuck = ~accepted & (shorter < 1e-7 * longest_length(state.direction))
         fresh = accepted | stuck
         # Without a pair nothing says how far the slope reaches.
         steepest = fresh & (stuck | ~downhill | (moved.order < 0).all())
@@ -176,10 +176,10 @@ def lbfgs(*, memory: int = 100, max_step: float = 0.1, tolerance: float = 1e-14)
         hopeless = stuck & (state.order < 0).all()
         # A start that is not finite leaves value at inf and cannot be mended by shorter steps.
         hopeless = hopeless | ~jnp.isfinite(moved.value)
-        chosen = jnp.where(steepest, gentle(moved.slope), direction)
+        chosen = jnp.where(steepest, steepest_descent(moved.slope), direction)
         return moved._replace(
             direction=jnp.where(fresh, chosen, state.direction),
-            length=jnp.where(fresh, longest(chosen), shorter),
+            length=jnp.where(fresh, longest_length(chosen), shorter),
             order=jnp.where(steepest, -1, moved.order),
             done=state.done | hopeless | (moved.value < tolerance),
         )
@@ -188,7 +188,7 @@ def lbfgs(*, memory: int = 100, max_step: float = 0.1, tolerance: float = 1e-14)
 
 
 class FirstOrderState(NamedTuple):
-    """The best point so far with its value, whether it is better than the start, the point to evaluate next, and optax's state."""
+    """The best point so far with its value, whether the lane is done, whether the point is better than the start, the next point, and optax's state."""
 
     point: PyTree
     value: Array
@@ -199,9 +199,9 @@ class FirstOrderState(NamedTuple):
 
 
 def first_order(transformation: optax.GradientTransformation, *, project: Callable[[PyTree], PyTree] = lambda x: x) -> Minimiser:
-    """An optax transformation with a projection after every step; a lane that leaves the finite numbers stops there.
+    """Returns an optax transformation with a projection after every step; a lane stops when its values are no longer finite.
 
-    At a constant learning rate the last point is rarely the best one, so the best is kept, as LAMP's loop does (balunovic2022lamp), unless it has
+    At a constant learning rate the last point is rarely the best one, so the best is kept, as in LAMP's loop (balunovic2022lamp), unless it has
     run away. A lane that is lost before it improves on its start has the value inf.
     """
 
@@ -215,7 +215,7 @@ def first_order(transformation: optax.GradientTransformation, *, project: Callab
         bounded = jnp.stack([(jnp.abs(leaf) < RUN_AWAY).all() for leaf in jax.tree.leaves(state.upcoming)]).all()
         better = (value < state.value) & bounded
         improved = state.improved | (better & jnp.isfinite(state.value))
-        # One that only ever got worse than its start before it was lost has diverged, and its start is not a result.
+        # A lane that never improved on its start before it was lost has diverged, and its start is not a result.
         lost = (~jnp.isfinite(value) | ~bounded) & ~improved
         point = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.upcoming, state.point)
         best = jnp.where(lost, jnp.inf, jnp.where(better, value, state.value))

@@ -1,9 +1,9 @@
-"""Gradients that are never written out: for a batch of one a dense layer's is an outer product, and a distance can read it as that.
+"""Gradients that are never written out: for a batch of one, a dense layer's gradient is an outer product, and a distance can read it in that form.
 
 For one input x (d,) and the loss's derivative by the outputs y (f,) the gradient of a kernel is x y'. Its inner product with a target T is <x T, y>, and
 its squared norm over counted entries C is <x^2 C, y^2>: two passes over T and two over C for value and derivative, where the matrix written out takes a
-dozen (measured in `benchmarks/engine.py`). The factors are found in the traced update itself, by an interpreter of the kind that JAX documents, so every
-model that multiplies matrices has them, whoever wrote it.
+dozen (measured in `benchmarks/engine.py`). The factors are found in the traced update itself, by an interpreter of the kind that JAX documents, so they
+are available for every model that multiplies matrices.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from selgrad.base import Grads
 class Outer(NamedTuple):
     """An outer product in the shape of a leaf: the gradient of a dense layer's kernel for a batch of one.
 
-    More rows are products of matrices, for which the terms of a masked norm multiply as fast as passes are saved: from two rows on the gradient is
-    written out (`benchmarks/engine.py` has the times).
+    For more rows the gradient is a product of matrices, and the terms of a masked norm multiply as fast as passes are saved: from two rows on the gradient
+    is written out (`benchmarks/engine.py` has the times).
 
     Attributes:
       left: (d,), the inputs.
@@ -38,15 +38,15 @@ class Outer(NamedTuple):
     shape: tuple[int, ...]
 
     def dense(self) -> Array:
-        """The leaf, written out."""
+        """Writes the leaf out."""
         return jnp.outer(self.left, self.right).reshape(self.shape)
 
     def inner(self, target: Array) -> Float[Array, ""]:
-        """The inner product with an array of the leaf's shape."""
+        """Returns the inner product with an array of the leaf's shape."""
         return jnp.dot(self.left @ self._matrix(target), self.right)
 
     def square(self, counted: Array) -> Float[Array, ""]:
-        """The squared norm over entries that count, 1 or 0."""
+        """Returns the squared norm over the entries that count, marked 1 or 0."""
         return jnp.dot(self.left**2 @ self._matrix(counted).astype(self.left.dtype), self.right**2)
 
     def _matrix(self, leaf: Array) -> Array:
@@ -54,20 +54,20 @@ class Outer(NamedTuple):
 
 
 def is_outer(leaf: Any) -> bool:
-    """Whether a leaf is an `Outer`, for `is_leaf`."""
+    """Says whether a leaf is an `Outer`, for `is_leaf`."""
     return isinstance(leaf, Outer)
 
 
 def enabled() -> bool:
-    """Whether factors are used; `SELGRAD_FACTORS=0` turns them off."""
+    """Says whether factors are used; `SELGRAD_FACTORS=0` turns them off."""
     return os.environ.get("SELGRAD_FACTORS", "1") != "0"
 
 
 def factored(function: Callable[..., Grads], *arguments: Any) -> Any:
-    """What a function returns, with `Outer` in the place of each leaf that it computes as a product over one row and only then reshapes or transposes.
+    """Returns a function's result with `Outer` in place of each leaf that it computes as a product over one row and then only reshapes or transposes.
 
-    A product over more rows that is transposed afterwards is computed the other way round instead: what differentiates a dense layer transposes its
-    kernel's gradient, which is a pass over it.
+    A product over more rows that is transposed afterwards is computed the other way round instead: differentiating a dense layer transposes its kernel's
+    gradient, which is a pass over it.
 
     Args:
       function: arguments -> a pytree of arrays; it closes over no traced values.
@@ -75,33 +75,33 @@ def factored(function: Callable[..., Grads], *arguments: Any) -> Any:
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), arguments)
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*shapes)
-    found = _interpret(closed.jaxpr, closed.consts, jax.tree.leaves(arguments))
-    leaves = [part.leaf() if isinstance(part, _Product) else part for part in found]
+    parts = _interpret(closed.jaxpr, closed.consts, jax.tree.leaves(arguments))
+    leaves = [part.leaf() if isinstance(part, _Product) else part for part in parts]
     return jax.tree.unflatten(jax.tree.structure(shape), leaves)
 
 
 class _Product:
-    """A product of two matrices that nobody has needed yet, and what it was reshaped to since.
+    """A product of two matrices that is not computed until it is needed, and the reshapes applied to it since.
 
     Attributes:
       left, right: (rows, d) and (rows, f).
-      dims: how many axes of the product come from `left`; 0 once it was reshaped, after which axes are no longer those of the factors.
-      shape: now.
+      dims: number of axes of the product that come from `left`; 0 after a reshape, when axes are no longer those of the factors.
+      shape: the current shape.
       turned: whether it was transposed.
     """
 
     def __init__(self, compute: Callable[[], Array], left: Array, right: Array, dims: int, shape: tuple[int, ...], turned: bool = False) -> None:
         self._compute, self._left, self._right, self._dims, self._shape, self._turned = compute, left, right, dims, shape, turned
-        self._made: Array | None = None
+        self._computed: Array | None = None
 
     def value(self) -> Array:
-        """The product, computed once."""
-        if self._made is None:
-            self._made = self._compute()
-        return self._made
+        """Returns the product, computed once."""
+        if self._computed is None:
+            self._computed = self._compute()
+        return self._computed
 
     def leaf(self) -> Array | Outer:
-        """What stands for it in a gradient."""
+        """Returns the form in which it appears in a gradient."""
         if len(self._left) == 1:
             return Outer(self._left[0], self._right[0], self._shape)
         if self._turned:
@@ -109,11 +109,11 @@ class _Product:
         return self.value()
 
     def reshaped(self, compute: Callable[[Any], Array], shape: tuple[int, ...]) -> _Product:
-        """The same entries in the same order."""
+        """Returns the product with the same entries in the same order."""
         return _Product(lambda: compute(self.value()), self._left, self._right, 0, shape, self._turned)
 
     def transposed(self, compute: Callable[[Any], Array], order: Sequence[int]) -> _Product | None:
-        """Factors in the other order where the axes of one come before those of the other; None for other transpositions."""
+        """Returns the product with its factors swapped where the transposition swaps their axes as blocks; None for other transpositions."""
         axes = list(range(len(self._shape)))
         if not self._dims or list(order) != axes[self._dims :] + axes[: self._dims]:
             return None
@@ -126,7 +126,7 @@ def _value(part: Any) -> Any:
 
 
 def _matrix(operand: Array, contracted: Sequence[int]) -> Array:
-    """(rows, others) of an operand, contracted axes first."""
+    """Reshapes an operand to (rows, others), contracted axes first."""
     free = [axis for axis in range(operand.ndim) if axis not in contracted]
     moved = jnp.transpose(operand, (*contracted, *free)) if [*contracted, *free] != list(range(operand.ndim)) else operand
     rows = 1
@@ -136,7 +136,7 @@ def _matrix(operand: Array, contracted: Sequence[int]) -> Array:
 
 
 def _product(equation: Any, compute: Callable[[], Array], operands: Sequence[Any]) -> _Product | None:
-    """A product that can wait, if the equation is one."""
+    """Returns a product whose computation can wait, if the equation is one."""
     name, params, shape = equation.primitive.name, equation.params, equation.outvars[0].aval.shape
     if name == "selgrad_product" and params["kind"] == "tn" and len(shape) == 2:
         left, right = map(_value, operands)
@@ -150,7 +150,7 @@ def _product(equation: Any, compute: Callable[[], Array], operands: Sequence[Any
 
 
 def _interpret(jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-    """Evaluates equation by equation; products, and reshaped or transposed ones, wait until something else needs them."""
+    """Evaluates equation by equation; products, also reshaped or transposed ones, wait until something else needs them."""
     env: dict[core.Var, Any] = {}
 
     def read(atom: Any) -> Any:
@@ -163,10 +163,10 @@ def _interpret(jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Any
         name = equation.primitive.name
         if name in ("pjit", "jit", "closed_call"):
             inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
-            found = _interpret(inner.jaxpr, inner.consts, operands)
+            outputs = _interpret(inner.jaxpr, inner.consts, operands)
         else:
-            found = _equation(equation, operands)
-        env.update(zip(equation.outvars, found, strict=True))
+            outputs = _equation(equation, operands)
+        env.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
@@ -174,9 +174,9 @@ def _equation(equation: Any, operands: Sequence[Any]) -> list[Any]:
     name, params = equation.primitive.name, equation.params
 
     def bind(*values: Any) -> Any:
-        found = equation.primitive.get_bind_params(params)
-        # A pair with functions in older versions of JAX, and parameters alone in newer ones.
-        functions, rest = found if isinstance(found, tuple) else ((), found)
+        bind_params = equation.primitive.get_bind_params(params)
+        # Older versions of JAX return a pair with functions, newer ones the parameters alone.
+        functions, rest = bind_params if isinstance(bind_params, tuple) else ((), bind_params)
         with equation.ctx.manager:
             return equation.primitive.bind(*functions, *values, **rest)
 
@@ -194,5 +194,5 @@ def _equation(equation: Any, operands: Sequence[Any]) -> list[Any]:
     waiting = _product(equation, compute, operands)
     if waiting is not None:
         return [waiting]
-    found = compute()
-    return list(found) if equation.primitive.multiple_results else [found]
+    outputs = compute()
+    return list(outputs) if equation.primitive.multiple_results else [outputs]

@@ -1,7 +1,7 @@
-"""What an attacker believes of images before it has seen a gradient.
+"""What an attacker believes about images before it has seen a gradient.
 
-Total variation is a penalty on the dummy input, added to the gradient distance. A Gaussian is a change of variables as well: images are what it makes of white
-noise, in which every direction is as likely as any other.
+Total variation is a penalty on the dummy input, added to the gradient distance. A Gaussian is also a change of variables: it maps white noise, in which every
+direction is equally likely, to images.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Gaussian(NamedTuple):
 
     Attributes:
       mean: (*shape,).
-      root: (..., *shape) -> L of each.
-      inverse: of `root`.
+      root: (..., *shape) -> L times each.
+      inverse: the inverse of `root`.
     """
 
     mean: Float[Array, "h w c"]
@@ -38,7 +38,7 @@ class Gaussian(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Same:
-    """An array as a key: the same object, whatever it holds."""
+    """An array as a dictionary key, compared by identity and not by content."""
 
     array: Array
 
@@ -50,9 +50,9 @@ class _Same:
 
 
 def _moments(inputs: _Same, size: int, shrinkage: float) -> tuple[Array, Array, Array, Array]:
-    """Mean (d,), deviations (n,) along a basis (n, d), and the variance outside of it, of images that everybody knows.
+    """Returns the mean (d,), deviations (n,) along a basis (n, d), and the variance outside of it, of public images.
 
-    Where they are not a part of what is traced, this is computed once for all programs and no part of any.
+    Where the images are not traced, this is computed once for all programs and is part of none.
     """
     if isinstance(inputs.array, jax.core.Tracer):
         return _computed(inputs, size, shrinkage)
@@ -72,12 +72,12 @@ _remembered = functools.lru_cache(maxsize=4)(_computed)
 
 
 def of_public(public: Batch, spec: InputSpec, shrinkage: float = 0.1) -> Gaussian:
-    """Mean and covariance of public images, the covariance shrunk towards the mean variance.
+    """Fits mean and covariance to public images, with the covariance shrunk towards the mean variance.
 
     Args:
       public: batches, (count, B, *shape).
       spec: of the images.
-      shrinkage: weight of the mean variance, in (0, 1]: what the images do not span has to have some.
+      shrinkage: weight of the mean variance, in (0, 1]: directions that the images do not span need some variance.
     """
     mean, deviations, basis, rest = _moments(_Same(public.inputs), int(np.prod(spec.shape)), shrinkage)
 
@@ -93,18 +93,18 @@ def of_public(public: Batch, spec: InputSpec, shrinkage: float = 0.1) -> Gaussia
 
 
 def _cosines(size: int) -> npt.NDArray[np.float64]:
-    """The orthonormal cosine transform of so many points, (frequencies, points)."""
+    """Returns the orthonormal cosine transform of `size` points, (frequencies, points)."""
     k, n = np.arange(size)[:, None], np.arange(size)[None, :]
-    found: npt.NDArray[np.float64] = np.sqrt(np.where(k, 2.0, 1.0) / size) * np.cos(np.pi * (n + 0.5) * k / size)
-    return found
+    transform: npt.NDArray[np.float64] = np.sqrt(np.where(k, 2.0, 1.0) / size) * np.cos(np.pi * (n + 0.5) * k / size)
+    return transform
 
 
 def of_nature(spec: InputSpec, deviation: float = 0.25) -> Gaussian:
-    """Grey on average, and power that falls with the square of the frequency, as in photographs (Field 1987, field1987relations).
+    """Returns a prior that is grey on average and whose power falls with the square of the frequency, as in photographs (Field 1987, field1987relations).
 
     Args:
       spec: of the images.
-      deviation: of a pixel in [0, 1].
+      deviation: standard deviation of a pixel in [0, 1].
     """
     height, width, _ = spec.shape
     rows, columns = _cosines(height), _cosines(width)
@@ -113,10 +113,10 @@ def of_nature(spec: InputSpec, deviation: float = 0.25) -> Gaussian:
     spread = deviation * np.sqrt(power / power.mean())
     unit = np.asarray(spec.std, np.float64)
 
-    def scaled(by: npt.NDArray[np.float64], unit: npt.NDArray[np.float64]) -> Callable[[Array], Array]:
+    def scaled(scales: npt.NDArray[np.float64], unit: npt.NDArray[np.float64]) -> Callable[[Array], Array]:
         def apply(x: Array) -> Array:
-            found = jnp.einsum("ah,...hwc,bw->...abc", rows.astype(x.dtype), x, columns.astype(x.dtype)) * by[..., None].astype(x.dtype)
-            return jnp.einsum("ah,...abc,bw->...hwc", rows.astype(x.dtype), found, columns.astype(x.dtype)) / unit.astype(x.dtype)
+            frequencies = jnp.einsum("ah,...hwc,bw->...abc", rows.astype(x.dtype), x, columns.astype(x.dtype)) * scales[..., None].astype(x.dtype)
+            return jnp.einsum("ah,...abc,bw->...hwc", rows.astype(x.dtype), frequencies, columns.astype(x.dtype)) / unit.astype(x.dtype)
 
         return apply
 
@@ -124,7 +124,7 @@ def of_nature(spec: InputSpec, deviation: float = 0.25) -> Gaussian:
 
 
 def total_variation(images: Float[Array, "b h w c"]) -> Float[Array, ""]:
-    """Mean absolute difference of vertical neighbours plus that of horizontal ones.
+    """Returns the mean absolute difference of vertical neighbours plus that of horizontal ones.
 
     Geiping et al. 2020 (geiping2020inverting), whose released code takes the mean, not the sum.
     """
@@ -132,24 +132,24 @@ def total_variation(images: Float[Array, "b h w c"]) -> Float[Array, ""]:
 
 
 def batch_statistics(observation: Observation, images: Float[Array, "b h w c"]) -> Float[Array, ""]:
-    """How far a batch would move a network's running statistics: the mean over normalisations and channels of (mean' - mean)^2 / var + (var' / var - 1)^2.
+    """Returns how far a batch moves running statistics: the mean over normalisations and channels of (mean' - mean)^2 / var + (var' / var - 1)^2.
 
-    Images like those that the network was trained on move them little; GradInversion (Yin et al. 2021, yin2021gradinversion, equation 9), here in units of the
-    running statistics themselves, so that layers of large activations do not decide alone. The primes are the running statistics after the batch: with a
-    momentum of 0.9 a hundredth of what the batch's own would give.
+    Images like those that the network was trained on move them little. This is GradInversion's term (Yin et al. 2021, yin2021gradinversion, equation 9), here
+    in units of the running statistics themselves, so that layers with large activations do not dominate. The primes are the running statistics after the
+    batch: with a momentum of 0.9 the result is a hundredth of what the batch's own statistics would give.
 
     Raises:
       UsageError: when traced, if the model keeps no running mean and variance.
     """
     model, params = observation.model, observation.params
-    lost = model.statistics_loss(params, images) if isinstance(model, Normalises) else {}
-    found = dict(zip(trees.paths(lost), jax.tree.leaves(lost), strict=True))
+    statistics = model.statistics_loss(params, images) if isinstance(model, Normalises) else {}
+    losses = dict(zip(trees.paths(statistics), jax.tree.leaves(statistics), strict=True))
     running = dict(zip(trees.paths(params), jax.tree.leaves(params), strict=True))
-    layers = [path.removesuffix("/var") for path in found if path.endswith("/var") and f"{path.removesuffix('var')}mean" in found]
+    layers = [path.removesuffix("/var") for path in losses if path.endswith("/var") and f"{path.removesuffix('var')}mean" in losses]
     if not layers:
         raise UsageError("statistics_weight: the model keeps no running mean and variance of batches; take 0")
     terms = []
     for layer in layers:
         variance = running[f"{layer}/var"] + 1e-5
-        terms.append(jnp.mean(found[f"{layer}/mean"] ** 2 / variance + (found[f"{layer}/var"] / variance) ** 2))
+        terms.append(jnp.mean(losses[f"{layer}/mean"] ** 2 / variance + (losses[f"{layer}/var"] / variance) ** 2))
     return jnp.stack(terms).mean()

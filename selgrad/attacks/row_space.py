@@ -1,4 +1,4 @@
-"""The space that a layer's inputs span, from the gradients of the dense kernels that read them, with whatever of these is visible.
+"""The space that a layer's inputs span, from the visible gradients of the dense kernels that read them.
 
 dL/dW = X' D for a kernel that multiplies X (tokens, width): its columns lie in the span of X's rows. Petrov et al. 2024 (petrov2024dager),
 theorem 5.1. Hidden entries are completed as a low-rank matrix: alternating least squares, Jain et al. 2013 (jain2013lowrank).
@@ -19,15 +19,15 @@ Matrix = npt.NDArray[np.float64]
 
 
 CLOSE = 0.05
-"""Distances below this are computed in float64: float32 leaves 1e-3 of what cancels."""
+"""Distances below this are computed again in float64: in float32, cancellation leaves errors of 1e-3."""
 
 
 class RowSpace(NamedTuple):
-    """An orthonormal basis of what the inputs span.
+    """An orthonormal basis of the space that the inputs span.
 
     Attributes:
       basis: (num_rows, rank) float64, columns orthonormal; rank 0 where nothing can be said.
-      rows: (num_rows,) the coordinates of the inputs that it covers; others were hidden whole.
+      rows: (num_rows,) the coordinates of the inputs that it covers; the others were wholly hidden.
       leaves: paths of the kernels that were used.
       unused: paths of the kernels that were not, each with the reason.
     """
@@ -38,39 +38,39 @@ class RowSpace(NamedTuple):
     unused: tuple[str, ...]
 
     def distances(self, inputs: Any) -> npt.NDArray[np.float64]:
-        """||x - projection of x|| / ||x|| over the covered coordinates, shape inputs.shape[:-1], in [0, 1]; 1 where nothing can be said."""
+        """Returns ||x - projection of x|| / ||x|| over the covered coordinates, shape inputs.shape[:-1], in [0, 1]; 1 where nothing can be said."""
         x = np.asarray(inputs)[..., self.rows]
         if not self.basis.shape[1]:
             return np.ones(x.shape[:-1])
         x = x.astype(np.float32)
         inside = x @ self.basis.astype(np.float32)
-        # In float32 for speed over a vocabulary; what is close is computed again by the caller's threshold in float64.
+        # Float32 is used for speed over a vocabulary; small distances are computed again in float64.
         whole = np.maximum((x**2).sum(axis=-1), 1e-30)
-        found = np.sqrt(np.maximum(whole - (inside**2).sum(axis=-1), 0) / whole).astype(np.float64)
-        close = found < CLOSE
+        ratios = np.sqrt(np.maximum(whole - (inside**2).sum(axis=-1), 0) / whole).astype(np.float64)
+        close = ratios < CLOSE
         if close.any():
-            found[close] = self.exactly(np.asarray(inputs)[close])
-        return found
+            ratios[close] = self.exactly(np.asarray(inputs)[close])
+        return ratios
 
     def exactly(self, inputs: Any) -> npt.NDArray[np.float64]:
-        """The same in float64, of inputs (n, width)."""
+        """Returns the same distances in float64, for inputs (n, width)."""
         y = np.asarray(inputs)[..., self.rows].astype(np.float64)
-        found: npt.NDArray[np.float64] = np.linalg.norm(y - (y @ self.basis) @ self.basis.T, axis=-1) / np.maximum(np.linalg.norm(y, axis=-1), 1e-30)
-        return found
+        ratios: npt.NDArray[np.float64] = np.linalg.norm(y - (y @ self.basis) @ self.basis.T, axis=-1) / np.maximum(np.linalg.norm(y, axis=-1), 1e-30)
+        return ratios
 
 
 def complete_low_rank(matrix: Matrix, visible: npt.NDArray[np.bool_], rank: int, *, num_steps: int = 300, floor: float = 1e-7) -> Matrix:
-    """A factor (rows, rank or fewer) of the low-rank matrix that agrees with the visible entries, by alternating least squares.
+    """Fits a factor (rows, rank or fewer) of the low-rank matrix that agrees with the visible entries, by alternating least squares.
 
-    The rank grows from 1: gradients' singular values fall over six decades, and a fit that starts with all of them never finds the small ones.
-    Columns are scaled alike for the same reason.
+    The rank grows from 1: gradients' singular values span six orders of magnitude, and a fit that starts with all of them never finds the small ones.
+    Columns are scaled to the same size for the same reason.
 
     Args:
       matrix: hidden entries are not read.
       visible: of the same shape.
-      rank: of the completion, at most.
-      num_steps: at the full rank; a tenth of it at each one before.
-      floor: the relative residual on visible entries that ends it; float32 gradients leave 1e-7.
+      rank: largest rank of the completion.
+      num_steps: largest number of steps at the full rank; a tenth of that at each lower rank.
+      floor: the relative residual on visible entries that ends the fit; float32 gradients leave 1e-7.
     """
     weights: Any = visible.astype(np.float64)
     values: Any = np.where(visible, matrix, 0.0)
@@ -78,7 +78,7 @@ def complete_low_rank(matrix: Matrix, visible: npt.NDArray[np.bool_], rank: int,
     scale = float(np.linalg.norm(values)) or 1.0
 
     def solve(factor: Matrix, wanted: Matrix, weight: Matrix) -> Matrix:
-        """Per column of `wanted` the least-squares coefficients on the rows it shows, (columns, rank)."""
+        """Returns each column's least-squares coefficients on its visible rows, (columns, rank)."""
         size = factor.shape[1]
         pairs = (factor[:, :, None] * factor[:, None, :]).reshape(len(factor), -1)
         normal: Any = (weight.T @ pairs).reshape(-1, size, size)
@@ -109,7 +109,7 @@ def complete_low_rank(matrix: Matrix, visible: npt.NDArray[np.bool_], rank: int,
 
 
 def _leading(matrix: Matrix, count: int) -> Matrix:
-    """The left singular vectors of the largest singular values, (rows, count): from the smaller Gram matrix, which determines these well."""
+    """Returns the left singular vectors of the largest singular values, (rows, count), from the smaller Gram matrix, which determines them well."""
     rows, columns = matrix.shape
     if rows <= columns:
         size, gram = rows, matrix @ matrix.T
@@ -120,12 +120,12 @@ def _leading(matrix: Matrix, count: int) -> Matrix:
 
 
 def find(kernels: Sequence[tuple[str, npt.NDArray[Any], npt.NDArray[np.bool_]]], *, hidden: Hidden, max_rank: int, rank_tolerance: float) -> RowSpace:
-    """The row space of a layer's inputs.
+    """Finds the row space of a layer's inputs.
 
     Args:
       kernels: path, visible gradient (width, features) and mask of each kernel that reads them.
-      hidden: `zero` and `average` take hidden entries for that; `ignore` and the rungs above it leave out rows and columns that are hidden whole and
-        complete the rest.
+      hidden: `zero` and `average` replace hidden entries by 0 or the mean; `ignore` and the rungs above it leave out rows and columns that are wholly
+        hidden and complete the rest.
       max_rank: tokens in the batch; the inputs span no more.
       rank_tolerance: singular values below this share of the largest are noise.
     """
@@ -135,7 +135,7 @@ def find(kernels: Sequence[tuple[str, npt.NDArray[Any], npt.NDArray[np.bool_]]],
             unused.append(f"{path} (hidden whole)")
             continue
         if not grads[~mask].any():
-            # Such as of an adapter's first factor, while the second is still 0: it spans nothing, whatever was read.
+            # For example an adapter's first factor while the second is still 0: its gradient spans nothing, whatever the inputs were.
             unused.append(f"{path} (0 in every visible entry)")
             continue
         values = np.asarray(grads, np.float64)
@@ -149,7 +149,7 @@ def find(kernels: Sequence[tuple[str, npt.NDArray[Any], npt.NDArray[np.bool_]]],
     matrix, mask = np.concatenate(parts, axis=1), np.concatenate(masks, axis=1)
     rows = np.arange(len(matrix))
     if hidden not in ("zero", "average") and mask.any():
-        # What is hidden whole says nothing; a row or column with fewer visible entries than the rank is not determined by them.
+        # A wholly hidden row or column says nothing, and one with fewer visible entries than the rank is not determined by them.
         for _ in range(20):
             keep_rows = (~mask).sum(axis=1) >= min(max_rank, mask.shape[1])
             keep_columns = (~mask[keep_rows]).sum(axis=0) >= min(max_rank, keep_rows.sum()) if keep_rows.any() else np.zeros(mask.shape[1], bool)
@@ -159,7 +159,7 @@ def find(kernels: Sequence[tuple[str, npt.NDArray[Any], npt.NDArray[np.bool_]]],
             if not matrix.size:
                 return RowSpace(np.zeros((0, 0)), np.zeros(0, np.int64), (), (*unused, *(f"{path} (too little visible)" for path in used)))
         if mask.any() and max_rank < len(matrix):
-            # Columns are many; the fullest few times the rank determine the space as well as all of them.
+            # There are many columns; those with the most visible entries, a few times the rank, determine the space as well as all of them.
             order = np.argsort(mask.sum(axis=0), kind="stable")
             order = order[: 4 * max_rank] if not mask[:, order[: 4 * max_rank]].any() else order[: max(512, 6 * max_rank)]
             if mask[:, order].any():

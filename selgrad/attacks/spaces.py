@@ -26,9 +26,9 @@ class Space(NamedTuple):
     Attributes:
       shape: of the dummy inputs, (B, ...).
       draw: key -> a start.
-      fix: dummy inputs -> embedded inputs: the same with what is known put in, or what a prior makes of them.
-      read: embedded inputs -> what a `Reconstruction` holds.
-      place: embedded inputs -> dummy inputs of which `fix` makes them.
+      fix: dummy inputs -> embedded inputs: the same with the known parts filled in, or mapped through a prior.
+      read: embedded inputs -> the inputs of a `Reconstruction`.
+      place: embedded inputs -> the dummy inputs that `fix` maps to them.
     """
 
     shape: tuple[int, ...]
@@ -42,7 +42,7 @@ SpaceRule = Callable[[Observation], Space]
 
 
 def image_spec(observation: Observation) -> InputSpec:
-    """The spec of the inputs, if they are images.
+    """Returns the spec of the inputs, if they are images.
 
     Raises:
       UsageError: if they are text.
@@ -54,7 +54,7 @@ def image_spec(observation: Observation) -> InputSpec:
 
 
 def pixels(start: Start) -> SpaceRule:
-    """Images as they are."""
+    """Optimises the images themselves."""
 
     def make(observation: Observation) -> Space:
         spec, size = image_spec(observation), observation.update.batch_size
@@ -64,15 +64,15 @@ def pixels(start: Start) -> SpaceRule:
 
 
 def image_prior(observation: Observation, shrinkage: float = 0.1) -> Gaussian:
-    """What images are like: the public ones where the attacker has any, else photographs."""
+    """Returns the prior of images: of the public ones where the attacker has any, else of photographs."""
     spec = image_spec(observation)
     return of_nature(spec) if observation.public is None else of_public(observation.public, spec, shrinkage)
 
 
 def whitened(shrinkage: float = 0.1) -> SpaceRule:
-    """Images as what a Gaussian prior makes of white noise: that of public images where the attacker has any, else one of photographs.
+    """Optimises white noise that a Gaussian prior maps to images: the prior of public images where the attacker has any, else one of photographs.
 
-    Starts are near the prior's mean: noise of a tenth of the prior's deviation, without which the inputs of a batch would stay alike.
+    Starts are near the prior's mean, with noise of a tenth of the prior's deviation; without it the inputs of a batch would stay equal.
     """
 
     def make(observation: Observation) -> Space:
@@ -91,7 +91,7 @@ def whitened(shrinkage: float = 0.1) -> SpaceRule:
 
 
 def text_parts(observation: Observation) -> tuple[TextModel, TextSpec]:
-    """The model and its spec, if they are of text.
+    """Returns the model and its spec, if they are of text.
 
     Raises:
       UsageError: if they are of images.
@@ -103,7 +103,7 @@ def text_parts(observation: Observation) -> tuple[TextModel, TextSpec]:
 
 
 def known_tokens(observation: Observation) -> tuple[Int[Array, "b t"], Bool[Array, "b t"]]:
-    """Tokens that the attacker knows, and where: the opening one, and where the padding is known the closing one and the padding."""
+    """Returns the tokens that the attacker knows, and where: the opening one and, where the padding is known, the closing one and the padding."""
     _, spec = text_parts(observation)
     shape = (observation.update.batch_size, *spec.shape)
     tokens, known = jnp.full(shape, spec.pad_id, jnp.int32), jnp.zeros(shape, bool)
@@ -118,9 +118,9 @@ def known_tokens(observation: Observation) -> tuple[Int[Array, "b t"], Bool[Arra
 
 
 def possible_tokens(observation: Observation) -> Bool[Array, " v"]:
-    """Tokens that a sentence may hold: no special ones, and where rows of the word-embedding gradient are visible, only those it names.
+    """Returns which tokens a sentence may hold: no special ones and, where rows of the word-embedding gradient are visible, only those that they name.
 
-    A row is ruled out if it is wholly visible and 0: a token that occurs has a gradient there.
+    A row that is wholly visible and 0 rules its token out: a token that occurs has a gradient there.
     """
     model, spec = text_parts(observation)
     size = trees.subtree(observation.params, model.embedding).shape[0]
@@ -134,7 +134,7 @@ def possible_tokens(observation: Observation) -> Bool[Array, " v"]:
 
 
 def nearest_tokens(observation: Observation, embedded: Float[Array, "b t d"]) -> Int[Array, "b t"]:
-    """The possible token of the largest cosine similarity at each position, and the known tokens where they are known."""
+    """Returns the possible token with the largest cosine similarity at each position, or the known token where there is one."""
     model, _ = text_parts(observation)
     table = trees.subtree(observation.params, model.embedding)
     unit = table / jnp.maximum(jnp.linalg.norm(table, axis=1, keepdims=True), 1e-12)
@@ -144,9 +144,9 @@ def nearest_tokens(observation: Observation, embedded: Float[Array, "b t d"]) ->
 
 
 def embeddings(start: TextStart = "vocabulary") -> SpaceRule:
-    """Word embeddings that start at random and are read as the nearest tokens by cosine.
+    """Optimises word embeddings that start at random and are read as the nearest tokens by cosine.
 
-    Known tokens are put in at every step, as LAMP does with [CLS], [SEP] and the padding (balunovic2022lamp).
+    Known tokens are inserted at every step, as LAMP does with [CLS], [SEP] and the padding (balunovic2022lamp).
     """
 
     def make(observation: Observation) -> Space:

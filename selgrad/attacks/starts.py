@@ -20,7 +20,7 @@ TextStart: TypeAlias = Literal["normal", "vocabulary"]
 
 
 def draw(start: Start, key: Key, batch_size: int, spec: InputSpec) -> Array:
-    """Dummy inputs `(batch_size, *spec.shape)` float32 in the model's normalised units.
+    """Draws dummy inputs `(batch_size, *spec.shape)` float32 in the model's normalised units.
 
     Args:
       start: `normal` is N(0, 1), as published for DLG, iDLG and Inverting Gradients; `grey` is pixel value 0.5 with noise of standard

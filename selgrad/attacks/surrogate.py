@@ -1,4 +1,4 @@
-"""Many local steps at the price of a few: the client's whole update is compared with gradients at weights between those before and those after it.
+"""Many local steps at the cost of a few: the client's whole update is compared with gradients at weights between those before and after it.
 
 Zhu, Yao, Blaschko, "Surrogate Model Extension (SME): A Fast and Accurate Weight Update Attack on Federated Learning", ICML 2023 (zhu2023surrogate).
 """
@@ -23,7 +23,7 @@ from selgrad.errors import UsageError, require_positive
 
 
 def between(observation: Observation, position: float) -> Params:
-    """Weights that have come this share of the way to where the client's steps led, as far as that is visible.
+    """Returns weights that lie at this fraction of the way to the client's weights after its steps, as far as these are visible.
 
     Args:
       observation: of one round.
@@ -31,7 +31,7 @@ def between(observation: Observation, position: float) -> Params:
     """
     model = observation.model
     before, frozen = model.split(observation.params)
-    # What is encrypted counts as no movement.
+    # Encrypted entries count as unchanged.
     after = observation.update.new_params(before, observation.visible)
     return model.merge(jax.tree.map(lambda old, new: old + position * (new - old), before, after), frozen)
 
@@ -46,22 +46,22 @@ def surrogate(
     total_variation_weight: float = 0.01,
     positions: Sequence[float] = (0.0, 0.25, 0.5),
 ) -> Attack:
-    """Inverting Gradients on gradients in the place of all local steps: as fast for a hundred of them as for one.
+    """Runs Inverting Gradients on gradients in place of all local steps, which is as fast for a hundred of them as for one.
 
-    The published attack optimises one position by gradient descent from 0.5; here the best of a few counts at each step (ours), since a client that learns its
-    one picture by heart in the first steps sends little but its first gradient. For a client that sends its gradient this is `inverting_gradients`.
+    The published attack optimises one position by gradient descent from 0.5; here the best of a few counts at each step (ours), since a client that memorises
+    its one picture in the first steps sends little but its first gradient. For a client that sends its gradient this is `inverting_gradients`.
 
     Args:
       num_steps: Adam steps.
       num_restarts: independent starts, the best by the attack's own objective.
-      hidden: what becomes of encrypted entries.
+      hidden: how encrypted entries are treated.
       start: `normal` or `grey`.
       learning_rate: of Adam.
-      total_variation_weight: as of `inverting_gradients`.
-      positions: of the weights, from 0 (before the local steps) to 1 (after them); each costs a gradient a step.
+      total_variation_weight: as in `inverting_gradients`.
+      positions: of the weights, from 0 (before the local steps) to 1 (after them); each costs one gradient per step.
 
     Raises:
-      UsageError: if there are no positions, or one is not in [0, 1], or `hidden` is `bounded`, whose evidence is of the client's own update.
+      UsageError: if there are no positions, or one is not in [0, 1], or `hidden` is `bounded`, whose evidence needs the client's own update.
     """
     if not positions or not all(0 <= position <= 1 for position in positions):
         raise UsageError(f"positions={list(positions)} must lie between 0, the weights before the local steps, and 1, those after them, and there must be one")

@@ -21,12 +21,12 @@ from selgrad.errors import require_positive
 def tag(
     *, num_steps: int = 2500, num_restarts: int = 1, hidden: Hidden = "ignore", start: TextStart = "normal", learning_rate: float = 0.1, alpha: float = 0.01
 ) -> Attack:
-    """Adam on ||g' - g||_2^2 + alpha ||g' - g||_1 over all leaves.
+    """Runs Adam on ||g' - g||_2^2 + alpha ||g' - g||_1 over all leaves.
 
     Args:
       num_steps: Adam steps; 2,500 as LAMP's comparison runs it.
       num_restarts: independent starts, the best by the attack's own objective.
-      hidden: what becomes of encrypted entries.
+      hidden: how encrypted entries are treated.
       start: normal (N(0, 1), as published) or vocabulary (scaled to the mean norm of the embeddings, ours).
       learning_rate: of Adam.
       alpha: weight of the L1 distance; 0.01 as LAMP's comparison has it.
