@@ -1,7 +1,7 @@
 """Exact top-k and ranks of 10^8 entries on the host, in NumPy: XLA's CPU sort takes several times the memory and the time.
 
-A mask at k entries needs no ranks: one pass counts scores by their upper bits, the few that share the upper bits of the k-th are looked at again, and every
-entry is compared with that one.
+A mask at k entries needs no ranks: one pass counts scores by their upper bits, the few that share the upper bits of the k-th largest are counted again by their
+lower bits, and every entry is compared with the k-th largest.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ import numpy.typing as npt
 from selgrad.base import Ranks, Scores
 
 Packed = npt.NDArray[np.uint8]
-"""A mask of n entries in flattening order, 8 to a byte as `numpy.packbits` has them."""
+"""A mask of n entries in flattening order, 8 to a byte as in `numpy.packbits`."""
 
 _BLOCK = 2**18
-"""Entries looked at together: what is made of them stays in the cache."""
+"""Entries processed together, so that intermediate results stay in the cache."""
 
 
 def _order(scores: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-    """Integers in the order of the scores (float32, others are rounded to it), -0 and 0 alike."""
+    """Returns integers in the order of the scores (float32, others are rounded to it), with -0 equal to 0."""
     bits: npt.NDArray[np.int32] = (np.ascontiguousarray(scores, np.float32).reshape(-1) + np.float32(0)).view(np.int32)
     bits ^= (bits >> 31) & np.int32(0x7FFFFFFF)
     return bits
 
 
 def _blocks(scores: Scores, first: Sequence[bool] | None, group: bool) -> list[tuple[int, npt.NDArray[Any]]]:
-    """Where each block of entries of the leaves in a group begins, and its scores."""
+    """Returns the start and the scores of each block of entries of the leaves in a group."""
     leaves = jax.tree.leaves(scores)
     chosen = list(first) if first is not None else [False] * len(leaves)
     starts = np.cumsum([0, *(int(np.prod(leaf.shape)) for leaf in leaves)])[:-1]
-    flat = [(int(at), np.asarray(leaf).reshape(-1)) for at, leaf, yes in zip(starts, leaves, chosen, strict=True) if yes == group]
-    return [(at + i, leaf[i : i + _BLOCK]) for at, leaf in flat for i in range(0, leaf.size, _BLOCK)]
+    flat = [(int(start), np.asarray(leaf).reshape(-1)) for start, leaf, yes in zip(starts, leaves, chosen, strict=True) if yes == group]
+    return [(start + i, leaf[i : i + _BLOCK]) for start, leaf in flat for i in range(0, leaf.size, _BLOCK)]
 
 
 def _histogram(blocks: Iterable[npt.NDArray[np.int32]]) -> npt.NDArray[np.int64]:
-    """Entries by their upper 16 bits, the largest scores first."""
+    """Counts entries by their upper 16 bits, the largest scores first."""
     counts = np.zeros(2**16, np.int64)
     for block in blocks:
         counts += np.bincount(2**15 + (block >> 16), minlength=2**16)
@@ -47,7 +47,7 @@ def _histogram(blocks: Iterable[npt.NDArray[np.int32]]) -> npt.NDArray[np.int64]
 
 
 def _thresholds(keys: npt.NDArray[np.int32], counts: Sequence[int]) -> Iterator[tuple[np.int32, int]]:
-    """For each count k the k-th largest key, and how many entries that equal it are among the first k: by its upper bits, then by its lower."""
+    """Yields for each count k the k-th largest key, and the number of equal entries among the first k, by its upper and then its lower bits."""
     blocks = [keys[i : i + _BLOCK] for i in range(0, keys.size, _BLOCK)]
     ends = np.cumsum(_histogram(blocks))
     lower: dict[int, npt.NDArray[np.int64]] = {}
@@ -60,17 +60,17 @@ def _thresholds(keys: npt.NDArray[np.int32], counts: Sequence[int]) -> Iterator[
                 alike += np.bincount(block[block >> 16 == upper] & 0xFFFF, minlength=2**16)
             lower[bucket] = np.cumsum(alike[::-1])
         inside = count - (int(ends[bucket - 1]) if bucket else 0)
-        place = int(np.searchsorted(lower[bucket], inside))
-        yield np.int32(upper * 2**16 + 2**16 - 1 - place), inside - (int(lower[bucket][place - 1]) if place else 0)
+        position = int(np.searchsorted(lower[bucket], inside))
+        yield np.int32(upper * 2**16 + 2**16 - 1 - position), inside - (int(lower[bucket][position - 1]) if position else 0)
 
 
 def top_on_host(scores: Scores, counts: Sequence[int], first: Sequence[bool] | None = None) -> Packed:
-    """The masks `rank_on_host(scores, first) < count` for several counts, packed: (len(counts), ceil(n / 8)).
+    """Returns the masks `rank_on_host(scores, first) < count` for several counts, packed: (len(counts), ceil(n / 8)).
 
     Args:
       scores: of one gradient, float32 (others are rounded to it); arrays that NumPy can read without copying.
-      counts: of selected entries, in [0, n].
-      first: for each leaf whether its entries come before those of all others.
+      counts: numbers of selected entries, in [0, n].
+      first: for each leaf, whether its entries come before those of all others.
     """
     total = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(scores))
     result = np.empty((len(counts), -(-total // 8)), np.uint8)
@@ -79,30 +79,30 @@ def top_on_host(scores: Scores, counts: Sequence[int], first: Sequence[bool] | N
     for group in (True, False):
         blocks = _blocks(scores, first, group)
         size = sum(block.size for _, block in blocks)
-        keys, at = np.empty(size, np.int32), 0
+        keys, offset = np.empty(size, np.int32), 0
         for _, block in blocks:
-            keys[at : at + block.size] = _order(block)
-            at += block.size
+            keys[offset : offset + block.size] = _order(block)
+            offset += block.size
         inside = [min(max(count - before, 0), size) for count in counts]
-        some = [count for count in inside if 0 < count < size]
-        cuts = dict(zip(some, _thresholds(keys, some), strict=True))
+        partial_counts = [count for count in inside if 0 < count < size]
+        cuts = dict(zip(partial_counts, _thresholds(keys, partial_counts), strict=True))
         groups.append(([(start, block.size) for start, block in blocks], keys, inside, cuts))
         before += size
     mask = np.empty(total, bool)
     for k in range(len(counts)):
-        for places, keys, inside, cuts in groups:
-            at, left = 0, 0
+        for spans, keys, inside, cuts in groups:
+            offset, left = 0, 0
             if inside[k] in cuts:
                 value, left = cuts[inside[k]]
-            for start, size in places:
-                part, out = keys[at : at + size], mask[start : start + size]
-                at += size
+            for start, size in spans:
+                part, out = keys[offset : offset + size], mask[start : start + size]
+                offset += size
                 if inside[k] not in cuts:
                     out[:] = inside[k] > 0
                     continue
                 np.greater(part, value, out=out)
                 if left:
-                    # Of equal scores those that come first.
+                    # Of equal scores the first ones are selected.
                     equal = np.flatnonzero(part == value)[:left]
                     out[equal] = True
                     left -= len(equal)
@@ -111,7 +111,7 @@ def top_on_host(scores: Scores, counts: Sequence[int], first: Sequence[bool] | N
 
 
 def unpack(packed: Packed, like: Any) -> list[npt.NDArray[np.bool_]]:
-    """A packed mask by leaf, with the leaves' shapes of `like`."""
+    """Unpacks a mask by leaf, with the shapes of the leaves of `like`."""
     leaves = jax.tree.leaves(like)
     ends = np.cumsum([int(np.prod(leaf.shape)) for leaf in leaves])
     bits = np.unpackbits(packed, count=int(ends[-1])).view(bool)
@@ -119,7 +119,7 @@ def unpack(packed: Packed, like: Any) -> list[npt.NDArray[np.bool_]]:
 
 
 def counts(packed: Packed, sizes: Sequence[int]) -> npt.NDArray[np.int64]:
-    """How many entries of each leaf a packed mask has.
+    """Counts the entries of each leaf that a packed mask selects.
 
     Args:
       packed: one mask.
@@ -129,25 +129,25 @@ def counts(packed: Packed, sizes: Sequence[int]) -> npt.NDArray[np.int64]:
 
 
 def _parts(blocks: list[tuple[int, npt.NDArray[Any]]], start: int, stop: int) -> Iterator[npt.NDArray[np.uint64]]:
-    """Of each block the entries whose bucket, counted from the largest scores, lies in [start, stop): how late they come above their index."""
-    for at, block in blocks:
-        late = ~_order(block)
-        bucket = (late >> 16) + 2**15
+    """Yields, per block, the entries whose bucket, counted from the largest scores, lies in [start, stop): the descending key above, the index below."""
+    for offset, block in blocks:
+        descending = ~_order(block)
+        bucket = (descending >> 16) + 2**15
         inside = np.flatnonzero((bucket >= start) & (bucket < stop))
         if len(inside):
-            above = (late[inside].astype(np.int64) + 2**31).astype(np.uint64)
-            yield (above << np.uint64(32)) | (inside + at).astype(np.uint64)
+            upper = (descending[inside].astype(np.int64) + 2**31).astype(np.uint64)
+            yield (upper << np.uint64(32)) | (inside + offset).astype(np.uint64)
 
 
 def rank_on_host(scores: Scores, first: Sequence[bool] | None = None, num_parts: int = 16) -> Ranks:
-    """`trees.rank`, and `trees.rank_first` of it.
+    """Computes `trees.rank`, and `trees.rank_first` of it where `first` is given.
 
-    Entries are sorted in parts of neighbouring scores, so little is needed beside the scores and the ranks themselves.
+    Entries are sorted in parts of neighbouring scores, so little memory is needed besides the scores and the ranks themselves.
 
     Args:
       scores: of one gradient, float32 (others are rounded to it); arrays that NumPy can read without copying.
-      first: for each leaf whether its entries come before those of all others.
-      num_parts: more need less memory and more passes.
+      first: for each leaf, whether its entries come before those of all others.
+      num_parts: more parts need less memory and more passes.
     """
     leaves, treedef = jax.tree.flatten(scores)
     ends = np.cumsum([0, *(int(np.prod(leaf.shape)) for leaf in leaves)])
@@ -158,10 +158,10 @@ def rank_on_host(scores: Scores, first: Sequence[bool] | None = None, num_parts:
         counts = _histogram(_order(block) for _, block in blocks)
         size, start = max(1, int(counts.sum()) // num_parts), 0
         while start < 2**16:
-            # As many neighbouring buckets as make up a part; one alone where it is larger.
+            # As many neighbouring buckets as fit in a part; a single one where it is larger.
             stop = start + max(1, int(np.searchsorted(np.cumsum(counts[start:]), size, side="right")))
             parts: Iterable[npt.NDArray[np.uint64]] = _parts(blocks, start, stop)
-            # Equal scores, such as many zeros, stand in order already.
+            # Equal scores, such as many zeros, are in order already.
             if counts[start:stop].sum() <= size or len({int(end >> 32) for part in _parts(blocks, start, stop) for end in (part.min(), part.max())}) > 1:
                 parts = [np.sort(np.concatenate([*parts, np.zeros(0, np.uint64)]))]
             for part in parts:

@@ -22,22 +22,22 @@ from selgrad.errors import GradientError, UsageError, require_ratio
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """`conv_0/kernel` for a key path of `jax.tree_util`."""
+    """Returns the name of a key path of `jax.tree_util`, such as `conv_0/kernel`."""
     return "/".join(str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path)
 
 
 def paths(tree: PyTree) -> list[str]:
-    """The path of each leaf, in flattening order."""
+    """Returns the path of each leaf, in flattening order."""
     return [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:
-    """A sort key by which `layer_10` comes after `layer_2`."""
+    """Returns a sort key by which `layer_10` comes after `layer_2`."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
 
 
 def subtree(tree: PyTree, path: str) -> Any:
-    """The leaf or subtree at a path such as `encoder/layer_0/kernel` of nested dicts.
+    """Returns the leaf or subtree at a path such as `encoder/layer_0/kernel` of nested dicts.
 
     Raises:
       KeyError: if there is none.
@@ -48,7 +48,7 @@ def subtree(tree: PyTree, path: str) -> Any:
 
 
 def partition(tree: PyTree, chosen: Callable[[str], bool]) -> tuple[PyTree, PyTree]:
-    """Nested dicts split in two by the paths of their leaves; `merge` puts them together again."""
+    """Splits nested dicts in two by the paths of their leaves; `merge` puts them together again."""
 
     def walk(node: Any, path: str) -> tuple[Any, Any]:
         yes: dict[str, Any] = {}
@@ -69,20 +69,20 @@ def partition(tree: PyTree, chosen: Callable[[str], bool]) -> tuple[PyTree, PyTr
 
 
 def merge(a: PyTree, b: PyTree) -> PyTree:
-    """The inverse of `partition`."""
+    """Inverts `partition`."""
     both = {name: merge(a[name], b[name]) for name in a.keys() & b.keys()}
     return {**a, **b, **both}
 
 
 def size(tree: PyTree) -> int:
-    """The number of entries over all leaves."""
+    """Counts the entries over all leaves."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
 def count(ratio: float, num_total: int) -> int:
-    """round(ratio * num_total), the exact number of encrypted entries.
+    """Returns round(ratio * num_total), the exact number of encrypted entries.
 
-    Computed on the host in float64: in float32 the product is wrong from 2^24 entries on.
+    It is computed on the host in float64: in float32 the product is wrong from 2^24 entries on.
 
     Raises:
       UsageError: if the ratio lies outside [0, 1].
@@ -95,12 +95,12 @@ def count(ratio: float, num_total: int) -> int:
 
 
 def ravel(tree: PyTree) -> Array:
-    """All leaves as one vector, shape (n,)."""
+    """Concatenates all leaves to one vector, shape (n,)."""
     return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(tree)])
 
 
 def unravel(vector: Array, like: PyTree) -> PyTree:
-    """The inverse of `ravel` for the tree and shapes of `like`."""
+    """Inverts `ravel` for the tree and shapes of `like`."""
     leaves, treedef = jax.tree.flatten(like)
     ends = np.cumsum([int(np.prod(leaf.shape)) for leaf in leaves])
     parts = [part.reshape(leaf.shape) for part, leaf in zip(jnp.split(vector, ends[:-1]), leaves, strict=True)]
@@ -108,74 +108,74 @@ def unravel(vector: Array, like: PyTree) -> PyTree:
 
 
 def inverse_permutation(order: Int[Array, " n"]) -> Int[Array, " n"]:
-    """The inverse permutation: the place of each entry in an order, int32."""
+    """Returns the inverse permutation: the position of each entry in an order, int32."""
     return jnp.zeros(order.shape, jnp.int32).at[order].set(jnp.arange(order.size, dtype=jnp.int32), unique_indices=True)
 
 
 def descending_ranks(scores: Float[Array, " n"]) -> Array:
-    """The rank of each score, 0 for the largest, ties in index order; shape (n,), int32."""
+    """Returns the rank of each score, 0 for the largest, ties in index order; shape (n,), int32."""
     order = jnp.argsort(scores, stable=True, descending=True)
     return inverse_permutation(order)
 
 
 def rank(scores: Scores) -> Ranks:
-    """Ranks over all leaves together, so that equal scores give equal masks."""
+    """Ranks the entries of all leaves together, so that equal scores give equal masks."""
     return unravel(descending_ranks(ravel(scores)), scores)
 
 
 def rank_first(ranks: Ranks, chosen: Iterable[bool]) -> Ranks:
-    """The same order with all entries of the chosen leaves before all others."""
+    """Moves all entries of the chosen leaves before all others, in otherwise the same order."""
     flags = jnp.concatenate([jnp.full(leaf.size, not yes) for leaf, yes in zip(jax.tree.leaves(ranks), chosen, strict=True)])
     return unravel(inverse_permutation(jnp.lexsort((ravel(ranks), flags))), ranks)
 
 
 def top(ranks: Ranks, num_selected: Any) -> Mask:
-    """The mask of exactly `num_selected` entries; the count may be traced."""
+    """Returns the mask of exactly `num_selected` entries; the count may be traced."""
     return jax.tree.map(lambda leaf: leaf < num_selected, ranks)
 
 
 def by_leaf(function: Callable[..., Array], *leaves: Sequence[Any]) -> Float[Array, " leaves"]:
-    """A scalar of each leaf, or of leaves that correspond.
+    """Computes a scalar for each leaf, or for each group of corresponding leaves.
 
-    Biases and scales are half the leaves of a network and next to none of its entries: vectors of one length are done together, for the compiler's sake.
+    Biases and scales are half the leaves of a network and almost none of its entries: vectors of one length are processed together, for the compiler's sake.
     """
-    found: dict[int, Array] = {}
-    alike: dict[tuple[int, ...], list[int]] = {}
+    results: dict[int, Array] = {}
+    by_shape: dict[tuple[int, ...], list[int]] = {}
     items = list(zip(*leaves, strict=True))
     for i, item in enumerate(items):
         if len(item[0].shape) > 1:
-            found[i] = function(*item)
+            results[i] = function(*item)
         else:
-            alike.setdefault(item[0].shape, []).append(i)
-    for places in alike.values():
-        values = jax.vmap(function)(*(jnp.stack(part) for part in zip(*(items[i] for i in places), strict=True)))
-        found.update({i: values[k] for k, i in enumerate(places)})
-    return jnp.stack([found[i] for i in range(len(items))])
+            by_shape.setdefault(item[0].shape, []).append(i)
+    for indices in by_shape.values():
+        values = jax.vmap(function)(*(jnp.stack(part) for part in zip(*(items[i] for i in indices), strict=True)))
+        results.update({i: values[k] for k, i in enumerate(indices)})
+    return jnp.stack([results[i] for i in range(len(items))])
 
 
 def mapped(function: Callable[..., Any], in_axes: Sequence[int | None], size: int) -> Callable[..., Any]:
-    """`jax.vmap` over axes of so many entries; an axis of one is taken off and put back, which compiles faster than one more axis everywhere.
+    """Maps like `jax.vmap` over axes of this size; an axis of one is removed and put back, which compiles faster than one more axis everywhere.
 
     Args:
       function: of arguments without the axis.
-      in_axes: 0 for an argument that has it in front, None for one that has not.
+      in_axes: 0 for an argument whose first axis it is, None for one without it.
       size: of the axis.
     """
     if size > 1:
         return jax.vmap(function, tuple(in_axes))
 
-    def one(*arguments: Any) -> Any:
+    def unbatched(*arguments: Any) -> Any:
         first = [part if axis is None else jax.tree.map(lambda leaf: leaf[0], part) for part, axis in zip(arguments, in_axes, strict=True)]
         return jax.tree.map(lambda leaf: leaf[None], function(*first))
 
-    return one
+    return unbatched
 
 
 def total(function: Callable[..., Array], *leaves: Array) -> Float[Array, ""]:
-    """The sum over all entries of an elementwise function of arrays of one shape, which are read once and of which nothing so large is written.
+    """Sums an elementwise function of arrays of one shape over all entries; the arrays are read once, and nothing of their size is written.
 
-    XLA's CPU compiler has no vectorised loop for a sum that it fuses with what is summed, so slices are added to each other elementwise, which it does
-    fuse, until what is left is small (measured in `benchmarks/engine.py`).
+    XLA's CPU compiler has no vectorised loop for a sum that it fuses with its summands, so slices are added to each other elementwise, which it does
+    fuse, until the rest is small (measured in `benchmarks/engine.py`).
     """
     shape = leaves[0].shape
     if len(shape) < 2:
@@ -183,12 +183,12 @@ def total(function: Callable[..., Array], *leaves: Array) -> Float[Array, ""]:
     folded = _fold(function, *leaves)
     while len(folded) > 8 and (smaller := _fold(lambda part: part, folded)).shape != folded.shape:
         folded = smaller
-    # Over columns last: a sum over leading axes is vectorised, and one over a flattened array is not.
+    # Columns are summed last: a sum over leading axes is vectorised, and one over a flattened array is not.
     return folded.reshape(-1, shape[-1]).sum(axis=0).sum()
 
 
 def _fold(function: Callable[..., Array], *leaves: Array) -> Array:
-    """Parts of an elementwise function of arrays, added to each other along the first axis: a fourth of the size, where the length allows it."""
+    """Adds up parts of an elementwise function of arrays along the first axis, to a quarter of the size where the length allows it."""
     length = len(leaves[0])
     parts = next((parts for parts in (4, 5, 3, 2) if length % parts == 0), 1)
     size = length // parts
@@ -202,23 +202,23 @@ def _dot(x: Array, y: Array) -> Array:
 
 @_dot.defjvp
 def _(values: Any, tangents: Any) -> tuple[Array, Array]:
-    # Derivatives by slices would be put together again entry by entry.
+    # Derivatives by slices would be reassembled entry by entry.
     (x, y), (dx, dy) = values, tangents
     return _dot(x, y), (dx * y + x * dy).sum()
 
 
 def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
-    """The inner product over all entries."""
+    """Returns the inner product over all entries."""
     return sum((_dot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)), jnp.float32(0))
 
 
 def safe_sqrt(square: Array) -> Array:
-    """The square root, with the derivative 0 at 0, where it has none: distances and metrics are differentiated by dummies."""
+    """Returns the square root, with the derivative at 0 set to 0: distances and metrics are differentiated by dummies."""
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
 def group_places(scores: Float[Array, " n"], group: Int[Array, " n"], num_groups: int) -> Array:
-    """The place of each group in the falling order of mean scores, ties by number; (num_groups,) int32.
+    """Returns the rank of each group by falling mean score, ties by number; (num_groups,) int32.
 
     Args:
       scores: of entries.
@@ -231,17 +231,17 @@ def group_places(scores: Float[Array, " n"], group: Int[Array, " n"], num_groups
 
 
 def hide(tree: PyTree, mask: Mask) -> PyTree:
-    """The tree with every encrypted entry set to 0."""
+    """Sets every encrypted entry of the tree to 0."""
     return jax.tree.map(lambda leaf, m: jnp.where(m, 0, leaf), tree, mask)
 
 
 def matches(path: str, patterns: Iterable[str]) -> bool:
-    """Whether a leaf's path matches a shell pattern; `fc` and `fc/**` name everything below `fc`."""
+    """Says whether a leaf's path matches a shell pattern; `fc` and `fc/**` name everything below `fc`."""
     return any(fnmatch.fnmatchcase(path, p.replace("**", "*")) or path.startswith(p.rstrip("/") + "/") for p in patterns)
 
 
 def matching_leaves(tree: PyTree, patterns: Iterable[str]) -> list[bool]:
-    """For each leaf whether one of the patterns names it.
+    """Says for each leaf whether one of the patterns names it.
 
     Raises:
       UsageError: if a pattern names no leaf.

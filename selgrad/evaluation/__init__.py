@@ -1,6 +1,6 @@
-"""Measures of what an attack recovered: of images in pure JAX inside the compiled block, of text on the host, where it is decoded.
+"""Measures of what an attack recovered: for images in pure JAX inside the compiled block, for text on the host, where it is decoded.
 
-`MEASURES` maps the name of a column to a `Measure`, which holds the function and how the number is read and shown.
+`MEASURES` maps the name of a column to a `Measure`, which holds the function and how the number is interpreted and shown.
 """
 
 from selgrad.evaluation import identification, image, labels, text

@@ -1,6 +1,6 @@
 """Alignment of a reconstructed batch with the truth: the assignment of least total squared error.
 
-A gradient is a sum over samples and so has no order. The truth picks the order here, for measuring only; no attack sees it.
+A gradient is a sum over samples and so has no order. The truth determines the order here, for measuring only; no attack sees it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Certificates: what a mask leaves identifiable, from the Jacobian J of the update by the input and before any attack has run.
+"""Certificates: what a mask leaves identifiable, computed from the Jacobian J of the update by the input before any attack has run.
 
-Linear algebra on the rows of J that stay visible, in float64 on the host (docs/theory.md, sections 3 to 5): the inversion influence function of Zhang
+They use linear algebra on the rows of J that stay visible, in float64 on the host (docs/theory.md, sections 3 to 5): the inversion influence function of Zhang
 et al. 2023 (zhang2023inversion), the Bayesian Cramer-Rao bound of van Trees 1968 (vantrees1968), and the Laplace posterior of Balunovic et al. 2022
 (balunovic2022bayesian).
 """
@@ -21,19 +21,19 @@ _ROWS = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """What is known of one mask. MSE is per input coordinate, in the units that the model reads.
+    """The quantities certified for one mask. MSE is per input coordinate, in the units that the model reads.
 
     Attributes:
       num_inputs: d, coordinates that the attacker does not know.
-      num_visible: entries in the clear.
+      num_visible: number of entries in the clear.
       rank: of J_vis, by eigenvalues of its Gram matrix above its rounding (relative 1e-14 or d * 2.2e-16).
       sigma_min, sigma_max: smallest and largest singular value of J_vis; sigma_min is 0 where the rank is below d.
       log_det: log det(J_vis'J_vis), natural; -inf where the rank is below d.
       condition: sigma_max / sigma_min; inf where the rank is below d.
-      influence_mse: |(J'J + eps I)^-1 J'(M g)|^2 / d, how far an attacker that takes hidden entries for 0 lands from the truth, to first order.
-      influence_bound: the lower bound of it, |J'(M g)|^2 / (lambda_max + eps)^2 / d.
-      posterior_mse: tr(J_vis' Sigma^-1 J_vis + Lambda)^-1 / d, of the best attacker that leaves hidden entries out, to first order: its Laplace
-        posterior, and at the truth the Cramer-Rao bound with the prior's information Lambda. Never falls when more is hidden.
+      influence_mse: |(J'J + eps I)^-1 J'(M g)|^2 / d, the error to first order of an attacker who takes hidden entries as 0.
+      influence_bound: its lower bound, |J'(M g)|^2 / (lambda_max + eps)^2 / d.
+      posterior_mse: tr(J_vis' Sigma^-1 J_vis + Lambda)^-1 / d, the error to first order of the best attacker who ignores hidden entries: its Laplace
+        posterior, and at the truth the Cramer-Rao bound with the prior's information Lambda. It never falls when more is hidden.
       identified: share of input directions whose posterior variance is below 1 % of their prior variance.
       verdict: the same in words.
     """
@@ -53,7 +53,7 @@ class Certificate:
 
 
 def float32_noise(grads: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Standard deviation of each entry's rounding in float32, leaf by leaf: 2^-24 / sqrt(3) of the entry or of its leaf's root mean square.
+    """Returns the standard deviation of each entry's rounding in float32: 2^-24 / sqrt(3) of the entry or of its leaf's root mean square.
 
     Rounding to nearest is uniform within half a unit in the last place; an entry much smaller than its leaf is a sum of larger terms and carries theirs.
     """
@@ -66,7 +66,7 @@ def float32_noise(grads: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 
 
 def gaussian_prior(inputs: npt.NDArray[Any], shrinkage: float = 0.1) -> npt.NDArray[Any]:
-    """The precision (d, d) of a Gaussian fitted to public inputs (count, ...), its covariance shrunk towards the mean variance.
+    """Returns the precision (d, d) of a Gaussian fitted to public inputs (count, ...), its covariance shrunk towards the mean variance.
 
     Args:
       inputs: of public data; d is the size of one.
@@ -80,13 +80,13 @@ def gaussian_prior(inputs: npt.NDArray[Any], shrinkage: float = 0.1) -> npt.NDAr
 
 
 def grams(jacobian: npt.NDArray[Any], ranks: npt.NDArray[Any], counts: Sequence[int], weights: npt.NDArray[Any] | None = None) -> Iterator[Matrix]:
-    """J_vis' W J_vis for each number of hidden entries, in one pass over the rows: masks of one ranking are nested.
+    """Computes J_vis' W J_vis for each number of hidden entries in one pass over the rows, since masks of one ranking are nested.
 
     Args:
       jacobian: (n, d).
       ranks: (n,), 0 is hidden first.
-      counts: hidden entries, ascending.
-      weights: (n,), 1 / sigma_i^2 for Fisher information; None is 1.
+      counts: numbers of hidden entries, ascending.
+      weights: (n,), 1 / sigma_i^2 for Fisher information; None means 1.
     """
     size = jacobian.shape[1]
     order = np.argsort(ranks, kind="stable")
@@ -94,35 +94,35 @@ def grams(jacobian: npt.NDArray[Any], ranks: npt.NDArray[Any], counts: Sequence[
     parts = []
     for start, stop in zip(ends[:-1], ends[1:], strict=True):
         total: Any = np.zeros((size, size))
-        for at in range(start, stop, _ROWS):
-            rows = order[at : min(stop, at + _ROWS)]
+        for first in range(start, stop, _ROWS):
+            rows = order[first : min(stop, first + _ROWS)]
             block = np.asarray(jacobian[rows], np.float64)
             total += (block if weights is None else block * weights[rows, None]).T @ block
         parts.append(total)
     visible: Any = np.zeros((size, size))
-    found = []
+    cumulative = []
     for part in reversed(parts):
         visible = visible + part
-        found.append(visible)
-    return reversed(found)
+        cumulative.append(visible)
+    return reversed(cumulative)
 
 
 def certify(
     jacobian: npt.NDArray[Any], grads: npt.NDArray[Any], ranks: npt.NDArray[Any], counts: Sequence[int], *,
     noise: npt.NDArray[Any] | float, prior: npt.NDArray[Any] | float, epsilon: float = 1e-3, informations: Sequence[Matrix] | None = None,
 ) -> list[Certificate]:  # fmt: skip
-    """Certificates of nested masks.
+    """Computes the certificates of nested masks.
 
     Args:
       jacobian: (n, d), of the update by those inputs that the attacker does not know.
       grads: (n,) the update.
       ranks: (n,), 0 is hidden first.
-      counts: hidden entries of each mask, ascending.
+      counts: number of hidden entries of each mask, ascending.
       noise: standard deviation of a visible entry, () or (n,): rounding (`float32_noise`), a quantisation grid's step / sqrt(12), DP noise; independent
         sources add in squares.
       prior: precision of the attacker's Gaussian prior: (d, d), or one number for all coordinates, 1 / variance.
       epsilon: of the influence function, relative to the mean eigenvalue of J'J.
-      informations: J_vis' Sigma^-1 J_vis of each mask, as `grams` gives them, where they are known already.
+      informations: J_vis' Sigma^-1 J_vis of each mask, as returned by `grams`, where they are already known.
     """
     total, size = jacobian.shape
     if informations is None:
@@ -167,7 +167,7 @@ def certify(
 
 
 def verdict(size: int, rank: int, count: int, total: int, identified: float) -> str:
-    """What rank and noise say of a mask of `count` of `total` entries, in one sentence."""
+    """Says in one sentence what rank and noise imply about a mask of `count` of `total` entries."""
     mask = f"a mask of {count / total:.1%}"
     if count == total:
         return f"{mask}: nothing is visible, the attacker has its prior alone"
@@ -181,10 +181,10 @@ def verdict(size: int, rank: int, count: int, total: int, identified: float) -> 
 
 
 def van_trees(informations: Sequence[npt.NDArray[Any]], prior: npt.NDArray[Any] | float) -> float:
-    """A lower bound on the MSE of any attacker, averaged over the data: tr(E[J_vis' Sigma^-1 J_vis] + Lambda)^-1 / d.
+    """Returns a lower bound on the MSE of any attacker, averaged over the data: tr(E[J_vis' Sigma^-1 J_vis] + Lambda)^-1 / d.
 
     Args:
-      informations: J_vis' Sigma^-1 J_vis at draws from the data, each (d, d), as `grams` gives them.
+      informations: J_vis' Sigma^-1 J_vis at draws from the data, each (d, d), as returned by `grams`.
       prior: Lambda, the prior's own Fisher information: (d, d) or one number; a Gaussian's is its precision.
     """
     mean = np.mean(np.asarray(informations), axis=0)

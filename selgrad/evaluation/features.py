@@ -1,7 +1,7 @@
-"""What a trained network makes of an image: two that mean the same to it are near, though no pixel of one lies where it lies in the other.
+"""Features of images from a trained network: images with the same content are near each other, even if their pixels do not coincide.
 
 Distances of deep features follow human judgement where squared errors do not: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual
-Metric", CVPR 2018 (zhang2018unreasonable). Here they are those of the last hidden layer of a network that the user names.
+Metric", CVPR 2018 (zhang2018unreasonable). Here the features are those of the last hidden layer of a network that the user names.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ Vectors = npt.NDArray[np.float32]
 
 
 class HiddenLayer:
-    """Pixels (N, H, W, C) in [0, 1] -> what the last dense layer of a network reads of each, (N, features) of length 1.
+    """Maps pixels (N, H, W, C) in [0, 1] to the inputs of a network's last dense layer, (N, features) of length 1.
 
-    A class score is linear in the last kernel, and its derivative there is what the layer reads: so it is found in any model whose head is named.
+    A class score is linear in the last kernel, and its derivative by the kernel is the layer's input, which is thus available in any model whose head is
+    named.
 
     Args:
       model: the network.
@@ -43,8 +44,8 @@ class HiddenLayer:
         self._kept: tuple[Pixels, Vectors] | None = None
 
         def score(last: Params, rest: Params, image: jax.Array) -> jax.Array:
-            found: jax.Array = model.logits(trees.merge(last, rest), image[None])[0, 0]
-            return found
+            logit: jax.Array = model.logits(trees.merge(last, rest), image[None])[0, 0]
+            return logit
 
         def read(last: Params, rest: Params, images: jax.Array) -> jax.Array:
             slopes = trees.subtree(jax.vmap(jax.grad(score), (None, None, 0))(last, rest, images), path)[..., 0]
@@ -53,7 +54,7 @@ class HiddenLayer:
         self._read = jax.jit(read)
 
     def __call__(self, pixels: Pixels) -> Vectors:
-        """The features of images."""
+        """Returns the features of images."""
         images = np.asarray(self._spec.normalise(np.asarray(pixels, np.float32)))
         # Blocks of one size, so that one program serves all.
         padded = np.concatenate([images, np.zeros((-len(images) % _AT_ONCE, *images.shape[1:]), images.dtype)])
@@ -61,7 +62,7 @@ class HiddenLayer:
         return np.concatenate(parts)[: len(images)] if parts else np.zeros((0, 1), np.float32)
 
     def kept(self, pixels: Pixels) -> Vectors:
-        """The same, computed once for an array that is asked for again and again."""
+        """Returns the same features, computed once for an array that is passed repeatedly."""
         if self._kept is None or self._kept[0] is not pixels:
             self._kept = pixels, self(pixels)
         return self._kept[1]

@@ -1,7 +1,7 @@
-"""Identification: is the true input told from a thousand others of its data set by what an attack returned?
+"""Identification: does a reconstruction single out the true input among a thousand others of its data set?
 
-No threshold on an error says when a person recognises a picture, nor when a sentence is read. Whether the truth is nearer to the reconstruction than every one
-of N others is a question such as an attacker asks, and by chance the answer is yes once in N + 1 times.
+No threshold on an error says when a person recognises a picture or can read a sentence. Whether the truth is nearer to the reconstruction than each of N
+others is a question that an attacker would ask, and by chance the answer is yes once in N + 1 times.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def identified_images(
     others: npt.NDArray[np.float32],
     features: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None,
 ) -> float:
-    """The share of images that are nearest to their own reconstruction.
+    """Returns the share of images that are nearest to their own reconstruction.
 
-    Nearest in squared error, in correlation, which knows neither brightness nor contrast, or in the features of a trained network.
+    Nearest means in squared error, in correlation, which ignores brightness and contrast, or in the features of a trained network.
 
     Args:
       truths, found: (B, H, W, C) pixels in [0, 1], aligned.
       others: (N, H, W, C) of the same data set.
-      features: of the three, (B, F), (B, F) and (N, F), of length 1; pixels alone are compared without.
+      features: of the three, (B, F), (B, F) and (N, F), of length 1; without them only pixels are compared.
 
     Returns:
       In [0, 1]; NaN where there are no others.
@@ -45,35 +45,35 @@ def identified_images(
         return standard
 
     truth, image, rest = flat(truths), np.nan_to_num(flat(found)), flat(others)
-    # |a - b|^2 without what all candidates share.
-    nearer = lambda rows, one: 2 * rows @ one - (rows**2).sum(axis=1)
-    right = 0
-    for at, (own, one) in enumerate(zip(truth, image, strict=True)):
-        by_error = nearer(own[None], one)[0] > nearer(rest, one).max()
-        alike = standard(one[None])[0]
-        by_correlation = standard(own[None])[0] @ alike > (standard(rest) @ alike).max()
-        by_features = features is not None and features[0][at] @ features[1][at] > (features[2] @ features[1][at]).max()
-        right += bool(by_error or by_correlation or by_features)
-    return right / len(truth)
+    # -|a - b|^2 up to a term that all candidates share.
+    nearer = lambda rows, recovered: 2 * rows @ recovered - (rows**2).sum(axis=1)
+    num_identified = 0
+    for index, (own, recovered) in enumerate(zip(truth, image, strict=True)):
+        by_error = nearer(own[None], recovered)[0] > nearer(rest, recovered).max()
+        direction = standard(recovered[None])[0]
+        by_correlation = standard(own[None])[0] @ direction > (standard(rest) @ direction).max()
+        by_features = features is not None and features[0][index] @ features[1][index] > (features[2] @ features[1][index]).max()
+        num_identified += bool(by_error or by_correlation or by_features)
+    return num_identified / len(truth)
 
 
 def identified_sentences(truths: Sequence[str], found: Sequence[str], others: Sequence[str]) -> float:
-    """The share of sentences that have more words in common with their own reconstruction than every other, or as many and a longer subsequence.
+    """Returns the share of sentences that share more words with their reconstruction than all others do, or as many words and a longer subsequence.
 
-    NaN where there are no others.
+    The result is NaN where there are no others.
     """
     if not others:
         return math.nan
     counted = [(Counter(words(other)), other) for other in others]
-    right = 0
+    num_identified = 0
     for truth, text in zip(truths, found, strict=True):
-        mine, own = Counter(words(text)), Counter(words(truth))
-        shared = lambda other, mine=mine: 2 * sum((mine & other).values()) / max(1, sum(mine.values()) + sum(other.values()))
-        score = shared(own)
+        recovered, true_words = Counter(words(text)), Counter(words(truth))
+        shared = lambda other, recovered=recovered: 2 * sum((recovered & other).values()) / max(1, sum(recovered.values()) + sum(other.values()))
+        score = shared(true_words)
         rivals = [other for count, other in counted if shared(count) >= score]
         as_good = all(shared(Counter(words(other))) == score and rouge(other, text)["rougeL"] < rouge(truth, text)["rougeL"] for other in rivals)
-        right += bool(score > 0 and as_good)
-    return right / len(truths)
+        num_identified += bool(score > 0 and as_good)
+    return num_identified / len(truths)
 
 
 MEASURES = (

@@ -17,12 +17,12 @@ from selgrad.measures import Measure
 
 
 def mse(truth: Float[Array, "*b h w c"], image: Float[Array, "*b h w c"]) -> Float[Array, " *b"]:
-    """Mean squared error per image."""
+    """Returns the mean squared error per image."""
     return jnp.mean((truth - image) ** 2, axis=(-3, -2, -1))
 
 
 def psnr(truth: Float[Array, "*b h w c"], image: Float[Array, "*b h w c"]) -> Float[Array, " *b"]:
-    """Peak signal-to-noise ratio in dB for a data range of 1, at most 100 dB (an MSE of 1e-10)."""
+    """Returns the peak signal-to-noise ratio in dB for a data range of 1, at most 100 dB (an MSE of 1e-10)."""
     return -10 * jnp.log10(jnp.maximum(mse(truth, image), 1e-10))
 
 
@@ -32,13 +32,13 @@ _WINDOW = 7
 
 
 def _similarities(truth: Float[Array, "h w c"], image: Float[Array, "h w c"]) -> tuple[Float[Array, "y x c"], Float[Array, "y x c"]]:
-    """How alike two images are in luminance, and in contrast and structure, in every window inside the image."""
+    """Returns the similarity of two images in luminance, and in contrast and structure, for every window inside the image."""
     size = min(_WINDOW, *((n - 1) // 2 * 2 + 1 for n in truth.shape[:2]))
 
     def mean(x: Array) -> Array:
         return jax.lax.reduce_window(x, 0.0, jax.lax.add, (size, size, 1), (1, 1, 1), "valid") / size**2
 
-    # Means are taken off first: in float32, E[x^2] - E[x]^2 loses what SSIM's small constants need.
+    # Means are subtracted first: in float32, E[x^2] - E[x]^2 loses the precision that SSIM's small constants need.
     shift_t, shift_i = truth.mean((0, 1)), image.mean((0, 1))
     t, i = truth - shift_t, image - shift_i
     unbiased = size**2 / (size**2 - 1)
@@ -50,7 +50,7 @@ def _similarities(truth: Float[Array, "h w c"], image: Float[Array, "h w c"]) ->
 
 
 def ssim(truth: Float[Array, "h w c"], image: Float[Array, "h w c"]) -> Float[Array, ""]:
-    """Structural similarity of one pair, in [-1, 1], averaged over channels and over windows inside the image.
+    """Returns the structural similarity of one pair, in [-1, 1], averaged over channels and over windows inside the image.
 
     The window is 7x7, or the largest odd square that fits a smaller image.
     """
@@ -59,30 +59,30 @@ def ssim(truth: Float[Array, "h w c"], image: Float[Array, "h w c"]) -> Float[Ar
 
 
 def ms_ssim(truth: Float[Array, "h w c"], image: Float[Array, "h w c"]) -> Float[Array, ""]:
-    """Structural similarity of one pair over several scales, in [0, 1]: fine noise costs less than a wrong shape.
+    """Returns the structural similarity of one pair over several scales, in [0, 1]: fine noise costs less than a wrong shape.
 
-    The product over scales of the mean similarity of contrast and structure, with that of luminance at the coarsest; each scale is half of the one before, and
-    there are as many, five at most, as leave 7 pixels a side. Their exponents add up to 1; where a mean is negative, the product is 0.
+    It is the product over scales of the mean similarity of contrast and structure, with that of luminance at the coarsest scale. Each scale halves the one
+    before, and there are at most five, as long as each side keeps 7 pixels. Their exponents add up to 1; where a mean is negative, the product is 0.
     """
     count = 1
     while count < len(_SCALES) and min(truth.shape[:2]) >> count >= _WINDOW:
         count += 1
-    found = jnp.ones((), truth.dtype)
-    for at, exponent in enumerate(_SCALES[:count]):
+    product = jnp.ones((), truth.dtype)
+    for scale, exponent in enumerate(_SCALES[:count]):
         luminance, structure = _similarities(truth, image)
-        alike = jnp.mean(luminance * structure if at == count - 1 else structure)
-        found *= jnp.maximum(alike, 0) ** (exponent / sum(_SCALES[:count]))
+        similarity = jnp.mean(luminance * structure if scale == count - 1 else structure)
+        product *= jnp.maximum(similarity, 0) ** (exponent / sum(_SCALES[:count]))
         truth, image = (jax.lax.reduce_window(x, 0.0, jax.lax.add, (2, 2, 1), (2, 2, 1), "valid") / 4 for x in (truth, image))
-    return found
+    return product
 
 
 def _of_pixels(compare: Callable[[Array, Array], Array]) -> Callable[[InputSpec, Batch, Reconstruction], Array]:
-    """The mean over a batch of a comparison of pixels clipped to [0, 1], as an image file would hold them; normalisation is inverted first."""
+    """Returns a measure: the mean over a batch of a comparison of pixels, denormalised and clipped to [0, 1] as an image file would hold them."""
 
-    def of(spec: InputSpec, batch: Batch, reconstruction: Reconstruction) -> Array:
+    def measure(spec: InputSpec, batch: Batch, reconstruction: Reconstruction) -> Array:
         return compare(spec.pixels(batch.inputs), jnp.clip(spec.pixels(reconstruction.inputs), 0, 1)).mean()
 
-    return of
+    return measure
 
 
 MEASURES = (

@@ -1,4 +1,4 @@
-"""What the list of encrypted entries alone tells an attacker: labels, inputs and tokens, read off masks of many samples without any gradient value.
+"""What the list of encrypted entries alone reveals to an attacker: labels, inputs and tokens, read off masks of many samples without gradient values.
 
 A mask that depends on the data is a message about the data, and the index list of selective encryption is sent in the clear (docs/theory.md, section 7).
 Mutual information is bounded from below by a classifier's log-loss: Barber and Agakov 2003 (barber2003im).
@@ -20,10 +20,10 @@ _FOLDS = 5
 
 @dataclasses.dataclass(frozen=True)
 class MaskLeak:
-    """What masks of one metric, selector and ratio tell. Everything is measured on samples that the reader of the masks was not fitted to.
+    """What masks of one metric, selector and ratio reveal. Everything is measured on held-out samples.
 
     Attributes:
-      num_samples: masks.
+      num_samples: number of masks.
       label_accuracy: of a logistic regression from masks to labels.
       label_chance: accuracy of always naming the most frequent label.
       label_bits: lower bound on the mutual information of mask and label, in bits; at most the labels' entropy.
@@ -43,11 +43,11 @@ class MaskLeak:
 
 
 def principal_components(masks: npt.NDArray[Any], count: int = _COMPONENTS) -> npt.NDArray[np.float64]:
-    """(samples, at most `count`) coordinates of masks (samples, n) along their principal axes, each of variance 1; none where all masks are the same."""
+    """Returns coordinates (samples, at most `count`) of masks (samples, n) along their principal axes, each of variance 1; none if all masks are equal."""
     samples = len(masks)
     gram: Any = np.zeros((samples, samples))
-    for at in range(0, masks.shape[1], 2**16):
-        part = masks[:, at : at + 2**16].astype(np.float32)
+    for start in range(0, masks.shape[1], 2**16):
+        part = masks[:, start : start + 2**16].astype(np.float32)
         part = part[:, (part != part[0]).any(axis=0)]
         part -= part.mean(axis=0)
         gram += part @ part.T
@@ -59,7 +59,7 @@ def principal_components(masks: npt.NDArray[Any], count: int = _COMPONENTS) -> n
 
 
 def label_information(components: npt.NDArray[np.float64], labels: npt.NDArray[Any]) -> tuple[float, float, float, float]:
-    """Accuracy, chance, bits and entropy, as `MaskLeak` has them, by cross-validation in 5 folds."""
+    """Returns accuracy, chance, bits and entropy as defined in `MaskLeak`, by cross-validation in 5 folds."""
     from sklearn.model_selection import StratifiedKFold
 
     classes, counts = np.unique(labels, return_counts=True)
@@ -68,24 +68,24 @@ def label_information(components: npt.NDArray[np.float64], labels: npt.NDArray[A
     folds = min(_FOLDS, int(counts.min()))
     if components.shape[1] == 0 or len(classes) < 2 or folds < 2:
         return chance, chance, 0.0, entropy
-    right, bits = 0, 0.0
+    num_correct, bits = 0, 0.0
     for train, test in StratifiedKFold(folds, shuffle=True, random_state=0).split(components, labels):
-        scored = []
-        # How much to trust the masks is chosen inside the fold.
+        candidates = []
+        # The strength of the regularisation is chosen inside the fold.
         inner = np.random.default_rng(0).permutation(train)
         cut = max(len(classes), len(inner) * 4 // 5)
         for strength in (1e-4, 1e-3, 1e-2, 1e-1, 1.0):
-            scored.append((_log_likelihood(components, labels, classes, inner[:cut], inner[cut:], strength)[0], strength))
-        strength = max(scored)[1]
-        gained, correct = _log_likelihood(components, labels, classes, train, test, strength)
-        bits, right = bits + gained, right + correct
-    return right / len(labels), chance, max(0.0, min(entropy, entropy + bits / len(labels))), entropy
+            candidates.append((_log_likelihood(components, labels, classes, inner[:cut], inner[cut:], strength)[0], strength))
+        strength = max(candidates)[1]
+        log_likelihood, correct = _log_likelihood(components, labels, classes, train, test, strength)
+        bits, num_correct = bits + log_likelihood, num_correct + correct
+    return num_correct / len(labels), chance, max(0.0, min(entropy, entropy + bits / len(labels))), entropy
 
 
 def _log_likelihood(
     components: npt.NDArray[np.float64], labels: npt.NDArray[Any], classes: npt.NDArray[Any], train: npt.NDArray[Any], test: npt.NDArray[Any], strength: float
 ) -> tuple[float, int]:
-    """Sum over the test samples of log2 p(label | mask), and how many labels are right."""
+    """Returns the sum over the test samples of log2 p(label | mask), and the number of labels that are right."""
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings():
@@ -94,12 +94,12 @@ def _log_likelihood(
     probabilities = np.full((len(test), len(classes)), 1e-6)
     probabilities[:, np.searchsorted(classes, model.classes_)] += model.predict_proba(components[test])
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    at = np.searchsorted(classes, labels[test])
-    return float(np.log2(probabilities[np.arange(len(test)), at]).sum()), int((classes[probabilities.argmax(axis=1)] == labels[test]).sum())
+    columns = np.searchsorted(classes, labels[test])
+    return float(np.log2(probabilities[np.arange(len(test)), columns]).sum()), int((classes[probabilities.argmax(axis=1)] == labels[test]).sum())
 
 
 def input_information(components: npt.NDArray[np.float64], inputs: npt.NDArray[Any]) -> float:
-    """The share of variance of inputs (samples, d) that ridge regression explains, over held-out samples of 5 folds; 0 where it is worse than the mean."""
+    """Returns the share of variance of inputs (samples, d) that ridge regression explains on held-out samples of 5 folds; 0 if worse than the mean."""
     from sklearn.linear_model import RidgeCV
     from sklearn.model_selection import KFold
 
@@ -115,7 +115,7 @@ def input_information(components: npt.NDArray[np.float64], inputs: npt.NDArray[A
 
 
 def support_auc(rows_hidden: npt.NDArray[Any], occurs: npt.NDArray[np.bool_]) -> float:
-    """Area under the ROC curve over samples, mean over the rows that occur in some and not in others; what all samples have in common counts for nothing.
+    """Returns the area under the ROC curve over samples, as the mean over the rows that occur in some samples but not in all.
 
     Args:
       rows_hidden: (samples, rows) share of hidden entries of each row.
@@ -133,7 +133,7 @@ Rows: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]
 
 
 def leak(masks: npt.NDArray[Any], labels: npt.NDArray[Any], inputs: npt.NDArray[Any], rows: Rows | None) -> MaskLeak:
-    """What masks tell.
+    """Measures what masks reveal.
 
     Args:
       masks: (samples, n), True where encrypted; or numbers that fall along a priority list, 0 where an entry is not on it.
@@ -147,15 +147,15 @@ def leak(masks: npt.NDArray[Any], labels: npt.NDArray[Any], inputs: npt.NDArray[
 
 
 def extra_entries(own: npt.NDArray[Any], mitigated: npt.NDArray[Any], num_selected: int, coverage: float = 0.9) -> int:
-    """How many entries more a mitigated order must encrypt so that this share of a client's own choice is among them.
+    """Returns how many more entries a mitigated order must encrypt to include this share of a client's own choice.
 
     Args:
       own, mitigated: ranks (n,), 0 is encrypted first.
-      num_selected: of the client's own choice.
-      coverage: share of it, in (0, 1].
+      num_selected: number of entries in the client's own choice.
+      coverage: share of that choice, in (0, 1].
     """
     if not num_selected:
         return 0
     needed = math.ceil(coverage * num_selected)
-    found = np.sort(mitigated[own < num_selected])
-    return max(0, int(found[needed - 1]) + 1 - num_selected)
+    positions = np.sort(mitigated[own < num_selected])
+    return max(0, int(positions[needed - 1]) + 1 - num_selected)

@@ -1,8 +1,8 @@
 """Text measures: ROUGE-1, ROUGE-2 and ROUGE-L between decoded sentences, as F1 in [0, 1].
 
-Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004 (lin2004rouge): lower case, no stemming. On English the words are those of the package
-rouge-score, which knows the letters a to z and digits alone; a letter of any other script counts here as well, and where a script has no spaces each
-character is a word.
+Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004 (lin2004rouge): lower case, no stemming. For English the words are those of the package
+rouge-score, which only knows the letters a to z and digits; here letters of any other script count as well, and in scripts without spaces each character is
+a word.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ import numpy.typing as npt
 
 from selgrad.measures import Measure
 
-# Written without spaces: Thai and Lao, Tibetan, Burmese, Khmer, kana, Han and its extensions.
+# Scripts written without spaces: Thai and Lao, Tibetan, Burmese, Khmer, kana, Han and its extensions.
 _ALONE = "\u0e00-\u0eff\u0f00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _CHARACTER = re.compile(f"([{_ALONE}])")
 
 
 def words(text: str) -> list[str]:
-    """Runs of letters, marks and digits; of scripts without spaces single characters, marks with what they stand on.
+    """Splits text into runs of letters, marks and digits, and into single characters with their marks for scripts without spaces.
 
     >>> words("It's 5 o'clock"), words("Привет, мир!"), words("我喜欢猫")
     (['it', 's', '5', 'o', 'clock'], ['привет', 'мир'], ['我', '喜', '欢', '猫'])
     """
     composed = unicodedata.normalize("NFKC", text).lower()
     kept = "".join(letter if unicodedata.category(letter)[0] in "LMN" else " " for letter in composed)
-    apart = _CHARACTER.sub(lambda found: found[0] if unicodedata.category(found[0])[0] == "M" else f" {found[0]}", kept)
+    apart = _CHARACTER.sub(lambda match: match[0] if unicodedata.category(match[0])[0] == "M" else f" {match[0]}", kept)
     parts = apart.split()
-    # What follows a character that stands alone begins another word.
+    # After a character that is a word by itself, another word begins.
     return [part for word in parts for part in re.findall(f"[{_ALONE}]+|[^{_ALONE}]+", word)]
 
 
-def _f1(overlap: int, truth: int, found: int) -> float:
-    precision, recall = overlap / max(found, 1), overlap / max(truth, 1)
+def _f1(overlap: int, num_true: int, num_recovered: int) -> float:
+    precision, recall = overlap / max(num_recovered, 1), overlap / max(num_true, 1)
     return 2 * precision * recall / (precision + recall) if overlap else 0.0
 
 
@@ -59,7 +59,7 @@ def _longest_common(a: list[str], b: list[str]) -> int:
 
 @lru_cache(maxsize=256)
 def rouge(truth: str, found: str) -> dict[str, float]:
-    """`rouge1`, `rouge2` and `rougeL`, F1 in [0, 1].
+    """Returns `rouge1`, `rouge2` and `rougeL` as F1 in [0, 1].
 
     >>> {name: round(value, 3) for name, value in rouge("the cat sat down", "the cat sat up").items()}
     {'rouge1': 0.75, 'rouge2': 0.667, 'rougeL': 0.75}
@@ -74,9 +74,9 @@ def rouge(truth: str, found: str) -> dict[str, float]:
 
 
 def align_texts(truths: Sequence[str], found: Sequence[str]) -> npt.NDArray[np.int64]:
-    """For each true sentence the index of the found one, by the assignment of the largest total ROUGE; identity at batch 1.
+    """Returns for each true sentence the index of the recovered one, by the assignment of the largest total ROUGE; identity at batch 1.
 
-    A gradient is a sum over samples and so has no order. The truth picks the order here, for measuring only.
+    A gradient is a sum over samples and so has no order. The truth determines the order here, for measuring only.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -85,15 +85,15 @@ def align_texts(truths: Sequence[str], found: Sequence[str]) -> npt.NDArray[np.i
 
 
 def token_accuracy(truth: npt.NDArray[np.int32], found: npt.NDArray[np.int32], content: npt.NDArray[np.bool_]) -> dict[str, float]:
-    """`token_accuracy`, the share of content tokens found at their place, and `exact_match`, the share of sequences without an error.
+    """Returns `token_accuracy`, the share of content tokens recovered at their position, and `exact_match`, the share of sequences without an error.
 
     Args:
       truth, found: (B, T) aligned.
       content: (B, T) True where a token is neither padding nor special.
     """
-    right = (truth == found) | ~content
-    accuracy = (right & content).sum() / max(int(content.sum()), 1)
-    return {"token_accuracy": float(accuracy), "exact_match": float(right.all(axis=1).mean())}
+    correct = (truth == found) | ~content
+    accuracy = (correct & content).sum() / max(int(content.sum()), 1)
+    return {"token_accuracy": float(accuracy), "exact_match": float(correct.all(axis=1).mean())}
 
 
 def _rouge(name: str) -> Callable[[str, str], float]:

@@ -1,6 +1,6 @@
-"""The client's update, and what of it is exposed.
+"""The client's update, and the part of it that is exposed.
 
-`UPDATES` maps a name to a factory; an update is a pure function of model, parameters and batch that the attacker simulates too.
+`UPDATES` maps a name to a factory; an update is a pure function of model, parameters and batch that the attacker also simulates.
 """
 
 from collections.abc import Callable
@@ -18,10 +18,10 @@ UPDATES = {"gradient": gradient, "fedavg": fedavg}
 
 
 def adapt(item: Any) -> Callable[..., Any]:
-    """A factory of an update: a registry's own as it is, and one for what somebody brings.
+    """Returns a factory of an update: a registry's own factory unchanged, or one that wraps the user's object.
 
     Raises:
-      UsageError: if it is none.
+      UsageError: if the item is not an update or a factory of one.
     """
     if isinstance(item, Update) and not isinstance(item, type):
         return constant(item)

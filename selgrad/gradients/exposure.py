@@ -1,6 +1,6 @@
-"""What of a client update is exposed: the `Observation` that an attacker gets.
+"""The exposed part of a client update: the `Observation` that an attacker gets.
 
-Encryption never changes what an attacker sees of the exposed entries, so this is all that CKKS means to an attack.
+Encryption never changes how an attacker sees the exposed entries, so this is all that CKKS means to an attack.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def observe(
     evidence: Evidence | None = None,
     noise: Grads | None = None,
 ) -> Observation:
-    """Zeroes the encrypted entries and hands the rest to the attacker.
+    """Sets the encrypted entries to zero and passes the rest to the attacker.
 
     Args:
       model, update, params: public.
@@ -37,13 +37,13 @@ def observe(
       mask: True where encrypted.
       labels: (B, *label_shape) int32, only where the threat model gives them away.
       valid: (B, length) bool, only where there is padding and the threat model gives it away.
-      auxiliary: what the attacker brought itself.
-      public: batches that everybody has.
-      evidence: the client's metric, for an attacker that reads the mask as evidence.
-      noise: the standard deviation of what a protection added to each leaf.
+      auxiliary: the attacker's own data, such as a language model's parameters.
+      public: batches that are public.
+      evidence: the client's metric, for an attacker who reads the mask as evidence.
+      noise: the standard deviation of the noise that a protection added to each leaf.
 
     Raises:
-      GradientError: if the mask is of another tree.
+      GradientError: if the mask belongs to another tree.
     """
     trees.require_same_tree(mask, grads)
     visible = trees.hide(grads, mask)
@@ -54,15 +54,15 @@ def observe(
 
 
 def attacked(model: Model) -> Model:
-    """The model as its attacker simulates it, whose update may hold more than clients send: itself where nothing more is known."""
+    """Returns the model that its attacker simulates, whose update may hold more than clients send; the model itself where nothing more is known."""
     return (model.attacked if isinstance(model, Discloses) else None) or model
 
 
 def disclose(observation: Observation, batch: Batch) -> Observation:
-    """Adds to an observation what its attacker knows although nobody sends it, for a model that says so; others stay as they are.
+    """Adds to an observation what its attacker knows although it is not sent, for a model that says so; other observations stay unchanged.
 
     Args:
-      observation: of what was sent.
+      observation: of the entries that were sent.
       batch: the client's own.
 
     Returns:
@@ -73,12 +73,12 @@ def disclose(observation: Observation, batch: Batch) -> Observation:
         return observation
     labels = jax.nn.one_hot(model.targets(batch), model.input_spec.num_classes)
 
-    # What was sent stays as it was; the whole update fills in what it lacks.
-    def shown(one: Round) -> Round:
-        whole = observation.update.client(model, one.params, batch, labels)
-        return Round(one.params, {**whole, **one.visible}, {**jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), whole), **one.mask})
+    # The sent leaves stay unchanged, and the whole update supplies those that are missing.
+    def shown(sent: Round) -> Round:
+        whole = observation.update.client(model, sent.params, batch, labels)
+        return Round(sent.params, {**whole, **sent.visible}, {**jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), whole), **sent.mask})
 
-    rounds, noise = tuple(shown(one) for one in observation.sent), observation.noise
+    rounds, noise = tuple(shown(sent) for sent in observation.sent), observation.noise
     if noise is not None:
         noise = {**jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), rounds[0].visible), **noise}
     return dataclasses.replace(observation, model=model, sent=rounds, noise=noise)

@@ -25,11 +25,11 @@ class FedAvg:
     local_batch_size: int
 
     def __call__(self, model: Model, params: Params, embedded: Array, labels: Array, valid: Array | None = None) -> Grads:
-        """w_old - w_new, a tree like the parameters that are sent."""
+        """Returns w_old - w_new, a tree like the parameters that are sent."""
         return self._run(model, params, lambda _, part: part(embedded), labels, valid)
 
     def client(self, model: Model, params: Params, batch: Batch, labels: Array, offset: Array | None = None) -> Grads:
-        """The same of real inputs, embedded anew with the weights of each step."""
+        """Returns the same for real inputs, embedded again with the weights of each step."""
 
         def embed(current: Params, part: Callable[[Array], Array]) -> Array:
             embedded = model.embed(current, part(batch.inputs))
@@ -52,7 +52,7 @@ class FedAvg:
                 return model.loss(weights, embed(weights, part), part(labels), None if valid is None else part(valid))
 
             moved = jax.tree.map(lambda w, g: w - self.learning_rate * g, current, jax.grad(loss)(current))
-            # Running statistics move by what they saw, whatever the learning rate.
+            # Running statistics move with the data that they saw, whatever the learning rate.
             change = with_statistics(model, {}, model.merge(current, frozen), lambda weights: embed(weights, part))
             return {**moved, **{name: jax.tree.map(jax.numpy.subtract, current[name], lost) for name, lost in change.items()}} if change else moved, None
 
@@ -60,15 +60,15 @@ class FedAvg:
         return jax.tree.map(lambda old, w: old - w, sent, new)
 
     def new_params(self, params: Params, grads: Grads) -> Params:
-        """The client's weights after its local steps."""
+        """Returns the client's weights after its local steps."""
         return jax.tree.map(lambda w, u: w - u, params, grads)
 
 
 def fedavg(*, batch_size: int = 1, num_steps: int = 5, learning_rate: float = 0.1, local_batch_size: int | None = None) -> FedAvg:
-    """Local gradient steps, sent as the difference of weights.
+    """Takes local gradient steps and sends the difference of weights.
 
     Args:
-      batch_size: samples that the client holds.
+      batch_size: number of samples that the client holds.
       num_steps: local steps; step i reads slice i mod (batch_size / local_batch_size).
       learning_rate: of the local steps.
       local_batch_size: samples per step; default all of them.

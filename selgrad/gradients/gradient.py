@@ -15,30 +15,30 @@ from selgrad.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Gradient:
-    """One gradient on a batch of `batch_size` samples."""
+    """A client that sends one gradient on a batch of `batch_size` samples."""
 
     batch_size: int
 
     @property
     def num_steps(self) -> int:
-        """One."""
+        """The number of local steps, which is one."""
         return 1
 
     def __call__(self, model: Model, params: Params, embedded: Array, labels: Array, valid: Array | None = None) -> Grads:
-        """The gradient of the mean loss, a tree like the parameters that are sent."""
+        """Returns the gradient of the mean loss, a tree like the parameters that are sent."""
         return loss_gradient(model, params, lambda _: embedded, labels, valid)
 
     def client(self, model: Model, params: Params, batch: Batch, labels: Array, offset: Array | None = None) -> Grads:
-        """The same of real inputs."""
+        """Returns the same for real inputs."""
         return loss_gradient(model, params, embedding_of(model, batch, offset), labels, batch.valid)
 
     def new_params(self, params: Params, grads: Grads) -> Params:
-        """The weights themselves: a client that sends its gradient has not moved."""
+        """Returns the weights unchanged: a client that sends its gradient has not moved."""
         return params
 
 
 def gradient(*, batch_size: int = 1) -> Gradient:
-    """The gradient of the mean loss over one batch.
+    """Sends the gradient of the mean loss over one batch.
 
     Args:
       batch_size: samples in the batch.

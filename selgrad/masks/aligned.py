@@ -1,6 +1,7 @@
-"""Whole rows, columns or ciphertext slots in the place of single entries: an index list that names few, large things and says little of the data.
+"""Whole rows, columns or ciphertext slots instead of single entries: an index list of few, large units reveals little about the data.
 
-Bian et al. and FedML-HE encrypt by entry (jin2023fedmlhe, section 3); a CKKS ciphertext holds a fixed number of slots, so blocks of that size cost no padding.
+Bian et al. and FedML-HE encrypt single entries (jin2023fedmlhe, section 3); a CKKS ciphertext holds a fixed number of slots, so blocks of that size cost no
+padding.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ def aligned(*, unit: Unit = "columns", size: int = 2048) -> Selector:
     """Ranks groups of entries by their mean score, and entries of one group by their index.
 
     Args:
-      unit: `rows`, all entries that read one input feature (the axis before the last of a kernel); `columns`, all that feed one output unit (the last
-        axis); `slots`, runs of `size` entries in the order of the tree. A vector is one row, and each of its entries a column.
+      unit: `rows`, all entries that read one input feature (the last but one axis of a kernel); `columns`, all that feed one output unit (the last
+        axis); `slots`, runs of `size` entries in the order of the tree. A vector is one row, and each of its entries is a column.
       size: of a run of slots.
 
     Raises:
@@ -46,7 +47,7 @@ def aligned(*, unit: Unit = "columns", size: int = 2048) -> Selector:
                 parts.append((count + local).reshape(-1))
                 count += number
             group = jnp.concatenate(parts)
-        place = trees.group_places(flat, group, count)
-        return trees.unravel(trees.inverse_permutation(jnp.lexsort((jnp.arange(flat.size), place[group]))), scores)
+        group_ranks = trees.group_places(flat, group, count)
+        return trees.unravel(trees.inverse_permutation(jnp.lexsort((jnp.arange(flat.size), group_ranks[group]))), scores)
 
     return Selector(order)

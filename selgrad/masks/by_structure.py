@@ -1,6 +1,6 @@
 """Selection by the parts of a transformer: embedding rows, query-key-value blocks, heads, norms and biases, or adapters first.
 
-Whole rows, columns or leaves are encrypted, in the order of their mean score: what a client can name in a few bytes instead of an index list.
+Whole rows, columns or leaves are encrypted, in the order of their mean score, so a client can name them in a few bytes instead of an index list.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LEAVES = {
 
 
 def _groups(path: str, shape: tuple[int, ...], part: str, num_heads: int) -> Array:
-    """The number of the group within its leaf, for each entry of a leaf of the part; columns of query, key and value belong to heads."""
+    """Returns each entry's group number within its leaf, for a leaf of the part; columns of query, key and value belong to heads."""
     if part == "embedding_rows":
         return jnp.broadcast_to(jnp.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1)), shape)
     if part in ("heads", "qkv_blocks"):
@@ -45,7 +45,7 @@ def by_structure(*, part: Part, num_heads: int = 1) -> Selector:
     """Ranks the entries of the named part before all others, group by group in the order of the groups' mean score.
 
     A group is a row of an embedding matrix, a head (its columns of query, key and value in one layer), a query, key or value block, a norm or
-    bias vector, or an adapter. Entries inside a group follow their index; the rest of the tree follows its own scores.
+    bias vector, or an adapter. Entries inside a group are ordered by index; the rest of the tree is ordered by score.
 
     Args:
       part: which groups.
@@ -72,15 +72,15 @@ def by_structure(*, part: Part, num_heads: int = 1) -> Selector:
                 raise UsageError(f"num_heads={num_heads} does not divide the width {leaf.shape[-1]} of {name!r}")
             local = _groups(name, leaf.shape, part, num_heads)
             count = {"embedding_rows": leaf.shape[0], "heads": num_heads, "qkv_blocks": 3 if "/qkv/" in name else 1}.get(part, 1)
-            # A head is one group over the layer's kernels and biases; everything else is one leaf's.
+            # A head is one group over the layer's kernels and biases; every other group belongs to one leaf.
             key = name.split("/attention/")[0] if part == "heads" else name
             if key not in keys:
                 keys[key] = offsets
                 offsets += count
             groups.append((keys[key] + local).reshape(-1).astype(jnp.int32))
         group, flat = jnp.concatenate(groups), trees.ravel(scores)
-        place = trees.group_places(flat, jnp.where(group < 0, offsets, group), offsets + 1)
-        rank_of_group = jnp.where(group < 0, offsets + 1, place[jnp.maximum(group, 0)])
+        group_ranks = trees.group_places(flat, jnp.where(group < 0, offsets, group), offsets + 1)
+        rank_of_group = jnp.where(group < 0, offsets + 1, group_ranks[jnp.maximum(group, 0)])
         within = jnp.where(group < 0, trees.descending_ranks(flat), jnp.arange(flat.size))
         return trees.unravel(trees.inverse_permutation(jnp.lexsort((within, rank_of_group))), scores)
 

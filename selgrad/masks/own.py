@@ -1,4 +1,4 @@
-"""Selectors of one's own: a function from scores to ranks.
+"""User-defined selectors: a function from scores to ranks.
 
 Ranks are a permutation of 0 .. n-1 over the whole tree; the mask at k encrypted entries is `rank < k`.
 """
@@ -17,10 +17,10 @@ _WANTED = "a function from a pytree of scores to a pytree of int32 ranks"
 
 
 def as_selector(function: Any) -> Selector:
-    """A selector from a function of one tree of scores.
+    """Makes a selector from a function of one tree of scores.
 
     Raises:
-      UsageError: if it is no such function.
+      UsageError: if the argument is not such a function.
     """
     if isinstance(function, Selector):
         return function
@@ -30,10 +30,10 @@ def as_selector(function: Any) -> Selector:
 
 
 def adapt(item: Any) -> Callable[..., Any]:
-    """A factory of a selector: a registry's own as it is, and one for what somebody brings.
+    """Returns a factory of a selector: a registry's own factory unchanged, or one that wraps the user's object.
 
     Raises:
-      UsageError: if it is not a selector.
+      UsageError: if the item is not a selector or a factory of one.
     """
     if isinstance(item, Selector) or (callable(item) and not inspect.isclass(item) and not is_factory(item)):
         return constant(as_selector(item))

@@ -1,4 +1,4 @@
-"""Per-leaf top-k: the same share of every leaf, so that no layer is left in the clear or hidden whole.
+"""Per-leaf top-k: the same share of every leaf, so that no layer is left in the clear or wholly hidden.
 
 Entries are ordered by their quantile within the leaf, which keeps the total exact and each leaf within one entry of its share.
 """

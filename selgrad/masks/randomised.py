@@ -1,7 +1,7 @@
-"""Randomised response on the order of entries: each entry's place is its own only with some probability, so membership in the mask can be denied.
+"""Randomised response on the order of entries: each entry keeps its own rank only with some probability, so membership in the mask can be denied.
 
-Warner 1965 (warner1965randomized): with probability `flip` the answer is a coin's. An entry in the mask was put there by its score or by the coin; with flip
-p and a mask of share r the odds are at most (1 - p + p r) / (p r), a local differential privacy of the log of that for each index.
+Warner 1965 (warner1965randomized): with probability `flip` a coin gives the answer. An entry is in the mask because of its score or because of the coin; with
+flip p and a mask of share r the odds are at most (1 - p + p r) / (p r), and their logarithm is the local differential privacy for each index.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def randomised(*, flip: float = 0.5, seed: int = 0) -> Selector:
         flat = trees.ravel(scores).astype(jnp.float32)
         bits = jax.lax.bitcast_convert_type(flat, jnp.uint32)
         key = jax.random.fold_in(jax.random.key(seed), (bits * (2 * jnp.arange(flat.size, dtype=jnp.uint32) + 1)).sum(dtype=jnp.uint32))
-        coins, places = jax.random.split(key)
+        coins_key, places_key = jax.random.split(key)
         own = trees.descending_ranks(flat)
-        drawn = jax.random.permutation(places, flat.size)
-        chosen = jnp.where(jax.random.uniform(coins, flat.shape) < flip, drawn, own)
+        drawn = jax.random.permutation(places_key, flat.size)
+        chosen = jnp.where(jax.random.uniform(coins_key, flat.shape) < flip, drawn, own)
         return trees.unravel(trees.inverse_permutation(jnp.lexsort((own, chosen))), scores)
 
     return Selector(order)

@@ -1,6 +1,6 @@
-"""What a client does to its update in the place of encryption: the baselines, one file each.
+"""Protections that a client applies to its update instead of encryption: the baselines, one file each.
 
-`PROTECTIONS` maps a name to a factory; what it returns is public, and an attacker simulates as much of it as can be simulated.
+`PROTECTIONS` maps a name to a factory; the protection that it returns is public, and an attacker simulates as much of it as can be simulated.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,10 @@ PROTECTIONS = {"none": none, "pruning": pruning, "dp_gaussian": dp_gaussian, "qu
 
 
 def adapt(item: Any) -> Callable[..., Any]:
-    """A factory of a protection: a registry's own as it is, and one for what somebody brings.
+    """Returns a factory of a protection: a registry's own factory unchanged, or one that wraps the user's object.
 
     Raises:
-      UsageError: if it is none.
+      UsageError: if the item is not a protection or a factory of one.
     """
     if isinstance(item, Protection) and not isinstance(item, type):
         return constant(item)

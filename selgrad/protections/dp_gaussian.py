@@ -20,16 +20,16 @@ from selgrad.protections.nothing import ProtectionBase
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """Scales an update down where it is longer than `norm`.
+    """Scales an update down where its norm exceeds `norm`.
 
-    Where word embeddings are sent, a simulation through embedded inputs lacks their gradient and so scales down by less than the client; distances that
-    know no scale, such as the cosine, do not notice.
+    Where word embeddings are sent, a simulation through embedded inputs lacks their gradient and so scales down by less than the client does; scale-invariant
+    distances, such as the cosine, are not affected.
     """
 
     norm: float
 
     def __call__(self, grads: Grads) -> Grads:
-        """The update, of norm `norm` at most."""
+        """Returns the update, scaled to a norm of at most `norm`."""
         length = trees.safe_sqrt(trees.dot(grads, grads))
         factor = jnp.minimum(1, self.norm / jnp.maximum(length, 1e-30))
         return jax.tree.map(lambda g: factor * g, grads)
@@ -37,18 +37,18 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian(ProtectionBase):
-    """Norm `clip` at most, and noise of the standard deviation `multiplier * clip` on each entry."""
+    """Clipping to the norm `clip`, and noise of the standard deviation `multiplier * clip` on each entry."""
 
     clip: float
     multiplier: float
 
     @property
     def deterministic_part(self) -> Callable[[Grads], Grads] | None:
-        """The clipping."""
+        """The clipping of the norm."""
         return Clip(self.clip)
 
     def __call__(self, grads: Grads, key: Key) -> Sent:
-        """The noisy update; the key must be secret."""
+        """Returns the noisy update; the key must be secret."""
         leaves, treedef = jax.tree.flatten(grads)
         keys = jax.random.split(key, len(leaves))
         scale = self.clip * self.multiplier
@@ -56,7 +56,7 @@ class Gaussian(ProtectionBase):
         return Sent(jax.tree.unflatten(treedef, noisy))
 
     def noise(self, grads: Grads) -> Grads:
-        """The same everywhere."""
+        """Returns the same standard deviation for every leaf."""
         return jax.tree.map(lambda _: jnp.float32(self.clip * self.multiplier), grads)
 
 

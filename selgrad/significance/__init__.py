@@ -1,6 +1,6 @@
 """Significance metrics: which entries of a client update to encrypt first, one file each.
 
-`METRICS` maps a name to a factory; what the factory returns scores all entries at once and is jit-able and vmap-able.
+`METRICS` maps a name to a factory; the metric that it returns scores all entries at once and can be jitted and vmapped.
 """
 
 from selgrad.significance.distance import distance

@@ -1,6 +1,6 @@
-"""Distance-based significance: what hiding an entry does to the attacker's gradient distance (D1) and to its distance from the data (D2).
+"""Distance-based significance: how hiding an entry changes the attacker's gradient distance (D1) and its distance from the data (D2).
 
-Our reading of the framework of Gu et al., arXiv 2508.04155 (gu2025selective), of which only the abstract was read. D2 is built on the inversion
+This is our interpretation of the framework of Gu et al., arXiv 2508.04155 (gu2025selective), of which only the abstract was read. D2 is built on the inversion
 influence function of Zhang et al., NeurIPS 2023 (zhang2023inversion); formulas, proofs and tests: docs/theory.md, sections 1 to 3.
 """
 
@@ -34,28 +34,28 @@ def distance(
     num_blocks: int = 1,
     precision: Literal["float32", "float64"] = "float32",
 ) -> Metric:
-    """Scores an entry by a distance that hiding it moves; J is the Jacobian of the update by the inputs and B = (J'J + eps I)^-1.
+    """Scores an entry by a distance that hiding it changes; J is the Jacobian of the update by the inputs and B = (J'J + eps I)^-1.
 
-    - `gradient_l2` (D1): g_i^2, what leaves the squared distance. `gradient_cosine` (D1): 1 - sqrt(1 - g_i^2 / |g|^2), how far the direction of the
-      visible gradient turns. Both have magnitude's mask.
-    - `proxy` (D2): |g_i| |J_i|. `solved` (D2): |g_i| |B J_i|, how far taking the entry for 0 moves the first-order reconstruction.
-    - `leverage`: J_i' B J_i, in [0, 1], for an attacker that leaves the entry out: hiding it divides det(J'J + eps I) by 1 / (1 - leverage).
-    - `posterior`: |B J_i|^2 / (1 - leverage), what hiding it adds to the trace of that attacker's posterior covariance.
+    - `gradient_l2` (D1): g_i^2, the term that leaves the squared distance. `gradient_cosine` (D1): 1 - sqrt(1 - g_i^2 / |g|^2), how far the direction of
+      the visible gradient turns. Both have magnitude's mask.
+    - `proxy` (D2): |g_i| |J_i|. `solved` (D2): |g_i| |B J_i|, how far taking the entry as 0 moves the first-order reconstruction.
+    - `leverage`: J_i' B J_i, in [0, 1], for an attacker who ignores the entry: hiding it divides det(J'J + eps I) by 1 / (1 - leverage).
+    - `posterior`: |B J_i|^2 / (1 - leverage), the amount that hiding it adds to the trace of that attacker's posterior covariance.
 
     Args:
       reading: which of these.
-      over: the private data that J is taken by: the whole batch; each of its samples alone, the others held fixed, and the mean over samples;
-        public data in the place of the client's own, so that the mask depends on no private data (`public_class`: those public batches that have
-        most labels in common with the client's, so that it depends on the labels alone).
-      epsilon: of eps, relative to the mean eigenvalue of J'J.
-      num_probes: Gaussian probes; None is exact up to 4,096 input coordinates and 32 beyond, 0 asks for exact. Squares of norms then have the
-        relative standard error sqrt(2 / num_probes), and B is applied by conjugate gradients.
-      num_blocks: 1 scores all entries at once; more hide that many blocks one after the other and score again after each: `solved` by what the
-        entry adds to the distance already moved, `leverage` and `posterior` with J of what is left visible.
+      over: the private data by which J is taken: the whole batch; each of its samples alone, the others held fixed, and the mean over samples;
+        public data in place of the client's own, so that the mask depends on no private data (`public_class`: the public batches that share the most
+        labels with the client's, so that it depends on the labels alone).
+      epsilon: sets eps, relative to the mean eigenvalue of J'J.
+      num_probes: number of Gaussian probes; None is exact up to 4,096 input coordinates and uses 32 beyond that, 0 asks for exact. With probes, squares of
+        norms have the relative standard error sqrt(2 / num_probes), and B is applied by conjugate gradients.
+      num_blocks: 1 scores all entries at once; more hide that many blocks one after the other and score again after each: `solved` by the amount that the
+        entry adds to the distance already moved, `leverage` and `posterior` with J of the entries still visible.
       precision: float64 doubles the digits and the time; a Gram matrix squares the condition of J.
 
     Raises:
-      UsageError: for an epsilon or a number that is not positive, a Gram matrix that is too large, or public data that are not there.
+      UsageError: for an epsilon or a number that is not positive, a Gram matrix that is too large, or missing public data.
     """
     if not 0 < epsilon < float("inf"):
         raise UsageError(f"epsilon={epsilon} must be positive, such as 1e-3")
@@ -95,20 +95,20 @@ def distance(
             raise UsageError(f"metric distance with over={over!r} needs public data; name a data set under `public`")
         targets = context.model.targets(context.batch)
 
-        def one(item: tuple[Batch, Array]) -> Scores:
+        def weighted_scores(item: tuple[Batch, Array]) -> Scores:
             batch, weight = item
             labels = jax.nn.one_hot(context.model.targets(batch), context.model.input_spec.num_classes)
             grads = context.update.client(context.model, context.params, batch, labels)
-            found = of_client(dataclasses.replace(context, batch=batch, grads=grads))
-            return jax.tree.map(lambda leaf: weight * leaf, found)
+            scores = of_client(dataclasses.replace(context, batch=batch, grads=grads))
+            return jax.tree.map(lambda leaf: weight * leaf, scores)
 
         public = context.public
         weights = jnp.ones(len(public.labels))
         if over == "public_class":
-            theirs = jax.vmap(context.model.targets)(public)
-            counts = jax.vmap(lambda t: _shared_labels(targets, t, context.model.input_spec.num_classes))(theirs)
+            public_targets = jax.vmap(context.model.targets)(public)
+            counts = jax.vmap(lambda t: _shared_labels(targets, t, context.model.input_spec.num_classes))(public_targets)
             weights = (counts == counts.max()).astype(weights.dtype)
-        return _mean(one, (public, weights / weights.mean()), context.grads)
+        return _mean(weighted_scores, (public, weights / weights.mean()), context.grads)
 
     def probes_used(num_inputs: int, batch_size: int) -> int:
         if reading in ("gradient_l2", "gradient_cosine"):
@@ -119,7 +119,7 @@ def distance(
 
 
 def _mean(function: Callable[[Any], Scores], items: Any, like: Grads) -> Scores:
-    """The mean of a function over the leading axis of its argument, one at a time."""
+    """Returns the mean of a function over the leading axis of its argument, evaluated one item at a time."""
     count = len(jax.tree.leaves(items)[0])
 
     def add(total: Scores, item: Any) -> tuple[Scores, None]:
@@ -129,7 +129,7 @@ def _mean(function: Callable[[Any], Scores], items: Any, like: Grads) -> Scores:
 
 
 def _shared_labels(mine: Array, theirs: Array, num_classes: int) -> Array:
-    """How many labels two batches have in common, as multisets."""
+    """Counts the labels that two batches have in common, as multisets."""
     counts = lambda labels: jnp.bincount(labels.reshape(-1), length=num_classes)
     return jnp.minimum(counts(mine), counts(theirs)).sum()
 
@@ -144,7 +144,7 @@ def _of_gradient(grads: Grads, reading: str) -> Scores:
 
 
 class _Inverse(NamedTuple):
-    """What B = (J' W J + shift I)^-1 is needed for: |B J_i|, the square root of leverage, and v -> B v."""
+    """The quantities that B = (J' W J + shift I)^-1 gives: |B J_i|, the square root of leverage, and v -> B v."""
 
     solved: Callable[[], Scores]
     root_leverage: Callable[[], Scores]
@@ -152,7 +152,7 @@ class _Inverse(NamedTuple):
 
 
 class _Method(NamedTuple):
-    """Exact or matrix-free: the mean eigenvalue of J'J, and (weights, shift) -> `_Inverse`."""
+    """An exact or matrix-free method: the mean eigenvalue of J'J, and (weights, shift) -> `_Inverse`."""
 
     mean_eigenvalue: Callable[[], Array]
     inverse: Callable[[Grads | None, Array], _Inverse]
@@ -165,12 +165,12 @@ def _norms(linear: JacobianOperator, key: Array, probes: int) -> Scores:
 
 
 def _exact(linear: JacobianOperator) -> _Method:
-    """By a Gram matrix and its Cholesky factor."""
+    """Returns the exact method, by a Gram matrix and its Cholesky factor."""
     whole, size = gram(linear), linear.point.size
 
     def inverse(weights: Grads | None, shift: Array) -> _Inverse:
         matrix = whole if weights is None else gram(linear, weights)
-        # Never below what the matrix' own rounding would make indefinite.
+        # The shift never falls so low that the matrix's own rounding would make it indefinite.
         shift = jnp.maximum(shift, size * jnp.finfo(matrix.dtype).eps * jnp.diagonal(matrix).max())
         eye = jnp.eye(size, dtype=matrix.dtype)
         lower = jnp.linalg.cholesky(matrix + jnp.where(shift > 0, shift, 1) * eye)
@@ -186,7 +186,7 @@ def _exact(linear: JacobianOperator) -> _Method:
 
 
 def _matrix_free(linear: JacobianOperator, key: Array, probes: int) -> _Method:
-    """Probes in the place of columns: B z for |B J_i|, and B (J' W^1/2 u + sqrt(shift) w), whose covariance is B, for leverage."""
+    """Returns a method with probes instead of columns: B z for |B J_i|, and B (J' W^1/2 u + sqrt(shift) w), whose covariance is B, for leverage."""
     size, dtype = linear.point.size, linear.point.dtype
     plain = gaussian_probes(linear, jax.random.fold_in(key, 1), probes)
 
@@ -214,14 +214,14 @@ def _from_inverse(reading: str, grads: Grads, inverse: _Inverse) -> Scores:
     solved = inverse.solved()
     if reading == "solved":
         return jax.tree.map(lambda g, s: jnp.abs(g) * s, grads, solved)
-    # Leverage is below 1 by the shift; an estimate of it need not be.
+    # The shift keeps leverage below 1; an estimate of it may exceed 1.
     return jax.tree.map(lambda s, r: s**2 / jnp.maximum(1 - r**2, 1e-3), solved, inverse.root_leverage())
 
 
 def _rescorer(reading: str, linear: JacobianOperator, grads: Grads, method: _Method, shift: Array) -> Callable[[Grads], Scores]:
-    """Which entries are hidden already (a tree of bool) -> scores of the others.
+    """Returns a function from the entries hidden so far (a tree of bool) to scores of the others.
 
-    The shift stays what it was with everything visible: it stands for what the attacker knows beside the gradient.
+    The shift stays as it was with everything visible: it stands for the attacker's knowledge apart from the gradient.
     """
     if reading != "solved":
         visible = lambda hidden: jax.tree.map(lambda h, g: (~h).astype(g.dtype), hidden, grads)
@@ -229,18 +229,18 @@ def _rescorer(reading: str, linear: JacobianOperator, grads: Grads, method: _Met
     inverse = method.inverse(None, shift)
     norms = inverse.solved()
 
-    def again(hidden: Grads) -> Scores:
+    def rescore(hidden: Grads) -> Scores:
         # |B J'(M g) + g_i B J_i|^2 - |B J'(M g)|^2
         taken = jax.tree.map(lambda h, g: jnp.where(h, g, 0), hidden, grads)
         moved = inverse.apply(linear.transpose(taken).reshape(-1))
         across = linear.apply(inverse.apply(moved).reshape(linear.point.shape))
         return jax.tree.map(lambda g, s, a: (g * s) ** 2 + 2 * g * a, grads, norms, across)
 
-    return again
+    return rescore
 
 
 def _by_blocks(linear: JacobianOperator, grads: Grads, num_blocks: int, rescore: Callable[[Grads], Scores]) -> Scores:
-    """Hides n / num_blocks entries at a time; entries of earlier blocks score higher, and within a block by their score when it was taken."""
+    """Hides n / num_blocks entries at a time; earlier blocks score higher, and entries in a block are ordered by their score when it was hidden."""
     total = linear.num_entries
 
     def body(block: Array, carry: tuple[Grads, Scores]) -> tuple[Grads, Scores]:

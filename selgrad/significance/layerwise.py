@@ -1,6 +1,6 @@
-"""One score per leaf, spread over its entries: the masks of systems that encrypt whole layers.
+"""One score per leaf, given to all of its entries: the masks of systems that encrypt whole layers.
 
-Order is by depth, reversed depth, mean magnitude, or named paths; within a leaf entries are taken in index order.
+Leaves are ordered by depth, reversed depth, mean magnitude, or named paths; within a leaf entries are taken in index order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from selgrad.base import GradientContext, Metric, Scores
 
 
 def layerwise(*, order: Literal["depth", "reverse", "magnitude"] = "depth", paths: Sequence[str] | None = None) -> Metric:
-    """A score per leaf.
+    """Gives all entries of a leaf one score.
 
     Args:
       order: "depth" encrypts the first layers first (leaves in the natural order of their paths), "reverse" the last ones, "magnitude"

@@ -12,7 +12,7 @@ from selgrad.base import GradientContext, Metric, Scores
 
 
 def magnitude() -> Metric:
-    """Scores |g_i|, shapes and dtypes of the gradient."""
+    """Scores |g_i|, with the shapes and dtypes of the gradient."""
 
     def score(context: GradientContext) -> Scores:
         return jax.tree.map(jnp.abs, context.grads)

@@ -1,6 +1,6 @@
-"""Metrics of one's own: a function of the gradient pytree, or of all that the defender knows.
+"""User-defined metrics: a function of the gradient pytree, or of everything that the defender knows.
 
-A metric is a pure function, so what it returns is checked once, while it is traced, and costs nothing afterwards.
+A metric is a pure function, so its result is checked once, while it is traced, at no cost afterwards.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from selgrad.errors import UsageError
 
 
 def _reads_context(function: Callable[..., Any]) -> bool:
-    """Whether the function's argument is annotated as a `GradientContext`."""
+    """Says whether the function's argument is annotated as a `GradientContext`."""
     try:
         hints = typing.get_type_hints(function)
     except Exception:  # annotations may name what only a type checker sees
@@ -31,10 +31,10 @@ def _reads_context(function: Callable[..., Any]) -> bool:
 
 
 def checked(scores: Any, grads: Any, name: str) -> Scores:
-    """Scores as float32, one for each entry of the gradient.
+    """Returns scores in the gradient's dtype, one for each entry of the gradient.
 
     Raises:
-      UsageError: if they are of another tree, another shape, or no numbers.
+      UsageError: if their tree or shapes differ from the gradient's, or they are complex.
     """
     if str(jax.tree.structure(scores)) != str(jax.tree.structure(grads)):
         raise UsageError(f"metric {name!r} returned another tree than the gradient's; return one array for each leaf, as jax.tree.map does")
@@ -47,23 +47,23 @@ def checked(scores: Any, grads: Any, name: str) -> Scores:
 
 
 def as_metric(function: Any) -> Metric:
-    """A metric from a function of one gradient pytree, or of a `GradientContext` where its argument is annotated so."""
+    """Makes a metric from a function of a gradient pytree, or of a `GradientContext` where its argument is annotated as one."""
     if isinstance(function, Metric):
         return function
     name = getattr(function, "__name__", type(function).__name__)
     if not callable(function) or len(positional(function)) != 1:
         raise unusable("metric", function, "a function of the gradient pytree that returns one score for each entry")
     if _reads_context(function):
-        # What draws from the key cannot be told from outside.
+        # Whether the function draws from the key cannot be seen from outside.
         return Metric(lambda context: checked(function(context), context.grads, name), draws=True)
     return Metric(lambda context: checked(function(context.grads), context.grads, name))
 
 
 def adapt(item: Any) -> Callable[..., Any]:
-    """A factory of a metric: a registry's own as it is, and one for what somebody brings.
+    """Returns a factory of a metric: a registry's own factory unchanged, or one that wraps the user's object.
 
     Raises:
-      UsageError: if it is not a metric.
+      UsageError: if the item is not a metric or a factory of one.
     """
     if isinstance(item, Metric) or (callable(item) and not inspect.isclass(item) and not is_factory(item)):
         return constant(as_metric(item))

@@ -14,12 +14,12 @@ from selgrad.base import GradientContext, Metric, Scores, embedding_of, loss_gra
 
 
 def product(*, exposed: Literal["zero", "old"] = "zero", signed: bool = False, gradient_at: Literal["old", "new"] = "old") -> Metric:
-    """How much the loss changes, to first order, when the exposed weight stands for the client's new weight.
+    """Scores how much the loss changes, to first order, when the exposed weight replaces the client's new weight.
 
     With `exposed="old"` and one gradient step it is proportional to g^2: magnitude's mask. With `exposed="zero"` it is -w * g.
 
     Args:
-      exposed: what the server knows of the weight: nothing (0), or the old global weight.
+      exposed: the server's knowledge of the weight: nothing (0), or the old global weight.
       signed: sort by the signed product, as MaskCrypt's code does, or by its absolute value.
       gradient_at: the weights at which the loss is differentiated; MaskCrypt's client does so after training ("new").
     """
@@ -28,10 +28,10 @@ def product(*, exposed: Literal["zero", "old"] = "zero", signed: bool = False, g
         model, params, batch = context.model, context.params, context.batch
         sent, frozen = model.split(params)
         new = context.update.new_params(sent, context.grads)
-        at = model.merge(new, frozen) if gradient_at == "new" else params
-        grads = loss_gradient(model, at, embedding_of(model, batch), context.labels, batch.valid)
+        weights = model.merge(new, frozen) if gradient_at == "new" else params
+        grads = loss_gradient(model, weights, embedding_of(model, batch), context.labels, batch.valid)
         if exposed == "old":
-            # w_old - w_new is what the client sends, up to the step size; exact where the client sends its gradient.
+            # The client sends w_old - w_new, up to the step size; exact where it sends its gradient.
             error = context.grads
         else:
             error = jax.tree.map(jnp.negative, new)

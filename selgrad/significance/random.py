@@ -15,8 +15,8 @@ def random(*, seed: int | None = None) -> Metric:
     """Scores ~ U(0, 1), independent per entry.
 
     Args:
-      seed: None draws from `context.key`, anew for each sample and round; a number gives every client the same scores in every round, so that what is
-        hidden once stays hidden.
+      seed: None draws from `context.key`, afresh for each sample and round; a number gives every client the same scores in every round, so that entries
+        hidden once stay hidden.
     """
 
     def score(context: GradientContext) -> Scores:

@@ -17,15 +17,15 @@ from selgrad.jacobian import gaussian_probes, input_jacobian, linearise, row_nor
 
 
 def sensitivity(*, target: Literal["label", "labels", "inputs"] = "label", num_probes: int | None = None) -> Metric:
-    """Sensitivity of each entry of the update to the labels or to the inputs.
+    """Scores the sensitivity of each entry of the update to the labels or to the inputs.
 
     `label` is the published form, with the true-label coordinate of each sample. Soft-label cross-entropy is linear in y, so at batch 1
     it equals `magnitude` exactly, and at batch B it is the mean of |g_k| over samples. `labels` is the norm over all class coordinates,
     `inputs` the norm over all input coordinates.
 
     Args:
-      target: what the update is differentiated by.
-      num_probes: Gaussian probes for `labels` and `inputs`; None is exact for `labels` (one forward pass per sample and class) and 64 for
+      target: the variable by which the update is differentiated.
+      num_probes: number of Gaussian probes for `labels` and `inputs`; None is exact for `labels` (one forward pass per sample and class) and uses 64 for
         `inputs` (relative standard error 9 % of a norm); 0 asks for the exact norm over all input coordinates.
     """
     if num_probes is not None and num_probes < 0:
@@ -40,18 +40,18 @@ def sensitivity(*, target: Literal["label", "labels", "inputs"] = "label", num_p
             return context.update.client(model, params, batch, labels)
 
         if target != "label":
-            by = input_jacobian(context) if target == "inputs" else linearise(by_labels, one_hot)
+            operator = input_jacobian(context) if target == "inputs" else linearise(by_labels, one_hot)
             if probes is None:
-                return row_norms(by, unit_vectors(by), by.point.size)
-            return row_norms(by, gaussian_probes(by, context.key, probes), probes)
+                return row_norms(operator, unit_vectors(operator), operator.point.size)
+            return row_norms(operator, gaussian_probes(operator, context.key, probes), probes)
         _, linear = jax.linearize(by_labels, one_hot)
         samples = jnp.arange(len(one_hot))
 
         def alone(sample: Array) -> Array:
             return jnp.where((samples == sample).reshape(-1, *[1] * (one_hot.ndim - 1)), one_hot, 0)
 
-        each = jax.lax.map(lambda k: jax.tree.map(jnp.abs, linear(alone(k))), samples)
-        return jax.tree.map(lambda leaf: leaf.mean(axis=0), each)
+        by_sample = jax.lax.map(lambda k: jax.tree.map(jnp.abs, linear(alone(k))), samples)
+        return jax.tree.map(lambda leaf: leaf.mean(axis=0), by_sample)
 
     used = (probes or 0) if target != "label" else 0
     return Metric(score, lambda *_: used, draws=used > 0)
