@@ -1,6 +1,6 @@
-"""The types that the rooms of selgrad share: what a model is, what a defender knows, and what an attacker sees.
+"""The types that the packages of selgrad share: what a model is, what a defender knows, and what an attacker sees.
 
-A room imports this module and `trees`, never another room, so these types are the whole interface between them.
+A package imports this module and `trees`, never another package, so these types are the whole interface between them.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ Ranks: TypeAlias = PyTree
 Mask: TypeAlias = PyTree
 """One bool per gradient entry; True means encrypted, everywhere."""
 Numbers = TypeVar("Numbers", Array, npt.NDArray[Any])
-"""An array of JAX or NumPy, the same one out as in."""
+"""An array of JAX or NumPy; the output has the type of the input."""
 
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
-    """Public facts about a model's input that an attacker knows too.
+    """Public facts about a model's input, which an attacker also knows.
 
     Attributes:
       shape: of one input, channels last, e.g. (32, 32, 3).
       num_classes: of the labels.
-      mean, std: per channel; what the model reads is (pixel - mean) / std with pixels in [0, 1].
+      mean, std: per channel; the model reads (pixel - mean) / std with pixels in [0, 1].
     """
 
     shape: tuple[int, ...]
@@ -53,7 +53,7 @@ class InputSpec:
 
     @property
     def label_shape(self) -> tuple[int, ...]:
-        """One label an image."""
+        """The shape of an image's label, which is a scalar."""
         return ()
 
     @property
@@ -67,26 +67,26 @@ class InputSpec:
         return tuple((1.0 - m) / s for m, s in zip(self.mean, self.std, strict=True))
 
     def normalise(self, pixels: Numbers) -> Numbers:
-        """Pixels in [0, 1], shape (..., *shape), to what the model reads; NumPy arrays stay NumPy's."""
+        """Normalises pixels in [0, 1], shape (..., *shape), to the model's inputs; NumPy arrays stay NumPy arrays."""
         return (pixels - np.asarray(self.mean, pixels.dtype)) / np.asarray(self.std, pixels.dtype)
 
     def pixels(self, inputs: Numbers) -> Numbers:
-        """The inverse of `normalise`; nothing is clipped."""
+        """Inverts `normalise`; nothing is clipped."""
         return inputs * np.asarray(self.std, inputs.dtype) + np.asarray(self.mean, inputs.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class TextSpec:
-    """Public facts about a language model's input that an attacker knows too.
+    """Public facts about a language model's input, which an attacker also knows.
 
     Attributes:
-      shape: (length,), to which every sequence is padded.
+      shape: (length,), the length to which every sequence is padded.
       num_classes: of the labels; the vocabulary where the labels are tokens.
       vocabulary_size: number of token ids.
       pad_id: of the padding.
       start_id, end_id: of the tokens that open and close every sequence (BERT's [CLS] and [SEP]); None where there are none.
-      special_ids: tokens that no sentence holds, these and others such as [MASK] and [UNK].
-      label_shape: () for one label a sequence, (length,) where each position has one.
+      special_ids: tokens that no sentence holds: these and others such as [MASK] and [UNK].
+      label_shape: () for one label per sequence, (length,) where each position has one.
     """
 
     shape: tuple[int, ...]
@@ -102,7 +102,7 @@ class TextSpec:
 @partial(jax.tree_util.register_dataclass, data_fields=["inputs", "labels", "valid"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What a client trains on.
+    """The data that a client trains on.
 
     Attributes:
       inputs: (B, *shape), as the model reads them: float pixels, or int32 token ids.
@@ -117,7 +117,7 @@ class Batch:
 
 @runtime_checkable
 class Model(Protocol):
-    """A frozen dataclass of hyperparameters; it hashes by value, so jit may take it as static."""
+    """A model: a frozen dataclass of hyperparameters that hashes by value, so jit may take it as static."""
 
     @property
     def input_spec(self) -> InputSpec | TextSpec:
@@ -136,41 +136,41 @@ class Model(Protocol):
 
     @property
     def always_encrypted(self) -> frozenset[str]:
-        """Paths of the leaves that are encrypted whatever a metric says."""
+        """Paths of the leaves that are encrypted regardless of the metric."""
         ...
 
     def init(self, key: Key) -> Params:
-        """Fresh parameters, float32."""
+        """Returns fresh parameters, float32."""
         ...
 
     def split(self, params: Params) -> tuple[Params, Params]:
-        """What a client trains and sends, and what is frozen; together all parameters."""
+        """Splits all parameters into those that a client trains and sends and those that are frozen."""
         ...
 
     def merge(self, sent: Params, frozen: Params) -> Params:
-        """The inverse of `split`."""
+        """Inverts `split`."""
         ...
 
     def targets(self, batch: Batch) -> Array:
-        """What the loss compares with, (B, *label_shape) int32: the labels, or for a language model the tokens themselves."""
+        """Returns the targets of the loss, (B, *label_shape) int32: the labels, or for a language model the tokens themselves."""
         ...
 
     def embed(self, params: Params, inputs: Array) -> Array:
-        """What an attack optimises over: pixels for images, embeddings for text."""
+        """Returns the inputs in the form that an attack optimises: pixels for images, embeddings for text."""
         ...
 
     def logits(self, params: Params, embedded: Array, valid: Array | None = None) -> Array:
-        """Class scores (B, *label_shape, num_classes)."""
+        """Returns class scores (B, *label_shape, num_classes)."""
         ...
 
     def loss(self, params: Params, embedded: Array, labels: Array, valid: Array | None = None) -> Array:
-        """Mean soft-label cross-entropy; `labels` (B, *label_shape, num_classes) are probabilities, one-hot for a client."""
+        """Returns the mean soft-label cross-entropy; `labels` (B, *label_shape, num_classes) are probabilities, one-hot for a client."""
         ...
 
 
 @runtime_checkable
 class TextModel(Model, Protocol):
-    """A transformer: what attacks on text read of a model besides its loss."""
+    """A transformer, with the properties that attacks on text read besides its loss."""
 
     @property
     def embedding(self) -> str:
@@ -179,26 +179,26 @@ class TextModel(Model, Protocol):
 
     @property
     def attention_kernels(self) -> tuple[tuple[str, ...], ...]:
-        """Per layer the paths of the dense kernels (width, ...) that read the layer's attention input: query, key and value."""
+        """For each layer, the paths of the dense kernels (width, ...) that read its attention input: query, key and value."""
         ...
 
     @property
     def num_heads(self) -> int:
-        """Attention heads of each layer."""
+        """Number of attention heads of each layer."""
         ...
 
     @property
     def exposure(self) -> str:
-        """What becomes of the word-embedding matrix: "frozen", "sent" or "always_encrypted"."""
+        """How the word-embedding matrix is treated: "frozen", "sent" or "always_encrypted"."""
         ...
 
     @property
     def causal(self) -> bool:
-        """Whether a position reads only itself and what is before it."""
+        """Whether a position reads only itself and the positions before it."""
         ...
 
     def attention_inputs(self, params: Params, embedded: Array, valid: Array | None, num_layers: int) -> tuple[Array, ...]:
-        """(B, length, width) for each of the first layers: what its attention kernels multiply."""
+        """Returns the inputs of the attention kernels, (B, length, width), for each of the first layers."""
         ...
 
 
@@ -212,53 +212,53 @@ class LanguageModel(Protocol):
         ...
 
     def next_states(self, params: Params, tokens: Array, valid: Array) -> Array:
-        """What each position of sequences (B, length) knows of the next token, (B, length, width); it depends on nothing after the position."""
+        """Returns each position's state for predicting the next token of sequences (B, length), (B, length, width); it depends on no later position."""
         ...
 
     def log_likelihood(self, params: Params, states: Array, tokens: Array) -> Array:
-        """Log-probability of tokens (...) after states (..., width), shape (...), in nats."""
+        """Returns the log-probability of tokens (...) after states (..., width), shape (...), in nats."""
         ...
 
 
 @runtime_checkable
 class Update(Protocol):
-    """How a client turns a batch into what it sends; a frozen dataclass that hashes by value.
+    """How a client turns a batch into the update that it sends; a frozen dataclass that hashes by value.
 
     The attacker simulates the same update on its dummy data, so it is differentiable in `embedded` and `labels`.
     """
 
     @property
     def batch_size(self) -> int:
-        """Samples that the client holds."""
+        """Number of samples that the client holds."""
         ...
 
     @property
     def num_steps(self) -> int:
-        """Local steps; a layer can have read so many times the batch."""
+        """Number of local steps, which is how often a layer can have read the batch."""
         ...
 
     def __call__(self, model: Model, params: Params, embedded: Array, labels: Array, valid: Array | None = None) -> Grads:
-        """The update for embedded inputs and soft labels (B, *label_shape, num_classes): what an attacker can simulate.
+        """Returns the update for embedded inputs and soft labels (B, *label_shape, num_classes), which an attacker can simulate.
 
         Leaves that only `embed` reads get no gradient here.
         """
         ...
 
     def client(self, model: Model, params: Params, batch: Batch, labels: Array, offset: Array | None = None) -> Grads:
-        """The update of real inputs, through `embed`; `offset` is added to the embedded inputs, to differentiate by."""
+        """Returns the update of real inputs, through `embed`; `offset` is added to the embedded inputs, to differentiate by it."""
         ...
 
     def new_params(self, params: Params, grads: Grads) -> Params:
-        """The client's weights after the update, given what it sends."""
+        """Returns the client's weights after the update, given the update that it sends."""
         ...
 
 
 class Sent(NamedTuple):
-    """What a protection makes of an update.
+    """An update as a protection sends it.
 
     Attributes:
-      grads: what is sent; entries that are not sent are 0.
-      withheld: True where nothing is sent, which everybody sees; None where every entry is.
+      grads: the values; entries that are not sent are 0.
+      withheld: True for entries that are not sent, which is public; None where every entry is sent.
     """
 
     grads: Grads
@@ -267,7 +267,7 @@ class Sent(NamedTuple):
 
 @runtime_checkable
 class Protection(Protocol):
-    """What a client does to its update besides, or instead of, encrypting it; a frozen dataclass that hashes by value, public like the update."""
+    """A change that a client makes to its update besides or instead of encrypting it; a frozen dataclass that hashes by value, public like the update."""
 
     @property
     def changes(self) -> bool:
@@ -276,24 +276,24 @@ class Protection(Protocol):
 
     @property
     def deterministic_part(self) -> Callable[[Grads], Grads] | None:
-        """What comes first and an attacker simulates too, differentiable and hashed by value: clipping, but no noise; None where there is nothing."""
+        """The first part, which an attacker also simulates: clipping but no noise, differentiable and hashed by value; None where there is none."""
         ...
 
     def __call__(self, grads: Grads, key: Key) -> Sent:
-        """What is sent of an update that went through `deterministic_part`; traceable."""
+        """Returns the sent form of an update that went through `deterministic_part`; traceable."""
         ...
 
     def noise(self, grads: Grads) -> Grads:
-        """The standard deviation of what is added to each entry, by leaf: scalars in the tree of the update; zeros where nothing is."""
+        """Returns the standard deviation of the noise added to each entry, by leaf: scalars in the tree of the update; zeros where there is none."""
         ...
 
     @property
     def gaussian(self) -> bool:
-        """Whether what is added is Gaussian, or nothing: bounds on every attacker hold for no other noise."""
+        """Whether the added noise is Gaussian or absent: bounds on every attacker only hold for such noise."""
         ...
 
     def num_bytes(self, num_visible: int, num_total: int) -> int:
-        """What so many entries in the clear, of an update of `num_total`, take on the wire."""
+        """Returns the bytes on the wire for `num_visible` entries in the clear, of an update of `num_total`."""
         ...
 
 
@@ -304,13 +304,13 @@ class Protection(Protocol):
 )
 @dataclasses.dataclass(frozen=True)
 class GradientContext:
-    """What the defender knows when it scores its own update; a significance metric gets this and nothing else.
+    """The defender's knowledge when it scores its own update; a significance metric gets this and nothing else.
 
     Attributes:
       model, params, update: public.
       batch, grads: the client's own.
       key: of the metric's draws.
-      public: batches that everybody has, stacked along a leading axis; None where the experiment names none.
+      public: public batches, stacked along a leading axis; None where the experiment names none.
     """
 
     model: Model
@@ -328,7 +328,7 @@ class GradientContext:
 
 
 def loss_gradient(model: Model, params: Params, embed: Callable[[Params], Array], labels: Array, valid: Array | None = None) -> Grads:
-    """D loss / d w over what a client sends, with `embed` inside the derivative."""
+    """Returns d loss / d w over the parameters that a client sends, with `embed` inside the derivative."""
     sent, frozen = model.split(params)
 
     def loss(sent: Params) -> Array:
@@ -340,34 +340,34 @@ def loss_gradient(model: Model, params: Params, embed: Callable[[Params], Array]
 
 @runtime_checkable
 class KeepsStatistics(Protocol):
-    """A model whose clients may send more than a gradient: what their running statistics lose by seeing a batch."""
+    """A model whose clients may send more than a gradient: the decrease of their running statistics on a batch."""
 
     def statistics_update(self, params: Params, embedded: Array) -> Params:
-        """Old - new, a part of the tree that is sent; empty where nothing of it is."""
+        """Returns old - new statistics, a part of the tree that is sent; empty where they are not sent."""
         ...
 
 
 @runtime_checkable
 class Normalises(Protocol):
-    """A model with running statistics of what its layers read, which everybody has and anybody can compare images with."""
+    """A model with running statistics of its layers' inputs, which are public and can be compared with images."""
 
     def statistics_loss(self, params: Params, embedded: Array) -> Params:
-        """Old - new, of what training on a batch would make of them; empty where there are none."""
+        """Returns old - new statistics, as training on a batch would change them; empty where there are none."""
         ...
 
 
 @runtime_checkable
 class Discloses(Protocol):
-    """A model of which an attacker may know more than what clients send, such as statistics of the batch."""
+    """A model about which an attacker may know more than clients send, such as statistics of the batch."""
 
     @property
     def attacked(self) -> Model | None:
-        """The same model with what the attacker knows besides as a part of the update; None where it knows what is sent and no more."""
+        """The same model with the attacker's additional knowledge as part of the update; None where it only knows the sent entries."""
         ...
 
 
 def with_statistics(model: Model, grads: Grads, params: Params, embed: Callable[[Params], Array]) -> Grads:
-    """A gradient with the change of running statistics in the place of their derivative, where a model's clients send it."""
+    """Replaces the derivative of running statistics in a gradient by their change, where a model's clients send it."""
     if not isinstance(model, KeepsStatistics):
         return grads
     change = model.statistics_update(params, embed(params))
@@ -375,7 +375,7 @@ def with_statistics(model: Model, grads: Grads, params: Params, embed: Callable[
 
 
 def embedding_of(model: Model, batch: Batch, offset: Array | None = None) -> Callable[[Params], Array]:
-    """Params -> the batch's embedded inputs, plus an offset."""
+    """Returns a function from parameters to the batch's embedded inputs, plus an offset."""
 
     def embed(params: Params) -> Array:
         embedded = model.embed(params, batch.inputs)
@@ -385,7 +385,7 @@ def embedding_of(model: Model, batch: Batch, offset: Array | None = None) -> Cal
 
 
 class Evidence(NamedTuple):
-    """How the client chose what to encrypt, which is public; an attacker can read the mask by it.
+    """How the client chose which entries to encrypt, which is public; an attacker can interpret the mask with it.
 
     Attributes:
       metric: the client's own.
@@ -397,7 +397,7 @@ class Evidence(NamedTuple):
 
 
 class Round(NamedTuple):
-    """What a client sent in one round.
+    """A client's update in one round.
 
     Attributes:
       params: the global weights that the client started from.
@@ -417,19 +417,19 @@ class Round(NamedTuple):
 )
 @dataclasses.dataclass(frozen=True)
 class Observation:
-    """All that an attacker ever holds.
+    """Everything that an attacker holds.
 
     Attributes:
       model, update: the architecture and the client's procedure, both public in federated learning.
-      sent: what the client sent of the same data, one entry a round; there is at least one.
+      sent: the client's updates of the same data, one entry per round; there is at least one.
       labels: (B, *label_shape) int32 where the threat model gives them away, else None.
       valid: (B, length) bool, where there is padding and the threat model gives it away, else None.
-      auxiliary: what the attacker brought itself, such as the parameters of its language model.
-      public: batches that everybody has, stacked along a leading axis.
+      auxiliary: the attacker's own data, such as the parameters of its language model.
+      public: public batches, stacked along a leading axis.
       evidence: the client's metric, where the attacker reads the mask as evidence.
       estimate: (B, ...) embedded inputs that a learned decoder read off the visible entries, where the attacker has one.
-      noise: the standard deviation of what a public protection added to each leaf's entries, scalars in the tree of the update; None where nothing was.
-      completed: for each round which of the visible entries nobody sent in the clear: the attacker completed them. None where it completed nothing.
+      noise: the standard deviation of the noise that a public protection added to each leaf's entries, scalars in the tree of the update; None for no noise.
+      completed: for each round, which of the visible entries were not sent in the clear but completed by the attacker. None where it completed nothing.
     """
 
     model: Model
@@ -451,40 +451,39 @@ class Observation:
 
     @property
     def visible(self) -> Grads:
-        """What is visible of the first round's update."""
+        """The visible part of the first round's update."""
         return self.sent[0].visible
 
     @property
     def mask(self) -> Mask:
-        """What is encrypted of the first round's update."""
+        """The mask of the first round's update."""
         return self.sent[0].mask
 
     @property
     def rounds(self) -> list[Observation]:
-        """One observation a round, each without the others."""
+        """One observation per round, each without the other rounds."""
         filled: list[tuple[Mask, ...] | None] = [None] * len(self.sent) if self.completed is None else [(mask,) for mask in self.completed]
-        return [dataclasses.replace(self, sent=(one,), completed=mask) for one, mask in zip(self.sent, filled, strict=True)]
+        return [dataclasses.replace(self, sent=(sent,), completed=mask) for sent, mask in zip(self.sent, filled, strict=True)]
 
     def with_first(self, *, visible: Grads, mask: Mask | None = None) -> Observation:
-        """The same with other visible entries, and another mask where one is given, in the first round."""
+        """Returns a copy with other visible entries in the first round, and with another mask where one is given."""
         first = self.sent[0]._replace(visible=visible, mask=self.mask if mask is None else mask)
         return dataclasses.replace(self, sent=(first, *self.sent[1:]))
 
 
 class Reconstruction(NamedTuple):
-    """What an attack returns.
+    """The result of an attack.
 
     Attributes:
       inputs: (B, *shape), in the units that the model reads: float pixels, or int32 token ids.
       labels: (B, *label_shape) int32: the labels that belong to `inputs`, optimised or inferred; never the initial ones.
       objective: () float, the attacker's own objective at `inputs`; inf where it diverged.
-      diverged: () bool; True where every restart left the finite numbers or ran away (beyond 1e4) and had found nothing before; `inputs` is then the
-        start.
+      diverged: () bool; True where every restart became non-finite or ran away (beyond 1e4) without finding anything before; `inputs` is then the start.
       restart: () int32, which restart was chosen (by `objective`).
       all_inputs, all_objectives, all_labels: the same for every restart, leading axis (num_restarts,).
       num_evaluations: () int32, evaluations of the objective's gradient spent per restart, the largest over restarts.
-      report: what an attack on the host says of itself, as JSON: which leaves it could use and why not the others.
-      moved: () bool, whether `inputs` are anything but the start, or a draw from what was known before.
+      report: the report of an attack on the host, as JSON: which leaves it could use, and why it could not use the others.
+      moved: () bool, whether `inputs` differ from the start and from a draw of prior knowledge.
     """
 
     inputs: Array
@@ -503,7 +502,7 @@ class Reconstruction(NamedTuple):
     def single(
         cls, inputs: Array, labels: Array, objective: Array, num_evaluations: int = 0, report: str | None = None, moved: Array | bool = True
     ) -> Reconstruction:
-        """Of an attack without restarts, which cannot diverge."""
+        """Makes the result of an attack without restarts, which cannot diverge."""
         return cls(
             inputs=inputs, labels=labels, objective=objective, diverged=jax.numpy.zeros((), bool), restart=jax.numpy.int32(0), all_inputs=inputs[None],
             all_labels=labels[None], all_objectives=objective[None], num_evaluations=jax.numpy.int32(num_evaluations), report=report, moved=moved,
@@ -512,12 +511,12 @@ class Reconstruction(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A significance metric, and what whoever runs it must know of it.
+    """A significance metric, and the facts that are needed to run it.
 
     Attributes:
       score: scores every entry of a client update at once; pure, jit-able, vmap-able.
-      num_probes: (input coordinates of a batch, batch size) -> Gaussian probes from which it estimates norms; 0, or no function, where it is exact.
-      precision: in which it must be computed.
+      num_probes: (input coordinates of a batch, batch size) -> number of Gaussian probes that estimate norms; 0, or no function, where it is exact.
+      precision: the precision in which it must be computed.
       draws: whether the scores depend on `GradientContext.key`.
     """
 
@@ -527,11 +526,11 @@ class Metric:
     draws: bool = False
 
     def __call__(self, context: GradientContext) -> Scores:
-        """The scores: the tree and shapes of the gradient."""
+        """Returns the scores, with the tree and shapes of the gradient."""
         return self.score(context)
 
     def standard_error(self, num_inputs: int, batch_size: int) -> float:
-        """Of a squared norm, relative to it: sqrt(2 / probes), and 0 where the metric is exact; of a norm about half of that.
+        """Returns the relative standard error of a squared norm: sqrt(2 / probes), and 0 where the metric is exact; that of a norm is about half.
 
         For v ~ N(0, I), (J v)_i^2 / |J_i|^2 is chi-squared with one degree of freedom, so the error of a mean of them is known (hutchinson1990).
         """
@@ -545,8 +544,8 @@ class Selector:
 
     Attributes:
       order: scores -> ranks, traceable.
-      top_of: "all" where the first k are the k largest scores of all leaves, "leaf" where they are the largest of each leaf, None where other things
-        decide too; an attacker can read such a mask as evidence.
+      top_of: "all" where the first k are the k largest scores of all leaves, "leaf" where they are the largest of each leaf; an attacker can read such a
+        mask as evidence. None where other things matter too.
       of_cohort: one order for many clients, from scores with a leading axis (clients,) on each leaf; None where each client has its own.
     """
 
@@ -555,56 +554,56 @@ class Selector:
     of_cohort: Callable[[Scores], Ranks] | None = None
 
     def __call__(self, scores: Scores) -> Ranks:
-        """The ranks of one client's entries."""
+        """Returns the ranks of one client's entries."""
         return self.order(scores)
 
 
 Cache: TypeAlias = Callable[[str, Callable[[], Any], Callable[[], Any]], Any]
-"""(identity, how to make it, how to get its shapes) -> a pytree of arrays, made once and kept under its identity: what an attacker trains for a mask."""
+"""(identity, maker, shapes) -> a pytree of arrays, computed once and kept under its identity, such as a decoder that an attacker trains for a mask."""
 
 
 def no_cache(identity: str, make: Callable[[], Any], shapes: Callable[[], Any]) -> Any:
-    """A `Cache` that keeps nothing."""
+    """Computes the value, as a `Cache` that keeps nothing."""
     return make()
 
 
 def stride() -> int:
-    """Steps of an attack between two looks at whether all of its restarts are done, at each of which the host waits for an accelerator: 1 on a CPU, else 8.
+    """Returns the steps of an attack between two checks whether all restarts are done, since each makes the host wait for the device: 1 on a CPU, else 8.
 
-    `SELGRAD_STRIDE` says otherwise. It is read when a program is traced.
+    `SELGRAD_STRIDE` overrides it and is read when a program is traced.
 
     Raises:
       UsageError: if it is not a whole number from 1 on.
     """
-    asked = os.environ.get("SELGRAD_STRIDE")
-    if not asked:
+    requested = os.environ.get("SELGRAD_STRIDE")
+    if not requested:
         return 1 if jax.default_backend() == "cpu" else 8
-    if not asked.isdecimal() or int(asked) < 1:
-        raise UsageError(f"SELGRAD_STRIDE={asked!r} must be a whole number from 1 on")
-    return int(asked)
+    if not requested.isdecimal() or int(requested) < 1:
+        raise UsageError(f"SELGRAD_STRIDE={requested!r} must be a whole number from 1 on")
+    return int(requested)
 
 
 @dataclasses.dataclass(frozen=True)
 class Attack:
-    """A gradient inversion attack in three traceable phases, so that a long one can be timed, checkpointed and resumed; and what it needs to be run.
+    """A gradient inversion attack in three traceable phases, so that a long one can be timed, checkpointed and resumed, with the facts needed to run it.
 
     Attributes:
       start: (key, observation) -> state, with restarts as the leading axis of each leaf.
-      advance: (observation, state, num_steps) -> state; `num_steps` may be traced; finished restarts stay as they are.
+      advance: (observation, state, num_steps) -> state; `num_steps` may be traced; finished restarts stay unchanged.
       finish: (observation, state) -> Reconstruction, the restart with the smallest own objective.
       num_steps: steps of a whole attack.
       num_restarts: independent starts.
-      traceable: whether the phases may be traced by JAX; the others run on the host, one observation after the other.
-      prepare: what comes before on the host, (observation, cache) -> (observation, a JSON report): hidden entries that structure gives away are
+      traceable: whether JAX may trace the phases; other attacks run on the host, one observation after the other.
+      prepare: the preparation on the host, (observation, cache) -> (observation, a JSON report): hidden entries that structure gives away are
         filled in, or a decoder is trained for the mask.
-      rung: what it makes of encrypted entries, the rung of the attacker ladder; "" where the question does not arise.
+      rung: how it treats encrypted entries, the rung of the attacker ladder; "" where the question does not arise.
       evidence: whether it reads the mask as evidence and so needs `Observation.evidence`, the client's own metric.
-      estimate: whether `prepare` leaves an `Observation.estimate`.
-      language_model: name of the language model that it brings, such as a folder; None where it brings none, or has it already.
+      estimate: whether `prepare` sets `Observation.estimate`.
+      language_model: name of the language model that it uses, such as a folder; None where it uses none, or has it already.
       bind: language model -> the attack that uses it; its parameters are `Observation.auxiliary`.
-      completes: whether `prepare` leaves an `Observation.completed`.
+      completes: whether `prepare` sets `Observation.completed`.
       objective: (observation, embedded inputs (B, ...), labels (B, *label_shape)) -> the attack's own objective there, in the unit of
-        `Reconstruction.objective`; None for an attack that has none. Whoever knows the truth sees by it whether an attack has found all that it looks for.
+        `Reconstruction.objective`; None for an attack that has none. With the true inputs it shows whether an attack has fully minimised it.
     """
 
     start: Callable[[Key, Observation], Any]
@@ -623,7 +622,7 @@ class Attack:
     completes: bool = False
 
     def reconstruct(self, key: Key, observation: Observation, cache: Cache = no_cache) -> Reconstruction:
-        """Runs the whole attack; jit and vmap go around this, where there is nothing to `prepare`."""
+        """Runs the whole attack; jit and vmap can wrap this where there is nothing to `prepare`."""
         if self.prepare is not None:
             observation, report = self.prepare(observation, cache)
             return dataclasses.replace(self, prepare=None).reconstruct(key, observation)._replace(report=report)

@@ -1,4 +1,4 @@
-"""Models: Flax networks behind the `Model` protocol, one file each, and the way in for one's own.
+"""Models: Flax networks behind the `Model` protocol, one file each, and the entry point for user-defined models.
 
 `MODELS` maps a name to a factory; the factory's keyword arguments are the model's configuration.
 """

@@ -1,6 +1,6 @@
 """The parts of BERT and GPT-2: attention, the two orders of a transformer layer, and the `TextModel` around a network.
 
-Vaswani et al., "Attention Is All You Need", NeurIPS 2017 (vaswani2017attention). No dropout: attacks are evaluated as LAMP's are, in eval mode.
+Vaswani et al., "Attention Is All You Need", NeurIPS 2017 (vaswani2017attention). There is no dropout: attacks are evaluated in eval mode, as in LAMP.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class TransformerConfig:
       activation: of the MLP, a name of `ACTIVATIONS`.
       epsilon: of the layer norms.
       scale_attention: divide scores by the square root of the head's width.
-      scale_by_layer: divide them by the layer's number (from 1) too.
+      scale_by_layer: also divide them by the layer's number (from 1).
       initializer_range: standard deviation of fresh weights.
-      lora_rank: of adapters beside the query and value kernels; 0 has none.
+      lora_rank: of the adapters of the query and value kernels; 0 has none.
       lora_alpha: their scale times the rank.
     """
 
@@ -80,7 +80,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """(..., width) to (..., features)."""
+        """Maps (..., width) to (..., features)."""
         normal = nn.initializers.normal(self.config.initializer_range)
         y = matmul(x, self.param("kernel", normal, (x.shape[-1], self.features)))
         if self.bias:
@@ -100,7 +100,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """(..., width), unchanged in shape."""
+        """Maps (..., width) to the same shape."""
         scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros_init(), x.shape[-1:])
         centred = x - x.mean(axis=-1, keepdims=True)
@@ -108,19 +108,19 @@ class LayerNorm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A matrix of embeddings; which rows are read is the caller's."""
+    """A matrix of embeddings; the caller chooses which rows to read."""
 
     rows: int
     config: TransformerConfig
 
     @nn.compact
     def __call__(self) -> Array:
-        """The matrix, (rows, width)."""
+        """Returns the matrix, (rows, width)."""
         return self.param("embedding", nn.initializers.normal(self.config.initializer_range), (self.rows, self.config.width))
 
 
 class Attention(nn.Module):
-    """Multi-head attention; `fused` has one kernel for query, key and value, as GPT-2 does."""
+    """Multi-head attention; `fused` has one kernel for query, key and value, as in GPT-2."""
 
     config: TransformerConfig
     layer: int
@@ -128,7 +128,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"], allowed: Bool[Array, "b q t"]) -> Float[Array, "b t d"]:
-        """Each position reads the positions allowed to it."""
+        """Lets each position read the positions allowed to it."""
         config = self.config
         if self.fused:
             q, k, v = jnp.split(Dense(3 * config.width, config, adapter=True, name="qkv")(x), 3, axis=-1)
@@ -146,13 +146,13 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two dense layers."""
+    """A multilayer perceptron of two dense layers."""
 
     config: TransformerConfig
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """(..., width), unchanged in shape."""
+        """Maps (..., width) to the same shape."""
         hidden = ACTIVATIONS[self.config.activation](Dense(self.config.mlp_width, self.config, name="up")(x))
         return Dense(self.config.width, self.config, name="down")(hidden)
 
@@ -160,7 +160,7 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """One transformer layer; the norms come after each sum (BERT) or before each part (GPT-2, `pre_norm`).
 
-    Returns what the attention kernels multiply beside its output, since that is what exact attacks test.
+    Besides its output it returns the input of the attention kernels, since exact attacks test that.
     """
 
     config: TransformerConfig
@@ -169,7 +169,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, allowed: Array) -> tuple[Array, Array]:
-        """The layer's output (B, T, width) and its attention input (B, T, width)."""
+        """Returns the layer's output (B, T, width) and its attention input (B, T, width)."""
         config = self.config
         attention = Attention(config, self.index, fused=self.pre_norm, name="attention")
         mlp = MLP(config, name="mlp")
@@ -187,18 +187,18 @@ class Transformer:
     """A network behind the `TextModel` protocol.
 
     Attributes:
-      network: called with (embedded, valid, depth); returns scores and the attention inputs of its layers, of the first `depth` alone
-        (scores are then None) where it is given.
+      network: called with (embedded, valid, depth); returns scores and the attention inputs of its layers. Where `depth` is given, only those of the first
+        `depth` layers are returned, and scores are None.
       input_spec: public facts.
       config: of the network.
-      task: what the loss compares with.
+      task: the targets of the loss.
       head: path of the last dense layer.
-      causal: whether a position reads only what is before it.
+      causal: whether a position reads only itself and the positions before it.
       exposure: whether the word-embedding matrix is `frozen` (not trained, not sent), `sent` like every other leaf, or sent
         `always_encrypted`.
       pretrained: folder or hub name of the weights that `init` starts from.
       embedding: path of the word-embedding matrix.
-      stored: puts the pretrained weights in the place of fresh ones.
+      stored: replaces fresh weights by the pretrained ones.
     """
 
     network: nn.Module
@@ -219,12 +219,12 @@ class Transformer:
 
     @property
     def always_encrypted(self) -> frozenset[str]:
-        """The word-embedding matrix, if so asked."""
+        """The word-embedding matrix, where `exposure` asks for it."""
         return self.bypassed if self.exposure == "always_encrypted" else frozenset()
 
     @property
     def attention_kernels(self) -> tuple[tuple[str, ...], ...]:
-        """Query, key and value kernels of each layer (their adapters' first factors with LoRA), rows in the order of the layer's input."""
+        """Query, key and value kernels of each layer (their adapters' first factors with LoRA), with rows in the order of the layer's input."""
         names = ("qkv",) if self.causal else ("query", "key", "value")
         leaf = "lora_a" if self.config.lora_rank else "kernel"
         kept = [name for name in names if not (self.config.lora_rank and name == "key")]
@@ -232,21 +232,21 @@ class Transformer:
 
     @property
     def num_heads(self) -> int:
-        """Attention heads of each layer."""
+        """Number of attention heads of each layer."""
         return self.config.num_heads
 
     @functools.cached_property
     def _draw(self) -> Any:
-        # Compiled once for all seeds; nothing but the draws is left of the forward pass.
+        # Compiled once for all seeds; the compiler removes everything from the forward pass but the draws.
         return jax.jit(lambda key: self.network.init(key, jnp.zeros((1, *self.input_spec.shape, self.config.width)), None)["params"])
 
     def init(self, key: Key) -> Params:
-        """Fresh float32 parameters, or the pretrained ones with fresh parts where the checkpoint has none."""
+        """Returns fresh float32 parameters, or the pretrained ones with fresh parts where the checkpoint has none."""
         fresh: Params = self._draw(key)
         return fresh if self.stored is None else self.stored(self, fresh)
 
     def split(self, params: Params) -> tuple[Params, Params]:
-        """Everything but the frozen word embeddings; only the adapters with LoRA."""
+        """Splits off the frozen word embeddings; with LoRA, only the adapters are sent."""
         if self.config.lora_rank:
             return trees.partition(params, lambda path: path.endswith(("lora_a", "lora_b")))
         if self.exposure == "frozen":
@@ -254,26 +254,26 @@ class Transformer:
         return params, {}
 
     def merge(self, sent: Params, frozen: Params) -> Params:
-        """All parameters."""
+        """Merges all parameters."""
         return trees.merge(sent, frozen)
 
     def targets(self, batch: Batch) -> Int[Array, "b ..."]:
-        """Class labels, or for the language-modelling tasks the tokens, -1 on padding."""
+        """Returns class labels, or for the language-modelling tasks the tokens, -1 on padding."""
         if self.task == "classification":
             return batch.labels
         return batch.inputs if batch.valid is None else jnp.where(batch.valid, batch.inputs, -1)
 
     def embed(self, params: Params, inputs: Int[Array, "b t"]) -> Float[Array, "b t d"]:
-        """Word embeddings; positions, token types and the first norm belong to the network."""
+        """Returns word embeddings; positions, token types and the first norm belong to the network."""
         return trees.subtree(params, self.embedding)[inputs]
 
     def logits(self, params: Params, embedded: Float[Array, "b t d"], valid: Bool[Array, "b t"] | None = None) -> Float[Array, "b ..."]:
-        """Class scores (B, classes), or (B, T, vocabulary) for language modelling."""
+        """Returns class scores (B, classes), or (B, T, vocabulary) for language modelling."""
         result: Array = self.network.apply({"params": params}, embedded, valid)[0]  # type: ignore[index]
         return result
 
     def loss(self, params: Params, embedded: Float[Array, "b t d"], labels: Float[Array, "b ..."], valid: Bool[Array, "b t"] | None = None) -> Float[Array, ""]:
-        """Mean cross-entropy over sequences, or over predicted tokens; linear in `labels`."""
+        """Returns the mean cross-entropy over sequences, or over predicted tokens; linear in `labels`."""
         scores = jax.nn.log_softmax(self.logits(params, embedded, valid))
         if self.task == "classification":
             return -jnp.mean(jnp.sum(labels * scores, axis=-1))
@@ -286,9 +286,9 @@ class Transformer:
     def attention_inputs(
         self, params: Params, embedded: Float[Array, "b t d"], valid: Bool[Array, "b t"] | None, num_layers: int
     ) -> tuple[Float[Array, "b t d"], ...]:
-        """What the attention kernels of the first layers multiply; later layers are not computed."""
-        found: tuple[Array, ...] = self.network.apply({"params": params}, embedded, valid, num_layers)[1]  # type: ignore[index,assignment]
-        return found
+        """Returns the inputs of the attention kernels of the first layers; later layers are not computed."""
+        inputs: tuple[Array, ...] = self.network.apply({"params": params}, embedded, valid, num_layers)[1]  # type: ignore[index,assignment]
+        return inputs
 
     @property
     def vocabulary_size(self) -> int:
@@ -296,27 +296,27 @@ class Transformer:
         return self.config.vocabulary_size
 
     def next_states(self, params: Params, tokens: Int[Array, "b t"], valid: Bool[Array, "b t"]) -> Float[Array, "b t d"]:
-        """What each position of a causal language model knows of the next token."""
+        """Returns each position's state for predicting the next token, for a causal language model."""
         states: Array = self.network.apply({"params": params}, self.embed(params, tokens), valid, head=False)[0]  # type: ignore[index,assignment]
         return states
 
     def log_likelihood(self, params: Params, states: Float[Array, "*b d"], tokens: Int[Array, "*b"]) -> Float[Array, "*b"]:
-        """Log-probability of tokens after states, in nats; of a causal language model with a tied head."""
+        """Returns the log-probability of tokens after states, in nats, for a causal language model with a tied head."""
         words = trees.subtree(params, self.embedding)
         return (states * words[tokens]).sum(axis=-1) - log_sum_exp_products(states, words)
 
     def log_perplexity(self, params: Params, tokens: Int[Array, "b t"], valid: Bool[Array, "b t"]) -> Float[Array, " b"]:
-        """Mean negative log-likelihood of each token after the first, in nats."""
-        found = self.log_likelihood(params, self.next_states(params, tokens, valid)[:, :-1], tokens[:, 1:])
-        weights = valid[:, 1:].astype(found.dtype)
-        return -jnp.sum(weights * found, axis=1) / jnp.maximum(weights.sum(axis=1), 1)
+        """Returns the mean negative log-likelihood per token after the first, in nats."""
+        log_likelihoods = self.log_likelihood(params, self.next_states(params, tokens, valid)[:, :-1], tokens[:, 1:])
+        weights = valid[:, 1:].astype(log_likelihoods.dtype)
+        return -jnp.sum(weights * log_likelihoods, axis=1) / jnp.maximum(weights.sum(axis=1), 1)
 
 
 _ROWS_AT_ONCE = 2048
 
 
 def log_sum_exp_products(states: Float[Array, "*b d"], words: Float[Array, "v d"]) -> Float[Array, "*b"]:
-    """Log of the sum over words of exp(state . word), some rows of the matrix at a time: scores over a whole vocabulary would leave the cache."""
+    """Returns log(sum over words of exp(state . word)), a few rows at a time: scores over a whole vocabulary would not fit the cache."""
     size, parts = len(words), -(-len(words) // _ROWS_AT_ONCE)
     rows = jnp.pad(words, ((0, parts * _ROWS_AT_ONCE - size), (0, 0))).reshape(parts, _ROWS_AT_ONCE, -1)
 
@@ -334,14 +334,14 @@ def log_sum_exp_products(states: Float[Array, "*b d"], words: Float[Array, "v d"
 
 
 def allowed_positions(embedded: Array, valid: Array | None, *, causal: bool) -> Bool[Array, "b t t"]:
-    """Which positions (last axis) each position (middle axis) may read."""
+    """Returns which positions (last axis) each position (middle axis) may read."""
     batch, length = embedded.shape[:2]
     allowed = jnp.ones((batch, length, length), bool) if valid is None else jnp.broadcast_to(valid[:, None, :], (batch, length, length))
     return allowed & jnp.tril(jnp.ones((length, length), bool)) if causal else allowed
 
 
 def check(config: TransformerConfig, spec: TextSpec) -> None:
-    """Refuses sizes that do not go together.
+    """Refuses sizes that do not fit together.
 
     Raises:
       UsageError: naming the value and the remedy.
@@ -363,7 +363,7 @@ SIZES: dict[str, tuple[int, int, int]] = {"tiny": (2, 128, 2), "mini": (4, 256, 
 
 
 def task_spec(spec: Any, task: Task, vocabulary_size: int) -> TextSpec:
-    """The input spec with the task's labels.
+    """Returns the input spec with the task's labels.
 
     Raises:
       UsageError: if the data set holds no text.

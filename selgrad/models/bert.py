@@ -90,20 +90,20 @@ def bert(
     lora_rank: int = 0,
     lora_alpha: float = 16.0,
 ) -> Transformer:
-    """BERT, from scratch or from a Hugging Face checkpoint.
+    """Builds BERT, from scratch or from a Hugging Face checkpoint.
 
     Args:
       input_spec: of a text data set.
       size: from scratch: tiny (2 layers of 128), mini (4x256), small (4x512) or base (12x768); tiny where nothing is given.
       pretrained: a folder with config.json and safetensors, or a name on the Hugging Face hub; excludes `size`.
-      task: a class for each sequence, or the token at each position; clients replace no input by [MASK], and their loss counts every token.
-      embedding: whether the word-embedding matrix is frozen and not sent, sent, or sent always encrypted. Its gradient names the tokens.
+      task: a class for each sequence, or the token at each position; clients do not replace inputs by [MASK], and their loss counts every token.
+      embedding: whether the word-embedding matrix is frozen and not sent, sent, or always sent encrypted. Its gradient names the tokens.
       activation: of the MLP from scratch.
-      lora_rank: of adapters beside query and value kernels; only they are trained and sent. 0 has none.
+      lora_rank: of adapters of the query and value kernels; only they are trained and sent. 0 has none.
       lora_alpha: their scale times the rank.
 
     Raises:
-      UsageError: if sizes or tokenizer do not go together, or a checkpoint asks for what is not built.
+      UsageError: if sizes or tokenizer do not fit together, or a checkpoint needs features that are not implemented.
       DataError: if a checkpoint is missing or damaged.
     """
     if size is not None and pretrained is not None:

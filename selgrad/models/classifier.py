@@ -1,6 +1,6 @@
-"""The one way from a network to a `Model`: an image classifier with soft-label cross-entropy.
+"""The wrapper that makes a network a `Model`: an image classifier with soft-label cross-entropy.
 
-A network only maps inputs (B, *shape) to logits (B, num_classes); everything else is the same for all of them, whether selgrad brings it or you do.
+A network only maps inputs (B, *shape) to logits (B, num_classes); everything else is the same for all networks, built-in or user-defined.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ Statistics: TypeAlias = Literal["kept", "known", "sent", "encrypted"]
 
 @dataclasses.dataclass(frozen=True)
 class ImageClassifier:
-    """A network, what is public about its input, and the path of its last dense layer.
+    """A network, the public facts about its input, and the path of its last dense layer.
 
-    Parameters are the network's, with each of its other collections (batch statistics) under its own name beside them.
+    Parameters are the network's, with each of its other collections (batch statistics) under its own name next to them.
 
     Attributes:
       network: a Flax Linen module, or anything that `as_network` takes.
       input_spec: public facts.
       head: path of the last dense layer; "" where there is none, and labels are then found by trial.
       bypassed, always_encrypted: as in `Model`.
-      mode: "evaluation" normalises by running statistics, which everybody knows; "train" by those of the batch, which an attacker simulates with those of
+      mode: "evaluation" normalises by running statistics, which are public; "train" by those of the batch, which an attacker simulates with those of
         its dummies.
-      statistics: in mode "train", whether the client keeps its new running statistics, keeps them and the attacker knows their change nevertheless
-        ("known"), sends their change in the clear beside the gradient (an attacker matches what it knows), or sends it encrypted.
-      dropout_seed: in mode "train", of stochastic layers; the draws are the client's and public.
-      attention_kernels: of a transformer, per layer the paths of the dense kernels that read the same input.
-      tokens_per_input: rows by which one input adds to a dense layer's gradient.
+      statistics: in mode "train", whether the client keeps its new running statistics, keeps them although the attacker knows their change ("known"), sends
+        their change in the clear with the gradient (an attacker matches what it knows), or sends it encrypted.
+      dropout_seed: in mode "train", seed of stochastic layers; the client's draws are public.
+      attention_kernels: for a transformer, the paths of the dense kernels of each layer that read the same input.
+      tokens_per_input: number of rows that one input contributes to a dense layer's gradient.
     """
 
     network: Any
@@ -74,7 +74,7 @@ class ImageClassifier:
         return as_network(self.network, self.input_spec.shape)
 
     def _parts(self, params: Params) -> tuple[Params, Params]:
-        """The network's parameters and its other collections."""
+        """Returns the network's parameters and its other collections."""
         others = self._network.collections
         if not others:
             return params, {}
@@ -85,45 +85,45 @@ class ImageClassifier:
         return self._network.apply(*self._parts(params), embedded, self.mode == "train", key)
 
     def init(self, key: Key) -> Params:
-        """Fresh float32 parameters."""
+        """Returns fresh float32 parameters."""
         params, others = self._network.init(key)
         return {**params, **others} if others else params
 
     def split(self, params: Params) -> tuple[Params, Params]:
-        """Everything is trained and sent but batch statistics that the client keeps."""
+        """Splits off the batch statistics that the client keeps; everything else is trained and sent."""
         return self._parts(params) if self._keeps else (params, {})
 
     def merge(self, sent: Params, frozen: Params) -> Params:
-        """All parameters."""
+        """Merges all parameters."""
         return {**sent, **frozen} if frozen else sent
 
     def targets(self, batch: Batch) -> Array:
-        """The labels."""
+        """Returns the labels."""
         return batch.labels
 
     def embed(self, params: Params, inputs: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
-        """The identity: an attack on images optimises over the pixels themselves."""
+        """Returns the inputs unchanged: an attack on images optimises the pixels themselves."""
         return inputs
 
     def logits(self, params: Params, embedded: Float[Array, "b ..."], valid: Array | None = None) -> Float[Array, "b c"]:
-        """Class scores."""
+        """Returns class scores."""
         return self._apply(params, embedded)[0]
 
     def loss(self, params: Params, embedded: Float[Array, "b ..."], labels: Float[Array, "b c"], valid: Array | None = None) -> Float[Array, ""]:
-        """Mean over the batch of the cross-entropy with the label probabilities; linear in `labels`."""
+        """Returns the batch's mean cross-entropy with the label probabilities; linear in `labels`."""
         return _cross_entropy(self.logits(params, embedded), labels)
 
     def learn(self, params: Params, embedded: Float[Array, "b ..."], labels: Float[Array, "b c"], key: Key) -> tuple[Float[Array, ""], Params]:
-        """The loss of a step of ordinary training and the other collections after it: with the batch's statistics and fresh dropout, whatever the mode."""
+        """Returns the loss of an ordinary training step and the collections after it, with batch statistics and fresh dropout in every mode."""
         logits, others = self._network.apply(*self._parts(params), embedded, True, key)
         return _cross_entropy(logits, labels), others
 
     def statistics_update(self, params: Params, embedded: Float[Array, "b ..."]) -> Params:
-        """What running statistics lose by seeing a batch, old - new, where the client sends it; else nothing."""
+        """Returns the change of running statistics on a batch, old - new, where the client sends it; else nothing."""
         return {} if self._keeps else self._lost(params, self._apply(params, embedded)[1])
 
     def statistics_loss(self, params: Params, embedded: Float[Array, "b ..."]) -> Params:
-        """What running statistics would lose by training on a batch, old - new, whatever the mode and whoever keeps them; nothing where there are none."""
+        """Returns the change of running statistics by training on a batch, old - new, in every mode and wherever they are kept; empty if there are none."""
         key = jax.random.key(0 if self.dropout_seed is None else self.dropout_seed)
         return self._lost(params, self._network.apply(*self._parts(params), embedded, True, key)[1])
 

@@ -31,11 +31,11 @@ class _CNN(nn.Module):
 
 
 def cnn(input_spec: InputSpec, *, activation: Literal["relu", "sigmoid"] = "relu", width: int = 32) -> ImageClassifier:
-    """FedAvg's two-convolution network; 1,663,370 parameters for 28x28x1 inputs and 10 classes.
+    """Builds FedAvg's two-convolution network; 1,663,370 parameters for 28x28x1 inputs and 10 classes.
 
     Args:
       input_spec: of the data set; at least 4x4 pixels.
       activation: relu as published, or sigmoid.
-      width: channels of the first convolution; the second has twice, the dense layer 16 times as many.
+      width: channels of the first convolution; the second has twice as many, and the dense layer has 16 times as many units.
     """
     return ImageClassifier(_CNN(input_spec.num_classes, activation, width), input_spec, head="fc_1")

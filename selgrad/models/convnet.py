@@ -34,13 +34,13 @@ class _ConvNet(nn.Module):
 
 
 def convnet(input_spec: InputSpec, *, width: int = 64, norm: Norm = "batch", mode: Mode = "evaluation", statistics: Statistics = "kept") -> ImageClassifier:
-    """Eight convolutions of width, 2, 2, 4, 4, 4, 4 and 4 times width channels; 3x3 max pooling after the sixth and the eighth.
+    """Builds eight convolutions of width, 2, 2, 4, 4, 4, 4 and 4 times width channels; 3x3 max pooling after the sixth and the eighth.
 
     Args:
-      input_spec: of the data set; a picture below 3x3 pixels is not pooled any more.
+      input_spec: of the data set; feature maps below 3x3 pixels are not pooled further.
       width: channels of the first convolution; 64 as published.
       norm: batch or group normalisation.
-      mode: "evaluation" normalises by running statistics, which everybody knows; "train" by the batch's, which an attacker simulates.
-      statistics: in mode "train" what becomes of the new running statistics: `kept` by the client, kept but `known` to attackers, `sent`, or sent `encrypted`.
+      mode: "evaluation" normalises by running statistics, which are public; "train" by the batch's, which an attacker simulates.
+      statistics: in mode "train", how the new running statistics are handled: `kept` by the client, kept but `known` to attackers, `sent`, or sent `encrypted`.
     """
     return ImageClassifier(_ConvNet(input_spec.num_classes, width, norm), input_spec, "linear", mode=mode, statistics=statistics)

@@ -1,7 +1,7 @@
 """A convolution whose derivatives of every order are matrix products when thousands of attacks run under `vmap`.
 
 JAX lowers the weight gradient of a vmapped convolution to a grouped convolution, which is slow on CPU and GPU, and its derivative to
-another one. Patches times matrix lowers to batched matrix products instead (measured in `benchmarks/convolution_forms.py`).
+another one. A product of patches and a matrix is lowered to batched matrix products instead (measured in `benchmarks/convolution_forms.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 
 def patches(x: Float[Array, "n h w c"], size: int, stride: int, padding: int) -> Float[Array, "n i j k"]:
-    """The windows that a convolution reads, flattened in the order of a kernel (size, size, c).
+    """Returns the windows that a convolution reads, flattened in the order of a kernel (size, size, c).
 
     Rows and columns are taken one after the other: 2 * size slices instead of size^2.
     """
@@ -23,5 +23,5 @@ def patches(x: Float[Array, "n h w c"], size: int, stride: int, padding: int) ->
 
 
 def convolve(x: Float[Array, "n h w c"], w: Float[Array, "s s c o"], *, stride: int = 1, padding: int = 0) -> Float[Array, "n i j o"]:
-    """The cross-correlation of `flax.linen.Conv`, square kernels, equal padding on all sides."""
+    """Computes the cross-correlation of `flax.linen.Conv`, with square kernels and equal padding on all sides."""
     return patches(x, w.shape[0], stride, padding) @ w.reshape(-1, w.shape[-1])

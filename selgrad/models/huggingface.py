@@ -1,6 +1,6 @@
-"""Hugging Face checkpoints of BERT and GPT-2: config.json and safetensors, sharded too, read and written back by name.
+"""Hugging Face checkpoints of BERT and GPT-2: config.json and safetensors (also sharded), read and written by name.
 
-Every field of a configuration that changes the forward pass is honoured or refused; dropout plays no part in evaluation mode.
+Every field of a configuration that changes the forward pass is honoured or refused; dropout has no effect in evaluation mode.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ _FRESH = ("classifier", "pooler", "masked_head")
 _IGNORED = re.compile(
     r"(.*\.)?(position_ids|token_type_ids|attn\.bias|attn\.masked_bias|inv_freq)$|cls\.|lm_head\.|classifier\.|score\.|(bert\.)?pooler\.|qa_outputs\."
 )
-"""Tensors that change nothing here: buffers of positions and causal masks, and heads of other tasks."""
+"""Tensors that have no effect here: buffers of positions and causal masks, and heads of other tasks."""
 
 
 def _folder_file(source: str, name: str) -> Path | None:
-    """A file of a local folder or a hub repository; None where there is none."""
+    """Returns a file of a local folder or a hub repository; None where there is none."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
@@ -79,28 +79,28 @@ def _folder_file(source: str, name: str) -> Path | None:
         raise DataError(f"{source!r} is not a local folder and the Hugging Face hub cannot be reached; give the folder of a checkpoint") from None
     except EntryNotFoundError:
         return None
-    except Exception as error:  # the hub's client raises errors of many packages; each means that the file could not be had
+    except Exception as error:  # the hub's client raises errors of many packages; each means that the file could not be fetched
         raise DataError(f"{source!r} could not be read from the Hugging Face hub: {type(error).__name__}: {str(error).splitlines()[0]}") from None
 
 
 def read_config(source: str, model_type: str) -> dict[str, Any]:
-    """config.json of a checkpoint.
+    """Reads config.json of a checkpoint.
 
     Raises:
-      DataError: if it is missing or no JSON.
-      UsageError: if it is of another architecture.
+      DataError: if it is missing or not JSON.
+      UsageError: if it is for another architecture.
     """
     file = _folder_file(source, "config.json")
     if file is None:
         raise DataError(f"checkpoint {source!r} holds no config.json; give a Hugging Face folder")
     try:
-        found = json.loads(files.read_text(file))
-        kind = found.get("model_type")
+        content = json.loads(files.read_text(file))
+        kind = content.get("model_type")
     except (ValueError, OSError, AttributeError, RecursionError) as error:
         raise DataError(f"{str(file)!r} is not a readable configuration ({error})") from None
     if kind != model_type:
         raise UsageError(f"checkpoint {source!r} is of a {kind!r} model and this is {model_type!r}; choose the model of its name")
-    result: dict[str, Any] = found
+    result: dict[str, Any] = content
     return result
 
 
@@ -121,7 +121,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 
 
 _MOST = {"num_hidden_layers": 1000, "n_layer": 1000}
-"""Beyond these, and a million of anything else, a configuration is damaged."""
+"""Limits, and a million for every other number, beyond which a configuration counts as damaged."""
 
 
 def _number(source: str, config: Mapping[str, Any], key: str, default: Any = None) -> Any:
@@ -139,16 +139,16 @@ def _count(source: str, config: Mapping[str, Any], key: str, default: int | None
 
 
 def bert_config(source: str, *, lora_rank: int, lora_alpha: float) -> TransformerConfig:
-    """The configuration of a BERT checkpoint.
+    """Reads the configuration of a BERT checkpoint.
 
     Raises:
-      UsageError: if it asks for what is not built: a decoder, relative positions, pruned heads, an unknown activation, untied embeddings.
+      UsageError: if it needs features that are not implemented: a decoder, relative positions, pruned heads, an unknown activation, untied embeddings.
       DataError: if it is missing or damaged.
     """
-    given = read_config(source, "bert")
+    stored = read_config(source, "bert")
     positions = {"is_decoder": (False,), "position_embedding_type": ("absolute", None), "hidden_act": tuple(ACTIVATIONS)}
-    _refuse(source, given, {**_PLAIN, **positions})
-    number, count = functools.partial(_number, source, given), functools.partial(_count, source, given)
+    _refuse(source, stored, {**_PLAIN, **positions})
+    number, count = functools.partial(_number, source, stored), functools.partial(_count, source, stored)
     return TransformerConfig(
         vocabulary_size=count("vocab_size"),
         max_positions=count("max_position_embeddings", 512),
@@ -157,7 +157,7 @@ def bert_config(source: str, *, lora_rank: int, lora_alpha: float) -> Transforme
         num_layers=count("num_hidden_layers"),
         num_heads=count("num_attention_heads"),
         mlp_width=count("intermediate_size"),
-        activation=given.get("hidden_act", "gelu"),
+        activation=stored.get("hidden_act", "gelu"),
         epsilon=number("layer_norm_eps", 1e-12),
         initializer_range=number("initializer_range", 0.02),
         lora_rank=lora_rank,
@@ -166,15 +166,15 @@ def bert_config(source: str, *, lora_rank: int, lora_alpha: float) -> Transforme
 
 
 def gpt2_config(source: str, *, lora_rank: int, lora_alpha: float) -> TransformerConfig:
-    """The configuration of a GPT-2 checkpoint.
+    """Reads the configuration of a GPT-2 checkpoint.
 
     Raises:
-      UsageError: if it asks for what is not built.
+      UsageError: if it needs features that are not implemented.
       DataError: if it is missing or damaged.
     """
-    given = read_config(source, "gpt2")
-    _refuse(source, given, {**_PLAIN, "activation_function": tuple(ACTIVATIONS)})
-    number, count = functools.partial(_number, source, given), functools.partial(_count, source, given)
+    stored = read_config(source, "gpt2")
+    _refuse(source, stored, {**_PLAIN, "activation_function": tuple(ACTIVATIONS)})
+    number, count = functools.partial(_number, source, stored), functools.partial(_count, source, stored)
     width = count("n_embd")
     return TransformerConfig(
         vocabulary_size=count("vocab_size"),
@@ -183,11 +183,11 @@ def gpt2_config(source: str, *, lora_rank: int, lora_alpha: float) -> Transforme
         width=width,
         num_layers=count("n_layer"),
         num_heads=count("n_head"),
-        mlp_width=4 * width if given.get("n_inner") is None else count("n_inner"),
-        activation=given.get("activation_function", "gelu_new"),
+        mlp_width=4 * width if stored.get("n_inner") is None else count("n_inner"),
+        activation=stored.get("activation_function", "gelu_new"),
         epsilon=number("layer_norm_epsilon", 1e-5),
-        scale_attention=bool(given.get("scale_attn_weights", True)),
-        scale_by_layer=bool(given.get("scale_attn_by_inverse_layer_idx", False)),
+        scale_attention=bool(stored.get("scale_attn_weights", True)),
+        scale_by_layer=bool(stored.get("scale_attn_by_inverse_layer_idx", False)),
         initializer_range=number("initializer_range", 0.02),
         lora_rank=lora_rank,
         lora_alpha=lora_alpha,
@@ -195,7 +195,7 @@ def gpt2_config(source: str, *, lora_rank: int, lora_alpha: float) -> Transforme
 
 
 def _theirs(model: Transformer, path: str) -> tuple[str, bool]:
-    """The Hugging Face name of one of our leaves, and whether the matrix is transposed there."""
+    """Returns the Hugging Face name of one of our leaves, and whether the matrix is transposed there."""
     module, leaf = path.rsplit("/", 1)
     for pattern, replacement in _GPT2 if model.causal else _BERT:
         if re.fullmatch(pattern, module):
@@ -207,22 +207,22 @@ def _theirs(model: Transformer, path: str) -> tuple[str, bool]:
 
 
 def read_safetensors(file: Path) -> dict[str, npt.NDArray[Any]]:
-    """All tensors of one file by name.
+    """Reads all tensors of one file by name.
 
     Raises:
       DataError: if it is damaged.
     """
     try:
         return safetensors.numpy.load_file(file)
-    except Exception as error:  # of a damaged header, and of types that NumPy has not, such as 8-bit floats
+    except Exception as error:  # for a damaged header, and for types that NumPy lacks, such as 8-bit floats
         raise DataError(f"{str(file)!r} is damaged or no safetensors file ({error}); fetch it again") from None
 
 
 def read_tensors(source: str) -> dict[str, npt.NDArray[Any]]:
-    """All tensors of a checkpoint by name; what was read stays until the folder changes.
+    """Reads all tensors of a checkpoint by name; they are kept until the folder changes.
 
     Raises:
-      DataError or DamagedError: if it cannot be read, or is not what was written.
+      DataError or DamagedError: if it cannot be read, or has changed since it was written.
     """
     return _read_tensors(source, files.stamp(Path(source).expanduser()))
 
@@ -248,23 +248,23 @@ def _read_tensors(source: str, stamp: tuple[Any, ...]) -> dict[str, npt.NDArray[
                 raise DataError(f"checkpoint {source!r} lacks the shard {name!r} that its index names")
             shards.append(shard)
     tensors: dict[str, npt.NDArray[Any]] = {}
-    for one in shards:
-        tensors |= read_safetensors(one)
+    for part in shards:
+        tensors |= read_safetensors(part)
     return tensors
 
 
 def named_leaves(model: Transformer, params: Params) -> Iterator[tuple[str, str, bool]]:
-    """Our path, the Hugging Face name and whether it is transposed there, for each leaf but adapters."""
+    """Yields our path, the Hugging Face name and whether it is transposed there, for each leaf except adapters."""
     for path in trees.paths(params):
         if not path.endswith(("lora_a", "lora_b")):
             yield path, *_theirs(model, path)
 
 
 def load_params(model: Transformer, fresh: Params) -> Params:
-    """The checkpoint's weights in the place of fresh ones; heads that it lacks stay fresh.
+    """Replaces fresh weights by the checkpoint's; heads that it lacks stay fresh.
 
     Raises:
-      DataError: if a tensor is missing, of another shape, not finite, or nothing of this architecture.
+      DataError: if a tensor is missing, has another shape, is not finite, or does not belong to this architecture.
     """
     source = model.pretrained or ""
     tensors = cleaned(read_tensors(source))
@@ -285,17 +285,17 @@ def load_params(model: Transformer, fresh: Params) -> Params:
         if not np.isfinite(value.astype(np.float32)).all():
             raise DataError(f"checkpoint {source!r}: {name!r} holds NaN or infinity")
         leaves[path] = jnp.asarray(value, leaves[path].dtype)
-    strange = sorted(name for name in tensors if not _IGNORED.match(name))
-    if strange:
-        raise DataError(f"checkpoint {source!r} holds {len(strange)} tensors that no part of the model reads, such as {strange[0]!r}; it is of another model")
+    unknown = sorted(name for name in tensors if not _IGNORED.match(name))
+    if unknown:
+        raise DataError(f"checkpoint {source!r} holds {len(unknown)} tensors that no part of the model reads, such as {unknown[0]!r}; it is of another model")
     return jax.tree.unflatten(treedef, list(leaves.values()))
 
 
 def save_pretrained(model: Transformer, params: Params, folder: str | Path) -> None:
-    """Writes config.json and model.safetensors, which transformers reads, and `SHA256SUMS` of both.
+    """Writes config.json and model.safetensors, which `transformers` reads, and `SHA256SUMS` of both.
 
     Raises:
-      UsageError: if the model has adapters, which that format does not hold.
+      UsageError: if the model has adapters, which that format does not support.
     """
     config = model.config
     if config.lora_rank:

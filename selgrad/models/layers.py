@@ -25,7 +25,7 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def uniform_half(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-    """U(-0.5, 0.5) for weights and biases, as DLG's released code draws them."""
+    """Draws weights and biases from U(-0.5, 0.5), as DLG's released code does."""
     return jax.random.uniform(key, shape, dtype, -0.5, 0.5)
 
 
@@ -42,7 +42,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """(B, H, W, C) to (B, H', W', features)."""
+        """Maps (B, H, W, C) to (B, H', W', features)."""
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
         if not self.use_bias:
             return convolve(x, kernel, stride=self.stride, padding=self.padding)
@@ -51,10 +51,10 @@ class Conv(nn.Module):
 
 
 class Dense(nn.Module):
-    """A dense layer over (B, C) whose long sums are taken in blocks of 32; parameters as in `flax.linen.Dense`.
+    """A dense layer over (B, C) whose long sums are computed in blocks of 32; parameters as in `flax.linen.Dense`.
 
-    An error in the logits scales the whole gradient, so rounding there is what ends gradient matching in float32. Sums of short sums
-    round less than one long one (`benchmarks/float32_noise.py`).
+    An error in the logits scales the whole gradient, so rounding there limits gradient matching in float32. Sums of short sums
+    round less than one long sum (`benchmarks/float32_noise.py`).
     """
 
     features: int
@@ -63,7 +63,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """(B, C) to (B, features)."""
+        """Maps (B, C) to (B, features)."""
         width = x.shape[-1]
         kernel = self.param("kernel", self.kernel_init, (width, self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
@@ -75,16 +75,16 @@ class Dense(nn.Module):
 
 
 def max_pool(x: Float[Array, "b h w c"], size: int = 2) -> Float[Array, "b i j c"]:
-    """Max pooling over squares side by side, what is left over of rows and columns dropped; no reduce-window, so higher derivatives are cheap."""
+    """Max-pools over adjacent squares, dropping leftover rows and columns; it uses no reduce-window, so higher derivatives are cheap."""
     b, h, w, c = x.shape
     x = x[:, : h - h % size, : w - w % size]
     return x.reshape(b, h // size, size, w // size, size, c).max(axis=(2, 4))
 
 
 def norm(kind: Literal["batch", "group"], name: str, train: bool) -> nn.Module:
-    """A normalisation over the channels of (B, H, W, C): batch statistics with PyTorch's momentum, or groups of 16 channels at most.
+    """Returns a normalisation over the channels of (B, H, W, C): batch statistics with PyTorch's momentum, or groups of at most 16 channels.
 
-    The variance is taken of centred values: in float32, E[x^2] - E[x]^2 loses what gradient matching needs.
+    The variance is computed from centred values: in float32, E[x^2] - E[x]^2 loses the precision that gradient matching needs.
     """
     if kind == "batch":
         return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, use_fast_variance=False, name=name)

@@ -39,16 +39,16 @@ def lenet(
     weights: Literal["uniform", "standard"] = "uniform",
     num_classes: int | None = None,
 ) -> ImageClassifier:
-    """DLG's LeNet; 85,036 parameters for 32x32x3 inputs and 100 classes.
+    """Builds DLG's LeNet; 85,036 parameters for 32x32x3 inputs and 100 classes.
 
     Args:
       input_spec: of the data set.
       activation: sigmoid as published (the attack needs a twice differentiable network), or relu.
       weights: "uniform" draws weights and biases from U(-0.5, 0.5) as DLG does; "standard" is LeCun normal with zero biases.
-      num_classes: size of the last layer where it is to be larger than the data set's number of classes (DLG always has 100).
+      num_classes: size of the last layer where it should be larger than the data set's number of classes (DLG always has 100).
 
     Raises:
-      UsageError: if it is smaller.
+      UsageError: if `num_classes` is smaller than the data set's number of classes.
     """
     if num_classes is not None and num_classes < input_spec.num_classes:
         raise UsageError(f"num_classes={num_classes} of the model is less than the data set's {input_spec.num_classes} classes")

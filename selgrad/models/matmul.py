@@ -1,8 +1,8 @@
 """Matrix products whose derivatives of every order stay products that XLA's CPU compiler is fast at.
 
-The derivative of x W for x contracts the last axes of both, dy W'. For few rows XLA's CPU compiler takes up to ten times as long for that as for the
-other products, and gradient matching, which differentiates twice, holds three of them for every weight (measured in `benchmarks/matmul_forms.py`). Computed
-as (W dy')' it is as fast as the others; JAX's own rules cannot be told so, hence a primitive with the three products, each other's transposes.
+The derivative of x W by x contracts the last axes of both, dy W'. For few rows XLA's CPU compiler takes up to ten times as long for that as for the
+other products, and gradient matching, which differentiates twice, has three of them for every weight (measured in `benchmarks/matmul_forms.py`). Computed
+as (W dy')' it is as fast as the others. JAX's own rules cannot be changed to do so, hence a primitive with the three products, each other's transposes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Kind: TypeAlias = Literal["nn", "nt", "tn"]
 _product = Primitive("selgrad_product")
 
 
-def _asked_for() -> str | None:
+def _requested_precision() -> str | None:
     precision: str | None = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return precision
 
@@ -50,7 +50,7 @@ def _compute(a: Array, b: Array, *, kind: Kind, precision: str | None, swap: boo
         return contract(a, rows, b, rows)
     if not swap:
         return contract(a, columns, b, columns)
-    # Without the barrier XLA merges the transpose into the product, and the slow form is back.
+    # Without the barrier XLA merges the transpose into the product, which restores the slow form.
     return jnp.swapaxes(jax.lax.optimization_barrier(contract(b, columns, a, columns)), -1, -2)
 
 
@@ -75,12 +75,12 @@ def _transpose_right(ct: Array, a: Array, b: Any, *, kind: Kind, precision: str 
 def _batch(operands: Any, axes: Any, *, kind: Kind, precision: str | None) -> Any:
     (a, b), (i, j) = operands, axes
     if kind != "tn" and j is None:
-        # Lanes that share a matrix are more rows of one product.
+        # Lanes that share a matrix become further rows of one product.
         a = jnp.moveaxis(a, i, -3)
-        found = _bind(a.reshape(*a.shape[:-3], -1, a.shape[-1]), b, kind, precision)
-        return found.reshape(*a.shape[:-1], found.shape[-1]), a.ndim - 3
+        product = _bind(a.reshape(*a.shape[:-3], -1, a.shape[-1]), b, kind, precision)
+        return product.reshape(*a.shape[:-1], product.shape[-1]), a.ndim - 3
     size = a.shape[i] if i is not None else b.shape[j]
-    left, right = (jnp.broadcast_to(x, (size, *x.shape)) if at is None else jnp.moveaxis(x, at, 0) for x, at in ((a, i), (b, j)))
+    left, right = (jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in ((a, i), (b, j)))
     return _bind(left, right, kind, precision), 0
 
 
@@ -93,22 +93,22 @@ mlir.register_lowering(_product, mlir.lower_fun(partial(_compute, swap=True), mu
 
 
 def matmul(x: Float[Array, "*batch d"], w: Float[Array, "d f"]) -> Float[Array, "*batch f"]:
-    """X W over the last axis of x, in the precision that `jax.default_matmul_precision` asks for.
+    """Computes x W over the last axis of x, in the precision set by `jax.default_matmul_precision`.
 
     >>> matmul(jnp.ones((2, 3)), jnp.ones((3, 4))).shape
     (2, 4)
     """
     x, w = _promoted(x, w)
-    found = _bind(x.reshape(-1, x.shape[-1]), w, "nn", _asked_for())
-    return found.reshape(*x.shape[:-1], w.shape[-1])
+    product = _bind(x.reshape(-1, x.shape[-1]), w, "nn", _requested_precision())
+    return product.reshape(*x.shape[:-1], w.shape[-1])
 
 
 def matmul_transposed(x: Float[Array, "*batch f"], w: Float[Array, "d f"]) -> Float[Array, "*batch d"]:
-    """X W' over the last axis of both: an output layer tied to the embeddings.
+    """Computes x W' over the last axis of both, as in an output layer tied to the embeddings.
 
     >>> matmul_transposed(jnp.ones((2, 3)), jnp.ones((4, 3))).shape
     (2, 4)
     """
     x, w = _promoted(x, w)
-    found = _bind(x.reshape(-1, x.shape[-1]), w, "nt", _asked_for())
-    return found.reshape(*x.shape[:-1], w.shape[0])
+    product = _bind(x.reshape(-1, x.shape[-1]), w, "nt", _requested_precision())
+    return product.reshape(*x.shape[:-1], w.shape[0])

@@ -31,7 +31,7 @@ class _MLP(nn.Module):
 
 
 def mlp(input_spec: InputSpec, *, activation: Literal["relu", "sigmoid"] = "relu", width: int = 200, depth: int = 2) -> ImageClassifier:
-    """A dense network; 199,210 parameters for 28x28x1 inputs and 10 classes, as published.
+    """Builds a dense network; 199,210 parameters for 28x28x1 inputs and 10 classes, as published.
 
     Args:
       input_spec: of the data set.

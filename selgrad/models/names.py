@@ -1,6 +1,6 @@
-"""Names of stored tensors: prefixes that wrappers leave, old names, and what PyTorch and timm call the layers that we name otherwise.
+"""Names of stored tensors: prefixes that wrappers add, old names, and the names in PyTorch and timm of layers that we name differently.
 
-Names and layouts are facts about file formats: PyTorch keeps a dense layer as (out, in) and a convolution as (out, in, height, width); Flax as (in, out) and
+Names and layouts are facts about file formats: PyTorch stores a dense layer as (out, in) and a convolution as (out, in, height, width); Flax as (in, out) and
 (height, width, in, out).
 """
 
@@ -34,7 +34,7 @@ _PARTS = ("query", "key", "value")
 
 
 def clean(name: str) -> str:
-    """A name without what wrappers put before it, old endings in their new form.
+    """Strips the prefixes that wrappers add to a name and replaces old endings by their new form.
 
     >>> clean("module._orig_mod.bert.embeddings.LayerNorm.gamma")
     'bert.embeddings.LayerNorm.weight'
@@ -51,42 +51,42 @@ def clean(name: str) -> str:
 
 
 def cleaned(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """All tensors under clean names; where two would have one name both keep their own."""
-    found: dict[str, Any] = {}
+    """Returns all tensors under clean names; where a clean name is already taken, the tensor keeps its own name."""
+    result: dict[str, Any] = {}
     for name, value in tensors.items():
-        found[name if clean(name) in found else clean(name)] = value
-    return found
+        result[name if clean(name) in result else clean(name)] = value
+    return result
 
 
 def fused(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Separate query, key and value of vision transformers as one tensor, in that order, as timm and we keep them."""
-    found = dict(tensors)
+    """Joins separate query, key and value of vision transformers to one tensor, in that order, as timm and we store them."""
+    result = dict(tensors)
     pattern = re.compile(r"(.*attention\.)attention\.query\.(weight|bias)$")
     for name in tensors:
         match = pattern.match(name)
         parts = [] if match is None else [f"{match[1]}attention.{part}.{match[2]}" for part in _PARTS]
-        if match is not None and all(part in found for part in parts):
-            found[f"{match[1]}qkv.{match[2]}"] = np.concatenate([found.pop(part) for part in parts], axis=0)
-    return found
+        if match is not None and all(part in result for part in parts):
+            result[f"{match[1]}qkv.{match[2]}"] = np.concatenate([result.pop(part) for part in parts], axis=0)
+    return result
 
 
 def renamed(name: str) -> str:
-    """The layer names of timm and Hugging Face vision transformers as ours."""
+    """Translates layer names of timm and Hugging Face vision transformers to ours."""
     for pattern, new in _LAYERS:
         name = pattern.sub(new, name)
     return name
 
 
 def turned(value: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any] | None:
-    """A PyTorch weight in our layout where that gives the wanted shape; None where nothing does.
+    """Returns a PyTorch weight in our layout where that gives the wanted shape; None where no layout does.
 
-    A convolution over patches may be wanted as a dense layer over their pixels.
+    A convolution over patches may also become a dense layer over their pixels.
     """
     options = {2: ((1, 0),), 4: ((2, 3, 1, 0),), 3: ((2, 1, 0),)}.get(value.ndim, ())
     for axes in options:
-        moved = value.transpose(axes)
-        if moved.shape == shape:
-            return moved
-        if moved.ndim == 4 and len(shape) == 2 and (int(np.prod(moved.shape[:3])), moved.shape[3]) == shape:
-            return moved.reshape(shape)
+        transposed = value.transpose(axes)
+        if transposed.shape == shape:
+            return transposed
+        if transposed.ndim == 4 and len(shape) == 2 and (int(np.prod(transposed.shape[:3])), transposed.shape[3]) == shape:
+            return transposed.reshape(shape)
     return None

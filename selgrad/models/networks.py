@@ -1,4 +1,4 @@
-"""One face for Flax Linen modules, NNX modules and plain functions: parameters, other collections, and what to call.
+"""One interface to Flax Linen modules, NNX modules and plain functions: parameters, other collections, and the call.
 
 Parameters are nested dicts of arrays, so that every leaf has a path; lists and tuples of a plain function's parameters become dicts by index.
 """
@@ -27,31 +27,31 @@ _NOT_TRAIN = ("deterministic", "use_running_average")
 
 @runtime_checkable
 class Network(Protocol):
-    """What an image classifier needs of a network; it hashes by value."""
+    """The interface that an image classifier needs from a network; it hashes by value."""
 
     @property
     def collections(self) -> tuple[str, ...]:
-        """Names of what is not a parameter, such as `batch_stats`."""
+        """Names of the collections that are not parameters, such as `batch_stats`."""
         ...
 
     def init(self, key: Key) -> tuple[Params, Params]:
-        """Fresh parameters, and the other collections by name."""
+        """Returns fresh parameters, and the other collections by name."""
         ...
 
     def apply(self, params: Params, others: Params, inputs: Array, train: bool, key: Key | None) -> tuple[Array, Params]:
-        """Logits (B, classes), and the other collections after the batch; they are the same in evaluation."""
+        """Returns logits (B, classes), and the other collections after the batch, which evaluation does not change."""
         ...
 
 
 def mode_arguments(call: Callable[..., Any], train: bool) -> dict[str, Any]:
-    """How a call learns whether it trains, by the names that networks commonly give that argument; nothing where it has none."""
-    known = inspect.signature(call).parameters
-    return {**{name: train for name in _TRAIN if name in known}, **{name: not train for name in _NOT_TRAIN if name in known}}
+    """Returns the arguments that tell a call whether it trains, by the names that networks commonly use for them; empty where it has none."""
+    parameters = inspect.signature(call).parameters
+    return {**{name: train for name in _TRAIN if name in parameters}, **{name: not train for name in _NOT_TRAIN if name in parameters}}
 
 
 @dataclasses.dataclass(frozen=True)
 class LinenNetwork:
-    """A Flax Linen module."""
+    """The interface to a Flax Linen module."""
 
     module: nn.Module
     shape: tuple[int, ...]
@@ -63,7 +63,7 @@ class LinenNetwork:
 
     @functools.cached_property
     def collections(self) -> tuple[str, ...]:
-        """All but `params`."""
+        """Names of all collections except `params`."""
         shapes = jax.eval_shape(self._variables, jax.random.key(0))
         others = tuple(sorted(name for name in shapes if name != "params"))
         taken = [name for name in others if name in shapes.get("params", {})]
@@ -73,11 +73,11 @@ class LinenNetwork:
 
     @functools.cached_property
     def _draw(self) -> Any:
-        # Compiled once for all seeds; nothing but the draws is left of the forward pass.
+        # Compiled once for all seeds; the compiler removes everything from the forward pass but the draws.
         return jax.jit(self._variables)
 
     def init(self, key: Key) -> tuple[Params, Params]:
-        """Fresh variables, parameters apart."""
+        """Returns fresh variables, with parameters separate from the other collections."""
         variables = self._draw(key)
         return variables.get("params", {}), {name: variables[name] for name in self.collections}
 
@@ -85,7 +85,7 @@ class LinenNetwork:
         return mode_arguments(type(self.module).__call__, train)
 
     def apply(self, params: Params, others: Params, inputs: Array, train: bool, key: Key | None) -> tuple[Array, Params]:
-        """The module, its other collections mutable while it trains."""
+        """Calls the module; its other collections are mutable while it trains."""
         rngs = {"dropout": key} if train and key is not None else None
         variables = {"params": params, **others}
         if not (train and others):
@@ -95,30 +95,30 @@ class LinenNetwork:
 
 
 def by_path(tree: Any) -> dict[str, Any]:
-    """A pytree as nested dicts by the path of each leaf."""
+    """Converts a pytree to nested dicts by the path of each leaf."""
     return nested(dict(zip(trees.paths(tree), jax.tree.leaves(tree), strict=True)))
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves by path as nested dicts."""
+    """Converts leaves by path to nested dicts."""
     result: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *folders, name = path.split("/")
-        place = result
+        node = result
         for folder in folders:
-            place = place.setdefault(folder, {})
-        place[name] = leaf
+            node = node.setdefault(folder, {})
+        node[name] = leaf
     return result
 
 
 def from_path(tree: Params, like: Any) -> Any:
-    """The inverse of `by_path` for the structure of `like`."""
+    """Inverts `by_path` for the structure of `like`."""
     return jax.tree.unflatten(jax.tree.structure(like), [trees.subtree(tree, path) for path in trees.paths(like)])
 
 
 @dataclasses.dataclass(frozen=True)
 class NNXNetwork:
-    """A Flax NNX module: an instance, whose weights it starts from, or a function of `rngs` that makes one for each seed.
+    """The interface to a Flax NNX module: an instance, whose weights it starts from, or a function of `rngs` that makes one for each seed.
 
     Attributes:
       make: rngs -> module, or None.
@@ -142,11 +142,11 @@ class NNXNetwork:
 
     @functools.cached_property
     def collections(self) -> tuple[str, ...]:
-        """One, `batch_stats`, where there is anything but parameters and keys."""
+        """The collection `batch_stats`, where there is anything besides parameters and keys."""
         return ("batch_stats",) if jax.tree.leaves(self._parts[3]) else ()
 
     def ours(self, tree: Any) -> Params:
-        """A state, or a gradient by one, as nested dicts by path; other nested dicts as they are."""
+        """Converts a module, a state, or a gradient by one to nested dicts by path; nested dicts stay unchanged."""
         if isinstance(tree, nnx.Module):
             parts: Any = nnx.split(tree, nnx.Param, nnx.RngState, ...)
             _, params, _, others = parts
@@ -154,7 +154,7 @@ class NNXNetwork:
         return by_path(_values(tree)) if isinstance(tree, nnx.State) else tree
 
     def init(self, key: Key) -> tuple[Params, Params]:
-        """The instance's own weights, or fresh ones."""
+        """Returns the instance's own weights, or fresh ones."""
         if self.make is None:
             _, params, _, others = self._parts
         else:
@@ -163,7 +163,7 @@ class NNXNetwork:
         return by_path(_values(params)), {"batch_stats": by_path(_values(others))} if self.collections else {}
 
     def apply(self, params: Params, others: Params, inputs: Array, train: bool, key: Key | None) -> tuple[Array, Params]:
-        """A module merged from the weights, in the mode."""
+        """Calls a module merged from the weights, in the given mode."""
         graph, like, keys, like_others = self._parts
         state = _with_values(like, from_path(params, _values(like)))
         rest = _with_values(like_others, from_path(others["batch_stats"], _values(like_others))) if self.collections else like_others
@@ -178,7 +178,7 @@ class NNXNetwork:
 
 
 def _values(state: Any) -> Any:
-    """A state's arrays as nested dicts."""
+    """Returns a state's arrays as nested dicts."""
     return nnx.to_pure_dict(state)
 
 
@@ -189,25 +189,25 @@ def _with_values(state: Any, values: Any) -> Any:
 
 
 def _keys_like(keys: Any, drawn: Any) -> Any:
-    """The module's own streams of keys, restarted from one key."""
+    """Returns the module's own streams of keys, restarted from one key."""
     first = next((leaf for leaf in jax.tree.leaves(drawn) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)), None)
 
-    def one(index: int, leaf: Any) -> Any:
+    def restarted(index: int, leaf: Any) -> Any:
         assert first is not None
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.fold_in(first, index)
         return jnp.zeros(leaf.shape, leaf.dtype)
 
     leaves, treedef = jax.tree.flatten(keys)
-    return jax.tree.unflatten(treedef, [one(i, leaf) for i, leaf in enumerate(leaves)])
+    return jax.tree.unflatten(treedef, [restarted(i, leaf) for i, leaf in enumerate(leaves)])
 
 
 @dataclasses.dataclass(frozen=True)
 class FunctionNetwork:
-    """A pair of plain functions.
+    """The interface to a pair of plain functions.
 
-    A matrix is taken for the kernel of a dense layer and a vector of its width beside it for the bias, and they are found under those names: `w` and `b` of
-    shapes (m, n) and (n,) as `w/kernel` and `w/bias`. Whatever knows dense layers then knows these.
+    A matrix is taken as the kernel of a dense layer and a vector of its width in the same folder as the bias, and both get those names: `w` and `b` of
+    shapes (m, n) and (n,) become `w/kernel` and `w/bias`. Code that handles dense layers then handles these.
 
     Attributes:
       make: key -> parameters, any pytree of arrays.
@@ -219,7 +219,7 @@ class FunctionNetwork:
 
     @property
     def collections(self) -> tuple[str, ...]:
-        """None."""
+        """Names of other collections, of which there are none."""
         return ()
 
     @functools.cached_property
@@ -236,30 +236,30 @@ class FunctionNetwork:
                 continue
             names[path] = f"{path}/kernel"
             folder = path.rpartition("/")[0]
-            beside = next((one for one in free if one.rpartition("/")[0] == folder and shapes[one] == shape[1:]), None)
-            if beside is not None:
-                free.remove(beside)
-                names[beside] = f"{path}/bias"
+            bias = next((vector for vector in free if vector.rpartition("/")[0] == folder and shapes[vector] == shape[1:]), None)
+            if bias is not None:
+                free.remove(bias)
+                names[bias] = f"{path}/bias"
         return names
 
     def _rename(self, path: str) -> str:
         return self._names[path]
 
     def ours(self, tree: Any) -> Params:
-        """A tree like the functions' parameters as nested dicts by path."""
+        """Converts a tree like the functions' parameters to nested dicts by path."""
         return nested({self._rename(path): leaf for path, leaf in zip(trees.paths(tree), jax.tree.leaves(tree), strict=True)})
 
     def theirs(self, tree: Params) -> Any:
-        """The inverse of `ours`."""
+        """Inverts `ours`."""
         leaves = [trees.subtree(tree, self._rename(path)) for path in trees.paths(self._like)]
         return jax.tree.unflatten(jax.tree.structure(self._like), leaves)
 
     def init(self, key: Key) -> tuple[Params, Params]:
-        """Parameters by path."""
+        """Returns parameters by path."""
         return self.ours(self.make(key)), {}
 
     def apply(self, params: Params, others: Params, inputs: Array, train: bool, key: Key | None) -> tuple[Array, Params]:
-        """The function, told of the mode and given the key where it asks for them."""
+        """Calls the function, with the mode and the key where it takes them."""
         whole = self.theirs(params)
         extra: dict[str, Any] = dict(mode_arguments(self.call, train))
         if "key" in inspect.signature(self.call).parameters:
@@ -273,5 +273,5 @@ def _linen(module: nn.Module, shape: tuple[int, ...]) -> Network:
 
 
 def as_network(network: Any, shape: tuple[int, ...]) -> Network:
-    """The face of a network: a Linen module behind one, others as they are."""
+    """Returns the interface to a network: a Linen module is wrapped, others stay unchanged."""
     return _linen(network, shape) if isinstance(network, nn.Module) else network

@@ -1,6 +1,6 @@
-"""Models of one's own: a Flax Linen or NNX module, a pair of plain functions, or anything that honours `selgrad.base.Model`.
+"""User-defined models: a Flax Linen or NNX module, a pair of plain functions, or anything that honours `selgrad.base.Model`.
 
-What a network needs is found out where it can be (its last dense layer, whether it has batch statistics), and what cannot be used says why in one line.
+Properties of a network are detected where possible (its last dense layer, whether it has batch statistics), and an unusable one gives a one-line reason.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ def own_model(
     dropout_seed: int | None = None,
     checkpoint: str | None = None,
 ) -> Model:
-    """A model from a network of one's own.
+    """Makes a model from a user-defined network.
 
     Args:
       item: a Flax Linen module; an NNX module, whose weights it starts from; a function of `rngs` that makes one; or a pair (init, apply) of functions, key
-        -> parameters and (parameters, inputs) -> logits. Whether it trains is passed to an argument `train`, `training`, `deterministic` or
+        -> parameters and (parameters, inputs) -> logits. The mode is passed as an argument `train`, `training`, `is_training`, `deterministic` or
         `use_running_average`, where its call has one.
       input_spec: of the data set.
-      head: path of the last dense layer; by default the last one with as many outputs as there are classes. "" says that there is none.
+      head: path of the last dense layer; by default the last one with as many outputs as there are classes. "" means that there is none.
       mode: "evaluation" normalises by running statistics, "train" by the batch's.
-      statistics: in mode "train" what becomes of the new running statistics: `kept` by the client, kept but `known` to attackers, `sent`, or sent `encrypted`.
-      dropout_seed: in mode "train" of stochastic layers.
-      checkpoint: weights to start from, which whoever runs the model loads (`selgrad.weights.load`).
+      statistics: in mode "train", how the new running statistics are handled: `kept` by the client, kept but `known` to attackers, `sent`, or sent `encrypted`.
+      dropout_seed: in mode "train", seed of stochastic layers.
+      checkpoint: weights to start from, which the caller loads (`selgrad.weights.load`).
 
     Raises:
       UsageError: if it cannot be used, with the reason.
@@ -59,8 +59,8 @@ def own_model(
     if not isinstance(input_spec, InputSpec):
         raise UsageError("model: a module of your own reads images, and the data set holds text; give an object that honours selgrad.base.TextModel")
     network = _network(item, input_spec)
-    found = _head(_shapes(network, input_spec), head, input_spec.num_classes)
-    model = ImageClassifier(network, input_spec, found, mode=mode, statistics=statistics, dropout_seed=dropout_seed)
+    head_path = _head(_shapes(network, input_spec), head, input_spec.num_classes)
+    model = ImageClassifier(network, input_spec, head_path, mode=mode, statistics=statistics, dropout_seed=dropout_seed)
     _check(model, input_spec)
     return model
 
@@ -70,7 +70,7 @@ def _network(item: Any, input_spec: InputSpec) -> Any:
         return LinenNetwork(item, input_spec.shape)
     if isinstance(item, nnx.Module):
         return NNXNetwork(None, item, source_hash((type(item), nnx.to_pure_dict(nnx.split(item, nnx.Param, ...)[1]))))
-    if isinstance(item, tuple) and len(item) == 2 and all(callable(one) for one in item):
+    if isinstance(item, tuple) and len(item) == 2 and all(callable(function) for function in item):
         if len(positional(item[0])) != 1 or len(positional(item[1])) != 2:
             raise UsageError("model: a pair of functions is (init, apply): init takes a key, and apply parameters and inputs")
         return FunctionNetwork(*item)
@@ -89,7 +89,7 @@ def _shapes(network: Any, input_spec: InputSpec) -> Any:
         return jax.eval_shape(lambda key: network.init(key)[0], jax.random.key(0))
     except SelgradError:
         raise
-    except Exception as error:  # whatever somebody's network raises
+    except Exception as error:  # any error that a user's network raises
         shape = (1, *input_spec.shape)
         raise UsageError(f"model: the network cannot be initialised on inputs of shape {shape} ({_reason(error)})") from None
 
@@ -103,12 +103,12 @@ def _head(shapes: Any, asked: str | None, num_classes: int) -> str:
             raise UsageError(f"model: head={asked!r} is not a dense layer; there are {', '.join(map(name, dense)) or 'none'}")
         return asked
     fitting = [path for path in dense if leaves[path].shape[-1] == num_classes]
-    # Leaves come in the order of their names, so the deepest is the last by natural order where several would do.
+    # Where several fit, the deepest is the last one in natural order, since leaves are ordered by name.
     return name(sorted(fitting, key=trees.natural)[-1]) if fitting else ""
 
 
 def _check(model: ImageClassifier, input_spec: InputSpec) -> None:
-    """Traces the network once on shapes, so that what cannot be used is known before anything runs."""
+    """Traces the network once on shapes, so that an unusable one is detected before anything runs."""
     params = jax.eval_shape(model.init, jax.random.key(0))
     inputs = jax.ShapeDtypeStruct((2, *input_spec.shape), jnp.float32)
     for path, leaf in zip(trees.paths(params), jax.tree.leaves(params), strict=True):
@@ -118,7 +118,7 @@ def _check(model: ImageClassifier, input_spec: InputSpec) -> None:
         logits = jax.eval_shape(model.logits, params, inputs)
     except SelgradError:
         raise
-    except Exception as error:  # whatever somebody's network raises
+    except Exception as error:  # any error that a user's network raises
         name = type(error).__name__
         if "Rng" in name or "rng" in str(error)[:200].lower():
             raise UsageError("model: the network has stochastic layers and no key for them; give dropout_seed, or mode 'evaluation'") from None
@@ -131,18 +131,18 @@ def _check(model: ImageClassifier, input_spec: InputSpec) -> None:
 
 
 def configured(item: Any, **options: Any) -> Callable[..., Model]:
-    """A network with options, to be given as `model`: `selgrad.model(MyNet(), mode="train", head="fc")`.
+    """Binds a network to options, to be passed as `model`: `selgrad.model(MyNet(), mode="train", head="fc")`.
 
     Args:
-      item: as `own_model` takes it.
-      options: its keyword arguments.
+      item: as in `own_model`.
+      options: keyword arguments of `own_model`.
     """
     return functools.partial(own_model, item, **options)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Fresh:
-    """Makes an NNX module from `rngs`; equal where class and arguments are."""
+    """Makes an NNX module from `rngs`; instances with equal class and arguments are equal."""
 
     made_from: type
     arguments: tuple[tuple[str, Any], ...]
@@ -152,7 +152,7 @@ class _Fresh:
 
 
 def _of_class(item: type) -> Callable[..., Model]:
-    """A factory from a class of modules: its fields are arguments beside those of `own_model`."""
+    """Returns a factory for a class of modules, whose arguments are the class's fields and those of `own_model`."""
     fields: dict[str, inspect.Parameter] = {}
     keyword = inspect.Parameter.KEYWORD_ONLY
     if issubclass(item, nn.Module):
@@ -171,12 +171,12 @@ def _of_class(item: type) -> Callable[..., Model]:
     mine = {p.name: p for p in inspect.signature(own_model).parameters.values() if p.kind is keyword}
     hints_of_mine = typing.get_type_hints(own_model)
 
-    def make(input_spec: InputSpec | TextSpec, **given: Any) -> Model:
-        arguments = {name: given.get(name, fields[name].default) for name in fields}
+    def make(input_spec: InputSpec | TextSpec, **overrides: Any) -> Model:
+        arguments = {name: overrides.get(name, fields[name].default) for name in fields}
         if "num_classes" in arguments and arguments["num_classes"] is None:
             arguments["num_classes"] = input_spec.num_classes
-        made = item(**arguments) if issubclass(item, nn.Module) else _Fresh(item, tuple(arguments.items()))
-        return own_model(made, input_spec, **{name: given[name] for name in mine if name in given})
+        module = item(**arguments) if issubclass(item, nn.Module) else _Fresh(item, tuple(arguments.items()))
+        return own_model(module, input_spec, **{name: overrides[name] for name in mine if name in overrides})
 
     first = inspect.Parameter("input_spec", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     options = [p.replace(annotation=hints_of_mine[p.name]) for p in mine.values() if p.name not in fields]
@@ -186,10 +186,10 @@ def _of_class(item: type) -> Callable[..., Model]:
 
 
 def adapt(item: Any) -> Callable[..., Any]:
-    """A factory of a model from an input spec: a registry's own as it is, and one for what somebody brings.
+    """Returns a factory of a model from an input spec: a registry's own factory unchanged, or one that wraps the user's object.
 
     Raises:
-      UsageError: if it is none.
+      UsageError: if the item is not a model or a factory of one.
     """
     if isinstance(item, type) and issubclass(item, nn.Module | nnx.Module):
         return _of_class(item)

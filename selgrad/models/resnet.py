@@ -70,16 +70,16 @@ def resnet(
     mode: Mode = "evaluation",
     statistics: Statistics = "kept",
 ) -> ImageClassifier:
-    """CIFAR's ResNet; 269,722 parameters at depth 20 for 32x32x3 inputs and 10 classes.
+    """Builds CIFAR's ResNet; 269,722 parameters at depth 20 for 32x32x3 inputs and 10 classes.
 
     Args:
       input_spec: of the data set; at least 4x4 pixels.
       depth: 6 n + 2 layers: 20, 32, 44 or 56 as published, or 8.
-      norm: batch normalisation as published, or group normalisation with groups of 16 channels at most, which needs no batch.
-      shortcut: A pads with zeros, B has a 1x1 convolution, where a block changes the shape.
+      norm: batch normalisation as published, or group normalisation with groups of at most 16 channels, which needs no batch.
+      shortcut: where a block changes the shape, A pads with zeros and B has a 1x1 convolution.
       width: channels of the first stage.
-      mode: "evaluation" normalises by running statistics, which everybody knows; "train" by the batch's, which an attacker simulates.
-      statistics: in mode "train" what becomes of the new running statistics: `kept` by the client, kept but `known` to attackers, `sent`, or sent `encrypted`.
+      mode: "evaluation" normalises by running statistics, which are public; "train" by the batch's, which an attacker simulates.
+      statistics: in mode "train", how the new running statistics are handled: `kept` by the client, kept but `known` to attackers, `sent`, or sent `encrypted`.
 
     Raises:
       UsageError: for a depth that is not 6 n + 2.

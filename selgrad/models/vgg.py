@@ -47,14 +47,14 @@ def vgg(
     mode: Mode = "evaluation",
     statistics: Statistics = "kept",
 ) -> ImageClassifier:
-    """VGG-11 or VGG-16 with normalisation.
+    """Builds VGG-11 or VGG-16 with normalisation.
 
     Args:
-      input_spec: of the data set; a picture of one pixel is not pooled any more.
+      input_spec: of the data set; feature maps of one pixel are not pooled further.
       depth: 11 or 16.
       width: channels of the first stage; 64 as published, the last stages have eight times as many.
       norm: batch or group normalisation.
-      mode: "evaluation" normalises by running statistics, which everybody knows; "train" by the batch's, which an attacker simulates.
-      statistics: in mode "train" what becomes of the new running statistics: `kept` by the client, kept but `known` to attackers, `sent`, or sent `encrypted`.
+      mode: "evaluation" normalises by running statistics, which are public; "train" by the batch's, which an attacker simulates.
+      statistics: in mode "train", how the new running statistics are handled: `kept` by the client, kept but `known` to attackers, `sent`, or sent `encrypted`.
     """
     return ImageClassifier(_VGG(input_spec.num_classes, depth, width, norm), input_spec, "linear", mode=mode, statistics=statistics)

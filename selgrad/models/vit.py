@@ -1,7 +1,7 @@
 """Vision transformer: patches as tokens, a class token, pre-norm layers, one dense layer on the class token.
 
-Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021 (dosovitskiy2021vit), with the sizes that CIFAR implementations take. Layers are those of the
-text transformers, so what knows query, key and value there knows them here.
+Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021 (dosovitskiy2021vit), with the sizes that CIFAR implementations use. Layers are those of the
+text transformers, so code that handles query, key and value there also handles them here.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ class _ViT(nn.Module):
 
 
 def vit(input_spec: InputSpec, *, patch: int = 4, width: int = 192, num_layers: int = 6, num_heads: int = 3, mlp_ratio: int = 4) -> ImageClassifier:
-    """A small vision transformer.
+    """Builds a small vision transformer.
 
     Args:
       input_spec: of the data set; height and width are multiples of the patch.
       patch: pixels along each side of a patch.
       width: of a token.
       num_layers: transformer layers.
-      num_heads: of each layer.
-      mlp_ratio: width of a layer's MLP over that of a token.
+      num_heads: attention heads of each layer.
+      mlp_ratio: width of a layer's MLP divided by that of a token.
 
     Raises:
-      UsageError: if sizes do not go together.
+      UsageError: if sizes do not fit together.
     """
     if any(n % patch for n in input_spec.shape[:2]):
         raise UsageError(f"patch={patch} does not divide pictures of {input_spec.shape[0]} x {input_spec.shape[1]} pixels")
