@@ -31,7 +31,7 @@ Tokens = npt.NDArray[np.int32]
 
 
 KEPT_BYTES = 2**31
-"""Most bytes of one vocabulary's inputs that an attack keeps: BERT-base's at 16 tokens are 1.5 GB."""
+"""Largest number of bytes of one vocabulary's inputs that an attack keeps: BERT-base's at 16 tokens are 1.5 GB."""
 
 
 class _Candidates(NamedTuple):

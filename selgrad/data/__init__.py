@@ -1,4 +1,4 @@
-"""Data sets: loaders of original files, two of them bundled with dependencies and so offline, one file each.
+"""Data sets: loaders of original files, one module each; two data sets are bundled with dependencies and so work offline.
 
 `DATASETS` maps a name to a loader; its keyword arguments are the data set's configuration.
 """

@@ -30,7 +30,7 @@ _FOLDERS = {
 
 
 class _Bytes:
-    """What a pickle calls an array: the shape and the bytes of unsigned 8-bit integers, which is all that a CIFAR batch holds."""
+    """An array in a pickle: the shape and the bytes of unsigned 8-bit integers, which is all that a CIFAR batch holds."""
 
     __slots__ = ("values",)
 
@@ -72,7 +72,7 @@ def _type(name: Any, *_: Any) -> _Type:
 
 
 def _encoded(text: Any, encoding: Any) -> bytes:
-    """How Python 3 writes bytes for Python 2."""
+    """Decodes bytes in the form in which Python 3 writes them for Python 2."""
     if encoding not in ("latin1", b"latin1") or not isinstance(text, str | bytes):
         raise pickle.UnpicklingError("it encodes something else than bytes")
     return text.encode("latin1") if isinstance(text, str) else text
@@ -87,9 +87,9 @@ _NAMES = {
 
 
 class _BatchUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
-    """Builds strings, numbers, lists, dictionaries and arrays of bytes, and calls nothing of NumPy's: its own reader of pickles follows pointers.
+    """Builds strings, numbers, lists, dictionaries and arrays of bytes without calling NumPy, whose own reader of pickles follows pointers.
 
-    Written in Python, whose memo is a dictionary: the one in C allocates as much as a pickle's counter says.
+    It is based on the unpickler in Python, whose memo is a dictionary: the one in C allocates as much as a pickle's counter says.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -106,9 +106,9 @@ def _read_python(path: Path, label_key: bytes) -> tuple[npt.NDArray[np.uint8], n
         if not isinstance(data, _Bytes) or not isinstance(labels, list) or not all(type(label) is int for label in labels):
             raise pickle.UnpicklingError("its data are not an array of bytes, or its labels no list of integers")
         return data.values.reshape(-1, 3072), np.asarray(labels, np.int64)
-    except Exception as error:  # a damaged pickle asks for anything
-        said = str(error).splitlines()[0] if str(error) else "damaged"
-        raise DataError(f"{str(path)!r} is not a CIFAR python batch, or is truncated ({type(error).__name__}: {said})") from None
+    except Exception as error:  # a damaged pickle can cause any error
+        reason = str(error).splitlines()[0] if str(error) else "damaged"
+        raise DataError(f"{str(path)!r} is not a CIFAR python batch, or is truncated ({type(error).__name__}: {reason})") from None
 
 
 def _read_binary(path: Path, label_bytes: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
@@ -144,10 +144,10 @@ def cifar10(
     offset: int = 0,
     normalisation: Normalisation = "none",
 ) -> Dataset:
-    """32x32x3 photographs, 10 classes.
+    """Loads 32x32x3 photographs of 10 classes.
 
     Args:
-      path: folder of the batches, or of `cifar-10-batches-py` or `cifar-10-batches-bin`; train batches that are there are joined.
+      path: folder of the batches, or of `cifar-10-batches-py` or `cifar-10-batches-bin`; the train batches that exist are joined.
       split: "train" or "test".
       count: samples to keep, all by default.
       offset: samples to leave out first.
@@ -164,7 +164,7 @@ def cifar100(
     offset: int = 0,
     normalisation: Normalisation = "none",
 ) -> Dataset:
-    """32x32x3 photographs, 100 classes (the fine labels).
+    """Loads 32x32x3 photographs of 100 classes (the fine labels).
 
     Args:
       path: folder of the batches, or of `cifar-100-python` or `cifar-100-binary`.

@@ -24,7 +24,7 @@ def cola(
     count: int | None = None,
     offset: int = 0,
 ) -> TextDataset:
-    """Acceptability, 2 classes.
+    """Loads sentences labelled by acceptability, 2 classes.
 
     Args:
       path: folder that holds `cola_public/raw` or the files themselves; None fetches them from the hub.

@@ -1,6 +1,6 @@
 """A loaded data set: pixels in [0, 1], labels, and the public facts about them.
 
-Every loader ends in `Dataset.make`, which checks shapes, takes the asked-for part and fixes the normalisation.
+Every loader ends in `make`, which checks shapes, takes the requested part and fixes the normalisation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KNOWN = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
 }
-"""Mean and standard deviation of each channel that published weights were trained with."""
+"""Mean and standard deviation of each channel with which published weights were trained."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Dataset:
         return len(self.labels)
 
     def batch(self, index: int, batch_size: int) -> Batch:
-        """Batch `index`: samples index * batch_size and on, as the model reads them.
+        """Returns batch `index`, which starts at sample index * batch_size, as the model reads it.
 
         Raises:
           UsageError: if the data set is too small.
@@ -53,7 +53,7 @@ class Dataset:
         return self.rows(slice(start, stop))
 
     def rows(self, chosen: slice | npt.NDArray[np.int64]) -> Batch:
-        """Samples by their numbers, as the model reads them."""
+        """Returns samples by their numbers, as the model reads them."""
         return Batch(jnp.asarray(self.spec.normalise(self.pixels[chosen])), jnp.asarray(self.labels[chosen]))
 
 
@@ -67,7 +67,7 @@ def make(
     normalisation: Normalisation,
     source: str,
 ) -> Dataset:
-    """Checks and wraps what a loader read.
+    """Checks and wraps the data that a loader read.
 
     Args:
       pixels: (N, H, W, C) uint8, or float in [0, 1].
@@ -76,13 +76,13 @@ def make(
       count: samples to keep, None for all.
       offset: samples to leave out first.
       normalisation: "none" keeps [0, 1], as DLG does; "channel" subtracts the mean and divides by the standard deviation of each channel over
-        all samples, which everybody knows, and not those of the few that are kept, which nobody is told; "imagenet" and "cifar10" take the constants that
-        published weights were trained with.
-      source: what to call the data in errors.
+        all samples, which are public, and not those of the few samples kept, which are not; "imagenet" and "cifar10" take the constants with which published
+        weights were trained.
+      source: name of the data in errors.
 
     Raises:
-      DataError: if shapes do not belong together, labels are out of range, or pixels are neither uint8 nor floats in [0, 1].
-      UsageError: if the part asked for is not there, or the normalisation is of other channels.
+      DataError: if shapes do not match, labels are out of range, or pixels are neither uint8 nor floats in [0, 1].
+      UsageError: if the requested part does not exist, or the normalisation has another number of channels.
     """
     if pixels.ndim != 4 or len(pixels) != len(labels):
         raise DataError(f"{source}: pixels of shape {pixels.shape} and {len(labels)} labels do not belong together")
@@ -99,7 +99,7 @@ def make(
     mean, std = (0.0,) * channels, (1.0,) * channels
     if normalisation == "channel":
         moments = [_moments(whole[..., channel]) for channel in range(channels)]
-        mean, std = tuple(one for one, _ in moments), tuple(max(other, 1e-3) for _, other in moments)
+        mean, std = tuple(average for average, _ in moments), tuple(max(deviation, 1e-3) for _, deviation in moments)
     elif normalisation in KNOWN:
         mean, std = KNOWN[normalisation]
         if channels != len(mean):
@@ -108,28 +108,28 @@ def make(
 
 
 def _require_range(pixels: npt.NDArray[np.generic], source: str) -> None:
-    """Refuses pixels of a type or of values that do not say what is black and what is white."""
+    """Refuses pixels whose type or values do not define black and white."""
     if pixels.dtype == np.uint8 or not pixels.size:
         return
     if not np.issubdtype(pixels.dtype, np.floating):
         raise DataError(f"{source}: pixels of type {pixels.dtype} have no known range; give uint8, or floats in [0, 1]")
-    # A NaN fails it too.
+    # A NaN also fails this test.
     if not (pixels.min() >= 0 and pixels.max() <= 1):
         raise DataError(f"{source}: pixels from {pixels.min():g} to {pixels.max():g} lie outside [0, 1]; give them before normalisation")
 
 
 def _moments(values: npt.NDArray[np.generic]) -> tuple[float, float]:
-    """Mean and standard deviation of pixels in [0, 1]."""
+    """Returns the mean and standard deviation of pixels in [0, 1]."""
     if values.dtype != np.uint8:
         return float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
-    # Of bytes there are few: no copy of all pixels as floats is made.
+    # There are only 256 byte values, so the pixels need not be copied as floats.
     levels, counts = np.arange(256) / 255, np.bincount(values.reshape(-1), minlength=256)
     mean = float((levels * counts).sum() / counts.sum())
     return mean, float(np.sqrt((counts * (levels - mean) ** 2).sum() / counts.sum()))
 
 
 def existing_file(folder: Path, *names: str) -> Path:
-    """The first of the names that exists in the folder.
+    """Returns the first of the names that exists in the folder.
 
     Raises:
       DataError: if the folder or every file is missing.

@@ -9,7 +9,7 @@ from selgrad.data.dataset import Dataset, Normalisation, make
 
 
 def digits(*, count: int | None = None, offset: int = 0, normalisation: Normalisation = "none") -> Dataset:
-    """8x8x1 images, 10 classes.
+    """Loads 8x8x1 images of 10 classes.
 
     Args:
       count: samples to keep, all by default.

@@ -1,6 +1,6 @@
-"""Any image data set of the Hugging Face hub, by name, through the optional package `datasets` (the extra `hub`).
+"""Image data sets of the Hugging Face hub, by name, through the optional package `datasets` (the extra `hub`).
 
-A local folder that `datasets.load_dataset` reads works too, without a network.
+A local folder that `datasets.load_dataset` reads also works, without a network.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from selgrad.data.dataset import Dataset, Normalisation, make
 from selgrad.errors import DataError, UsageError
 
 
-def _column(features: dict[str, Any], asked: str | None, kind: str, fallback: tuple[str, ...]) -> str:
-    if asked is not None:
-        if asked not in features:
-            raise UsageError(f"the data set has no column {asked!r}; it has {', '.join(features)}")
-        return asked
+def _column(features: dict[str, Any], requested: str | None, kind: str, fallback: tuple[str, ...]) -> str:
+    if requested is not None:
+        if requested not in features:
+            raise UsageError(f"the data set has no column {requested!r}; it has {', '.join(features)}")
+        return requested
     for name, feature in features.items():
         if type(feature).__name__ == kind:
             return name
@@ -41,14 +41,14 @@ def huggingface(
     offset: int = 0,
     normalisation: Normalisation = "none",
 ) -> Dataset:
-    """RGB images and integer labels from the hub or from a local folder in its layout.
+    """Loads RGB images and integer labels from the hub or from a local folder in its layout.
 
     Args:
       repository: such as "ylecun/mnist", or a local folder.
       configuration: of the data set, where it has several.
       split: such as "test".
       image_column, label_column: default: the first Image and the first ClassLabel column.
-      size: height and width to resize to; None asks that all images have one shape.
+      size: height and width to resize to; None requires that all images have one shape.
       count: samples to keep, all by default.
       offset: samples to leave out first.
       normalisation: "none" keeps [0, 1]; "channel" standardises.
@@ -59,7 +59,7 @@ def huggingface(
         raise UsageError("the data set 'huggingface' needs the package datasets; install the extra: selgrad[hub]") from None
     try:
         loaded = datasets.load_dataset(repository, configuration, split=split)
-    except Exception as error:  # the hub's client raises errors of many packages; each means that the set could not be had
+    except Exception as error:  # the hub's client raises errors of many packages; each means that the set could not be fetched
         raise DataError(f"{repository!r} could not be loaded: {type(error).__name__}: {str(error).splitlines()[0]}") from None
     image, label = (
         _column(loaded.features, image_column, "Image", ("image", "img")),
@@ -72,8 +72,8 @@ def huggingface(
     labels = np.asarray(loaded[label])
     stop = len(loaded) if count is None else min(offset + count, len(loaded))
     images = []
-    for at, row in enumerate(loaded.select(range(offset, stop)), offset):
-        images.append(pictures.to_rgb(row[image], f"picture {at} of {repository!r}", size))
+    for index, row in enumerate(loaded.select(range(offset, stop)), offset):
+        images.append(pictures.to_rgb(row[image], f"picture {index} of {repository!r}", size))
     if len({i.shape for i in images}) > 1:
         raise DataError(f"{repository!r} holds images of several shapes; set size to resize")
     classes = getattr(loaded.features[label], "num_classes", None) or int(labels.max()) + 1

@@ -19,15 +19,15 @@ from selgrad.data.dataset import Dataset, Normalisation, existing_file, make
 from selgrad.errors import DataError
 
 LARGEST = 2**32
-"""Bytes of one file's array; MNIST has 47 million."""
+"""Largest number of bytes of one file's array; MNIST has 47 million."""
 
 
 def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
-    """The array of unsigned bytes in an idx file.
+    """Reads the array of unsigned bytes in an idx file.
 
     Args:
       path: of the file; gzipped if its first bytes say so.
-      ndim: dimensions that it must have.
+      ndim: number of dimensions that it must have.
 
     Raises:
       DataError: if the file is truncated or of another format.
@@ -44,14 +44,14 @@ def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
             wanted = math.prod(shape)
             if wanted > LARGEST:
                 raise DataError(f"{str(path)!r} announces {wanted:,} bytes, {shape}; at most {LARGEST:,} are read, so it is damaged, or split it")
-            # No more is unpacked than the header says: a megabyte may hold gigabytes.
+            # Only as many bytes as the header states are unpacked: a megabyte may hold gigabytes.
             body = stream.read(wanted)
             rest = bool(stream.read(1))
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{str(path)!r} is a truncated or damaged gzip file ({error}); fetch it again") from None
     if len(body) != wanted or rest:
-        said = "more" if rest else f"{len(body)} bytes of data"
-        raise DataError(f"{str(path)!r} holds {said} where its header says {shape}; it is {'damaged' if rest else 'truncated'}, fetch it again")
+        content = "more" if rest else f"{len(body)} bytes of data"
+        raise DataError(f"{str(path)!r} holds {content} where its header says {shape}; it is {'damaged' if rest else 'truncated'}, fetch it again")
     return np.frombuffer(body, np.uint8).reshape(shape)
 
 
@@ -72,7 +72,7 @@ def mnist(
     offset: int = 0,
     normalisation: Normalisation = "none",
 ) -> Dataset:
-    """28x28x1 handwritten digits, 10 classes.
+    """Loads 28x28x1 handwritten digits of 10 classes.
 
     Args:
       path: folder of `t10k-images-idx3-ubyte.gz` and its companions, gzipped or not.
@@ -92,7 +92,7 @@ def fashion_mnist(
     offset: int = 0,
     normalisation: Normalisation = "none",
 ) -> Dataset:
-    """28x28x1 pictures of clothes, 10 classes.
+    """Loads 28x28x1 pictures of clothes of 10 classes.
 
     Args:
       path: folder of `t10k-images-idx3-ubyte.gz` and its companions, gzipped or not.

@@ -1,7 +1,7 @@
 """Images from a folder of PNG, JPEG or other files that Pillow reads; the label is the sub-folder, or a number in the file's name.
 
-Files are taken in sorted order, so a folder always gives the same data set. What is hidden is not data: folders that tools leave behind, such as
-`.ipynb_checkpoints`, would be classes else.
+Files are read in sorted order, so a folder always gives the same data set. Hidden files and folders are not data: folders that tools leave behind, such as
+`.ipynb_checkpoints`, would otherwise become classes.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from selgrad.errors import DataError, UsageError
 _ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 _SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
 _LEFT_BEHIND = {"__MACOSX", "@eaDir"}
-"""Folders of copies that tools make beside the data."""
+"""Folders of copies that tools create next to the data."""
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """Every picture's file under a folder; links are followed, but not in circles."""
-    seen = set()
+    """Yields every picture file under a folder; links are followed, but not in circles."""
+    visited = set()
     for folder, below, names in os.walk(root, followlinks=True):
-        # A folder that lies above itself by a link is walked once.
-        if os.path.realpath(folder) in seen:
+        # A folder that contains itself through a link is walked once.
+        if os.path.realpath(folder) in visited:
             below.clear()
             continue
-        seen.add(os.path.realpath(folder))
+        visited.add(os.path.realpath(folder))
         below[:] = [name for name in below if not name.startswith(".") and name not in _LEFT_BEHIND]
         for name in names:
             file = Path(folder, name)
@@ -42,11 +42,11 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _classes(root: Path, files: list[Path]) -> tuple[list[str], list[int]]:
-    """The names of the classes, which are the folders directly under the root, and the class of each file."""
+    """Returns the names of the classes, which are the folders directly under the root, and the class of each file."""
     folders = [file.relative_to(root).parts[:-1] for file in files]
-    alone = next((file for file, parts in zip(files, folders, strict=True) if not parts), None)
-    if alone is not None:
-        raise DataError(f"{str(alone)!r} lies in no class's folder; move it into one, or give label_pattern, which finds the label in a file's name")
+    unclassified = next((file for file, parts in zip(files, folders, strict=True) if not parts), None)
+    if unclassified is not None:
+        raise DataError(f"{str(unclassified)!r} lies in no class's folder; move it into one, or give label_pattern, which finds the label in a file's name")
     names = sorted({parts[0] for parts in folders})
     if set(map(str.lower, names)) <= _SPLITS:
         raise UsageError(f"{str(root)!r} holds {', '.join(names)}, which are parts of a data set and no classes; set path to one of them")
@@ -70,13 +70,13 @@ def image_folder(
     offset: int = 0,
     normalisation: Normalisation = "none",
 ) -> Dataset:
-    """RGB images from files.
+    """Loads RGB images from files.
 
-    Pictures of 16 bits and of floats keep their levels, pictures stand upright as their EXIF says, and those with transparent pixels are refused.
+    Pictures of 16 bits and of floats keep their levels, pictures are turned upright by their EXIF data, and those with transparent pixels are refused.
 
     Args:
       path: folder whose sub-folders are the classes, in sorted order, or a flat folder with `label_pattern`. Hidden files and folders are left out.
-      size: height and width to resize to (bilinear); None asks that all files have one shape.
+      size: height and width to resize to (bilinear); None requires that all files have one shape.
       label_pattern: regular expression whose first group is the label in a file's name, such as "_([0-9]+)[.]png$".
       num_classes: default: the number of sub-folders, or the largest label plus one.
       count: samples to keep, all by default.
@@ -102,7 +102,7 @@ def image_folder(
         labels = [_in_name(pattern, file) for file in files]
         classes = max(labels) + 1
     source = f"image_folder {str(root)!r}"
-    # What nobody asked for is not read, unless everything decides how pictures are normalised.
+    # Only the requested pictures are read, unless the normalisation depends on all of them.
     first, stop = (0, len(files)) if normalisation == "channel" else (max(offset, 0), len(files) if count is None else max(offset, 0) + count)
     images = []
     for file in files[first:stop]:

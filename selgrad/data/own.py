@@ -1,6 +1,6 @@
-"""Data of one's own: arrays of images and labels, or sentences with a tokenizer.
+"""User-defined data: arrays of images and labels, or sentences with a tokenizer.
 
-What is given is checked like a loader's file, and hashed by content where it becomes part of an experiment's identity.
+They are checked like a loader's file, and hashed by content where they become part of an experiment's identity.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _WANTED = "a pair of arrays (images, labels), a pair (sentences, tokenizer), a D
 
 
 def from_arrays(images: Any, labels: Any, *, num_classes: int | None = None, normalisation: Normalisation = "none", source: str = "arrays") -> Dataset:
-    """A data set from images in memory.
+    """Makes a data set from images in memory.
 
     Args:
       images: (N, H, W, C) or (N, H, W); uint8, or floats in [0, 1].
       labels: (N,) integers.
       num_classes: one more than the largest label by default.
       normalisation: "none" keeps [0, 1]; "channel" standardises.
-      source: what to call the data in errors.
+      source: name of the data in errors.
 
     Raises:
-      DataError: if shapes do not belong together, labels are out of range, or pixels lie outside [0, 1].
+      DataError: if shapes do not match, labels are out of range, or pixels lie outside [0, 1].
 
     >>> import numpy as np
     >>> from_arrays(np.zeros((2, 8, 8), np.uint8), [0, 1]).spec.shape
@@ -46,45 +46,45 @@ def from_arrays(images: Any, labels: Any, *, num_classes: int | None = None, nor
     return make(pixels, ids, num_classes=classes, count=None, offset=0, normalisation=normalisation, source=source)
 
 
-def as_tokenizer(given: Any) -> str | Tokenizer:
-    """A tokenizer from a name or folder, one of the packages tokenizers and transformers, or one of ours.
+def as_tokenizer(tokenizer: Any) -> str | Tokenizer:
+    """Makes a tokenizer from a name or folder, a tokenizer of the packages tokenizers and transformers, or one of ours.
 
     Raises:
       UsageError: if it is none of these.
     """
-    if isinstance(given, str | Tokenizer):
-        return given
-    if isinstance(given, Path):
-        return str(given)
-    if hasattr(given, "token_to_id") and hasattr(given, "get_vocab_size"):
-        return of_library(given)
-    if hasattr(given, "all_special_ids") and hasattr(given, "encode"):
-        special = tuple(sorted(given.all_special_ids))
-        pad = given.pad_token_id if given.pad_token_id is not None else given.eos_token_id
+    if isinstance(tokenizer, str | Tokenizer):
+        return tokenizer
+    if isinstance(tokenizer, Path):
+        return str(tokenizer)
+    if hasattr(tokenizer, "token_to_id") and hasattr(tokenizer, "get_vocab_size"):
+        return of_library(tokenizer)
+    if hasattr(tokenizer, "all_special_ids") and hasattr(tokenizer, "encode"):
+        special = tuple(sorted(tokenizer.all_special_ids))
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         return Tokenizer(
-            encode=lambda text: list(given.encode(text)),
-            decode=lambda ids: str(given.decode([i for i in ids if i not in special])).strip(),
-            size=max(given.get_vocab().values()) + 1 if hasattr(given, "get_vocab") else len(given),
+            encode=lambda text: list(tokenizer.encode(text)),
+            decode=lambda ids: str(tokenizer.decode([i for i in ids if i not in special])).strip(),
+            size=max(tokenizer.get_vocab().values()) + 1 if hasattr(tokenizer, "get_vocab") else len(tokenizer),
             pad_id=0 if pad is None else pad,
-            start_id=given.cls_token_id,
-            end_id=given.sep_token_id,
+            start_id=tokenizer.cls_token_id,
+            end_id=tokenizer.sep_token_id,
             special_ids=special,
         )
-    raise UsageError(f"{type(given).__name__} is not a tokenizer; give 'words', a folder, or one of the packages tokenizers or transformers")
+    raise UsageError(f"{type(tokenizer).__name__} is not a tokenizer; give 'words', a folder, or one of the packages tokenizers or transformers")
 
 
 def from_sentences(sentences: Sequence[str], tokenizer: Any = "words", labels: Sequence[int] | None = None, *, max_length: int = 32) -> TextDataset:
-    """A data set from sentences in memory.
+    """Makes a data set from sentences in memory.
 
     Args:
-      sentences: one text a sample.
+      sentences: one text per sample.
       tokenizer: "words", a folder, a name on the hub, or a tokenizer of the packages tokenizers or transformers.
-      labels: one class number a sentence; alternating 0 and 1 by default, for models that ignore them.
+      labels: one class number per sentence; alternating 0 and 1 by default, for models that ignore them.
       max_length: tokens to which a sentence is cut.
 
     Raises:
-      DataError: if there is nothing, or a label is out of range.
-      UsageError: if the tokenizer is none.
+      DataError: if there are no sentences, or a label is out of range.
+      UsageError: if the tokenizer is not a known kind of tokenizer.
 
     >>> from_sentences(["the cat sat", "a dog ran"]).decode([2, 4, 5])
     'a cat'
@@ -101,16 +101,16 @@ def _is_sentences(item: Any) -> bool:
 
 
 def adapt(item: Any) -> Callable[..., Any]:
-    """A factory of a data set: a registry's own as it is, and one for what somebody brings.
+    """Returns a factory of a data set: a registry's own factory unchanged, or one that wraps the user's object.
 
     Raises:
-      UsageError: if it is none.
+      UsageError: if the item is not a data set or a factory of one.
     """
     if isinstance(item, Dataset | TextDataset):
         return constant(item)
     if isinstance(item, tuple) and len(item) in (2, 3) and _is_sentences(item[0]):
         return constant(from_sentences(item[0], item[1], *item[2:]))
-    if isinstance(item, tuple) and len(item) == 2 and all(hasattr(one, "shape") or isinstance(one, list) for one in item):
+    if isinstance(item, tuple) and len(item) == 2 and all(hasattr(array, "shape") or isinstance(array, list) for array in item):
         return constant(from_arrays(*item))
     if callable(item) and is_factory(item):
         factory: Callable[..., Any] = item

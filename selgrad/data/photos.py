@@ -1,6 +1,6 @@
 """32x32 colour crops of the photographs bundled with scikit-image: nothing to download.
 
-The label is the photograph that a crop comes from. Photographs are halved twice first, so that a crop shows things, not texture.
+The label is the photograph that a crop comes from. Photographs are first halved in size twice, so that a crop shows objects, not texture.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field",
 
 
 def photos(*, count: int | None = None, offset: int = 0, normalisation: Normalisation = "none") -> Dataset:
-    """32x32x3 images, 6 classes (astronaut, cat, coffee, rocket, galaxies, tissue), in a fixed order with classes taking turns.
+    """Loads 32x32x3 images of 6 classes (astronaut, cat, coffee, rocket, galaxies, tissue), in a fixed order with alternating classes.
 
     Args:
       count: samples to keep, all by default.

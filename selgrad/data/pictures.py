@@ -1,6 +1,6 @@
-"""One picture as RGB, from whatever Pillow opens: deep and float pictures are scaled by their type, and what has no one reading is refused.
+"""Pictures as RGB, from any file that Pillow opens: deep and float pictures are scaled by their type, and ambiguous ones are refused.
 
-Used by every loader that reads pictures; Pillow alone clips 16 bits to 8, drops transparency and ignores which way is up.
+Every loader of pictures uses it, since Pillow alone clips 16 bits to 8, drops transparency and ignores the orientation.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ import numpy.typing as npt
 from selgrad.errors import DataError
 
 MOST_PIXELS = 2**26
-"""Of one picture: a file of a few kilobytes may announce terabytes."""
+"""Largest number of pixels of one picture: the header of a file of a few kilobytes may announce terabytes."""
 _BYTES = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB", "HSV")
 _ALPHA = ("LA", "RGBA", "PA", "La", "RGBa")
 
 
 def _deep(image: Any, what: str) -> npt.NDArray[np.float32]:
-    """A grey picture of more than 8 bits, (H, W) in [0, 1]."""
+    """Scales a grey picture of more than 8 bits to (H, W) in [0, 1]."""
     values = np.asarray(image)
     if image.mode == "F":
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
             raise DataError(f"{what} holds floats outside [0, 1], whose black and white nobody knows; scale them to [0, 1]")
         return values.astype(np.float32)
-    # PNG's 16 bits come as 32 from older versions of Pillow.
+    # Older versions of Pillow return a PNG's 16 bits as 32.
     if values.min() < 0 or values.max() > 65535:
         raise DataError(f"{what} holds integers from {values.min()} to {values.max()}, and 16 bits end at 65535; save it with 8 or 16 bits")
     return (values / 65535).astype(np.float32)
 
 
 def to_rgb(image: Any, what: str, size: int | None = None) -> npt.NDArray[Any]:
-    """The upright picture, (H, W, 3): uint8, or float32 in [0, 1] where it has more than 8 bits.
+    """Returns the upright picture, (H, W, 3): uint8, or float32 in [0, 1] where it has more than 8 bits.
 
     Args:
-      image: Pillow's.
-      what: to call it in errors.
+      image: an image of Pillow.
+      what: its name in errors.
       size: height and width to resize to, bilinear.
 
     Raises:
@@ -68,36 +68,36 @@ def to_rgb(image: Any, what: str, size: int | None = None) -> npt.NDArray[Any]:
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise errors of many kinds, SyntaxError among them
-        raise DataError(f"{what} is not a readable image ({_said(error)})") from None
+        raise DataError(f"{what} is not a readable image ({_first_line(error)})") from None
 
 
 def read(file: Path, size: int | None = None) -> npt.NDArray[Any]:
-    """The picture in a file, as `to_rgb` makes it.
+    """Reads the picture in a file, as `to_rgb` returns it.
 
     Raises:
-      DataError: if it is none, or as `to_rgb` says.
+      DataError: if it is not a picture, or as in `to_rgb`.
     """
     from PIL import Image
 
     what = repr(str(file))
     try:
         with warnings.catch_warnings():
-            # Too many pixels are refused below, with a line of ours.
+            # Too many pixels are refused below, with our own message.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(file) as image:
                 return to_rgb(image, what, size)
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{what} is not a readable image ({_said(error)})") from None
+        raise DataError(f"{what} is not a readable image ({_first_line(error)})") from None
 
 
 def together(pictures: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Pictures of one shape as one array: uint8 where all are, else float32 in [0, 1]."""
+    """Stacks pictures of one shape to one array: uint8 where all are, else float32 in [0, 1]."""
     if all(picture.dtype == np.uint8 for picture in pictures):
         return np.stack(pictures)
     return np.stack([picture / np.float32(255) if picture.dtype == np.uint8 else picture for picture in pictures]).astype(np.float32)
 
 
-def _said(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__

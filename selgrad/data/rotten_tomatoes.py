@@ -1,4 +1,4 @@
-"""Rotten Tomatoes: sentences of film reviews, negative ones in one file and positive ones in the other, or from the hub.
+"""Rotten Tomatoes: sentences of film reviews, from one file of negative and one of positive sentences, or from the hub.
 
 Pang and Lee, "Seeing Stars", ACL 2005 (pang2005seeing); the files `rt-polarity.neg` and `.pos` are in the encoding cp1252.
 """
@@ -22,7 +22,7 @@ def rotten_tomatoes(
     count: int | None = None,
     offset: int = 0,
 ) -> TextDataset:
-    """Sentiment, 2 classes; negative and positive sentences take turns.
+    """Loads sentences labelled by sentiment, 2 classes; negative and positive ones alternate.
 
     Args:
       path: folder with `rt-polarity.neg` and `rt-polarity.pos`; None fetches the data set from the hub.

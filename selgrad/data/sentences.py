@@ -1,6 +1,6 @@
 """Sixty short messages written for this project, with the kind of message as the label: text that needs no file and no network.
 
-They read like what a keyboard or a clinic would train on: 0 is everyday, 1 is health, 2 is money. No line names a real person or place.
+They resemble messages on which a keyboard or a clinic would train: 0 is everyday, 1 is health, 2 is money. No line names a real person or place.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ his pension is smaller than he had hoped
 
 
 def sentences(*, tokenizer: str = "words", max_length: int = 32, count: int | None = None, offset: int = 0) -> TextDataset:
-    """Embedded messages of three kinds, in turns; works offline with the embedded word-level tokenizer.
+    """Loads the built-in messages of three alternating kinds; it works offline with the built-in word-level tokenizer.
 
     Args:
       tokenizer: `words`, a folder with tokenizer files, or a name on the hub.

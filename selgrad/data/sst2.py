@@ -22,7 +22,7 @@ def sst2(
     count: int | None = None,
     offset: int = 0,
 ) -> TextDataset:
-    """Sentiment, 2 classes.
+    """Loads phrases labelled by sentiment, 2 classes.
 
     Args:
       path: folder with train.tsv and dev.tsv; None fetches them from the hub.

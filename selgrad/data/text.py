@@ -1,6 +1,6 @@
 """A loaded text data set: padded token ids, labels, and the public facts about them.
 
-Every loader of text ends in `make_text`, which tokenizes, takes the asked-for part and pads it.
+Every loader of text ends in `make_text`, which takes the requested part, tokenizes and pads it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class TextDataset:
         return len(self.labels)
 
     def batch(self, index: int, batch_size: int) -> Batch:
-        """Batch `index`: samples index * batch_size and on.
+        """Returns batch `index`, which starts at sample index * batch_size.
 
         Raises:
           UsageError: if the data set is too small.
@@ -52,17 +52,17 @@ class TextDataset:
         return self.rows(slice(start, stop))
 
     def rows(self, chosen: slice | npt.NDArray[np.int64]) -> Batch:
-        """Samples by their numbers."""
+        """Returns samples by their numbers."""
         return Batch(jnp.asarray(self.tokens[chosen]), jnp.asarray(self.labels[chosen]), jnp.asarray(self.valid[chosen]))
 
     def padded(self, length: int) -> TextDataset:
-        """The same sentences, padded to a length that is at least their own."""
+        """Pads the sentences to a length that is at least their own."""
         more = ((0, 0), (0, length - self.tokens.shape[1]))
         tokens, valid = np.pad(self.tokens, more, constant_values=self.spec.pad_id), np.pad(self.valid, more)
         return dataclasses.replace(self, tokens=tokens, valid=valid, spec=dataclasses.replace(self.spec, shape=(length,)))
 
     def decode(self, tokens: Iterable[Any]) -> str:
-        """The text of one sequence, special tokens left out."""
+        """Returns the text of one sequence, without special tokens."""
         return self.tokenizer.decode([int(i) for i in tokens])
 
 
@@ -77,21 +77,21 @@ def make_text(
     offset: int,
     source: str,
 ) -> TextDataset:
-    """Tokenizes and wraps what a loader read.
+    """Tokenizes and wraps the sentences that a loader read.
 
     Args:
       texts: one sentence each.
       labels: one in [0, num_classes) each.
       num_classes: of the labels.
-      tokenizer: `words` (the words of all the texts), a folder, a name on the hub, or one that is loaded.
+      tokenizer: `words` (the words of all the texts), a folder, a name on the hub, or a loaded tokenizer.
       max_length: tokens, special ones included, to which a sentence is cut.
       count: samples to keep, None for all.
       offset: samples to leave out first.
-      source: what to call the data in errors.
+      source: name of the data in errors.
 
     Raises:
-      UsageError: if the part asked for is not there, or `max_length` leaves no room for a word.
-      DataError: if there is nothing, or a label is out of range.
+      UsageError: if the requested part does not exist, or `max_length` leaves no room for a word.
+      DataError: if there are no sentences, or a label is out of range.
     """
     if max_length < 4:
         raise UsageError(f"max_length={max_length} leaves no room for words; give at least 4")
@@ -122,13 +122,13 @@ def make_text(
 
 
 def read_lines(file: Path, encoding: str = "utf-8") -> list[str]:
-    r"""The lines of a file: \n, \r\n and \r end one, and no other character does; a byte-order mark is not a part of the first.
+    r"""Reads the lines of a file: only \n, \r\n and \r end a line, and a byte-order mark is not part of the first one.
 
     Raises:
       DataError: if it cannot be read in that encoding.
     """
     try:
-        # Opened as text, these three become \n; str.splitlines() would end lines at eight characters more.
+        # In text mode these three become \n; str.splitlines() would also split at eight other characters.
         with file.open(encoding="utf-8-sig" if encoding == "utf-8" else encoding, newline=None) as stream:
             lines = stream.read().split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -137,11 +137,11 @@ def read_lines(file: Path, encoding: str = "utf-8") -> list[str]:
 
 
 def from_hub(repository: str, configuration: str | None, split: str, text: str, label: str) -> tuple[list[str], list[int]]:
-    """Sentences and labels of a data set on the Hugging Face hub.
+    """Loads sentences and labels of a data set on the Hugging Face hub.
 
     Raises:
       UsageError: if the optional package is not installed.
-      DataError: if the data set could not be had.
+      DataError: if the data set could not be fetched.
     """
     import importlib
 
@@ -154,5 +154,5 @@ def from_hub(repository: str, configuration: str | None, split: str, text: str, 
     try:
         loaded = datasets.load_dataset(repository, configuration, split=split)
         return [str(t) for t in loaded[text]], [int(x) for x in loaded[label]]
-    except Exception as error:  # the hub's client raises errors of many packages; each means that the set could not be had
+    except Exception as error:  # the hub's client raises errors of many packages; each means that the set could not be fetched
         raise DataError(f"{repository!r} could not be loaded: {type(error).__name__}: {str(error).splitlines()[0]}; set path to local files") from None

@@ -1,4 +1,4 @@
-"""Text from any file, line by line or in pieces of equal length; and tiny Shakespeare, which is such a file.
+"""Text from any file, line by line or in pieces of equal length, and tiny Shakespeare, which is such a file.
 
 For language models, whose labels are the tokens themselves. Tiny Shakespeare: Karpathy, char-rnn, 2015 (karpathy2015charrnn).
 """
@@ -28,12 +28,12 @@ def text_file(
     count: int | None = None,
     offset: int = 0,
 ) -> TextDataset:
-    """One sample a line that is not empty, or a piece of so many words; the class is 0 of 2.
+    """Loads one sample per non-empty line, or per piece of `words_per_piece` words; the class is 0 of 2.
 
     Args:
       path: of the file, in UTF-8.
       unit: line or piece.
-      words_per_piece: for pieces.
+      words_per_piece: words of a sample, for pieces.
       tokenizer: `words`, a folder with tokenizer files, or a name on the hub.
       max_length: tokens to which a sample is cut.
       count: samples to keep, all by default.
@@ -60,11 +60,11 @@ def shakespeare(
     count: int | None = None,
     offset: int = 0,
 ) -> TextDataset:
-    """Tiny Shakespeare in pieces of so many words; the class is 0 of 2.
+    """Loads tiny Shakespeare in pieces of `words_per_piece` words; the class is 0 of 2.
 
     Args:
       path: folder that holds `input.txt`.
-      words_per_piece: of a sample.
+      words_per_piece: words of a sample.
       tokenizer: `words`, a folder with tokenizer files, or a name on the hub.
       max_length: tokens to which a sample is cut.
       count: samples to keep, all by default.

@@ -1,4 +1,4 @@
-"""Tokenizers: WordPiece and byte-level BPE from local files or the hub, and an embedded word-level one that needs no file.
+"""Tokenizers: WordPiece and byte-level BPE from local files or the hub, and a built-in word-level one that needs no file.
 
 The first two are Hugging Face's `tokenizers`; a folder may hold tokenizer.json, vocab.txt (BERT) or vocab.json and merges.txt (GPT-2).
 """
@@ -21,14 +21,14 @@ _WORD = re.compile(r"\w+(?:'\w+)?|[^\w\s]")
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Text to token ids and back.
+    """A map from text to token ids and back.
 
     Attributes:
       encode: text -> ids, with start and end where the tokenizer has them.
-      decode: ids -> text, special tokens left out.
+      decode: ids -> text, without special tokens.
       size: number of ids.
       pad_id, start_id, end_id: special ids; None where there is none.
-      special_ids: all of them, [MASK] and [UNK] too.
+      special_ids: all special ids, also of [MASK] and [UNK].
     """
 
     encode: Callable[[str], list[int]]
@@ -41,7 +41,7 @@ class Tokenizer:
 
 
 def words(texts: Sequence[str]) -> Tokenizer:
-    """A word-level tokenizer over the words of the given texts, most frequent first; lower case, [CLS] and [SEP] around a sentence."""
+    """Makes a lower-case word-level tokenizer over the words of texts, most frequent first, with [CLS] and [SEP] around a sentence."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     counts = collections.Counter(word for text in texts for word in _WORD.findall(text.lower()))
     vocabulary = special + sorted(counts, key=lambda word: (-counts[word], word))
@@ -58,11 +58,11 @@ def words(texts: Sequence[str]) -> Tokenizer:
 
 _ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token", "bos_token", "eos_token")
 _NAMES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<|endoftext|>", "<pad>", "<unk>", "<s>", "</s>", "<mask>")
-"""Of special tokens, where no file says which they are."""
+"""Names of special tokens, used where no file says which they are."""
 
 
-def _said(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON file beside a tokenizer; empty where there is none.
+def _read_facts(folder: Path, name: str) -> dict[str, Any]:
+    """Reads a JSON file next to a tokenizer; the result is empty where there is none.
 
     Raises:
       DataError: if it is not a valid JSON object.
@@ -71,16 +71,16 @@ def _said(folder: Path, name: str) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        found = json.loads(files.read_text(file))
+        content = json.loads(files.read_text(file))
     except (ValueError, RecursionError, OSError) as error:
         raise DataError(f"{str(file)!r} is not readable JSON ({type(error).__name__}); fetch it again") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise DataError(f"{str(file)!r} holds no JSON object; fetch it again")
-    return found
+    return content
 
 
 def _named(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Role -> token, of a tokenizer's configuration, which writes tokens as text or as an object."""
+    """Returns role -> token from a tokenizer's configuration, which writes tokens as text or as objects."""
     named = {role: facts[role].get("content") if isinstance(facts[role], dict) else facts[role] for role in _ROLES if facts.get(role) is not None}
     return {role: token for role, token in named.items() if isinstance(token, str)}
 
@@ -93,15 +93,15 @@ def _flag(facts: Mapping[str, Any], key: str, default: bool | None) -> bool | No
 
 
 def of_library(loaded: Any, named: Mapping[str, str] | None = None, source: str = "tokenizer") -> Tokenizer:
-    """One of the package tokenizers, asked for what it does: a sentence without words shows its opening and closing token.
+    """Wraps a tokenizer of the package tokenizers and probes it: an empty sentence shows its opening and closing token.
 
     Args:
       loaded: a `tokenizers.Tokenizer`.
-      named: special tokens by role (`pad_token` and so on), as files beside it say.
-      source: what to call it in errors.
+      named: special tokens by role (`pad_token` and so on), from the files next to it.
+      source: its name in errors.
 
     Raises:
-      DataError: if it holds no token.
+      DataError: if it holds no tokens.
     """
     named = named or {}
     vocabulary = loaded.get_vocab(with_added_tokens=True)
@@ -120,19 +120,19 @@ def of_library(loaded: Any, named: Mapping[str, str] | None = None, source: str 
                 f"{source}: the tokenizer cannot encode {text[:40]!r} ({reason}); is its vocabulary whole, with a token for unknown words?"
             ) from None
 
-    around = encode("")
-    start = around[0] if around and (len(around) > 1 or encode("a")[0] == around[0]) else None
-    end = around[-1] if len(around) > 1 or (around and start is None) else None
+    special_around = encode("")
+    start = special_around[0] if special_around and (len(special_around) > 1 or encode("a")[0] == special_around[0]) else None
+    end = special_around[-1] if len(special_around) > 1 or (special_around and start is None) else None
     if start is not None:
-        special |= set(around)
+        special |= set(special_around)
     pad = vocabulary.get(named.get("pad_token", "[PAD]"), vocabulary.get("<pad>"))
     if pad is None:
-        # GPT-2 has no padding token; its end of text serves.
+        # GPT-2 has no padding token; its end-of-text token is used instead.
         pad = vocabulary.get(named.get("eos_token", "<|endoftext|>"), 0)
     return Tokenizer(
         encode=encode,
         decode=lambda ids: str(loaded.decode([i for i in ids if i not in special])).strip(),
-        # Ids may have holes; an embedding has a row for each up to the largest.
+        # Ids may have gaps; an embedding has a row for each id up to the largest.
         size=max(vocabulary.values()) + 1,
         pad_id=pad,
         start_id=start,
@@ -142,10 +142,10 @@ def of_library(loaded: Any, named: Mapping[str, str] | None = None, source: str 
 
 
 def from_files(source: str) -> Tokenizer:
-    """A tokenizer from a folder, or by its name on the Hugging Face hub; `tokenizer_config.json` and `special_tokens_map.json` beside it are read.
+    """Loads a tokenizer from a folder or by its name on the Hugging Face hub, with `tokenizer_config.json` and `special_tokens_map.json` next to it.
 
     Raises:
-      DataError: if nothing there is a tokenizer.
+      DataError: if no tokenizer is found there.
     """
     import tokenizers
     from tokenizers.implementations import BertWordPieceTokenizer, ByteLevelBPETokenizer  # type: ignore[attr-defined]
@@ -154,7 +154,7 @@ def from_files(source: str) -> Tokenizer:
     facts: dict[str, Any] = {}
     try:
         if folder.is_dir():
-            facts = {**_said(folder, "special_tokens_map.json"), **_said(folder, "tokenizer_config.json")}
+            facts = {**_read_facts(folder, "special_tokens_map.json"), **_read_facts(folder, "tokenizer_config.json")}
             if (folder / "tokenizer.json").is_file():
                 loaded = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
             elif (folder / "vocab.txt").is_file():
@@ -181,10 +181,10 @@ def from_files(source: str) -> Tokenizer:
 
 
 def make(name: str, texts: Sequence[str]) -> Tokenizer:
-    """The tokenizer of a data set's argument: `words`, a folder, or a name on the hub.
+    """Makes the tokenizer named by a data set's argument: `words`, a folder, or a name on the hub.
 
     Raises:
-      UsageError: if there is no text to take words from.
+      UsageError: if there is no text from which to take words.
       DataError: if files are missing or damaged.
     """
     if name == "words":
