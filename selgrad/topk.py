@@ -55,10 +55,10 @@ def _thresholds(keys: npt.NDArray[np.int32], counts: Sequence[int]) -> Iterator[
         bucket = int(np.searchsorted(ends, count))
         upper = 2**15 - 1 - bucket
         if bucket not in lower:
-            alike = np.zeros(2**16, np.int64)
+            lower_counts = np.zeros(2**16, np.int64)
             for block in blocks:
-                alike += np.bincount(block[block >> 16 == upper] & 0xFFFF, minlength=2**16)
-            lower[bucket] = np.cumsum(alike[::-1])
+                lower_counts += np.bincount(block[block >> 16 == upper] & 0xFFFF, minlength=2**16)
+            lower[bucket] = np.cumsum(lower_counts[::-1])
         inside = count - (int(ends[bucket - 1]) if bucket else 0)
         position = int(np.searchsorted(lower[bucket], inside))
         yield np.int32(upper * 2**16 + 2**16 - 1 - position), inside - (int(lower[bucket][position - 1]) if position else 0)

@@ -174,12 +174,12 @@ def low_rank(matrix: npt.NDArray[Any], hidden: npt.NDArray[np.bool_], rank: int)
     part, shown = matrix[rows][:, columns].astype(np.float64), visible[rows][:, columns]
     if not part.size or not (part[shown] != 0).any():
         return matrix, hidden, "too little visible"
-    held = np.random.default_rng(0).random(part.shape) < _HELD_OUT
-    held &= shown & (shown.sum(axis=1) > 2 * rank)[:, None] & (shown.sum(axis=0) > 2 * rank)
+    held_out = np.random.default_rng(0).random(part.shape) < _HELD_OUT
+    held_out &= shown & (shown.sum(axis=1) > 2 * rank)[:, None] & (shown.sum(axis=0) > 2 * rank)
     fit = _outer_product if rank == 1 else _fit
-    fits = [fit(part, entries, rank) for entries in (shown, shown & ~held)]
+    fits = [fit(part, entries, rank) for entries in (shown, shown & ~held_out)]
     scale = float(np.abs(part[shown]).max())
-    test = held & np.isfinite(fits[1]) & (part != 0)
+    test = held_out & np.isfinite(fits[1]) & (part != 0)
     if test.sum() < _FEWEST_HELD_OUT:
         # A fit that nothing checks always agrees with what it was fitted to.
         return matrix, hidden, f"too little visible: {test.sum()} held-out entries can be predicted, and {_FEWEST_HELD_OUT} are needed to trust a fit"
@@ -187,16 +187,16 @@ def low_rank(matrix: npt.NDArray[Any], hidden: npt.NDArray[np.bool_], rank: int)
     if wrong > 1e-2:
         return matrix, hidden, f"rank {rank} does not predict held-out entries (relative error {wrong:.1e})"
     agree = np.abs(fits[0] - fits[1]) <= _AGREEMENT * np.abs(fits[0]) + 1e-9 * scale
-    filled, still = np.where(hidden, 0.0, matrix).astype(np.float64), hidden.copy()
+    filled, still_hidden = np.where(hidden, 0.0, matrix).astype(np.float64), hidden.copy()
     block_index = np.ix_(rows, columns)
-    block, mask = filled[block_index], still[block_index]
+    block, mask = filled[block_index], still_hidden[block_index]
     block[mask & agree] = fits[0][mask & agree]
-    filled[block_index], still[block_index] = block, mask & ~agree
+    filled[block_index], still_hidden[block_index] = block, mask & ~agree
     # A line whose visible entries are all 0, and which crosses enough lines that are not 0, is 0 itself: a black pixel, or a unit that is off.
     zero_rows = blank_rows & (visible[:, columns].sum(axis=1) >= 2 * rank)
     zero_columns = blank_columns & (visible[rows].sum(axis=0) >= 2 * rank)
-    still &= ~(zero_rows[:, None] | zero_columns)
-    return filled, still, f"{hidden.sum() - still.sum()} of {hidden.sum()} hidden entries completed at rank {rank}"
+    still_hidden &= ~(zero_rows[:, None] | zero_columns)
+    return filled, still_hidden, f"{hidden.sum() - still_hidden.sum()} of {hidden.sum()} hidden entries completed at rank {rank}"
 
 
 def _groups(observation: Observation) -> list[tuple[str, ...]]:

@@ -219,7 +219,7 @@ class FunctionNetwork:
 
     @property
     def collections(self) -> tuple[str, ...]:
-        """Names of other collections, of which there are none."""
+        """Names of other collections, always empty."""
         return ()
 
     @functools.cached_property

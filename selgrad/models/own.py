@@ -94,14 +94,14 @@ def _shapes(network: Any, input_spec: InputSpec) -> Any:
         raise UsageError(f"model: the network cannot be initialised on inputs of shape {shape} ({_reason(error)})") from None
 
 
-def _head(shapes: Any, asked: str | None, num_classes: int) -> str:
+def _head(shapes: Any, requested: str | None, num_classes: int) -> str:
     leaves = dict(zip(trees.paths(shapes), jax.tree.leaves(shapes), strict=True))
     dense = [path for path, leaf in leaves.items() if leaf.ndim == 2 and path.endswith("/kernel")]
     name = lambda path: path.removesuffix("/kernel")
-    if asked is not None:
-        if asked and asked not in map(name, dense):
-            raise UsageError(f"model: head={asked!r} is not a dense layer; there are {', '.join(map(name, dense)) or 'none'}")
-        return asked
+    if requested is not None:
+        if requested and requested not in map(name, dense):
+            raise UsageError(f"model: head={requested!r} is not a dense layer; there are {', '.join(map(name, dense)) or 'none'}")
+        return requested
     fitting = [path for path in dense if leaves[path].shape[-1] == num_classes]
     # Where several fit, the deepest is the last one in natural order, since leaves are ordered by name.
     return name(sorted(fitting, key=trees.natural)[-1]) if fitting else ""
