@@ -63,16 +63,16 @@ class _Truth:
 def _truth(setting: Setting, seed: int) -> _Truth:
     spec, model, size = setting.input_spec, setting.model, setting.num_samples
     inputs, labels = np.asarray(setting.batches.inputs), np.asarray(setting.batches.labels).reshape(size, -1)[:, 0]
-    one = setting.sent(seed, 0, 0).grads
+    grads = setting.sent(seed, 0, 0).grads
     if not isinstance(spec, TextSpec):
         lit = np.asarray((spec.pixels(jnp.asarray(inputs)) > 0).any(axis=1)).reshape(size, -1)
-        return _Truth(labels, inputs.reshape(size, -1), lit, pixel_layer(one, spec), np.arange(lit.shape[1]))
+        return _Truth(labels, inputs.reshape(size, -1), lit, pixel_layer(grads, spec), np.arange(lit.shape[1]))
     counts = np.stack([np.bincount(row, minlength=spec.vocabulary_size) for row in inputs.reshape(size, -1)])
     words = np.setdiff1d(np.arange(spec.vocabulary_size), spec.special_ids)
     counts = counts[:, words]
-    sent = isinstance(model, TextModel) and model.embedding in trees.paths(one) and model.embedding not in model.always_encrypted
+    sends_embedding = isinstance(model, TextModel) and model.embedding in trees.paths(grads) and model.embedding not in model.always_encrypted
     frequent = np.argsort(-(counts > 0).sum(axis=0), kind="stable")[:_FREQUENT]
-    return _Truth(labels, counts[:, frequent], counts > 0, model.embedding if sent and isinstance(model, TextModel) else None, words)
+    return _Truth(labels, counts[:, frequent], counts > 0, model.embedding if sends_embedding and isinstance(model, TextModel) else None, words)
 
 
 def audit_masks(
@@ -102,21 +102,21 @@ def audit_masks(
     setting = Setting(*specs, public=None if public is None else Spec.of("dataset", public), protection=Spec.of("protection", protection))
     if setting.num_samples < 20:
         raise UsageError(f"an audit of masks needs 20 samples and has {setting.num_samples}; raise count of {setting.specs[0].label}, such as count=300")
-    truth, rows, own = _truth(setting, seed), [], make_spec("selector", "global_top")
-    for metric in [Spec.of("metric", one) for one in metrics]:
-        for selector in [Spec.of("selector", one) for one in selectors]:
+    truth, rows, top_selector = _truth(setting, seed), [], make_spec("selector", "global_top")
+    for metric in [Spec.of("metric", entry) for entry in metrics]:
+        for selector in [Spec.of("selector", entry) for entry in selectors]:
             on_event(f"masks of {setting.num_samples} samples by {metric.label}, {selector.label}")
             ranks = setting.ranks(metric, selector, seed)[0]
-            flat, first = _flat(ranks), _flat(setting.ranks(metric, own, seed)[0])
+            flat, top_ranks = _flat(ranks), _flat(setting.ranks(metric, top_selector, seed)[0])
             for ratio in ratios:
                 count = setting.num_selected(ratio)
                 hidden = None if truth.leaf is None else (_places(trees.subtree(ranks, truth.leaf), count, ordered).mean(axis=-1)[:, truth.rows], truth.occurs)
-                found = leak(_places(flat, count, ordered), truth.labels, truth.inputs, hidden)
-                extra = np.median([extra_entries(a, b, count) for a, b in zip(first, flat, strict=True)]) / max(count, 1)
+                leakage = leak(_places(flat, count, ordered), truth.labels, truth.inputs, hidden)
+                extra = np.median([extra_entries(a, b, count) for a, b in zip(top_ranks, flat, strict=True)]) / max(count, 1)
                 rows.append(
                     {
                         "metric": metric.label, "selector": selector.label, "ratio": float(ratio), "ordered": ordered, "num_selected": count,
-                        "num_total": setting.num_total, **dataclasses.asdict(found), "extra_entries": float(extra),
+                        "num_total": setting.num_total, **dataclasses.asdict(leakage), "extra_entries": float(extra),
                     }
                 )  # fmt: skip
     return pd.DataFrame(rows)
@@ -157,8 +157,8 @@ def default_attacks(setting: Setting, seed: int) -> list[Spec]:
             make_spec("attack", "tag", {"num_steps": 1000, "start": "vocabulary", "learning_rate": 0.01, "hidden": "complete"}),
         ]
     else:
-        sent = setting.sent(seed, 0, 0).grads
-        chosen = [make_spec("attack", name) for name in ("rank_one", "silhouette")] if pixel_layer(sent, setting.input_spec) else []
+        grads = setting.sent(seed, 0, 0).grads
+        chosen = [make_spec("attack", name) for name in ("rank_one", "silhouette")] if pixel_layer(grads, setting.input_spec) else []
         chosen += [
             make_spec("attack", "bayesian", {"num_steps": 60, "hidden": "complete"}),
             make_spec("attack", "inverting_gradients", {"num_steps": 1000, "total_variation_weight": 0.01, "hidden": "complete"}),
@@ -192,7 +192,7 @@ def audit_paths(
     named = trees.matching_leaves(grads, paths)
     always = [trees.matches(path, setting.model.always_encrypted) for path in trees.paths(grads)]
     sizes = [leaf.size for leaf in jax.tree.leaves(grads)]
-    chosen = sum(size for size, yes, first in zip(sizes, named, always, strict=True) if yes and not first)
+    chosen = sum(size for size, is_named, is_always in zip(sizes, named, always, strict=True) if is_named and not is_always)
     ratio = chosen / max(setting.num_total - setting.num_always, 1)
     selector, metric = make_spec("selector", "by_path", {"paths": list(paths)}), make_spec("metric", "magnitude")
     count = setting.num_selected(ratio)
@@ -204,11 +204,11 @@ def audit_paths(
         on_event(f"no certificate: {error}")
     rule, measure = SuccessRule.of(SuccessConfig.read(success or {}, "success"), setting), setting.modality.headline
     rows, lanes = [], [Lane(seed, i, metric, selector, ratio) for i in range(setting.num_samples)]
-    for attack in [Spec.of("attack", one) for one in attacks] or default_attacks(setting, seed):
+    for attack in [Spec.of("attack", entry) for entry in attacks] or default_attacks(setting, seed):
         on_event(attack.label)
-        found = [one.measures for one in run_lanes(setting, attack, lanes).found]
-        quality, won = [one[measure.name] for one in found], [rule(one, setting.modality.level(one, False)) for one in found]
-        rows.append({"attack": attack.label, "quality": float(np.mean(quality)), "success": float(np.mean(won)), "num_samples": len(found)})
+        outcomes = [lane.measures for lane in run_lanes(setting, attack, lanes).found]
+        quality, successes = [values[measure.name] for values in outcomes], [rule(values, setting.modality.level(values, False)) for values in outcomes]
+        rows.append({"attack": attack.label, "quality": float(np.mean(quality)), "success": float(np.mean(successes)), "num_samples": len(outcomes)})
     table = pd.DataFrame(rows).sort_values(["success", "quality"], ascending=False, ignore_index=True)
-    encrypted = tuple(path for path, yes, first in zip(trees.paths(grads), named, always, strict=True) if yes or first)
+    encrypted = tuple(path for path, is_named, is_always in zip(trees.paths(grads), named, always, strict=True) if is_named or is_always)
     return PathAudit(encrypted, count, setting.num_total, certificate, table, measure, str(rule))

@@ -44,5 +44,5 @@ def constant(value: Any) -> Callable[[], Any]:
 def unusable(kind: str, item: Any, wanted: str) -> UsageError:
     """Says what an object is and what was wanted in its place."""
     sort = "class" if isinstance(item, type) else "function" if inspect.isroutine(item) else type(item).__name__
-    what = f"the {sort} {getattr(item, '__name__', '')}".strip()
-    return UsageError(f"{kind}: {what} cannot be used; give {wanted}")
+    described = f"the {sort} {getattr(item, '__name__', '')}".strip()
+    return UsageError(f"{kind}: {described} cannot be used; give {wanted}")

@@ -46,8 +46,8 @@ def _write(path: str | Path, host: Any) -> None:
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(target, host, force=True)
     except Exception as error:  # a full disk is an OSError or, from tensorstore, a ValueError
-        said = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
-        raise SelgradError(f"cannot write checkpoint {str(target)!r}: {said}; make room and run the same command") from None
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        raise SelgradError(f"cannot write checkpoint {str(target)!r}: {reason}; make room and run the same command") from None
     files.seal(target)
 
 
@@ -64,7 +64,7 @@ def restore(path: str | Path, shown: str | None = None) -> Any:
     source, shown = Path(path).expanduser().absolute(), str(path) if shown is None else shown
     if not source.is_dir():
         raise SelgradError(f"there is no checkpoint at {shown!r}; give the folder of one")
-    steps = sorted((int(one.name), one) for one in source.iterdir() if one.name.isdigit() and one.is_dir())
+    steps = sorted((int(child.name), child) for child in source.iterdir() if child.name.isdigit() and child.is_dir())
     if not (source / "_METADATA").exists() and steps:
         source = steps[-1][1]
     if (source / "default" / "_METADATA").exists():
@@ -74,16 +74,16 @@ def restore(path: str | Path, shown: str | None = None) -> Any:
         # It warns that arrays come back where they were saved from, or on one device; they are copied to the host here.
         with ocp.PyTreeCheckpointer() as checkpointer, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = checkpointer.restore(source)
+            restored = checkpointer.restore(source)
     except Exception as error:  # orbax and tensorstore raise errors of many kinds for a damaged folder
         raise SelgradError(f"checkpoint {shown!r} cannot be read ({type(error).__name__}); it is damaged or no Orbax checkpoint") from None
-    return found
+    return restored
 
 
 def is_numbered(names: Iterable[str]) -> bool:
     """Whether leaves are named as `save` names them, "0000" and on."""
-    found = sorted(names)
-    return found == [f"{i:04d}" for i in range(len(found))]
+    ordered = sorted(names)
+    return ordered == [f"{i:04d}" for i in range(len(ordered))]
 
 
 def load(path: str | Path, like: Any) -> Any:
@@ -94,14 +94,14 @@ def load(path: str | Path, like: Any) -> Any:
     """
     host = restore(path)
     leaves, treedef = jax.tree.flatten(like)
-    found = [host[name] for name in sorted(host)] if isinstance(host, dict) else []
+    stored_leaves = [host[name] for name in sorted(host)] if isinstance(host, dict) else []
     names = trees.paths(like)
-    if len(found) != len(leaves):
-        raise SelgradError(f"checkpoint {str(path)!r} holds {len(found)} leaves and {len(leaves)} are needed; it is of another state")
-    for name, leaf, want in zip(names, found, leaves, strict=True):
-        if np.shape(leaf) != np.shape(want):
-            raise SelgradError(f"checkpoint {str(path)!r}: leaf {name!r} has shape {np.shape(leaf)}, not {np.shape(want)}; it is of another state")
-    return jax.tree.unflatten(treedef, [np.asarray(leaf, want.dtype) for leaf, want in zip(found, leaves, strict=True)])
+    if len(stored_leaves) != len(leaves):
+        raise SelgradError(f"checkpoint {str(path)!r} holds {len(stored_leaves)} leaves and {len(leaves)} are needed; it is of another state")
+    for name, leaf, like_leaf in zip(names, stored_leaves, leaves, strict=True):
+        if np.shape(leaf) != np.shape(like_leaf):
+            raise SelgradError(f"checkpoint {str(path)!r}: leaf {name!r} has shape {np.shape(leaf)}, not {np.shape(like_leaf)}; it is of another state")
+    return jax.tree.unflatten(treedef, [np.asarray(leaf, like_leaf.dtype) for leaf, like_leaf in zip(stored_leaves, leaves, strict=True)])
 
 
 class Stored(NamedTuple):
@@ -190,6 +190,6 @@ class DiskCache:
         if path.is_dir():
             with contextlib.suppress(SelgradError):
                 return load(path, shapes())
-        made = make()
-        save(path, made)
-        return made
+        tree = make()
+        save(path, tree)
+        return tree

@@ -55,7 +55,7 @@ class Section(pydantic.BaseModel):
 
 def explained(section: type[Section], what: str, error: pydantic.ValidationError) -> UsageError:
     """The first of a schema's complaints as one line with a remedy."""
-    whole = what == "the configuration"
+    is_top_level = what == "the configuration"
     # A key that nothing knows explains why another is missing.
     first = min(error.errors(), key=lambda e: {"extra_forbidden": 0, "missing": 2}.get(e["type"], 1))
     key = str(first["loc"][0]) if first["loc"] else ""
@@ -69,8 +69,8 @@ def explained(section: type[Section], what: str, error: pydantic.ValidationError
     annotation = section.model_fields[key].annotation if key in section.model_fields else Any
     value = first["input"]
     hint = f"; {did_you_mean(value, map(str, annotation.__args__))}" if getattr(annotation, "__origin__", None) is Literal and isinstance(value, str) else ""  # type: ignore[union-attr]
-    place = f"{key}={value!r}" if whole else f"{what}: {key}={value!r}"
-    return UsageError(f"{place} is not {describe(annotation)}{hint}")
+    assignment = f"{key}={value!r}" if is_top_level else f"{what}: {key}={value!r}"
+    return UsageError(f"{assignment} is not {describe(annotation)}{hint}")
 
 
 class EncryptionConfig(Section):
@@ -148,8 +148,8 @@ class FeaturesConfig(Section):
 
     @pydantic.field_validator("model")
     @classmethod
-    def _check(cls, given: Any) -> Any:
-        spec = one("model", given)
+    def _check(cls, value: Any) -> Any:
+        spec = one("model", value)
         if spec.get("checkpoint") is None:
             raise UsageError(
                 f"features: {spec.label} has no trained weights, and an untrained network tells nothing of what an image shows; name a file with checkpoint="
@@ -195,7 +195,7 @@ class SuccessConfig(Section):
             return self
         from selgrad import measures
 
-        known = [name for name, one in measures.every().items() if one.reads not in ("labels", "verdicts")]
+        known = [name for name, measure in measures.every().items() if measure.reads not in ("labels", "verdicts")]
         if self.measure not in known:
             raise UsageError(f"success: measure={self.measure!r}; {did_you_mean(self.measure, known)}")
         if self.threshold is None:
@@ -218,20 +218,20 @@ class WandbConfig(Section):
 
 def _axis(kind: str, entry: Any) -> tuple[Spec, ...]:
     """Every spec of an axis, each once."""
-    found = tuple(expand(kind, entry))
-    twice = [s.label for s in found if found.count(s) > 1]
+    specs = tuple(expand(kind, entry))
+    twice = [s.label for s in specs if specs.count(s) > 1]
     if twice:
         raise UsageError(f"{kind}: {twice[0]} is listed twice with the same arguments; name each once")
-    return found
+    return specs
 
 
 def _public(entry: Any) -> Spec | None:
     if entry is None:
         return None
-    found = expand("dataset", entry)
-    if len(found) > 1:
-        raise UsageError(f"public: {', '.join(s.label for s in found)} are {len(found)} data sets; name one")
-    return found[0]
+    specs = expand("dataset", entry)
+    if len(specs) > 1:
+        raise UsageError(f"public: {', '.join(s.label for s in specs)} are {len(specs)} data sets; name one")
+    return specs[0]
 
 
 def _numbers(what: str, kind: type, remedy: str, value: Any) -> tuple[Any, ...]:
@@ -295,14 +295,14 @@ class SweepConfig(Section):
         {}, validate_default=True, description="Updates of the same data, all of which the attacker has."
     )
     certificates: bool = pydantic.Field(False, description="Whether records hold what each mask leaves identifiable; it needs the whole Jacobian in memory.")
-    success: Annotated[SuccessConfig, _plain(lambda given: SuccessConfig.read(given, "success"))] = pydantic.Field(
+    success: Annotated[SuccessConfig, _plain(lambda value: SuccessConfig.read(value, "success"))] = pydantic.Field(
         {}, validate_default=True, description="When an attack has succeeded."
     )
     suite: str = pydantic.Field("", description="Of which suite the attacks are, as `selgrad suite` writes it; empty where somebody chose them.")
     gallery: int = pydantic.Field(4, description="Samples whose reconstructions are kept.")
     block_size: int = pydantic.Field(0, description="Attacks (lanes times restarts) per compiled block; 0 chooses by memory.")
     model_devices: int = pydantic.Field(1, description="Devices that share the weights and gradients of one model, for one too large for a device.")
-    wandb: Annotated[WandbConfig, _plain(lambda given: WandbConfig.read(given, "wandb"))] = pydantic.Field(
+    wandb: Annotated[WandbConfig, _plain(lambda value: WandbConfig.read(value, "wandb"))] = pydantic.Field(
         {}, validate_default=True, description="Where Weights & Biases files the run."
     )
 
@@ -366,15 +366,15 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """A mapping of keys that differ."""
-        seen: dict[Any, int] = {}
+        first_lines: dict[Any, int] = {}
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
             if isinstance(key, Hashable):
                 line = key_node.start_mark.line + 1
-                if key in seen:
-                    said = f"key {key!r} stands twice, in line {seen[key]} and again in line {line}; keep one"
-                    raise yaml.constructor.ConstructorError(None, None, said, key_node.start_mark)
-                seen[key] = line
+                if key in first_lines:
+                    message = f"key {key!r} stands twice, in line {first_lines[key]} and again in line {line}; keep one"
+                    raise yaml.constructor.ConstructorError(None, None, message, key_node.start_mark)
+                first_lines[key] = line
         return super().construct_mapping(node, deep)
 
 
@@ -394,7 +394,7 @@ def read_yaml(text: str, what: str) -> Any:
     if len(text) > LONGEST:
         raise UsageError(f"{what} has {len(text):,} characters, and configurations of more than {LONGEST:,} are not read")
     try:
-        found = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except yaml.constructor.ConstructorError as error:
         raise UsageError(f"{what}: {error.problem}") from None
     except yaml.YAMLError as error:
@@ -404,20 +404,20 @@ def read_yaml(text: str, what: str) -> Any:
     except (ValueError, OverflowError) as error:
         # Such as a date of a month 13.
         raise UsageError(f"{what} holds a value that cannot be read ({error}); put text in quotes") from None
-    if _holds_itself(found, (), set()):
+    if _holds_itself(value, (), set()):
         raise UsageError(f"{what} holds itself; write it out")
-    return found
+    return value
 
 
-def _holds_itself(value: Any, above: tuple[int, ...], seen: set[int]) -> bool:
+def _holds_itself(value: Any, above: tuple[int, ...], visited: set[int]) -> bool:
     """Whether a list or mapping is among what it holds, which anchors can make."""
-    if not isinstance(value, list | dict) or id(value) in seen:
+    if not isinstance(value, list | dict) or id(value) in visited:
         return False
     if id(value) in above:
         return True
-    found = any(_holds_itself(one, (*above, id(value)), seen) for one in (value.values() if isinstance(value, dict) else value))
-    seen.add(id(value))
-    return found
+    is_cyclic = any(_holds_itself(child, (*above, id(value)), visited) for child in (value.values() if isinstance(value, dict) else value))
+    visited.add(id(value))
+    return is_cyclic
 
 
 def read_file(path: str | Path) -> Any:

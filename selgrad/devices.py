@@ -36,16 +36,16 @@ def configure() -> None:
         flags += f" --xla_force_host_platform_device_count={num_cores()} --xla_cpu_multi_thread_eigen=false"
         os.environ["XLA_FLAGS"] = flags.strip()
     _keep_compilations()
-    asked = os.environ.get("JAX_PLATFORMS")
-    if asked:
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if platforms:
         import jax
 
         try:
             jax.devices()
         except Exception as error:  # of many kinds, AssertionError among them
-            said = f" ({' '.join(str(error).split())[:150]})" if str(error) else ""
+            reason = f" ({' '.join(str(error).split())[:150]})" if str(error) else ""
             raise SelgradError(
-                f"JAX_PLATFORMS={asked} names a platform of which JAX finds no device here{said}; unset it, or install JAX for that accelerator"
+                f"JAX_PLATFORMS={platforms} names a platform of which JAX finds no device here{reason}; unset it, or install JAX for that accelerator"
             ) from None
 
 
@@ -66,10 +66,10 @@ def one_blas_thread() -> contextlib.AbstractContextManager[Any]:
 def cache_folder() -> Path:
     """Where compiled programs are kept: `selgrad` in the user's folder for caches, apart for each kind of processor, whose programs no other can run."""
     try:
-        told = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("model name", "flags", "Features"))]
+        cpu_lines = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("model name", "flags", "Features"))]
     except OSError:
-        told = [platform.processor()]
-    kind = hashlib.sha256("\n".join(dict.fromkeys(told)).encode()).hexdigest()[:8]
+        cpu_lines = [platform.processor()]
+    kind = hashlib.sha256("\n".join(dict.fromkeys(cpu_lines)).encode()).hexdigest()[:8]
     return user_cache() / "compiled" / f"{platform.machine()}-{kind}"
 
 

@@ -26,14 +26,14 @@ from selgrad.registry import Spec
 class _Absent:
     """Stands for what a metric reads and nobody gave."""
 
-    def __init__(self, metric: str, what: str) -> None:
-        self._said = f"metric {metric!r} reads {what}; give selgrad.scores model, params, inputs and labels too"
+    def __init__(self, metric: str, quantity: str) -> None:
+        self._message = f"metric {metric!r} reads {quantity}; give selgrad.scores model, params, inputs and labels too"
 
     def __getattr__(self, name: str) -> Any:
-        raise UsageError(self._said)
+        raise UsageError(self._message)
 
     def __iter__(self) -> Any:
-        raise UsageError(self._said)
+        raise UsageError(self._message)
 
 
 def scores(
@@ -74,18 +74,18 @@ def scores(
     key = jax.random.key(seed)
     if model is None:
         absent: dict[str, Any] = {
-            name: _Absent(spec.label, what) for name, what in (("model", "the model"), ("params", "the parameters"), ("batch", "the batch"))
+            name: _Absent(spec.label, quantity) for name, quantity in (("model", "the model"), ("params", "the parameters"), ("batch", "the batch"))
         }
         return built(GradientContext(**absent, update=absent["model"], grads=grads, key=key))
     if params is None or inputs is None or labels is None:
         raise UsageError("selgrad.scores: with a model give params, inputs and labels")
     size = len(inputs)
-    made, weights = _model(model, params, input_spec)
-    how: Update = Spec.of("update", {"name": "gradient", "batch_size": size} if update is None else update).build()
+    adapted, weights = _model(model, params, input_spec)
+    client_update: Update = Spec.of("update", {"name": "gradient", "batch_size": size} if update is None else update).build()
     batch = Batch(jnp.asarray(inputs), jnp.asarray(labels, jnp.int32))
-    tree = _to_ours(made, grads)
-    found = built(GradientContext(model=made, params=weights, batch=batch, update=how, grads=tree, key=key))
-    return jax.tree.unflatten(jax.tree.structure(grads), jax.tree.leaves(_to_theirs(made, found, grads)))
+    tree = _to_ours(adapted, grads)
+    own_scores = built(GradientContext(model=adapted, params=weights, batch=batch, update=client_update, grads=tree, key=key))
+    return jax.tree.unflatten(jax.tree.structure(grads), jax.tree.leaves(_to_theirs(adapted, own_scores, grads)))
 
 
 def mask(scores: Any, ratio: float | int, selector: Any = "global_top") -> Any:
@@ -114,7 +114,7 @@ class KeyPair:
     """A CKKS context and its keys: who holds it can encrypt and decrypt. In a deployment these are two parties (docs/threat_model.md)."""
 
     scheme: encryption.CKKS
-    made: tuple[encryption.Keys, ...]
+    party_keys: tuple[encryption.Keys, ...]
 
     @property
     def bound(self) -> float:
@@ -168,14 +168,14 @@ class Sealed:
         return 0 if self.ciphertexts is None else self.ciphertexts.num_bytes
 
 
-def _require_floats(tree: Any, what: str) -> None:
+def _require_floats(tree: Any, caller: str) -> None:
     leaves = jax.tree.leaves(tree)
     if not leaves:
-        raise UsageError(f"selgrad.{what}: the tree has no arrays")
+        raise UsageError(f"selgrad.{caller}: the tree has no arrays")
     for path, leaf in zip(trees.paths(tree), leaves, strict=True):
         kind = jnp.result_type(leaf)
         if not jnp.issubdtype(kind, jnp.floating):
-            raise UsageError(f"selgrad.{what}: leaf {path or 'of the tree'!r} is of type {kind}; give floats, and leave counters out of the tree")
+            raise UsageError(f"selgrad.{caller}: leaf {path or 'of the tree'!r} is of type {kind}; give floats, and leave counters out of the tree")
 
 
 def encrypt(tree: Any, mask: Any, keys: KeyPair, *, clip: bool = False) -> Sealed:
@@ -203,7 +203,7 @@ def encrypt(tree: Any, mask: Any, keys: KeyPair, *, clip: bool = False) -> Seale
     sealed = None
     if values.size:
         keys.scheme.profile.require_clients(1)
-        sealed = keys.scheme.encrypt(keys.made[-1], values, encryption.mask_hash(bits), clip=True)
+        sealed = keys.scheme.encrypt(keys.party_keys[-1], values, encryption.mask_hash(bits), clip=True)
     return Sealed(exposed, bits, sealed, keys.scheme.profile, num_clipped=int(beyond.sum()))
 
 
@@ -226,15 +226,15 @@ def add(updates: Sequence[Sealed]) -> Sealed:
     if not updates:
         raise UsageError("selgrad.add: there is nothing to add")
     first = updates[0]
-    for one in updates[1:]:
-        if encryption.mask_hash(one.mask) != encryption.mask_hash(first.mask):
+    for update in updates[1:]:
+        if encryption.mask_hash(update.mask) != encryption.mask_hash(first.mask):
             raise EncryptionError("the updates are of different masks; encrypt all with one")
-    parts = [one.ciphertexts for one in updates if one.ciphertexts is not None]
+    parts = [update.ciphertexts for update in updates if update.ciphertexts is not None]
     total = None
     if parts:
         total = encryption.CKKS(first.profile).add(parts)
-    exposed = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *(one.exposed for one in updates))
-    return Sealed(exposed, first.mask, total, first.profile, sum(one.num_clients for one in updates), sum(one.num_clipped for one in updates))
+    exposed = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *(update.exposed for update in updates))
+    return Sealed(exposed, first.mask, total, first.profile, sum(update.num_clients for update in updates), sum(update.num_clipped for update in updates))
 
 
 def decrypt(sealed: Sealed, keys: KeyPair) -> Any:
@@ -248,7 +248,7 @@ def decrypt(sealed: Sealed, keys: KeyPair) -> Any:
     """
     if sealed.ciphertexts is None:
         return sealed.exposed
-    integers = encryption.decrypt(keys.scheme, keys.made, sealed.ciphertexts, encryption.mask_hash(sealed.mask))
+    integers = encryption.decrypt(keys.scheme, keys.party_keys, sealed.ciphertexts, encryption.mask_hash(sealed.mask))
     values: npt.NDArray[np.float64] = integers / 2.0**keys.scheme.profile.grid_bits
     return encryption.scatter(values, sealed.mask, sealed.exposed)
 
@@ -256,12 +256,12 @@ def decrypt(sealed: Sealed, keys: KeyPair) -> Any:
 def _model(model: Any, params: Any, input_spec: InputSpec | TextSpec | None) -> tuple[Model, Any]:
     """A model and its parameters as the rooms hold them, from what a user has."""
     if isinstance(model, Model) and not isinstance(model, type):
-        made: Model = model
+        adapted: Model = model
     else:
         if input_spec is None:
             raise UsageError("give input_spec=selgrad.InputSpec(shape, num_classes), which says what the network reads")
-        made = Spec.of("model", model).build(input_spec)
-    return made, _to_ours(made, params)
+        adapted = Spec.of("model", model).build(input_spec)
+    return adapted, _to_ours(adapted, params)
 
 
 def _to_ours(model: Model, tree: Any) -> Any:
@@ -325,36 +325,38 @@ def attack(
       UsageError: for something unknown, or that cannot be used.
       GradientError: if gradient, mask and parameters are of different trees, or an entry is not finite.
     """
-    made, weights = _model(model, params, input_spec)
-    made = attacked(made)
-    tree = _to_ours(made, grads)
+    adapted, weights = _model(model, params, input_spec)
+    adapted = attacked(adapted)
+    tree = _to_ours(adapted, grads)
     _require_floats(tree, "attack")
-    sent, _ = made.split(weights)
-    trees.require_same_tree(tree, sent)
+    expected, _ = adapted.split(weights)
+    trees.require_same_tree(tree, expected)
     trees.require_finite(tree, "the gradient")
-    hidden = jax.tree.map(lambda leaf: np.zeros(np.shape(leaf), bool), tree) if mask is None else _to_ours(made, mask)
-    how: Update = Spec.of("update", {"name": "gradient", "batch_size": batch_size} if update is None else update).build()
+    hidden = jax.tree.map(lambda leaf: np.zeros(np.shape(leaf), bool), tree) if mask is None else _to_ours(adapted, mask)
+    client_update: Update = Spec.of("update", {"name": "gradient", "batch_size": batch_size} if update is None else update).build()
     spec = Spec.of("attack", attack)
-    built, auxiliary = bind(spec, made.input_spec)
-    shared = None
+    built, auxiliary = bind(spec, adapted.input_spec)
+    public_batches = None
     if public is not None:
         data = Spec.of("dataset", public).build()
-        batches = [data.batch(i, how.batch_size) for i in range(len(data) // how.batch_size)]
-        shared = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+        batches = [data.batch(i, client_update.batch_size) for i in range(len(data) // client_update.batch_size)]
+        public_batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
     if built.evidence and metric is None:
         raise UsageError(f"{spec.label} reads the mask as evidence; give the client's own metric")
     evidence = Evidence(Spec.of("metric", metric).build()) if built.evidence else None
-    given = None if labels is None else jnp.asarray(labels, jnp.int32)
-    real = None if valid is None else jnp.asarray(valid, bool)
+    known_labels = None if labels is None else jnp.asarray(labels, jnp.int32)
+    is_real = None if valid is None else jnp.asarray(valid, bool)
     as_arrays = lambda part: jax.tree.map(jnp.asarray, part)
-    seen = observe(made, how, as_arrays(weights), as_arrays(tree), as_arrays(hidden), given, real, auxiliary, shared, evidence)
+    observation = observe(
+        adapted, client_update, as_arrays(weights), as_arrays(tree), as_arrays(hidden), known_labels, is_real, auxiliary, public_batches, evidence
+    )
     key = jax.random.key(seed)
     if not built.traceable:
-        return built.reconstruct(key, seen)
+        return built.reconstruct(key, observation)
     if built.prepare is None:
-        return jax.jit(built.reconstruct)(key, seen)
+        return jax.jit(built.reconstruct)(key, observation)
     from selgrad.base import no_cache
 
-    seen, report = built.prepare(seen, no_cache)
-    alone = dataclasses.replace(built, prepare=None)
-    return jax.jit(alone.reconstruct)(key, seen)._replace(report=report)
+    observation, report = built.prepare(observation, no_cache)
+    prepared = dataclasses.replace(built, prepare=None)
+    return jax.jit(prepared.reconstruct)(key, observation)._replace(report=report)

@@ -50,8 +50,8 @@ def write(path: Path, fill: Callable[[Path], None]) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             scratch.unlink(missing_ok=True)
-        said = error.strerror or str(error).splitlines()[0]
-        raise SelgradError(f"cannot write {str(path)!r}: {said}; make room or choose another --out, then run the same command") from None
+        reason = error.strerror or str(error).splitlines()[0]
+        raise SelgradError(f"cannot write {str(path)!r}: {reason}; make room or choose another --out, then run the same command") from None
     except BaseException:
         with contextlib.suppress(OSError):
             scratch.unlink(missing_ok=True)
@@ -98,21 +98,21 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(read_text(path))
-        given = content.pop("checksum", None)
+        stored_checksum = content.pop("checksum", None)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{str(path)!r} is damaged ({type(error).__name__})") from None
-    if given not in (None, checksum(content)):
+    if stored_checksum not in (None, checksum(content)):
         raise DamagedError(f"{str(path)!r} is damaged (its checksum is of other content)")
-    found: dict[str, Any] = content
-    return found
+    result: dict[str, Any] = content
+    return result
 
 
 def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
     """Names, times and sizes of a folder's files, by which what was read of them is known to be old; empty where there is no folder."""
     if not folder.is_dir():
         return ()
-    found = ((path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
-    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
+    entries = ((path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in entries)
 
 
 _SUMS = "SHA256SUMS"
@@ -149,14 +149,14 @@ def require_sealed(folder: Path) -> None:
         return
     try:
         lines = [line.split("  ", 1) for line in read_text(file).splitlines()]
-        sums = {name: given for given, name in lines}
+        sums = {name: expected for expected, name in lines}
         if not sums:
             raise ValueError("no line")
     except (OSError, ValueError):
         raise DamagedError(f"{str(file)!r} is damaged; fetch the folder again, or remove this file if you are sure of the others") from None
-    for name, given in sums.items():
+    for name, expected in sums.items():
         try:
-            same = _sha256(folder / name) == given
+            same = _sha256(folder / name) == expected
         except (OSError, ValueError):
             same = False
         if not same:
@@ -166,11 +166,11 @@ def require_sealed(folder: Path) -> None:
 
 
 def _sha256(path: Path) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
         while part := stream.read(2**20):
-            found.update(part)
-    return found.hexdigest()
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _fill(scratch: Path, content: bytes) -> None:
@@ -279,11 +279,11 @@ def locked(folder: Path, what: str) -> Iterator[None]:
 def sweep_up(folder: Path) -> None:
     """Removes what `write` left in a folder and below where its process was killed; what another machine writes stays for an hour."""
     for scratch in folder.rglob(".*.tmp"):
-        found = _SCRATCH.fullmatch(scratch.name)
+        match = _SCRATCH.fullmatch(scratch.name)
         with contextlib.suppress(OSError):
-            if found is None or not scratch.is_file():
+            if match is None or not scratch.is_file():
                 continue
-            is_dead = found[1] == _HERE and not _runs(int(found[2]))
+            is_dead = match[1] == _HERE and not _runs(int(match[2]))
             if is_dead or time.time() - scratch.stat().st_mtime > _FORGOTTEN:
                 scratch.unlink()
 

@@ -95,9 +95,9 @@ def train(
 
     def loss(params: Params, tokens: Any, valid: Any) -> Any:
         # Cross-entropy by gathering: one-hot labels over a vocabulary of 30,000 would need more memory than the model.
-        each = model.log_perplexity(params, tokens, valid)
+        per_sample = model.log_perplexity(params, tokens, valid)
         weights = valid[:, 1:].sum(axis=1)
-        return (each * weights).sum() / jnp.maximum(weights.sum(), 1)
+        return (per_sample * weights).sum() / jnp.maximum(weights.sum(), 1)
 
     @jax.jit
     def step(params: Params, state: Any, tokens: Any, valid: Any) -> Any:
@@ -129,6 +129,6 @@ def train(
     weights = [dataset.valid[held_out[i : i + 32]][:, 1:].sum() for i in range(0, len(held_out), 32)]
     counts: Any = np.bincount(dataset.tokens[trained][dataset.valid[trained]], minlength=dataset.spec.vocabulary_size) + 1.0
     unigram = -np.log(counts / counts.sum())[dataset.tokens[held_out][:, 1:][dataset.valid[held_out][:, 1:]]].mean()
-    found = {"loss": float(latest), "held_out_perplexity": float(np.exp(np.average(measured, weights=weights))), "unigram_perplexity": float(np.exp(unigram))}
+    result = {"loss": float(latest), "held_out_perplexity": float(np.exp(np.average(measured, weights=weights))), "unigram_perplexity": float(np.exp(unigram))}
     save_pretrained(model, params, root)
-    return journal.finish(found)
+    return journal.finish(result)

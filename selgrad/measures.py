@@ -72,8 +72,8 @@ class Measure:
 
 def every() -> dict[str, Measure]:
     """All measures by name, in the order in which tables show them."""
-    found: dict[str, Measure] = importlib.import_module("selgrad.evaluation").MEASURES
-    return found
+    table: dict[str, Measure] = importlib.import_module("selgrad.evaluation").MEASURES
+    return table
 
 
 def named(name: str) -> Measure:
@@ -90,5 +90,5 @@ def named(name: str) -> Measure:
 
 def held(columns: Iterable[str], choose: Callable[[Measure], bool]) -> list[Measure]:
     """Those measures of which there is a column, in the order of tables."""
-    there = set(columns)
-    return [measure for measure in every().values() if measure.name in there and choose(measure)]
+    available = set(columns)
+    return [measure for measure in every().values() if measure.name in available and choose(measure)]

@@ -117,7 +117,7 @@ def _load_file(path: str, stamp: tuple[int, int]) -> types.ModuleType:
     return module
 
 
-def _at_place(kind: str, name: str) -> Any:
+def _import_place(kind: str, name: str) -> Any:
     """What lies at `package.module:attribute` or `file.py:attribute`.
 
     Raises:
@@ -136,29 +136,29 @@ def _at_place(kind: str, name: str) -> Any:
         raise
     except Exception as error:  # whatever somebody's module raises while it is imported
         raise UsageError(f"{kind} {name!r}: {where!r} cannot be imported ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from None
-    found: Any = module
+    target: Any = module
     for part in attribute.split("."):
-        if not hasattr(found, part):
-            public = [one for one in vars(module) if not one.startswith("_")]
+        if not hasattr(target, part):
+            public = [member for member in vars(module) if not member.startswith("_")]
             raise UsageError(f"{kind} {name!r}: {where!r} has no {attribute!r}; {did_you_mean(attribute, public)}")
-        found = getattr(found, part)
-    return found
+        target = getattr(target, part)
+    return target
 
 
 @functools.lru_cache(maxsize=1)
 def installed() -> dict[tuple[str, str], Any]:
     """Entry points of installed packages by kind and name, not yet loaded."""
     groups = {group: kind for kind, group in _ENTRY_POINTS.items()}
-    found: dict[tuple[str, str], Any] = {}
+    points: dict[tuple[str, str], Any] = {}
     for group, kind in groups.items():
         for point in importlib.metadata.entry_points(group=group):
-            found[kind, point.name] = point
-    return found
+            points[kind, point.name] = point
+    return points
 
 
 def names(kind: str) -> list[str]:
     """Every name of a kind, those of installed packages included."""
-    return [*registry(kind), *(name for one, name in installed() if one == kind and name not in registry(kind))]
+    return [*registry(kind), *(name for point_kind, name in installed() if point_kind == kind and name not in registry(kind))]
 
 
 def _find(kind: str, name: str) -> tuple[Any, str]:
@@ -172,7 +172,7 @@ def _find(kind: str, name: str) -> tuple[Any, str]:
         item = known[name]
         return item, "" if _is_ours(item) else source_hash(item)
     if _is_place(name):
-        item = _at_place(kind, name)
+        item = _import_place(kind, name)
         return item, source_hash(item)
     point = installed().get((kind, name))
     if point is None:
@@ -232,12 +232,12 @@ class Spec:
             return make_spec(kind, given["name"], {k: v for k, v in given.items() if k != "name"})
         if given is None:
             raise UsageError(f"{kind} is missing; give a name ({', '.join(names(kind))}), a mapping with a name, or an object of your own")
-        found = _keywords(_adapt(kind, given))
-        required = [p.name for p in found.values() if p.default is inspect.Parameter.empty]
+        keywords = _keywords(_adapt(kind, given))
+        required = [p.name for p in keywords.values() if p.default is inspect.Parameter.empty]
         if required:
             raise UsageError(f"{kind}: {_name_of(given)} needs {', '.join(required)}; give them with functools.partial")
         # What is set on the object is recorded like a name's arguments; what is not a plain value is in the hash alone.
-        plain = {p.name: p.default for p in found.values() if isinstance(p.default, str | int | float | type(None)) and p.name not in _LATER}
+        plain = {p.name: p.default for p in keywords.values() if isinstance(p.default, str | int | float | type(None)) and p.name not in _LATER}
         chosen = given.keywords if isinstance(given, functools.partial) else {}
         arguments = tuple(sorted({**plain, "source": source_hash(given)}.items()))
         return cls(kind, _name_of(given), arguments, tuple(name for name in chosen if name in plain and name not in _PLACES), target=given)
@@ -283,7 +283,7 @@ def _name_of(item: Any) -> str:
         # Of a configured network the network.
         return _name_of(item.args[0] if item.args else item.func)
     if isinstance(item, tuple | list) and not hasattr(item, "_fields"):
-        return "_and_".join(dict.fromkeys(_name_of(one) for one in item[:2]))
+        return "_and_".join(dict.fromkeys(_name_of(part) for part in item[:2]))
     name = getattr(item, "__name__", None) or type(item).__name__
     return "lambda" if name == "<lambda>" else str(name)
 
@@ -295,8 +295,8 @@ def _keywords(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         hints = typing.get_type_hints(target)
     except Exception:  # somebody's annotations may name what only their type checker sees
         hints = {}
-    found = inspect.signature(factory).parameters.values()
-    return {p.name: p.replace(annotation=hints.get(p.name, Any)) for p in found if p.kind is p.KEYWORD_ONLY}
+    signature_parameters = inspect.signature(factory).parameters.values()
+    return {p.name: p.replace(annotation=hints.get(p.name, Any)) for p in signature_parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def lookup(kind: str, name: str) -> Any:
@@ -369,13 +369,13 @@ def make_spec(kind: str, name: str, arguments: Mapping[str, Any] | None = None) 
     """
     _, source = _find(kind, name)
     values: dict[str, Any] = {}
-    allowed, asked = parameters(kind, name), dict(arguments or {})
+    allowed, requested = parameters(kind, name), dict(arguments or {})
     if source:
-        pinned = asked.pop("source", source)
+        pinned = requested.pop("source", source)
         if pinned != source:
             raise UsageError(f"{kind} {name!r} has changed: its source is {source} and the configuration names {pinned}; take out `source` or go back")
         values["source"] = source
-    for key, value in asked.items():
+    for key, value in requested.items():
         if key not in allowed:
             raise UsageError(f"{kind} {name!r} takes no argument {key!r}; {did_you_mean(str(key), allowed)}")
         annotation = allowed[key].annotation
@@ -405,9 +405,9 @@ def expand(kind: str, entry: Any) -> list[Spec]:
     if isinstance(entry, list):
         if not entry:
             raise UsageError(f"{kind} is an empty list; name at least one, known: {', '.join(sorted(names(kind)))}")
-        return [spec for one in entry for spec in expand(kind, one)]
-    if isinstance(entry, tuple) and all(isinstance(one, Spec | str) for one in entry):
-        return [spec for one in entry for spec in expand(kind, one)]
+        return [spec for element in entry for spec in expand(kind, element)]
+    if isinstance(entry, tuple) and all(isinstance(element, Spec | str) for element in entry):
+        return [spec for element in entry for spec in expand(kind, element)]
     if isinstance(entry, Mapping) and not isinstance(entry.get("name"), str):
         raise UsageError(f"{kind}: {entry!r} is neither a name nor a mapping with a name; known: {', '.join(sorted(names(kind)))}")
     if isinstance(entry, bool | int | float):
@@ -435,7 +435,7 @@ def one(kind: str, entry: Any) -> Spec:
     Raises:
       UsageError: if it describes several.
     """
-    found = expand(kind, entry)
-    if len(found) != 1:
-        raise UsageError(f"{kind}: {', '.join(s.label for s in found)} are {len(found)}, and it takes one")
-    return found[0]
+    specs = expand(kind, entry)
+    if len(specs) != 1:
+        raise UsageError(f"{kind}: {', '.join(s.label for s in specs)} are {len(specs)}, and it takes one")
+    return specs[0]

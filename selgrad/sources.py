@@ -47,72 +47,72 @@ def _text(item: Any) -> bytes:
 
 
 def _byte_code(code: types.CodeType) -> bytes:
-    constants = (_byte_code(one) if isinstance(one, types.CodeType) else repr(one).encode() for one in code.co_consts)
+    constants = (_byte_code(constant) if isinstance(constant, types.CodeType) else repr(constant).encode() for constant in code.co_consts)
     return b"\0".join([code.co_code, repr(code.co_names).encode(), *constants])
 
 
-def _pieces(item: Any, seen: set[int]) -> Iterator[bytes]:
+def _pieces(item: Any, visited: set[int]) -> Iterator[bytes]:
     if isinstance(item, str | bytes | int | float | complex | bool | type(None)):
         yield repr(item).encode()
         return
-    if id(item) in seen:
+    if id(item) in visited:
         return
-    seen.add(id(item))
+    visited.add(id(item))
     if isinstance(item, functools.partial):
         for part in (item.func, item.args, item.keywords):
-            yield from _pieces(part, seen)
+            yield from _pieces(part, visited)
     elif isinstance(item, types.FunctionType):
-        yield from _function(item, seen)
+        yield from _function(item, visited)
     elif isinstance(item, types.MethodType):
-        yield from _pieces(item.__func__, seen)
-        yield from _pieces(item.__self__, seen)
+        yield from _pieces(item.__func__, visited)
+        yield from _pieces(item.__self__, visited)
     elif isinstance(item, type):
         yield f"{item.__module__}.{item.__qualname__}".encode() if _is_library(item) else _text(item)
         if not _is_library(item):
             for base in item.__bases__:
-                yield from _pieces(base, seen)
+                yield from _pieces(base, visited)
             for member in vars(item).values():
                 plain = getattr(member, "fget", None) or getattr(member, "__func__", None) or member
                 if isinstance(plain, types.FunctionType):
-                    yield from _function(plain, seen)
+                    yield from _function(plain, visited)
     elif isinstance(item, types.ModuleType):
         yield item.__name__.encode()
     elif isinstance(item, Mapping):
         for key in sorted(item, key=repr):
             yield repr(key).encode()
-            yield from _pieces(item[key], seen)
+            yield from _pieces(item[key], visited)
     elif isinstance(item, tuple | list | set | frozenset):
-        for one in sorted(item, key=repr) if isinstance(item, set | frozenset) else item:
-            yield from _pieces(one, seen)
+        for element in sorted(item, key=repr) if isinstance(item, set | frozenset) else item:
+            yield from _pieces(element, visited)
     elif isinstance(item, np.ndarray) or (hasattr(item, "dtype") and hasattr(item, "shape")):
         array = _array(item)
         yield f"{array.dtype} {array.shape}".encode()
         yield np.ascontiguousarray(array).tobytes()
     elif any(base.__module__.startswith("flax.nnx") for base in type(item).__mro__):
-        yield from _pieces(type(item), seen)
-        yield from _pieces(_nnx_content(item), seen)
+        yield from _pieces(type(item), visited)
+        yield from _pieces(_nnx_content(item), visited)
     else:
-        yield from _pieces(type(item), seen)
+        yield from _pieces(type(item), visited)
         if dataclasses.is_dataclass(item):
-            held: Mapping[str, Any] = {field.name: getattr(item, field.name) for field in dataclasses.fields(item) if field.name not in ("parent", "name")}
+            attributes: Mapping[str, Any] = {f.name: getattr(item, f.name) for f in dataclasses.fields(item) if f.name not in ("parent", "name")}
         else:
-            held = {name: value for name, value in getattr(item, "__dict__", {}).items() if not name.startswith("_")}
-        if not held and callable(getattr(item, "__wrapped__", None)):
-            yield from _pieces(item.__wrapped__, seen)
-        for name in sorted(held):
+            attributes = {name: value for name, value in getattr(item, "__dict__", {}).items() if not name.startswith("_")}
+        if not attributes and callable(getattr(item, "__wrapped__", None)):
+            yield from _pieces(item.__wrapped__, visited)
+        for name in sorted(attributes):
             yield name.encode()
-            yield from _pieces(held[name], seen)
+            yield from _pieces(attributes[name], visited)
 
 
 def _array(item: Any) -> npt.NDArray[Any]:
     """The content of an array; of a JAX key the numbers behind it."""
     # A variable of a module holds its array under `value`.
-    held = item if isinstance(item, np.ndarray) else getattr(item, "value", item)
+    content = item if isinstance(item, np.ndarray) else getattr(item, "value", item)
     if str(item.dtype).startswith("key<"):
         import jax
 
-        return np.asarray(jax.random.key_data(held))
-    return np.asarray(held)
+        return np.asarray(jax.random.key_data(content))
+    return np.asarray(content)
 
 
 def _nnx_content(item: Any) -> dict[str, Any]:
@@ -123,16 +123,16 @@ def _nnx_content(item: Any) -> dict[str, Any]:
     return {"plain": plain, "state": nnx.to_pure_dict(nnx.state(item, nnx.Not(nnx.RngState)))}
 
 
-def _function(item: types.FunctionType, seen: set[int]) -> Iterator[bytes]:
+def _function(item: types.FunctionType, visited: set[int]) -> Iterator[bytes]:
     if _is_library(item):
         yield f"{item.__module__}.{item.__qualname__}".encode()
     else:
         yield _text(item)
     for part in (item.__defaults__, item.__kwdefaults__):
-        yield from _pieces(part, seen)
+        yield from _pieces(part, visited)
     for cell in item.__closure__ or ():
         try:
-            yield from _pieces(cell.cell_contents, seen)
+            yield from _pieces(cell.cell_contents, visited)
         except ValueError:  # a name that is not bound yet
             continue
     if not _is_library(item):
@@ -140,4 +140,4 @@ def _function(item: types.FunctionType, seen: set[int]) -> Iterator[bytes]:
             # Helpers and constants of the same file.
             value = item.__globals__.get(name)
             if (isinstance(value, types.FunctionType | type) and not _is_library(value)) or isinstance(value, str | int | float | bool | tuple):
-                yield from _pieces(value, seen)
+                yield from _pieces(value, visited)

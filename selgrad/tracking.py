@@ -85,7 +85,7 @@ class NoTracker:
 
 def _summarised(records: pd.DataFrame) -> list[Measure]:
     """What the records measure: of images, of text, or of both."""
-    return [one for one in measures.held(records, lambda measure: measure.summary) if records[one.name].notna().any()]
+    return [measure for measure in measures.held(records, lambda measure: measure.summary) if records[measure.name].notna().any()]
 
 
 class WandbTracker:
@@ -158,7 +158,7 @@ class WandbTracker:
             reason = str(error).splitlines()[0]
             raise SelgradError(f"W&B did not start: {reason}; log in with `wandb login`, or use --wandb offline") from None
 
-    def _whole(self) -> Any:
+    def _main_run(self) -> Any:
         """The run of the whole sweep, or of whatever is not a sweep."""
         if self._main is None:
             self._main = self._init(self._run_id, self._name, self._config, self._kind, [], watched=True)
@@ -167,7 +167,7 @@ class WandbTracker:
     def open(self) -> None:
         """Starts the run of the whole where it needs a login; offline it starts when there is something to say."""
         if self._mode == "online":
-            self._whole()
+            self._main_run()
 
     def begin(self, sizes: Mapping[Key, int], records: pd.DataFrame | None) -> None:
         """Logs the groups that were finished before and are not logged yet."""
@@ -187,10 +187,10 @@ class WandbTracker:
         if self._groups is not None:
             self._log_groups(records)
         if self._mode == "online":
-            means = records[[one.name for one in _summarised(records)]].astype(float).mean()
+            means = records[[measure.name for measure in _summarised(records)]].astype(float).mean()
             first = records.iloc[0]
             line = str(first["attack"]) if first["protection_label"] == "none" else f"{first['attack']} under {first['protection_label']}"
-            self._whole().log({f"{line}/{name}": value for name, value in means.items()} | {"cells": len(records)})
+            self._main_run().log({f"{line}/{name}": value for name, value in means.items()} | {"cells": len(records)})
 
     def _log_groups(self, records: pd.DataFrame) -> None:
         from selgrad.report.gallery import kept_sentences
@@ -208,28 +208,29 @@ class WandbTracker:
         from selgrad.report.groups import description, summary, title
 
         run = self._init(run_id, title(cells), {**self._common, **description(cells)}, "cells", [str(cells["attack"].iloc[0])], watched=False)
-        run.log({**summary(cells), **self._kept(cells, texts)}, step=0)
+        run.log({**summary(cells), **self._reconstructions(cells, texts)}, step=0)
         run.finish()
         self._note(run_id, len(cells))
 
-    def _kept(self, cells: pd.DataFrame, texts: list[dict[str, Any]]) -> dict[str, Any]:
+    def _reconstructions(self, cells: pd.DataFrame, texts: list[dict[str, Any]]) -> dict[str, Any]:
         """Kept reconstructions of a group, each beside its truth: images, or a table of sentences."""
         import numpy as np
 
         from selgrad.report.gallery import tile
         from selgrad.report.groups import shown_as
 
-        titles, found = shown_as(cells), []
-        of_these = [text for text in texts if all(text[name] == value for name, value in titles.items())]
-        rows = [[text["sample"], *pair] for text in of_these for pair in zip(text["truth"], text["found"], strict=True)]
+        titles, images = shown_as(cells), []
+        group_texts = [text for text in texts if all(text[name] == value for name, value in titles.items())]
+        rows = [[text["sample"], *pair] for text in group_texts for pair in zip(text["truth"], text["found"], strict=True)]
         if rows:
             return {"sentences": self._wandb.Table(["sample", "truth", "found"], rows)}
         for row in self._images.of(**titles):
             truth = self._images.truth(row)
             if truth is not None:
                 verdict = cells[cells["sample"] == int(row["sample"])]["level"].iloc[0]
-                found.append(self._wandb.Image(np.hstack([tile(truth), tile(row["pixels"])]), caption=f"sample {int(row['sample'])}: truth, found ({verdict})"))
-        return {"reconstructions": found} if found else {}
+                caption = f"sample {int(row['sample'])}: truth, found ({verdict})"
+                images.append(self._wandb.Image(np.hstack([tile(truth), tile(row["pixels"])]), caption=caption))
+        return {"reconstructions": images} if images else {}
 
     def finish(self, records: pd.DataFrame) -> None:
         """Logs the sweep's tables, curves, figures and files, unless nothing is new, and ends all runs."""
@@ -241,7 +242,7 @@ class WandbTracker:
                     )
                     self._log_cells(run, cells)
                     run.finish()
-            run = self._whole()
+            run = self._main_run()
             self._log_cells(run, records)
             self._log_verdicts(run, records)
             for picture in sorted((self._folder / "figures").glob("*.png")):
@@ -263,7 +264,7 @@ class WandbTracker:
             plain = records.astype({name: "float64" for name, dtype in records.dtypes.items() if str(dtype) == "Int64"})
             run.log({"cells": self._wandb.Table(dataframe=plain)})
         shown = _summarised(records)
-        names = [one.name for one in shown]
+        names = [measure.name for measure in shown]
         labelled = {"panel": attack_label(records), "curve": metric_label(records), "ratio": records["ratio"]}
         means = (
             pd.DataFrame({**labelled, **{name: records[name].astype(float) for name in names}}).groupby(["panel", "curve", "ratio"])[names].mean().reset_index()
@@ -271,11 +272,11 @@ class WandbTracker:
         means.insert(0, "line", means["panel"] + ": " + means["curve"])
         table = self._wandb.Table(dataframe=means)
         lines = {
-            "curves" if one.reads == "images" else "curves_text": self._wandb.plot.line(
-                table, "ratio", one.name, stroke="line", title=f"{one.title} against ratio"
+            "curves" if measure.reads == "images" else "curves_text": self._wandb.plot.line(
+                table, "ratio", measure.name, stroke="line", title=f"{measure.title} against ratio"
             )
-            for one in shown
-            if one.headline
+            for measure in shown
+            if measure.headline
         }
         run.log({**lines, "curves_table": table})
         sizes = sizes_of(records)
@@ -303,7 +304,7 @@ class WandbTracker:
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Logs what is a number or a text, unless that step is on the server already."""
         if self._mode == "offline" or step > self._logged.get(self._run_id, -1):
-            self._whole().log({key: value for key, value in values.items() if isinstance(value, int | float | str)}, step=step)
+            self._main_run().log({key: value for key, value in values.items() if isinstance(value, int | float | str)}, step=step)
             self._note(self._run_id, step)
 
     def close(self) -> None:

@@ -143,13 +143,13 @@ def augment(key: Key, inputs: Array, how: Augmentation) -> Array:
     height, width = inputs.shape[1:3]
     padded = jnp.pad(inputs, ((0, 0), (4, 4), (4, 4), (0, 0)))
 
-    def one(key: Key, picture: Array) -> Array:
-        places, side = jax.random.split(key)
-        row, column = jax.random.randint(places, (2,), 0, 9)
+    def crop_one(key: Key, picture: Array) -> Array:
+        offset_key, flip_key = jax.random.split(key)
+        row, column = jax.random.randint(offset_key, (2,), 0, 9)
         cropped = jax.lax.dynamic_slice(picture, (row, column, 0), (height, width, picture.shape[-1]))
-        return jnp.where(jax.random.bernoulli(side) & (how == "crop_flip"), cropped[:, ::-1], cropped)
+        return jnp.where(jax.random.bernoulli(flip_key) & (how == "crop_flip"), cropped[:, ::-1], cropped)
 
-    return jax.vmap(one)(jax.random.split(key, len(inputs)), padded)
+    return jax.vmap(crop_one)(jax.random.split(key, len(inputs)), padded)
 
 
 def accuracy(model: Model, params: Params, dataset: Dataset) -> float:
@@ -226,14 +226,14 @@ def train(
     step = _stepper(built, built.input_spec, transformation, chosen)
     loss: Any
     done, (params, state), loss = journal.newest((params, transformation.init(_split(built, params)[0])))
-    place = _sharded(chosen.batch_size)
+    to_devices = _sharded(chosen.batch_size)
     for number in range(done, num_steps):
         epoch, position = divmod(number, per_epoch)
         if position == 0:
             # Drawn by the epoch's number, so that a resumed run, which starts with an epoch, sees what an uninterrupted one does.
             shuffled = np.random.default_rng([chosen.seed, epoch]).permutation(len(dataset))
         order = shuffled[position * chosen.batch_size :][: chosen.batch_size]
-        params, state, loss = step(params, state, place(dataset.pixels[order]), place(dataset.labels[order]), number)
+        params, state, loss = step(params, state, to_devices(dataset.pixels[order]), to_devices(dataset.labels[order]), number)
         if position + 1 == per_epoch:
             journal.save(number + 1, (params, state), float(loss))
         if number % 10 == 0 or number + 1 == num_steps:
@@ -241,20 +241,20 @@ def train(
     params = jax.tree.map(np.asarray, params)
     trees.require_finite(params, "the trained weights")
     checkpoints.save_params(root / "weights", params)
-    found = {"accuracy": accuracy(built, params, test), "train_accuracy": accuracy(built, params, dataset), "test_samples": len(test), "loss": float(loss)}
-    return journal.finish(found)
+    result = {"accuracy": accuracy(built, params, test), "train_accuracy": accuracy(built, params, dataset), "test_samples": len(test), "loss": float(loss)}
+    return journal.finish(result)
 
 
-def _part(dataset: Dataset, which: Any) -> Dataset:
-    return dataclasses.replace(dataset, pixels=dataset.pixels[which], labels=dataset.labels[which])
+def _part(dataset: Dataset, rows: Any) -> Dataset:
+    return dataclasses.replace(dataset, pixels=dataset.pixels[rows], labels=dataset.labels[rows])
 
 
 def _digest(dataset: Dataset) -> int:
     """Tells data sets of one size apart, and one normalisation from another."""
-    found = zlib.crc32(repr(dataset.spec).encode())
+    digest = zlib.crc32(repr(dataset.spec).encode())
     for part in (dataset.pixels, dataset.labels):
-        found = zlib.crc32(np.ascontiguousarray(part).tobytes(), found)
-    return found
+        digest = zlib.crc32(np.ascontiguousarray(part).tobytes(), digest)
+    return digest
 
 
 def _split(model: Model, params: Params) -> tuple[Params, Params]:
@@ -269,13 +269,13 @@ def _stepper(model: Model, spec: InputSpec, transformation: optax.GradientTransf
     @jax.jit
     def step(params: Params, state: Any, pixels: Array, labels: Array, number: Array) -> Any:
         cropping, dropping = jax.random.split(jax.random.fold_in(jax.random.key(recipe.seed + 1), number))
-        inputs, wanted = augment(cropping, normalise(pixels), recipe.augmentation), jax.nn.one_hot(labels, num_classes)
-        trained, kept = _split(model, params)
+        inputs, targets = augment(cropping, normalise(pixels), recipe.augmentation), jax.nn.one_hot(labels, num_classes)
+        trained, fixed = _split(model, params)
 
         def loss(moved: Params) -> tuple[Array, Params]:
-            whole = model.merge(moved, kept)
-            embedded = model.embed(whole, inputs)
-            return model.learn(whole, embedded, wanted, dropping) if isinstance(model, ImageClassifier) else (model.loss(whole, embedded, wanted), kept)
+            merged = model.merge(moved, fixed)
+            embedded = model.embed(merged, inputs)
+            return model.learn(merged, embedded, targets, dropping) if isinstance(model, ImageClassifier) else (model.loss(merged, embedded, targets), fixed)
 
         (value, after), grads = jax.value_and_grad(loss, has_aux=True)(trained)
         updates, state = transformation.update(grads, state, trained)

@@ -73,23 +73,23 @@ def flat(tree: Any, prefix: str = "") -> Tensors:
         items = enumerate(tree)
     else:
         return {prefix: np.asarray(tree)} if hasattr(tree, "shape") or isinstance(tree, int | float) else {}
-    found: Tensors = {}
+    arrays: Tensors = {}
     for name, part in items:
-        found |= flat(part, f"{prefix}/{name}" if prefix else str(name))
-    return found
+        arrays |= flat(part, f"{prefix}/{name}" if prefix else str(name))
+    return arrays
 
 
 def _unwrapped(tensors: Tensors) -> Tensors:
     """Without what stands around the weights: of a training state the optimiser, of Flax variables the name `params`, of NNX the name `value`."""
-    found = dict(tensors)
+    unwrapped = dict(tensors)
     for wrapper in ("state/", "model/", "state_dict/", "target/"):
-        if any(name.startswith(f"{wrapper}params/") for name in found):
-            found = {name.removeprefix(wrapper): value for name, value in found.items() if name.startswith(wrapper)}
-    if any(name.startswith("params/") for name in found):
-        found = {name: value for name, value in found.items() if name.startswith(("params/", *(f"{c}/" for c in _COLLECTIONS)))}
-        while any(name.startswith("params/") for name in found):
-            found = {name.removeprefix("params/"): value for name, value in found.items()}
-    return {name.removesuffix("/value"): value for name, value in found.items()}
+        if any(name.startswith(f"{wrapper}params/") for name in unwrapped):
+            unwrapped = {name.removeprefix(wrapper): value for name, value in unwrapped.items() if name.startswith(wrapper)}
+    if any(name.startswith("params/") for name in unwrapped):
+        unwrapped = {name: value for name, value in unwrapped.items() if name.startswith(("params/", *(f"{c}/" for c in _COLLECTIONS)))}
+        while any(name.startswith("params/") for name in unwrapped):
+            unwrapped = {name.removeprefix("params/"): value for name, value in unwrapped.items()}
+    return {name.removesuffix("/value"): value for name, value in unwrapped.items()}
 
 
 def _key(name: str) -> tuple[str, str]:
@@ -139,47 +139,47 @@ def match(tensors: Tensors, like: Params, source: str, names: Sequence[str] = ()
     """
     stored = {renamed(name): value for name, value in fused(cleaned(_unwrapped(tensors))).items() if not _COUNTERS.search(name)}
     wanted = dict(zip(trees.paths(like), jax.tree.leaves(like), strict=True))
-    found: dict[str, tuple[str, npt.NDArray[Any]]] = {}
+    matched: dict[str, tuple[str, npt.NDArray[Any]]] = {}
     by_key: dict[tuple[str, str], str] = {}
     for name in stored:
         layer, ending = _key(name)
-        for one in _endings(ending):
-            by_key.setdefault((layer, one), name)
+        for alias in _endings(ending):
+            by_key.setdefault((layer, alias), name)
     for path, leaf in wanted.items():
         bare = path.removeprefix("batch_stats/")
-        asked = _chosen(names, path)
-        layer, ending = _key(bare if asked is None else asked)
-        candidates = [by_key.get((layer, one)) for one in (_endings(ending) if ending in _ENDINGS else (ending,))]
-        for option in (asked, path, bare, *candidates):
+        mapped = _chosen(names, path)
+        layer, ending = _key(bare if mapped is None else mapped)
+        candidates = [by_key.get((layer, alias)) for alias in (_endings(ending) if ending in _ENDINGS else (ending,))]
+        for option in (mapped, path, bare, *candidates):
             if option is None or option not in stored:
                 continue
             value = _fit(option, stored[option], leaf.shape)
             if value is not None:
-                found[path] = option, value
+                matched[path] = option, value
                 break
         else:
-            if asked is not None:
-                raise UsageError(f"checkpoint_names: {source!r} holds no {asked!r} of shape {leaf.shape} for {path!r}; {did_you_mean(asked, stored)}")
-    _by_shape(stored, wanted, found)
-    missing = [path for path in wanted if path not in found]
+            if mapped is not None:
+                raise UsageError(f"checkpoint_names: {source!r} holds no {mapped!r} of shape {leaf.shape} for {path!r}; {did_you_mean(mapped, stored)}")
+    _by_shape(stored, wanted, matched)
+    missing = [path for path in wanted if path not in matched]
     if missing:
-        free = [f"{name} {value.shape}" for name, value in stored.items() if name not in {taken for taken, _ in found.values()}]
+        free = [f"{name} {value.shape}" for name, value in stored.items() if name not in {used for used, _ in matched.values()}]
         shown = ", ".join(f"{path} {tuple(wanted[path].shape)}" for path in missing[:3])
         raise SelgradError(
             f"checkpoint {source!r}: {len(missing)} of {len(wanted)} leaves find no tensor of their name and shape, such as {shown}; "
             f"stored and unused are {', '.join(free[:4]) or 'none'}{', ...' if len(free) > 4 else ''}; name them with checkpoint_names ([ours=theirs])"
         )
-    leaves = [np.asarray(found[path][1], leaf.dtype) for path, leaf in wanted.items()]
+    leaves = [np.asarray(matched[path][1], leaf.dtype) for path, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def _by_shape(stored: Tensors, wanted: Mapping[str, Any], found: dict[str, tuple[str, npt.NDArray[Any]]]) -> None:
+def _by_shape(stored: Tensors, wanted: Mapping[str, Any], matched: dict[str, tuple[str, npt.NDArray[Any]]]) -> None:
     """Gives leaves without a name of their own the one unused tensor of their ending and shape, where there is one and no other leaf wants it."""
-    used = {name for name, _ in found.values()}
+    used = {name for name, _ in matched.values()}
     free = {name: value for name, value in stored.items() if name not in used}
     options: dict[str, list[tuple[str, npt.NDArray[Any]]]] = {}
     for path, leaf in wanted.items():
-        if path in found:
+        if path in matched:
             continue
         ending = path.rsplit("/", 1)[-1]
         options[path] = []
@@ -191,7 +191,7 @@ def _by_shape(stored: Tensors, wanted: Mapping[str, Any], found: dict[str, tuple
     for path, choices in options.items():
         rivals = [other for other, theirs in options.items() if other != path and any(name in {n for n, _ in theirs} for name, _ in choices)]
         if len(choices) == 1 and not rivals:
-            found[path] = choices[0]
+            matched[path] = choices[0]
 
 
 def load(path: str | Path, like: Params, names: Sequence[str] = ()) -> Params:

@@ -52,8 +52,8 @@ def union(choices: Sequence[Bits]) -> Bits:
     Raises:
       EncryptionError: if the choices are of different models.
     """
-    found: Bits = np.any(_alike(choices), axis=0)
-    return found
+    bits: Bits = np.any(_alike(choices), axis=0)
+    return bits
 
 
 def interleaved(priorities: Sequence[npt.NDArray[np.integer[Any]]], num_total: int, num_selected: int) -> Bits:

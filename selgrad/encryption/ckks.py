@@ -142,13 +142,13 @@ class CKKS:
             profile.parameter_hash, keys.tag, mask_hash, values.size, 1, profile.grid_bits, num_parts=profile.num_ciphertexts(values.size)
         )  # fmt: skip
 
-        def one(start: int) -> bytes:
+        def encrypt_part(start: int) -> bytes:
             chunk = values[start : start + per]
             if not clip:
                 require_within(chunk, profile, start)
             return self.context.to_wire(self._encrypt_one(keys, chunk, start, pool), keys.tag)
 
-        return Stream(header, self.in_order(one, range(0, values.size, per)))
+        return Stream(header, self.in_order(encrypt_part, range(0, values.size, per)))
 
     def _encrypt_one(self, keys: Keys, chunk: Floats, start: int, pool: Zeros | None) -> Any:
         plain = self.context.encode(chunk, start)
@@ -208,9 +208,9 @@ class CKKS:
                     raise EncryptionError(f"OpenFHE refuses to add: {first_line(error)}; are both under one key?") from None
             return context.to_wire(result, first.key_tag)
 
-        one = by_residues if raw or self.profile.word_bytes < 8 else by_openfhe
-        together = zip(*clients, strict=True)
-        return Stream(dataclasses.replace(first, num_clients=total), self.in_order(one, together))
+        add_parts = by_residues if raw or self.profile.word_bytes < 8 else by_openfhe
+        grouped = zip(*clients, strict=True)
+        return Stream(dataclasses.replace(first, num_clients=total), self.in_order(add_parts, grouped))
 
     def check(self, ciphertexts: Source) -> None:
         """Looks at every ciphertext of an upload without adding it, so that one that is damaged can be told from the others.
@@ -239,14 +239,14 @@ class CKKS:
         if keys.secret is None:
             raise EncryptionError("this party holds no secret key and cannot decrypt; send the sum to the key holder")
 
-        def one(part: bytes) -> npt.NDArray[np.int64]:
+        def decrypt_part(part: bytes) -> npt.NDArray[np.int64]:
             try:
                 plain = self.context.native.Decrypt(self.context.load(part, keys.tag), keys.secret)
             except RuntimeError as error:
                 raise EncryptionError(f"OpenFHE refuses to decrypt: {first_line(error)}; is this the right key?") from None
             return self.context.points(plain, ciphertexts.header.num_clients)
 
-        return self._gather(ciphertexts.header, self.in_order(one, ciphertexts))
+        return self._gather(ciphertexts.header, self.in_order(decrypt_part, ciphertexts))
 
     def share(self, keys: Keys, ciphertexts: Source, mask_hash: str, *, lead: bool) -> Stream:
         """One party's share of a decryption; all parties' together give the sum, and any fewer give nothing.
@@ -266,10 +266,10 @@ class CKKS:
         native = self.context.native
         decrypt = native.MultipartyDecryptLead if lead else native.MultipartyDecryptMain
 
-        def one(part: bytes) -> bytes:
+        def share_part(part: bytes) -> bytes:
             return self.context.serialise(decrypt([self.context.load(part, ciphertexts.header.key_tag)], keys.secret)[0])
 
-        return Stream(ciphertexts.header, self.in_order(one, ciphertexts))
+        return Stream(ciphertexts.header, self.in_order(share_part, ciphertexts))
 
     def combine(self, shares: Sequence[Source], mask_hash: str) -> npt.NDArray[np.int64]:
         """The exact integer sum in grid units from the shares of all parties.
@@ -286,23 +286,23 @@ class CKKS:
                 raise EncryptionError("the shares are of different sums; ask all parties for shares of one")
         _require_same("mask", mask_hash, first.mask_hash, "combine with the mask that was encrypted")
 
-        def one(parts: Sequence[bytes]) -> npt.NDArray[np.int64]:
+        def combine_parts(parts: Sequence[bytes]) -> npt.NDArray[np.int64]:
             try:
                 plain = self.context.native.MultipartyDecryptFusion([self.context.load_share(part) for part in parts])
             except RuntimeError as error:
                 raise EncryptionError(f"OpenFHE refuses to combine {len(shares)} shares: {first_line(error)}; are they of all parties?") from None
             return self.context.points(plain, first.num_clients)
 
-        return self._gather(first, self.in_order(one, zip(*shares, strict=True)))
+        return self._gather(first, self.in_order(combine_parts, zip(*shares, strict=True)))
 
     def _gather(self, header: Header, chunks: Iterable[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
         # What a header announces is not allocated until it is there.
-        parts, left = [], header.num_values
+        parts, remaining = [], header.num_values
         for chunk in chunks:
-            parts.append(chunk[:left])
-            left -= parts[-1].size
-        if left:
-            raise EncryptionError(f"the ciphertexts end {left} values before the {header.num_values} that their header announces; ask for them again")
+            parts.append(chunk[:remaining])
+            remaining -= parts[-1].size
+        if remaining:
+            raise EncryptionError(f"the ciphertexts end {remaining} values before the {header.num_values} that their header announces; ask for them again")
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     def _require_profile(self, header: Header) -> None:
@@ -338,6 +338,6 @@ class CKKS:
                     future.cancel()
 
 
-def _require_same(what: str, asked: Any, found: Any, remedy: str) -> None:
-    if asked != found:
-        raise EncryptionError(f"{what} {found!s:.16} does not match {asked!s:.16}; {remedy}")
+def _require_same(name: str, expected: Any, actual: Any, remedy: str) -> None:
+    if expected != actual:
+        raise EncryptionError(f"{name} {actual!s:.16} does not match {expected!s:.16}; {remedy}")

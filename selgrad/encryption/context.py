@@ -106,18 +106,18 @@ class Context:
         keys = self.fresh_keys()
         fresh = self._samples(keys)
         loaded = [self.deserialise(part) for part in fresh]
-        again = [self.serialise(one) for one in loaded]
+        rewritten = [self.serialise(ciphertext) for ciphertext in loaded]
         self.native.EvalAddInPlace(loaded[0], loaded[1])
         self.points(self.native.Decrypt(loaded[0], keys.secret), 2)
         if self.profile.depth:
             return None
         try:
-            layout = Layout.learn([fresh, again], keys.tag, self.profile.ring, int(self.native.GetModulusCKKS()))
+            layout = Layout.learn([fresh, rewritten], keys.tag, self.profile.ring, int(self.native.GetModulusCKKS()))
             total = layout.add([layout.residues(part, keys.tag) for part in fresh[:2]])
             if not np.array_equal(total, layout.residues(self.serialise(loaded[0]), keys.tag)):
                 return None
-            whole = self.points(self.native.Decrypt(self.deserialise(layout.serialise(total, keys.tag)), keys.secret), 2)
-            return layout if not whole.any() else None
+            sum_points = self.points(self.native.Decrypt(self.deserialise(layout.serialise(total, keys.tag)), keys.secret), 2)
+            return layout if not sum_points.any() else None
         except EncryptionError:
             return None
 
@@ -136,7 +136,7 @@ class Context:
         if self.layout is None:
             fresh = self._samples(pairs[0])
             loaded = [self.deserialise(part) for part in fresh]
-            written = [self.serialise(one) for one in loaded]
+            written = [self.serialise(ciphertext) for ciphertext in loaded]
             self._learn("ciphertext", "ciphertext", [[(part, pairs[0].tag) for part in group] for group in (fresh, written)])
         if self.profile.decryption == "threshold":
             self._learn_shares(pairs[0])
@@ -148,16 +148,16 @@ class Context:
         for decrypt, keys in ((self.native.MultipartyDecryptLead, lead), (self.native.MultipartyDecryptMain, joint)):
             for secret in (keys.secret, reloaded(keys)):
                 sums = [self.deserialise(part) for part in self._samples(joint)]
-                groups.append([(self.serialise(decrypt([one], secret)[0]), joint.tag) for one in sums])
+                groups.append([(self.serialise(decrypt([ciphertext], secret)[0]), joint.tag) for ciphertext in sums])
         self._learn("share", "share of a decryption", groups)
 
-    def _learn(self, kind: Kind, what: str, groups: Sequence[Sequence[tuple[bytes, str]]]) -> None:
+    def _learn(self, kind: Kind, label: str, groups: Sequence[Sequence[tuple[bytes, str]]]) -> None:
         # Where forms are not understood, OpenFHE reads foreign bytes unlooked-at.
         with contextlib.suppress(EncryptionError):
             forms = tuple(dict.fromkeys(Form.learn(group, 8 * self.profile.ring) for group in groups))
-            self._known[kind] = Known(forms, 2 ** (self.profile.prime_bits + 1), what)
+            self._known[kind] = Known(forms, 2 ** (self.profile.prime_bits + 1), label)
 
-    def _look_at(self, kind: Kind, raw: bytes) -> None:
+    def _require_known_form(self, kind: Kind, raw: bytes) -> None:
         """Refuses foreign bytes of another form before OpenFHE reads them."""
         if kind in self._known:
             self._known[kind].require(raw)
@@ -190,7 +190,7 @@ class Context:
           EncryptionError: if the bytes are no such key of this profile.
         """
         openfhe.require_unforked()
-        self._look_at(kind, raw)
+        self._require_known_form(kind, raw)
         load = self._fhe.DeserializePublicKeyString if kind == "public" else self._fhe.DeserializePrivateKeyString
         try:
             key = load(raw, self._fhe.BINARY)
@@ -242,9 +242,9 @@ class Context:
 
     # Bytes
 
-    def serialise(self, thing: Any) -> bytes:
+    def serialise(self, item: Any) -> bytes:
         """A ciphertext or a key as OpenFHE writes it."""
-        raw: bytes = self._fhe.Serialize(thing, self._fhe.BINARY)
+        raw: bytes = self._fhe.Serialize(item, self._fhe.BINARY)
         return raw
 
     def deserialise(self, part: bytes) -> Any:
@@ -273,7 +273,7 @@ class Context:
           EncryptionError: if the bytes are not a ciphertext of this context under a key of this tag.
         """
         if self.layout is None:
-            self._look_at("ciphertext", part)
+            self._require_known_form("ciphertext", part)
             return self.deserialise(part)
         residues = self.residues(part, tag)
         return self.deserialise(self.layout.serialise(residues, tag) if self.profile.word_bytes < 8 else part)
@@ -284,7 +284,7 @@ class Context:
         Raises:
           EncryptionError: if the bytes are none of this context.
         """
-        self._look_at("share", part)
+        self._require_known_form("share", part)
         return self.deserialise(part)
 
     def residues(self, part: bytes, tag: str) -> Residues:

@@ -46,16 +46,16 @@ class Form:
             raise EncryptionError("OpenFHE's bytes have no constant length, or name their key more than once")
         blank = [raw.replace(name, bytes(len(name))) for (raw, _), name in zip(samples, names, strict=True)]
         arrays = [np.frombuffer(raw, np.uint8) for raw in blank]
-        changes = np.flatnonzero(np.any([one != arrays[0] for one in arrays[1:]], axis=0))
-        pieces, at = [], 0
+        changes = np.flatnonzero(np.any([array != arrays[0] for array in arrays[1:]], axis=0))
+        pieces, piece_start = [], 0
         while changes.size:
             start = int(changes[0])
             if start + run > len(blank[0]):
                 raise EncryptionError("OpenFHE's bytes differ in more than runs of residues")
-            pieces.append(blank[0][at:start])
-            at = start + run
-            changes = changes[changes >= at]
-        pieces.append(blank[0][at:])
+            pieces.append(blank[0][piece_start:start])
+            piece_start = start + run
+            changes = changes[changes >= piece_start]
+        pieces.append(blank[0][piece_start:])
         places = [raw.find(name) for (raw, _), name in zip(samples, names, strict=True)]
         if len(pieces) < 2 or len(set(places)) > 1:
             raise EncryptionError("OpenFHE's bytes are not runs of residues and the name of a key")
@@ -64,10 +64,10 @@ class Form:
         offset = places[0] - int(ends[index]) + len(pieces[index]) + run
         if not 0 <= offset <= len(pieces[index]) - len(names[0]):
             raise EncryptionError("OpenFHE's bytes name their key among residues")
-        found = cls(tuple(pieces), run, (index, offset), len(names[0]))
-        if any(found.places(raw, name) is None for raw, name in samples):
+        form = cls(tuple(pieces), run, (index, offset), len(names[0]))
+        if any(form.places(raw, name) is None for raw, name in samples):
             raise EncryptionError("OpenFHE's bytes are not of the form that they seem to be of")
-        return found
+        return form
 
     @property
     def num_runs(self) -> int:
@@ -82,16 +82,16 @@ class Form:
     def named(self, name: bytes) -> list[bytes]:
         """The pieces with a key's name in its place."""
         pieces = list(self.pieces)
-        index, at = self.name_at
-        pieces[index] = pieces[index][:at] + name + pieces[index][at + len(name) :]
+        index, offset = self.name_at
+        pieces[index] = pieces[index][:offset] + name + pieces[index][offset + len(name) :]
         return pieces
 
     def name_of(self, raw: bytes) -> str | None:
         """What stands in the place of the name; None where that is not text, or the length is another."""
         if len(raw) != self.length:
             return None
-        index, at = self.name_at
-        start = sum(map(len, self.pieces[:index])) + self.run * index + at
+        index, offset = self.name_at
+        start = sum(map(len, self.pieces[:index])) + self.run * index + offset
         name = raw[start : start + self.name_length]
         return name.decode() if name.isalnum() and name.isascii() else None
 
@@ -100,14 +100,14 @@ class Form:
         encoded = name.encode("ascii", "replace")
         if len(raw) != self.length or len(encoded) != self.name_length:
             return None
-        at, found = 0, []
+        position, starts = 0, []
         for piece in self.named(encoded):
-            if raw[at : at + len(piece)] != piece:
+            if raw[position : position + len(piece)] != piece:
                 return None
-            at += len(piece)
-            found.append(at)
-            at += self.run
-        return found[:-1]
+            position += len(piece)
+            starts.append(position)
+            position += self.run
+        return starts[:-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +133,6 @@ class Known:
         for form in self.forms:
             name = form.name_of(raw)
             places = None if name is None else form.places(raw, name)
-            if places is not None and all(int(np.frombuffer(raw, "<u8", form.run // 8, at).max()) < self.limit for at in places):
+            if places is not None and all(int(np.frombuffer(raw, "<u8", form.run // 8, start).max()) < self.limit for start in places):
                 return
         raise EncryptionError(f"{len(raw)} bytes are not a {self.what} of this profile, or are damaged; fetch it again")

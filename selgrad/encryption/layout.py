@@ -47,11 +47,11 @@ class Layout:
         forms = tuple(Form.learn([(sample, tag) for sample in group], 8 * ring) for group in samples)
         if any(form.num_runs != 2 for form in forms):
             raise EncryptionError("OpenFHE's ciphertexts are not two runs of residues and the name of a key")
-        found = cls(forms, ring, modulus)
+        layout = cls(forms, ring, modulus)
         for group in samples:
             for sample in group:
-                found.residues(sample, tag)
-        return found
+                layout.residues(sample, tag)
+        return layout
 
     def extended(self, samples: Sequence[bytes], tag: str) -> Layout:
         """The same with one form more, unless it is known; samples as for `learn`."""
@@ -67,9 +67,9 @@ class Layout:
         for form in self.forms:
             places = form.places(part, tag)
             if places is not None:
-                found = np.stack([np.frombuffer(part, "<u8", self.ring, start) for start in places])
-                if found.max() < self.modulus:
-                    return found
+                residues = np.stack([np.frombuffer(part, "<u8", self.ring, start) for start in places])
+                if residues.max() < self.modulus:
+                    return residues
         raise EncryptionError(f"a ciphertext of {len(part)} bytes is truncated, damaged or of other parameters; ask the client to send it again")
 
     def serialise(self, residues: Residues, tag: str) -> bytes:
@@ -94,10 +94,10 @@ class Layout:
         width = word_bytes // unit().itemsize
         wide = np.zeros((2 * self.ring, 8 // unit().itemsize), unit)
         wide[:, :width] = np.frombuffer(part, unit).reshape(-1, width)
-        found: Residues = wide.view("<u8").reshape(2, self.ring)
-        if found.max() >= self.modulus:
+        residues: Residues = wide.view("<u8").reshape(2, self.ring)
+        if residues.max() >= self.modulus:
             raise EncryptionError(f"a ciphertext of {len(part)} bytes is damaged: a residue is above the modulus; ask the client to send it again")
-        return found
+        return residues
 
     def add(self, parts: Sequence[Residues]) -> Residues:
         """The sum of ciphertexts modulo the prime; it is reduced only when 64 bits could not hold another term."""

@@ -55,12 +55,12 @@ def as_vector(values: Any) -> npt.NDArray[np.floating[Any]]:
     Raises:
       EncryptionError: if they are not a vector of floats.
     """
-    found = np.asarray(values)
-    if found.dtype == object or not np.issubdtype(found.dtype, np.floating):
-        raise EncryptionError(f"values of type {found.dtype} are not floats; give a float array, and selgrad.encrypt a whole pytree")
-    if found.ndim != 1:
-        raise EncryptionError(f"values of shape {found.shape} are not a vector; give those that a mask selects, and selgrad.encrypt a whole pytree")
-    return found
+    vector = np.asarray(values)
+    if vector.dtype == object or not np.issubdtype(vector.dtype, np.floating):
+        raise EncryptionError(f"values of type {vector.dtype} are not floats; give a float array, and selgrad.encrypt a whole pytree")
+    if vector.ndim != 1:
+        raise EncryptionError(f"values of shape {vector.shape} are not a vector; give those that a mask selects, and selgrad.encrypt a whole pytree")
+    return vector
 
 
 def require_within(values: npt.NDArray[np.floating[Any]], profile: Profile, start: int = 0) -> None:

@@ -205,18 +205,18 @@ class Reader:
             raise EncryptionError(f"the ciphertexts of {size} bytes {wanted}; sender and receiver must share one authentication key")
         digest, self.digests = _digest(mac_key), []
         digest.update(start + text)
-        left = size - len(start) - length - _TAG
+        remaining = size - len(start) - length - _TAG
         for _ in range(header.num_parts):
             prefix = stream.read(4)
             part_bytes = int.from_bytes(prefix, "big")
-            left -= 4 + part_bytes
-            if len(prefix) < 4 or left < 0 or part_bytes > _LARGEST_PART:
+            remaining -= 4 + part_bytes
+            if len(prefix) < 4 or remaining < 0 or part_bytes > _LARGEST_PART:
                 raise damaged
             part = stream.read(part_bytes)
             digest.update(prefix)
             digest.update(part)
             self.digests.append(hashlib.sha256(part).digest())
-        if left or not hmac.compare_digest(stream.read(_TAG), digest.digest()):
+        if remaining or not hmac.compare_digest(stream.read(_TAG), digest.digest()):
             if mac_key is None:
                 raise damaged
             raise EncryptionError(
@@ -245,9 +245,9 @@ def require_different(readers: Sequence[Reader]) -> None:
     Raises:
       EncryptionError: naming the two.
     """
-    seen: dict[bytes, int] = {}
-    for at, reader in enumerate(readers):
-        first = next((seen[digest] for digest in reader.digests if digest in seen), None)
+    first_use: dict[bytes, int] = {}
+    for index, reader in enumerate(readers):
+        first = next((first_use[digest] for digest in reader.digests if digest in first_use), None)
         if first is not None:
-            raise EncryptionError(f"upload {at} is the same as upload {first}, in part at least; add each client once")
-        seen |= dict.fromkeys(reader.digests, at)
+            raise EncryptionError(f"upload {index} is the same as upload {first}, in part at least; add each client once")
+        first_use |= dict.fromkeys(reader.digests, index)

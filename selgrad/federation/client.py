@@ -79,10 +79,10 @@ def respond(seat: Seat, request: Message, *, faults: bool = True) -> Message:
 
 
 def _mac(seat: Seat) -> bytes:
-    found = seat.kept("mac")
-    if found is None:
+    key = seat.kept("mac")
+    if key is None:
         raise SelgradError(f"participant {seat.enrolment.number} has not been greeted; start the run again")
-    return found
+    return key
 
 
 def _hello(_: Task, seat: Seat, __: Message) -> Message:
@@ -105,8 +105,8 @@ def _make_key(task: Task, seat: Seat, request: Message) -> Message:
         party = encryption.Party(previous or None, profile=task.profile)
         seat.keep("secret", party.secret_key())
         seat.keep("previous", previous)
-        made = party.client_key()
-        return {"client_key": made, "key_tag": party.tag, "tags": enrolment.tags("key", enrolment.number, digest(previous), digest(made))}
+        client_key = party.client_key()
+        return {"client_key": client_key, "key_tag": party.tag, "tags": enrolment.tags("key", enrolment.number, digest(previous), digest(client_key))}
 
     return seat.once("make_key", 0, digest(previous), make)
 
@@ -119,9 +119,9 @@ def _confirm(task: Task, seat: Seat, request: Message) -> Message:
         raise SelgradError(f"a joint key of {len(set(parties))} parties is not used; min_clients is {seat.config.min_clients}")
     if enrolment.number not in parties or [digest(b""), *after] != [*before, digest(key)]:
         raise SelgradError("the joint key is not made of the parties' shares, one after the other; nothing is encrypted under it")
-    own = digest(seat.kept("previous") or b""), digest(seat.answered("make_key").get("client_key", b"none"))
+    own_step = digest(seat.kept("previous") or b""), digest(seat.answered("make_key").get("client_key", b"none"))
     for party, old, new, tag in zip(parties, before, after, tags, strict=True):
-        if (old, new) != own if party == enrolment.number else not enrolment.knows(party, tag, "key", party, old, new):
+        if (old, new) != own_step if party == enrolment.number else not enrolment.knows(party, tag, "key", party, old, new):
             raise SelgradError(f"party {party} does not say that it has a share in this key; nothing is encrypted under it")
     seat.keep("joint", key)
     return {}
@@ -129,10 +129,10 @@ def _confirm(task: Task, seat: Seat, request: Message) -> Message:
 
 def _key(task: Task, seat: Seat) -> bytes:
     """What this client encrypts with: enrolled, or confirmed by all parties."""
-    found = seat.kept("joint") if task.profile.decryption == "threshold" else seat.enrolment.client_key
-    if not found:
+    key = seat.kept("joint") if task.profile.decryption == "threshold" else seat.enrolment.client_key
+    if not key:
         raise SelgradError(f"client {seat.enrolment.number} holds no key that it was given or that all parties confirmed; nothing is encrypted")
-    return found
+    return key
 
 
 # Clients
@@ -165,8 +165,8 @@ def _agree(task: Task, seat: Seat, request: Message) -> Message:
             raw, tags[0] = _sealed(task, seat, values, request["round"], bound_to, weights)
             return raw
 
-        asked = Proposer(scores, trees.count(task.config.ratio, task.num_total), task.profile.bound, encrypt)
-        return {"proposal": ASKED[name].propose(asked), "tags": tags[0]}
+        proposer = Proposer(scores, trees.count(task.config.ratio, task.num_total), task.profile.bound, encrypt)
+        return {"proposal": ASKED[name].propose(proposer), "tags": tags[0]}
 
     answer = seat.once("agree", request["round"], weights, make)
     return {**answer, "mac": reply_mac(_mac(seat), request["round"], SCORES, b"", answer["proposal"])}

@@ -135,13 +135,13 @@ class FederationConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration with every default filled in; an entry of a registry is its name, and beside it its arguments with dotted keys."""
-        given = yaml.safe_load(self.text)
+        content = yaml.safe_load(self.text)
         specs = {"dataset": self.dataset, "test": self.test, "model": self.model, "metric": self.metric}
         for name, spec in specs.items():
-            given[name] = None if spec is None else spec.name
-            given |= {} if spec is None else {f"{name}.{key}": value for key, value in spec.arguments}
-        given |= {"protection": self.protection, "min_clients": self.min_clients} | {f"protection.{key}": value for key, value in self.baseline.arguments}
-        return cast(dict[str, Any], given)
+            content[name] = None if spec is None else spec.name
+            content |= {} if spec is None else {f"{name}.{key}": value for key, value in spec.arguments}
+        content |= {"protection": self.protection, "min_clients": self.min_clients} | {f"protection.{key}": value for key, value in self.baseline.arguments}
+        return cast(dict[str, Any], content)
 
     @property
     def identity(self) -> str:
@@ -151,39 +151,39 @@ class FederationConfig:
     @property
     def fingerprint(self) -> str:
         """The whole hash, by which participants know the configuration that they agreed to."""
-        given = yaml.safe_load(self.text)
-        return hashlib.sha256(json.dumps({k: v for k, v in given.items() if k not in ("timeout", "wandb", "name")}, sort_keys=True).encode()).hexdigest()
+        content = yaml.safe_load(self.text)
+        return hashlib.sha256(json.dumps({k: v for k, v in content.items() if k not in ("timeout", "wandb", "name")}, sort_keys=True).encode()).hexdigest()
 
 
 def _encrypts(protection: str, ratio: float) -> bool:
     return protection == "full" or (protection == "selective" and ratio > 0)
 
 
-def _protection(given: Any, has_ratio: bool) -> tuple[str, Spec]:
+def _protection(entry: Any, has_ratio: bool) -> tuple[str, Spec]:
     """Its name, and what clients do besides encrypting."""
-    asked = given.get("name") if isinstance(given, Mapping) else given
-    if isinstance(asked, str):
-        _choice("protection", asked, ("selective", "full", *registry("protection")))
-    if asked in ("selective", "full"):
-        if given in (asked, {"name": asked}):
-            return str(asked), make_spec("protection", "none")
-        raise UsageError(f"protection {asked!r} takes no arguments; ratio, agreement and encryption are keys of their own")
-    if asked == "pruning" and has_ratio and not (isinstance(given, Mapping) and "ratio" in given):
+    name = entry.get("name") if isinstance(entry, Mapping) else entry
+    if isinstance(name, str):
+        _choice("protection", name, ("selective", "full", *registry("protection")))
+    if name in ("selective", "full"):
+        if entry in (name, {"name": name}):
+            return str(name), make_spec("protection", "none")
+        raise UsageError(f"protection {name!r} takes no arguments; ratio, agreement and encryption are keys of their own")
+    if name == "pruning" and has_ratio and not (isinstance(entry, Mapping) and "ratio" in entry):
         raise UsageError("protection 'pruning' does not read the key ratio, which is the share to encrypt; write {name: pruning, ratio: 0.9, order: smallest}")
-    baseline = one("protection", given)
+    baseline = one("protection", entry)
     baseline.build()
     return baseline.name, baseline
 
 
-def _positive(what: str, values: Mapping[str, Any]) -> None:
+def _positive(section: str, values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         if not 0 < value < math.inf:
-            raise UsageError(f"{what}: {key}={value} must be positive")
+            raise UsageError(f"{section}: {key}={value} must be positive")
 
 
-def _choice(what: str, value: Any, known: tuple[str, ...]) -> None:
+def _choice(label: str, value: Any, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise UsageError(f"{what} {value!r} is unknown; {did_you_mean(str(value), known)}")
+        raise UsageError(f"{label} {value!r} is unknown; {did_you_mean(str(value), known)}")
 
 
 def parse(content: Any) -> FederationConfig:
@@ -217,8 +217,8 @@ def parse(content: Any) -> FederationConfig:
     if merged["min_clients"] > clients.count:
         raise UsageError(f"min_clients={merged['min_clients']} is more than the {clients.count} clients; lower it")
     faults = []
-    for given in merged["faults"]:
-        fault = FaultConfig.read(given, "faults")
+    for entry in merged["faults"]:
+        fault = FaultConfig.read(entry, "faults")
         _choice("fault", fault.kind, FAULTS)
         if not 0 <= fault.client < clients.count:
             raise UsageError(f"faults: client={fault.client} lies outside 0 .. {clients.count - 1}")

@@ -87,12 +87,12 @@ class Enrolment:
         """
         path = Path(folder) / FILE
         try:
-            given = json.loads(read_private(path))
-            if given.pop("checksum") != checksum(given):
+            content = json.loads(read_private(path))
+            if content.pop("checksum") != checksum(content):
                 raise ValueError("the checksum is of other content")
-            shared = {int(number): base64.b64decode(key, validate=True) for number, key in given["shared"].items()}
-            keys = {name: base64.b64decode(given[name], validate=True) for name in ("client_key", "secret")}
-            return cls(int(given["number"]), Public(**given["public"]), str(given["text"]), shared, **keys)
+            shared = {int(number): base64.b64decode(key, validate=True) for number, key in content["shared"].items()}
+            keys = {name: base64.b64decode(content[name], validate=True) for name in ("client_key", "secret")}
+            return cls(int(content["number"]), Public(**content["public"]), str(content["text"]), shared, **keys)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SelgradError(f"{str(path)!r} is damaged ({type(error).__name__}); fetch it again from whoever set the run up") from None
 
@@ -145,7 +145,7 @@ def enrol(config: FederationConfig) -> list[Enrolment]:
     client_key = secret = b""
     key_tag = ""
     pairs: dict[tuple[int, int], bytes] = {}
-    number_of_all = count
+    num_participants = count
     if config.encrypts:
         profile = task_of(config.text).profile
         if profile.decryption == "threshold":
@@ -154,10 +154,10 @@ def enrol(config: FederationConfig) -> list[Enrolment]:
             holder = encryption.KeyHolder(profile)
             secret, client_key, key_tag = holder.secret_key(), holder.client_key(), holder.tag
             pairs = {(count, client): secrets.token_bytes(32) for client in range(count)}
-            number_of_all = count + 1
+            num_participants = count + 1
     public = Public(run, config.fingerprint, key_tag)
-    mine = lambda number: {b if a == number else a: key for (a, b), key in pairs.items() if number in (a, b)}
-    return [Enrolment(number, public, config.text, mine(number), client_key, secret if number == count else b"") for number in range(number_of_all)]
+    keys_of = lambda number: {b if a == number else a: key for (a, b), key in pairs.items() if number in (a, b)}
+    return [Enrolment(number, public, config.text, keys_of(number), client_key, secret if number == count else b"") for number in range(num_participants)]
 
 
 def write(enrolments: Sequence[Enrolment], folder: str | Path, names: Mapping[int, str] | None = None) -> Path:
@@ -174,8 +174,8 @@ def write(enrolments: Sequence[Enrolment], folder: str | Path, names: Mapping[in
     from selgrad import files
 
     root = Path(folder)
-    for one in enrolments:
-        one.save(root / (names or {}).get(one.number, str(one.number)))
+    for enrolment in enrolments:
+        enrolment.save(root / (names or {}).get(enrolment.number, str(enrolment.number)))
     files.write_json(root / "public.json", dataclasses.asdict(enrolments[0].public))
     return root
 
@@ -199,9 +199,9 @@ def pack(message: Mapping[str, Any]) -> bytes:
     """A message as bytes: what is text or a number as JSON, and bytes and lists of bytes as they are, since they may be many."""
     blobs = {name: value if isinstance(value, list) else [value] for name, value in message.items() if _is_bytes(value)}
     plain = {name: value for name, value in message.items() if name not in blobs}
-    sizes = {name: [len(one) for one in some] if isinstance(message[name], list) else len(some[0]) for name, some in blobs.items()}
+    sizes = {name: [len(blob) for blob in values] if isinstance(message[name], list) else len(values[0]) for name, values in blobs.items()}
     text = json.dumps({"plain": plain, "sizes": sizes}).encode()
-    return b"".join([len(text).to_bytes(8, "big"), text, *(one for some in blobs.values() for one in some)])
+    return b"".join([len(text).to_bytes(8, "big"), text, *(blob for values in blobs.values() for blob in values)])
 
 
 def unpack(raw: bytes) -> dict[str, Any]:
@@ -210,27 +210,27 @@ def unpack(raw: bytes) -> dict[str, Any]:
     Raises:
       ValueError: if the bytes are not a message.
     """
-    at = 8 + int.from_bytes(raw[:8], "big")
+    offset = 8 + int.from_bytes(raw[:8], "big")
     try:
-        given = json.loads(raw[8:at])
-        message, view = dict(given["plain"]), memoryview(raw)
-        for name, sizes in given["sizes"].items():
+        envelope = json.loads(raw[8:offset])
+        message, view = dict(envelope["plain"]), memoryview(raw)
+        for name, sizes in envelope["sizes"].items():
             parts = []
             for size in sizes if isinstance(sizes, list) else [sizes]:
-                if not isinstance(size, int) or not 0 <= size <= len(raw) - at:
+                if not isinstance(size, int) or not 0 <= size <= len(raw) - offset:
                     raise ValueError(f"{name!r} is longer than the message")
-                parts.append(bytes(view[at : at + size]))
-                at += size
+                parts.append(bytes(view[offset : offset + size]))
+                offset += size
             message[name] = parts if isinstance(sizes, list) else parts[0]
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"no message ({type(error).__name__})") from None
-    if at != len(raw):
-        raise ValueError(f"{len(raw)} bytes and {at} are due")
+    if offset != len(raw):
+        raise ValueError(f"{len(raw)} bytes and {offset} are due")
     return message
 
 
 def _is_bytes(value: Any) -> bool:
-    return isinstance(value, bytes) or (isinstance(value, list) and bool(value) and all(isinstance(one, bytes) for one in value))
+    return isinstance(value, bytes) or (isinstance(value, list) and bool(value) and all(isinstance(part, bytes) for part in value))
 
 
 def _summed(raw: bytes) -> bytes:
@@ -334,9 +334,9 @@ class Seat:
     def _last(self, kind: str) -> _Answered | None:
         if kind not in self._answered and self._folder is not None and (self._folder / f"answered-{kind}").exists():
             try:
-                kept = unpack(_checked(read_private(self._folder / f"answered-{kind}")))
-                self._answered[kind] = _Answered(int(kept["round"]), str(kept["asked"]), unpack(kept["answer"]))
+                stored = unpack(_checked(read_private(self._folder / f"answered-{kind}")))
+                self._answered[kind] = _Answered(int(stored["round"]), str(stored["asked"]), unpack(stored["answer"]))
             except (ValueError, KeyError, TypeError):
-                said = f"what participant {self.enrolment.number} has answered cannot be read"
-                raise SelgradError(f"{said}, so it cannot know what to answer once; set another run up") from None
+                reason = f"what participant {self.enrolment.number} has answered cannot be read"
+                raise SelgradError(f"{reason}, so it cannot know what to answer once; set another run up") from None
         return self._answered.get(kind)

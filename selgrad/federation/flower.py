@@ -67,25 +67,25 @@ class FlowerTransport:
     def __init__(self, grid: Any, count: int, patience: float, stopped: Callable[[], bool] = lambda: False) -> None:
         self._grid, self._count, self._stopped = grid, count, stopped
         self._nodes: dict[int, int] = {}
-        self._asked: dict[str, tuple[int, int]] = {}
+        self._pending: dict[str, tuple[int, int]] = {}
         self._find(patience)
 
     def _find(self, patience: float) -> None:
         """Asks every node that is connected for its number, until there are enough or time is up."""
         from flwr.app import Message as FlowerMessage
 
-        end, known = time.monotonic() + patience, set[int]()
+        end, known_nodes = time.monotonic() + patience, set[int]()
         while len(self._nodes) < self._count and time.monotonic() < end and not self._stopped():
-            fresh = [node for node in self._grid.get_node_ids() if node not in known]
+            fresh = [node for node in self._grid.get_node_ids() if node not in known_nodes]
             if not fresh:
                 time.sleep(0.2)
                 continue
-            asked = [FlowerMessage(_record({"kind": "who"}), message_type="query", dst_node_id=node) for node in fresh]
+            queries = [FlowerMessage(_record({"kind": "who"}), message_type="query", dst_node_id=node) for node in fresh]
             # One that does not answer must not keep others from being asked.
-            for reply in self._grid.send_and_receive(asked, timeout=min(15.0, max(1.0, end - time.monotonic()))):
+            for reply in self._grid.send_and_receive(queries, timeout=min(15.0, max(1.0, end - time.monotonic()))):
                 if reply.has_error() or RECORD not in reply.content:
                     continue
-                known.add(reply.metadata.src_node_id)
+                known_nodes.add(reply.metadata.src_node_id)
                 number = reply.content[RECORD].get("partition")
                 if isinstance(number, int) and 0 <= number < self._count and number not in self._nodes:
                     self._nodes[number] = reply.metadata.src_node_id
@@ -99,21 +99,21 @@ class FlowerTransport:
         waiting: set[str] = set()
 
         def push(parties: list[int]) -> None:
-            asked = [
+            outgoing = [
                 FlowerMessage(_record(requests[party]), message_type="train", dst_node_id=self._nodes[party], group_id=str(requests[party]["round"]))
                 for party in parties
             ]
-            for party, identity in zip(parties, self._grid.push_messages(asked), strict=True):
+            for party, identity in zip(parties, self._grid.push_messages(outgoing), strict=True):
                 if identity:
-                    self._asked[identity] = (party, requests[party]["ticket"])
+                    self._pending[identity] = (party, requests[party]["ticket"])
                     waiting.add(identity)
 
         push([party for party in requests if party in self._nodes])
         end = time.monotonic() + timeout
         while waiting and time.monotonic() < end and not self._stopped():
-            for reply in self._grid.pull_messages(list(self._asked)):
+            for reply in self._grid.pull_messages(list(self._pending)):
                 identity = reply.metadata.reply_to_message_id
-                party, ticket = self._asked.pop(identity)
+                party, ticket = self._pending.pop(identity)
                 current = identity in waiting
                 waiting.discard(identity)
                 if reply.has_error():
@@ -148,8 +148,8 @@ def _reason(error: Any) -> str:
     if "Actor" in str(error.reason):
         return "its process ended"
     lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error.reason or "")).splitlines() if line.strip()]
-    told = [line.split("Message: ", 1)[1] for line in lines if "Message: " in line] or lines[-1:]
-    return f"{told[-1] if told else 'no reason given'}"[:200]
+    messages = [line.split("Message: ", 1)[1] for line in lines if "Message: " in line] or lines[-1:]
+    return f"{messages[-1] if messages else 'no reason given'}"[:200]
 
 
 def answer(message: Any, context: Any) -> Any:
@@ -201,13 +201,13 @@ def seat_of(partition: int | None, folder: Any) -> Any:
 
     if folder is None and ENROLMENT not in os.environ:
         raise SelgradError(f'participant {partition} is not enrolled; start its node with enrolment="FOLDER" in --node-config')
-    place = Path(str(os.environ[ENROLMENT] if folder is None else folder))
-    if partition is not None and not (place / FILE).exists() and (place / str(partition)).is_dir():
-        place = place / str(partition)
-    enrolment = Enrolment.load(place)
+    own_folder = Path(str(os.environ[ENROLMENT] if folder is None else folder))
+    if partition is not None and not (own_folder / FILE).exists() and (own_folder / str(partition)).is_dir():
+        own_folder = own_folder / str(partition)
+    enrolment = Enrolment.load(own_folder)
     if partition is not None and enrolment.number != partition:
-        raise SelgradError(f"the enrolment in {str(place)!r} is of participant {enrolment.number}, and this node is {partition}; give each its own")
-    return Seat(enrolment, place)
+        raise SelgradError(f"the enrolment in {str(own_folder)!r} is of participant {enrolment.number}, and this node is {partition}; give each its own")
+    return Seat(enrolment, own_folder)
 
 
 def num_participants(config: Any) -> int:

@@ -91,21 +91,21 @@ class Journal:
           SelgradError: if a file is damaged or gone, so that a run would begin anew without a word, or its rounds be fewer than it had.
         """
         stored = self._series.newest({"weights": initial, "mask": np.zeros(initial.size, np.bool_)})
-        again = "put it back, or choose another --out to begin anew"
+        remedy = "put it back, or choose another --out to begin anew"
         if stored is None:
             # A kill may come between the first round's record and its checkpoint.
             if self._series.has_begun or self._last_round() > 1:
-                raise SelgradError(f"no checkpoint in {str(self._out / 'checkpoints')!r} can be read, though rounds were finished; {again}")
+                raise SelgradError(f"no checkpoint in {str(self._out / 'checkpoints')!r} can be read, though rounds were finished; {remedy}")
             return Standing(0, initial, None)
         for name, rows in (("rounds", self._rounds), ("events", self._events)):
             file = self._out / f"{name}.parquet"
             try:
-                found = files.read_frame(file).to_dict("records")
-                rows += [row for row in found if row["round"] <= stored.done]
+                stored_rows = files.read_frame(file).to_dict("records")
+                rows += [row for row in stored_rows if row["round"] <= stored.done]
             except (DamagedError, KeyError) as error:
-                raise SelgradError(f"{error if file.exists() else f'{str(file)!r} is gone'}; {again}") from None
+                raise SelgradError(f"{error if file.exists() else f'{str(file)!r} is gone'}; {remedy}") from None
         if sorted(row["round"] for row in self._rounds) != list(range(1, stored.done + 1)):
-            raise SelgradError(f"{str(self._out / 'rounds.parquet')!r} holds {len(self._rounds)} of the {stored.done} rounds that are done; {again}")
+            raise SelgradError(f"{str(self._out / 'rounds.parquet')!r} holds {len(self._rounds)} of the {stored.done} rounds that are done; {remedy}")
         mask = np.asarray(stored.arrays["mask"])
         return Standing(stored.done, np.asarray(stored.arrays["weights"], np.float32), mask if mask.any() else None)
 
@@ -154,11 +154,11 @@ def adopt(config: FederationConfig, out: Path) -> None:
     file = out / "config.yaml"
     if file.exists():
         try:
-            known = load(file).identity
+            stored_identity = load(file).identity
         except UsageError:
             # Written by another version.
-            known = ""
-        if known != config.identity:
+            stored_identity = ""
+        if stored_identity != config.identity:
             raise UsageError(f"{str(out)!r} holds another federated run; choose another --out, or remove it")
         return
     files.write_text(file, config.text)

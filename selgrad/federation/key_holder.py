@@ -109,7 +109,7 @@ class KeyHolderLink:
         Raises:
           SelgradError: if the key holder does not answer, or refuses.
         """
-        answer = self._asked("decrypt", number, mask_hash, weights, uploads)
+        answer = self._request("decrypt", number, mask_hash, weights, uploads)
         return np.frombuffer(answer["points"], np.int64)
 
     def chosen(self, number: int, weights: str, uploads: Sequence[tuple[int, bytes, bytes]], num_floats: int) -> Bits:
@@ -118,17 +118,17 @@ class KeyHolderLink:
         Raises:
           SelgradError: if the key holder does not answer, or refuses.
         """
-        return encryption.decode_indices(self._asked("choose", number, "", weights, uploads)["mask"], num_floats)
+        return encryption.decode_indices(self._request("choose", number, "", weights, uploads)["mask"], num_floats)
 
-    def _asked(self, kind: str, number: int, mask_hash: str, weights: str, uploads: Sequence[tuple[int, bytes, bytes]]) -> Message:
+    def _request(self, kind: str, number: int, mask_hash: str, weights: str, uploads: Sequence[tuple[int, bytes, bytes]]) -> Message:
         clients, raws, tags = ([*column] for column in zip(*sorted(uploads), strict=True))
         request = {"kind": kind, "round": number, "mask_hash": mask_hash, "weights": weights, "clients": clients, "uploads": raws, "tags": tags}
         raw = pack(request)
         try:
-            told = unpack(self._ask(raw, self.enrolment.tag(self._number, "ask", digest(raw))))
-            if not self.enrolment.knows(self._number, told["tag"], "answer", digest(raw), digest(told["answer"])):
+            reply = unpack(self._ask(raw, self.enrolment.tag(self._number, "ask", digest(raw))))
+            if not self.enrolment.knows(self._number, reply["tag"], "answer", digest(raw), digest(reply["answer"])):
                 raise EncryptionError("the key holder's answer is not authentic; somebody else answers at its address")
-            return unpack(told["answer"])
+            return unpack(reply["answer"])
         except (ValueError, KeyError, TypeError):
             raise EncryptionError("the key holder's answer is damaged; try again") from None
 
@@ -181,7 +181,7 @@ def connect(folder: str | Path, address: str, *, root_certificates: str | Path |
     def ask_once(raw: bytes, tag: bytes) -> bytes:
         size = str(len(raw))
         knock = enrolment.tag(Terms.of(enrolment).clients, "knock", size)
-        chunks = (raw[at : at + _CHUNK] for at in range(0, len(raw), _CHUNK))
+        chunks = (raw[start : start + _CHUNK] for start in range(0, len(raw), _CHUNK))
         try:
             answer: bytes = call(_with_tag(tag, chunks), timeout=timeout, metadata=((_KNOCK, knock), (_SIZE, size)))
             return answer
@@ -229,8 +229,8 @@ def serving(
     """
     import grpc
 
-    host, _, given = address.rpartition(":")
-    if not host or not given.isdecimal() or int(given) > 65535:
+    host, _, port_text = address.rpartition(":")
+    if not host or not port_text.isdecimal() or int(port_text) > 65535:
         raise UsageError(f"address {address!r} is not HOST:PORT with a port of at most 65535")
     root = Path(folder)
     seat = Seat(Enrolment.load(root), root)
@@ -239,8 +239,8 @@ def serving(
     server_number = Terms.of(seat.enrolment).clients + 1
 
     def open_sum(chunks: Iterator[bytes], context: Any) -> bytes:
-        given = dict(context.invocation_metadata())
-        size, knock = str(given.get(_SIZE, "")), given.get(_KNOCK, b"")
+        metadata = dict(context.invocation_metadata())
+        size, knock = str(metadata.get(_SIZE, "")), metadata.get(_KNOCK, b"")
         if not isinstance(knock, bytes) or not seat.enrolment.knows(server_number, knock, "knock", size) or not int(size) <= _LARGEST:
             note("refused somebody who is not the server")
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this key holder was enrolled with another server")

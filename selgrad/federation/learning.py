@@ -75,8 +75,8 @@ class Task:
         if len(data) < config.clients.count:
             raise UsageError(f"{config.dataset.label} holds {len(data)} samples for {config.clients.count} clients; raise count")
         self._data, self._test, self._model = data, test, config.model.build(data.spec)
-        for given in (data, test):
-            require_same_inputs(self._model.input_spec, given.spec)
+        for dataset in (data, test):
+            require_same_inputs(self._model.input_spec, dataset.spec)
         modality_of(data.spec).require_fitting(data, self._model)
         self.shards = dirichlet_split(np.asarray(data.labels), config.clients.count, config.clients.alpha, config.seed)
         self.num_samples = [len(shard) for shard in self.shards]
@@ -90,8 +90,8 @@ class Task:
     @cached_property
     def profile(self) -> Profile:
         """Of the encryption, with the ring for as many entries as a client encrypts at once (a union may be larger)."""
-        whole = self.config.protection == "full" or self.config.agreement == "encrypted_sensitivity"
-        return self.config.profile.for_size(self.num_total if whole else trees.count(self.config.ratio, self.num_total))
+        encrypts_all = self.config.protection == "full" or self.config.agreement == "encrypted_sensitivity"
+        return self.config.profile.for_size(self.num_total if encrypts_all else trees.count(self.config.ratio, self.num_total))
 
     @cached_property
     def initial(self) -> Flat:
@@ -125,8 +125,8 @@ class Task:
     def update(self, weights: Flat, client: int, round_number: int) -> Flat:
         """What a client learned: old minus new weights, flat."""
         train: Callable[..., Any] = self._train
-        found: Flat = np.asarray(train(self.tree(weights), self._data.rows(self._samples(client, round_number))))
-        return found
+        flat_update: Flat = np.asarray(train(self.tree(weights), self._data.rows(self._samples(client, round_number))))
+        return flat_update
 
     @cached_property
     def _train(self) -> Callable[..., Array]:
@@ -140,22 +140,22 @@ class Task:
           secret: 16 bytes, from which noise and rounding are drawn; whoever knows them can take noise off again, and reads more of what was rounded.
         """
         run: Callable[..., Any] = self._protect
-        sent, num_withheld = run(jnp.asarray(update), np.frombuffer(secret, np.uint32))
-        return np.asarray(sent), self._baseline.num_bytes(update.size - int(num_withheld), update.size)
+        protected, num_withheld = run(jnp.asarray(update), np.frombuffer(secret, np.uint32))
+        return np.asarray(protected), self._baseline.num_bytes(update.size - int(num_withheld), update.size)
 
     @cached_property
     def _baseline(self) -> Protection:
-        found: Protection = self.config.baseline.build()
-        return found
+        protection: Protection = self.config.baseline.build()
+        return protection
 
     @cached_property
     def _protect(self) -> Callable[..., tuple[Array, Array]]:
         @jax.jit
         def protect(flat: Array, secret: Array) -> tuple[Array, Array]:
-            first = self._baseline.deterministic_part or (lambda update: update)
+            deterministic = self._baseline.deterministic_part or (lambda update: update)
             key = jax.random.wrap_key_data(secret, impl="rbg")
-            sent = self._baseline(first(trees.unravel(flat, self._like)), key)
-            return trees.ravel(sent.grads), jnp.int32(0) if sent.withheld is None else trees.ravel(sent.withheld).sum()
+            protected = self._baseline(deterministic(trees.unravel(flat, self._like)), key)
+            return trees.ravel(protected.grads), jnp.int32(0) if protected.withheld is None else trees.ravel(protected.withheld).sum()
 
         return protect
 
@@ -172,8 +172,8 @@ class Task:
             key = jax.random.fold_in(jax.random.key(self.config.seed), client)
             return trees.ravel(score(GradientContext(model=model, params=params, batch=batch, update=update, grads=grads, key=key)))
 
-        found: Flat = np.asarray(run(params, batch), np.float32)
-        return found
+        flat_scores: Flat = np.asarray(run(params, batch), np.float32)
+        return flat_scores
 
     @cached_property
     def _correct(self) -> Callable[..., tuple[Array, Array]]:

@@ -109,34 +109,34 @@ class Post:
     def ask(self, number: int, kind: str, requests: Mapping[int, Message], patience: float = 0.0) -> dict[int, Message]:
         """Replies by participant; whatever went wrong becomes an event of the round. At least `patience` seconds are waited, whatever the time limit."""
         timeout = max(patience, self._config.timeout)
-        whole = {
+        addressed = {
             party: {"kind": kind, "round": number, "ticket": next(self._tickets), "config": self._fingerprint, **request} for party, request in requests.items()
         }
-        replies, events = self._transport.exchange(whole, timeout)
+        replies, events = self._transport.exchange(addressed, timeout)
         for event in events:
             self._note(number, event)
         good: dict[int, Message] = {}
         for party, reply in sorted(replies.items()):
             if reply.get("error"):
                 self._note(number, Event(party, "failed", str(reply["error"])))
-            elif reply.get("ticket") != whole[party]["ticket"]:
-                self._note(number, Event(party, "malformed", f"answers message {reply.get('ticket')} and was asked {whole[party]['ticket']}"))
+            elif reply.get("ticket") != addressed[party]["ticket"]:
+                self._note(number, Event(party, "malformed", f"answers message {reply.get('ticket')} and was asked {addressed[party]['ticket']}"))
             elif (wrong := _wrong_field(kind, reply)) is not None:
                 self._note(number, Event(party, "malformed", f"{wrong} is missing or of another type"))
             else:
                 good[party] = reply
-        heard = set(replies) | {event.client for event in events if event.status in ("died", "failed", "malformed", "missing")}
-        for party in sorted(set(whole) - heard):
+        accounted_for = set(replies) | {event.client for event in events if event.status in ("died", "failed", "malformed", "missing")}
+        for party in sorted(set(addressed) - accounted_for):
             self._note(number, Event(party, "missing", f"no answer to {kind!r} within {timeout:g} s"))
         unsent = {event.client for event in events if event.status == "missing"}
-        self.down += _num_bytes(request for party, request in whole.items() if party not in unsent)
+        self.down += _num_bytes(request for party, request in addressed.items() if party not in unsent)
         self.up += _num_bytes(replies.values())
         return good
 
 
 def _num_bytes(messages: Iterable[Message]) -> int:
-    found = 0
+    total = 0
     for message in messages:
         for value in message.values():
-            found += sum(len(one) for one in (value if isinstance(value, list) else [value]) if isinstance(one, bytes))
-    return found
+            total += sum(len(blob) for blob in (value if isinstance(value, list) else [value]) if isinstance(blob, bytes))
+    return total

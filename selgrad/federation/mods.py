@@ -57,22 +57,22 @@ def _is_float(record: Any) -> Bits:
     return np.concatenate([np.full(array.size, np.issubdtype(array.dtype, np.floating)) for array in arrays])
 
 
-def _apart(record: Any, flat: npt.NDArray[Any]) -> Arrays:
+def _split_flat(record: Any, flat: npt.NDArray[Any]) -> Arrays:
     """Flat values in the names and shapes of a record."""
     shapes = {name: array.numpy().shape for name, array in record.items()}
     ends = np.cumsum([np.prod(shape, dtype=int) for shape in shapes.values()])[:-1]
     return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), np.split(flat, ends), strict=True)}
 
 
-def _like(record: Any, flat: npt.NDArray[Any]) -> Any:
+def _as_record(record: Any, flat: npt.NDArray[Any]) -> Any:
     """Flat values as a record with the names, shapes and dtypes of another."""
-    parts = _apart(record, flat)
+    parts = _split_flat(record, flat)
     kinds = {name: array.numpy().dtype for name, array in record.items()}
     rounded = {name: np.rint(part) if np.issubdtype(kinds[name], np.integer) else part for name, part in parts.items()}
     return ArrayRecord({name: Array(part.astype(kinds[name])) for name, part in rounded.items()})
 
 
-def _forms(record: Any) -> list[tuple[str, tuple[int, ...], str]]:
+def _signature(record: Any) -> list[tuple[str, tuple[int, ...], str]]:
     return [(name, array.numpy().shape, str(array.numpy().dtype)) for name, array in record.items()]
 
 
@@ -129,9 +129,9 @@ def selective_encryption(enrolment: Enrolled | None = None, *, scores: Scores = 
         if _ASKED not in message.content:
             # The update would leave in the clear.
             raise EncryptionError("the server sent no mask and this client encrypts; use SelectiveFedAvg on the server")
-        asked = message.content[_ASKED]
-        if type(asked["round"]) is not int or asked["round"] < 0:
-            raise EncryptionError(f"round {asked['round']!r} is none; nothing is sent")
+        request = message.content[_ASKED]
+        if type(request["round"]) is not int or request["round"] < 0:
+            raise EncryptionError(f"round {request['round']!r} is none; nothing is sent")
         partition = context.node_config.get("partition-id")
         folder = enrolment(context) if callable(enrolment) else enrolment or context.node_config.get("enrolment")
         seat = seat_of(None if partition is None else int(partition), folder)
@@ -147,22 +147,22 @@ def selective_encryption(enrolment: Enrolled | None = None, *, scores: Scores = 
                 raise _FailedError
             ((_, after),) = reply.content.array_records.items()
             # What is a float and which entry is which was the server's word so far, and is the training's too from here on.
-            if _forms(after) != _forms(before):
+            if _signature(after) != _signature(before):
                 raise EncryptionError("training returned arrays of other names, shapes, types or order than the server sent; nothing is sent")
             return old - _flat(after), reply.content
 
         try:
-            answer = _proposed(client, asked, update, scores) if asked["what"] == "propose" else _trained(client, asked, update, clip)
+            answer = _proposed(client, request, update, scores) if request["what"] == "propose" else _trained(client, request, update, clip)
         except _FailedError:
             return failed[0]
-        content: dict[str, Any] = _read_said(answer.pop("said", "{}"))
+        content: dict[str, Any] = _decode_extras(answer.pop("said", "{}"))
         content[_SEALED] = ConfigRecord({**answer, "client": seat.enrolment.number})
         return Message(RecordDict(content), reply_to=message)
 
     return mod
 
 
-def _said(content: Any) -> str:
+def _encode_extras(content: Any) -> str:
     """What an app says beside its arrays, as JSON, so that it can be said again."""
     metrics = {name: dict(values.items()) for name, values in content.metric_records.items()}
     configs = {
@@ -172,27 +172,28 @@ def _said(content: Any) -> str:
     return json.dumps({"metrics": metrics, "configs": configs})
 
 
-def _read_said(text: str) -> dict[str, Any]:
-    given = json.loads(text)
+def _decode_extras(text: str) -> dict[str, Any]:
+    content = json.loads(text)
     plain = lambda value: base64.b64decode(value["bytes"]) if isinstance(value, dict) else value
-    metrics = {name: MetricRecord(values) for name, values in given.get("metrics", {}).items()}
-    return {**metrics, **{name: ConfigRecord({key: plain(value) for key, value in values.items()}) for name, values in given.get("configs", {}).items()}}
+    metrics = {name: MetricRecord(values) for name, values in content.get("metrics", {}).items()}
+    return {**metrics, **{name: ConfigRecord({key: plain(value) for key, value in values.items()}) for name, values in content.get("configs", {}).items()}}
 
 
 class _FailedError(Exception):
     """The app's own training answered with an error, which is passed on as it is."""
 
 
-def _proposed(client: _Client, asked: Any, update: Callable[[], Any], scores: Scores) -> dict[str, Any]:
+def _proposed(client: _Client, request: Any, update: Callable[[], Any], scores: Scores) -> dict[str, Any]:
     """What this client puts in for the common mask, of an update that goes nowhere."""
-    terms, enrolment, number = client.terms, client.seat.enrolment, asked["round"]
+    terms, enrolment, number = client.terms, client.seat.enrolment, request["round"]
     if terms.agreement not in ASKED:
         raise EncryptionError(f"the server asks what this client would encrypt, and it agreed to the mask {terms.agreement!r}; nothing is sent")
 
     def make() -> dict[str, Any]:
         moved, _ = update()
-        given = scores({name: part for name, part in _apart(client.record, moved).items() if np.issubdtype(client.record[name].numpy().dtype, np.floating)})
-        flat = np.concatenate([np.asarray(given[name], np.float32).reshape(-1) for name in client.record if name in given])
+        arrays = _split_flat(client.record, moved)
+        score_map = scores({name: part for name, part in arrays.items() if np.issubdtype(client.record[name].numpy().dtype, np.floating)})
+        flat = np.concatenate([np.asarray(score_map[name], np.float32).reshape(-1) for name in client.record if name in score_map])
         if flat.size != int(client.floats.sum()):
             raise UsageError(f"scores are {flat.size:,} and the update has {int(client.floats.sum()):,} float entries; return one for each, by the same names")
         if not np.isfinite(flat).all():
@@ -210,10 +211,10 @@ def _proposed(client: _Client, asked: Any, update: Callable[[], Any], scores: Sc
     return {**answer, "tag": enrolment.tag(terms.clients + 1, "proposal", enrolment.number, number, client.weights, digest(answer["proposal"]))}
 
 
-def _trained(client: _Client, asked: Any, update: Callable[[], Any], clip: bool) -> dict[str, Any]:
+def _trained(client: _Client, request: Any, update: Callable[[], Any], clip: bool) -> dict[str, Any]:
     """The weighted update: its exposed entries in the clear, the others encrypted."""
-    terms, enrolment, number = client.terms, client.seat.enrolment, asked["round"]
-    chosen = encryption.decode_indices(asked["indices"], int(client.floats.sum()))
+    terms, enrolment, number = client.terms, client.seat.enrolment, request["round"]
+    chosen = encryption.decode_indices(request["indices"], int(client.floats.sum()))
     terms.require_mask(chosen)
     client.seat.pin("mask", mask_digest(chosen))
     bits = np.zeros(client.floats.size, bool)
@@ -222,11 +223,11 @@ def _trained(client: _Client, asked: Any, update: Callable[[], Any], clip: bool)
 
     def make() -> dict[str, Any]:
         moved, content = update()
-        named, most = asked["weigh"], asked["scale"]
-        given = [metrics[named] for metrics in content.metric_records.values() if named in metrics]
-        if len(given) != 1 or not 0 < given[0] <= most:
-            raise EncryptionError(f"{named}={given} is not a number in (0, {most:g}]; return it once, or raise max_examples of the strategy")
-        share = float(given[0]) / most
+        weight_key, max_examples = request["weigh"], request["scale"]
+        counts = [metrics[weight_key] for metrics in content.metric_records.values() if weight_key in metrics]
+        if len(counts) != 1 or not 0 < counts[0] <= max_examples:
+            raise EncryptionError(f"{weight_key}={counts} is not a number in (0, {max_examples:g}]; return it once, or raise max_examples of the strategy")
+        share = float(counts[0]) / max_examples
         values = (share * moved).astype(np.float32)
         if not np.isfinite(values).all():
             raise EncryptionError("an entry of the update is not finite; lower the learning rate, or clip the gradient")
@@ -242,17 +243,17 @@ def _trained(client: _Client, asked: Any, update: Callable[[], Any], clip: bool)
         if clipped:
             logging.getLogger("flwr").warning("%d entries beyond the public bound %g were clipped, in %s; their mean is wrong", clipped, bound, where)
         sealed, word = client.sealed(values[bits], mask_hash, number, clip)
-        return {"sealed": sealed, "word": word, "plain": values[~bits].tobytes(), "weight": share, "clipped": clipped, "said": _said(content)}
+        return {"sealed": sealed, "word": word, "plain": values[~bits].tobytes(), "weight": share, "clipped": clipped, "said": _encode_extras(content)}
 
-    answer = client.seat.once("train", number, digest(client.weights, mask_hash, asked["scale"], asked["weigh"]), make)
+    answer = client.seat.once("train", number, digest(client.weights, mask_hash, request["scale"], request["weigh"]), make)
     context = client.context(mask_hash, number)
-    whole = digest(answer["weight"].hex(), answer["plain"], answer["sealed"])
-    return {**answer, "tag": enrolment.tag(terms.clients + 1, "reply", enrolment.number, context, client.weights, whole)}
+    reply_digest = digest(answer["weight"].hex(), answer["plain"], answer["sealed"])
+    return {**answer, "tag": enrolment.tag(terms.clients + 1, "reply", enrolment.number, context, client.weights, reply_digest)}
 
 
 def _beyond(record: Any, update: npt.NDArray[np.float32], bits: Bits, bound: float) -> tuple[int, str]:
     """How many entries to encrypt lie beyond the bound, and the names of their arrays with the largest of each."""
-    largest = {name: float(np.abs(part).max(initial=0)) for name, part in _apart(record, np.where(bits, update, 0)).items()}
+    largest = {name: float(np.abs(part).max(initial=0)) for name, part in _split_flat(record, np.where(bits, update, 0)).items()}
     named = ", ".join(f"{name} ({value:g})" for name, value in largest.items() if not value <= bound)
     return int((~(np.abs(update[bits]) <= bound)).sum()), named
 
@@ -286,37 +287,37 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
         self._current = arrays
         num_floats = int(_is_float(arrays).sum())
         if self._mask is None:
-            asked = self._terms.agreement != "fixed"
-            self._mask = self._agreed(server_round, arrays, config, grid, num_floats) if asked else self._terms.fixed_mask(num_floats)
+            asks_clients = self._terms.agreement != "fixed"
+            self._mask = self._agree(server_round, arrays, config, grid, num_floats) if asks_clients else self._terms.fixed_mask(num_floats)
         record = {"what": "train", "indices": encryption.encode_indices(self._mask), "scale": float(self._max_examples), "weigh": self.weighted_by_key}
-        return self._with(server_round, arrays, config, grid, record)
+        return self._messages_with(server_round, arrays, config, grid, record)
 
-    def _with(self, server_round: int, arrays: Any, config: Any, grid: Any, record: dict[str, Any]) -> list[Any]:
+    def _messages_with(self, server_round: int, arrays: Any, config: Any, grid: Any, record: dict[str, Any]) -> list[Any]:
         messages = list(super().configure_train(server_round, arrays, config, grid))
         for message in messages:
             message.content[_ASKED] = ConfigRecord({**record, "round": server_round})
         return messages
 
-    def _agreed(self, server_round: int, arrays: Any, config: Any, grid: Any, num_floats: int) -> Bits:
+    def _agree(self, server_round: int, arrays: Any, config: Any, grid: Any, num_floats: int) -> Bits:
         """The mask of all proposals that could be read."""
         weights, terms = digest_of_weights(_flat(arrays)), self._terms
-        way = ASKED[terms.agreement]
+        protocol = ASKED[terms.agreement]
 
         def choose(maps: Any) -> Bits:
             return self._link.chosen(server_round, weights, maps, num_floats)
 
         chair = Chair(num_floats, terms.num_selected(num_floats), choose)
-        replies = grid.send_and_receive(self._with(server_round, arrays, config, grid, {"what": "propose"}))
+        replies = grid.send_and_receive(self._messages_with(server_round, arrays, config, grid, {"what": "propose"}))
         proposals: dict[int, Any] = {}
         for client, record in self._read(replies):
             try:
-                self._require_word(client, record["tag"], "proposal", client, server_round, weights, digest(record["proposal"]))
-                proposals[client] = way.read(chair, record["proposal"], functools.partial(self._upload, client, server_round, record["word"]))
+                self._require_tag(client, record["tag"], "proposal", client, server_round, weights, digest(record["proposal"]))
+                proposals[client] = protocol.read(chair, record["proposal"], functools.partial(self._upload, client, server_round, record["word"]))
             except (SelgradError, ValueError, KeyError, TypeError) as error:
                 logging.getLogger("flwr").warning("the proposal of client %d is left out: %s", client, error)
         if len(proposals) < terms.min_clients:
             raise SelgradError(f"{len(proposals)} clients said what they would encrypt and min_clients is {terms.min_clients}; start more")
-        return way.combine(chair, [proposals[client] for client in sorted(proposals)])
+        return protocol.combine(chair, [proposals[client] for client in sorted(proposals)])
 
     def _read(self, replies: Iterable[Any]) -> Iterable[tuple[int, dict[str, Any]]]:
         """Answers of the mod, by the client that each says it is of."""
@@ -329,9 +330,9 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
             if type(client) is int and 0 <= client < self._terms.clients:
                 yield client, record
 
-    def _require_word(self, client: int, tag: Any, *what: Any) -> None:
+    def _require_tag(self, client: int, tag: Any, *parts: Any) -> None:
         """Raises EncryptionError where a client does not vouch to the server for its answer."""
-        if not isinstance(tag, bytes) or not self._link.enrolment.knows(client, tag, *what):
+        if not isinstance(tag, bytes) or not self._link.enrolment.knows(client, tag, *parts):
             raise EncryptionError("it is not authentic")
 
     def _upload(self, client: int, number: int, word: bytes, raw: bytes, bound_to: str, num_values: int) -> tuple[int, bytes, bytes]:
@@ -361,8 +362,8 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
         counted: list[Any] = []
         for client, record in self._read(replies):
             try:
-                whole = digest(float(record["weight"]).hex(), record["plain"], record["sealed"])
-                self._require_word(client, record["tag"], "reply", client, context, weights, whole)
+                reply_digest = digest(float(record["weight"]).hex(), record["plain"], record["sealed"])
+                self._require_tag(client, record["tag"], "reply", client, context, weights, reply_digest)
                 if client in {other for other, _, _ in uploads}:
                     raise EncryptionError("it answered before")
                 if sum(self.weighted_by_key in metrics for metrics in record["said"].metric_records.values()) != 1:
@@ -390,7 +391,7 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
             return None, None
         update = np.zeros(bits.size)
         update[~bits], update[bits] = plain, points / 2.0**terms.encryption.grid_bits
-        new = _like(self._current, _flat(self._current) - update / share)
+        new = _as_record(self._current, _flat(self._current) - update / share)
         try:
             metrics = self.train_metrics_aggr_fn(counted, self.weighted_by_key)
         except Exception as error:  # clients may say what they like beside their updates

@@ -93,20 +93,23 @@ class Participants:
             key, self._key_tag, tags[party] = replies[party]["client_key"], replies[party]["key_tag"], replies[party]["tags"]
             after.append(digest(key))
         chain = {"client_key": key, "parties": parties, "before": before, "after": after}
-        replies = self._post.ask(0, "confirm", {to: {**chain, "tags": [self._tag_for(to, party, tags[party]) for party in parties]} for to in parties})
+        replies = self._post.ask(
+            0, "confirm", {recipient: {**chain, "tags": [self._tag_for(recipient, party, tags[party]) for party in parties]} for recipient in parties}
+        )
         for party in parties:
             self._require(replies, party)
 
-    def _tag_for(self, to: int, client: int, tags: bytes) -> bytes:
+    def _tag_for(self, recipient: int, client: int, tags: bytes) -> bytes:
         """Of what a client says to each of those who check it, what it says to one."""
         others = [self._holder] if self._holds_keys() else [party for party in range(self._config.clients.count) if party != client]
-        at = others.index(to) if to in others else len(tags)
-        return tags[_TAG * at : _TAG * (at + 1)]
+        index = others.index(recipient) if recipient in others else len(tags)
+        return tags[_TAG * index : _TAG * (index + 1)]
 
-    def _asked(self, to: int, uploads: Iterable[Upload], weights: bytes) -> Message:
-        some = sorted(uploads)
+    def _request(self, recipient: int, uploads: Iterable[Upload], weights: bytes) -> Message:
+        ordered = sorted(uploads)
         return {
-            "clients": [one.client for one in some], "uploads": [one.raw for one in some], "tags": [self._tag_for(to, one.client, one.tags) for one in some],
+            "clients": [upload.client for upload in ordered], "uploads": [upload.raw for upload in ordered],
+            "tags": [self._tag_for(recipient, upload.client, upload.tags) for upload in ordered],
             "weights": digest_of_weights(np.frombuffer(weights, np.float32)),
         }  # fmt: skip
 
@@ -116,7 +119,7 @@ class Participants:
         Raises:
           SelgradError: if it is gone.
         """
-        replies = self._post.ask(number, "choose", {self._holder: self._asked(self._holder, maps, weights)})
+        replies = self._post.ask(number, "choose", {self._holder: self._request(self._holder, maps, weights)})
         self._require(replies, self._holder)
         return encryption.decode_indices(replies[self._holder]["mask"], self._task.num_total)
 
@@ -181,15 +184,15 @@ class Participants:
         assert self._scheme is not None
         started = time.perf_counter()
         if self._holds_keys():
-            asked = {**self._asked(self._holder, sealed.values(), weights), "mask_hash": mask_hash}
-            replies = self._post.ask(number, "decrypt", {self._holder: asked})
+            request = {**self._request(self._holder, sealed.values(), weights), "mask_hash": mask_hash}
+            replies = self._post.ask(number, "decrypt", {self._holder: request})
             if self._refused(number, self._holder):
                 return None
             self._require(replies, self._holder)
             points = np.frombuffer(replies[self._holder]["points"], np.int64)
             seconds["add"] = float(replies[self._holder]["add_seconds"])
         else:
-            answers = self._asked_for_shares(number, weights, sealed, mask_hash)
+            answers = self._collect_shares(number, weights, sealed, mask_hash)
             if answers is None:
                 return None
             shares = [encryption.Ciphertexts.from_bytes(answer["share"]) for answer in answers.values()]
@@ -202,11 +205,11 @@ class Participants:
         seconds["decrypt"] = time.perf_counter() - started - seconds["add"]
         return points / 2.0**self._task.profile.grid_bits
 
-    def _asked_for_shares(self, number: int, weights: bytes, sealed: Mapping[int, Upload], mask_hash: str) -> dict[int, Message] | None:
+    def _collect_shares(self, number: int, weights: bytes, sealed: Mapping[int, Upload], mask_hash: str) -> dict[int, Message] | None:
         """Every party's answer with its share of a decryption; None where one is there and gives none. Without one of them nothing can be decrypted."""
         parties = self.clients
-        asked = {party: {**self._asked(party, sealed.values(), weights), "mask_hash": mask_hash} for party in parties}
-        replies = self._post.ask(number, "share", asked)
+        requests = {party: {**self._request(party, sealed.values(), weights), "mask_hash": mask_hash} for party in parties}
+        replies = self._post.ask(number, "share", requests)
         for party in parties:
             if party not in replies and self._refused(number, party):
                 return None
@@ -217,8 +220,8 @@ class Participants:
     def _require(self, replies: Mapping[int, Message], party: int | None) -> None:
         if party is not None and party not in replies:
             last = self._journal.last(party)
-            said = "no answer" if last is None else last["detail"]
-            raise SelgradError(f"participant {party}, which holds keys, is gone ({said.splitlines()[0]}); start it again, and the same command goes on")
+            reason = "no answer" if last is None else last["detail"]
+            raise SelgradError(f"participant {party}, which holds keys, is gone ({reason.splitlines()[0]}); start it again, and the same command goes on")
 
     def _refused(self, number: int, party: int) -> bool:
         """Whether the last that was heard of a participant in a round is that it is there and could not do what it was asked."""

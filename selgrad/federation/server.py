@@ -49,7 +49,7 @@ class Server:
         if public.fingerprint != config.fingerprint:
             raise UsageError("the participants were enrolled with another configuration than the server's; enrol them again, or take theirs")
         # Masks are new to everybody after a restart.
-        self._told: set[int] = set()
+        self._has_mask: set[int] = set()
         self._journal = Journal(out)
         self._done, self._weights, self._mask = self._journal.resume(self._task.initial)
 
@@ -98,19 +98,19 @@ class Server:
             return agreement.fixed(total, selected, config.seed)
         request = {"weights": weights.tobytes()}
         replies = self._post.ask(number, "agree", dict.fromkeys(self._participants.clients, request))
-        way, chair = ASKED[config.agreement], Chair(total, selected, lambda maps: self._participants.choose(number, weights.tobytes(), maps))
+        protocol, chair = ASKED[config.agreement], Chair(total, selected, lambda maps: self._participants.choose(number, weights.tobytes(), maps))
         proposals: list[Any] = []
         for client, reply in replies.items():
             try:
                 proposal = self._participants.read_proposal(number, client, reply)
-                proposals.append(way.read(chair, proposal, partial(self._participants.read_sealed, number, client, reply["tags"])))
+                proposals.append(protocol.read(chair, proposal, partial(self._participants.read_sealed, number, client, reply["tags"])))
             except (SelgradError, ValueError, KeyError, TypeError) as error:
                 self._note(number, Event(client, "malformed", str(error).splitlines()[0]))
         if len(proposals) < config.min_clients:
             raise SelgradError(
                 f"{len(proposals)} clients took part in the agreement on a mask and min_clients is {config.min_clients}; run the same command again"
             )
-        return way.combine(chair, proposals)
+        return protocol.combine(chair, proposals)
 
     def _round(self, number: int, weights: Flat) -> Flat:
         config, seconds = self.config, dict.fromkeys(("agree", "exchange", "add", "decrypt", "evaluate", "train", "encrypt"), 0.0)
@@ -129,17 +129,17 @@ class Server:
         encoded = encryption.encode_indices(bits) if config.encrypts else b""
         common = {"weights": weights.tobytes(), "mask_hash": digest}
         clients = self._participants.clients
-        fresh = not self._told.issuperset(clients)
-        replies = self._post.ask(number, "train", {client: {**common, "mask": b"" if client in self._told else encoded} for client in clients})
+        fresh = not self._has_mask.issuperset(clients)
+        replies = self._post.ask(number, "train", {client: {**common, "mask": b"" if client in self._has_mask else encoded} for client in clients})
         seconds["exchange"] = clock() - started
         plain: dict[int, npt.NDArray[np.float32]] = {}
         sealed: dict[int, Upload] = {}
         for client, reply in replies.items():
             try:
-                plain[client], read = self._participants.read_update(number, client, reply, bits, digest)
-                if read is not None:
-                    sealed[client] = read
-                self._told.add(client)
+                plain[client], upload = self._participants.read_update(number, client, reply, bits, digest)
+                if upload is not None:
+                    sealed[client] = upload
+                self._has_mask.add(client)
             except (SelgradError, ValueError, KeyError, TypeError) as error:
                 plain.pop(client, None)
                 self._note(number, Event(client, "malformed", str(error).splitlines()[0]))
@@ -184,8 +184,8 @@ class Server:
         if not self.config.verify or self.config.protection not in ("selective", "full", "none"):
             return {"difference": np.nan, "difference_bound": np.nan, "verified": None}
         task = self._task
-        sent = [np.float32(task.weight(client)) * task.update(weights, client, number) for client in clients]
-        reference = np.sum([one.astype(np.float64) for one in sent], axis=0)
+        weighted_updates = [np.float32(task.weight(client)) * task.update(weights, client, number) for client in clients]
+        reference = np.sum([weighted.astype(np.float64) for weighted in weighted_updates], axis=0)
         difference = float(np.abs(update - reference).max()) / share
         bound = len(clients) * self._task.profile.quantisation_error / share if bits.any() else 0.0
         return {"difference": difference, "difference_bound": bound, "verified": bool(difference <= bound * (1 + 1e-9))}

@@ -43,7 +43,7 @@ def simulate(config: Any, enrolled: Path, serve: Callable[[FlowerTransport], Any
 
     from selgrad.federation.apps import client_app
 
-    count, found = num_participants(config), dict[str, Any]()
+    count, outcome = num_participants(config), dict[str, Any]()
     stop, idle = threading.Event(), threading.Event()
     idle.set()
     server_app = ServerApp()
@@ -52,9 +52,9 @@ def simulate(config: Any, enrolled: Path, serve: Callable[[FlowerTransport], Any
     def main(grid: Any, context: Any) -> None:
         idle.clear()
         try:
-            found["result"] = serve(FlowerTransport(grid, count, max(STARTUP_SECONDS, config.timeout), stop.is_set))
+            outcome["result"] = serve(FlowerTransport(grid, count, max(STARTUP_SECONDS, config.timeout), stop.is_set))
         except BaseException as error:
-            found["error"] = error
+            outcome["error"] = error
         finally:
             idle.set()
 
@@ -74,16 +74,16 @@ def simulate(config: Any, enrolled: Path, serve: Callable[[FlowerTransport], Any
             idle.wait(60)
             raise
         except RuntimeError as error:
-            found.setdefault("error", SelgradError(f"Flower's simulation failed ({str(error).splitlines()[0]})"))
-    if "error" in found:
-        raise found["error"]
-    if "result" not in found:
+            outcome.setdefault("error", SelgradError(f"Flower's simulation failed ({str(error).splitlines()[0]})"))
+    if "error" in outcome:
+        raise outcome["error"]
+    if "result" not in outcome:
         raise SelgradError("Flower's simulation ended before the server did; run the same command again")
-    return found["result"]
+    return outcome["result"]
 
 
 @contextlib.contextmanager
-def _scratch(what: str) -> Iterator[str]:
+def _scratch(purpose: str) -> Iterator[str]:
     """A temporary folder whose name says whose it is; those of processes that are gone, which somebody killed, are removed first.
 
     Short, since Ray keeps sockets in it.
@@ -92,13 +92,13 @@ def _scratch(what: str) -> Iterator[str]:
     space = ""
     with contextlib.suppress(OSError):
         space = os.readlink("/proc/self/ns/pid")
-    here = hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:8]
-    for left in Path(tempfile.gettempdir()).glob(f"sg-*-{here}-*-*"):
-        owner = left.name.split("-")[3]
+    host = hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:8]
+    for leftover in Path(tempfile.gettempdir()).glob(f"sg-*-{host}-*-*"):
+        owner = leftover.name.split("-")[3]
         with contextlib.suppress(OSError):
-            if owner.isdecimal() and left.stat().st_uid == os.getuid() and not Path(f"/proc/{owner}").exists():
-                shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f"sg-{what}-{here}-{os.getpid()}-", ignore_cleanup_errors=True) as folder:
+            if owner.isdecimal() and leftover.stat().st_uid == os.getuid() and not Path(f"/proc/{owner}").exists():
+                shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"sg-{purpose}-{host}-{os.getpid()}-", ignore_cleanup_errors=True) as folder:
         yield folder
 
 

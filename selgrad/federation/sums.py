@@ -83,8 +83,8 @@ def vouched(enrolment: Enrolment, request: Message, bound_to: str, *, num_client
             raise SelgradError(f"the upload of client {client} is of another mask, round or number of clients; nothing is decrypted")
         readers.append(reader)
     require_different(readers)
-    each = (digest(client, raw) for client, raw in zip(clients, raws, strict=True))
-    return Uploads(clients, readers, context, digest(request["weights"], *each))
+    digests = (digest(client, raw) for client, raw in zip(clients, raws, strict=True))
+    return Uploads(clients, readers, context, digest(request["weights"], *digests))
 
 
 def mask_of(request: Message) -> str:
@@ -96,10 +96,10 @@ def mask_of(request: Message) -> str:
     return _require_hash("mask_hash", request["mask_hash"])
 
 
-def _require_hash(what: str, given: Any) -> str:
-    if not isinstance(given, str) or not _HASH.fullmatch(given):
-        raise SelgradError(f"{what} is not a SHA-256 in hexadecimal; nothing is decrypted")
-    return given
+def _require_hash(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not _HASH.fullmatch(value):
+        raise SelgradError(f"{name} is not a SHA-256 in hexadecimal; nothing is decrypted")
+    return value
 
 
 def added(profile: Profile, readers: Sequence[encryption.Reader]) -> tuple[bytes, float]:
@@ -115,16 +115,16 @@ def opened(enrolment: Enrolment, profile: Profile, uploads: Uploads) -> tuple[np
     Raises:
       SelgradError: naming the client whose upload is off the grid or beyond the bound, if the sum is.
     """
-    holder, most = _holder(enrolment.secret, enrolment.client_key), profile.bound * 2.0**profile.grid_bits
+    holder, largest = _holder(enrolment.secret, enrolment.client_key), profile.bound * 2.0**profile.grid_bits
     seconds = [0.0]
 
-    def points(some: Sequence[encryption.Reader]) -> npt.NDArray[np.int64]:
-        total, took = added(profile, some)
+    def points(subset: Sequence[encryption.Reader]) -> npt.NDArray[np.int64]:
+        total, took = added(profile, subset)
         seconds[0] += took
-        found = holder.decrypt(total, uploads.context)
-        if np.abs(found).max(initial=0) > len(some) * most:
+        decrypted = holder.decrypt(total, uploads.context)
+        if np.abs(decrypted).max(initial=0) > len(subset) * largest:
             raise EncryptionError("a decrypted value lies beyond the bound")
-        return found
+        return decrypted
 
     try:
         return points(uploads.readers), seconds[0]
@@ -151,14 +151,14 @@ def answered_once(seat: Seat, kind: str, request: Message, uploads: Uploads, mak
       SelgradError: if another set was opened in this round, or one of the same weights in another: the difference would show one client's.
     """
     name = "weights" if kind in ("decrypt", "share") else f"weights-{kind}"
-    seen, step = seat.kept(name) or b"", f"{request['round']}:{request['weights']};".encode()
-    if step not in seen and f":{request['weights']};".encode() in seen:
+    recorded, step = seat.kept(name) or b"", f"{request['round']}:{request['weights']};".encode()
+    if step not in recorded and f":{request['weights']};".encode() in recorded:
         raise SelgradError("a sum over updates of these weights was decrypted in another round; the difference of two would show one client's")
 
     def remembered() -> dict[str, Any]:
         answer = make()
-        if step not in seen:
-            seat.keep(name, seen + step)
+        if step not in recorded:
+            seat.keep(name, recorded + step)
         return answer
 
     return seat.once(kind, request["round"], uploads.digest, remembered)

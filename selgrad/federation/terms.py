@@ -51,9 +51,9 @@ class Terms:
 
     def __post_init__(self) -> None:
         require_ratio(self.ratio)
-        for what, value, known in (("agreement", self.agreement, AGREEMENTS), ("profile", self.profile, tuple(PROFILES))):
+        for key, value, known in (("agreement", self.agreement, AGREEMENTS), ("profile", self.profile, tuple(PROFILES))):
             if value not in known:
-                raise UsageError(f"{what} {value!r} is unknown; {did_you_mean(value, known)}")
+                raise UsageError(f"{key} {value!r} is unknown; {did_you_mean(value, known)}")
         if not 2 <= self.min_clients <= self.clients:
             raise UsageError(
                 f"min_clients={self.min_clients} must be 2 or more, since one client's update is not decrypted, and at most clients={self.clients}"
@@ -132,13 +132,13 @@ def enrol(terms: Terms, folder: str | Path) -> Path:
     with files.locked(root, "enrolment"):
         # Written last.
         if (root / "public.json").exists():
-            there = Terms.of(Enrolment.load(root / KEY_HOLDER))
-            if there != terms:
-                raise UsageError(f"folder {str(root)!r} holds the keys of a run with other terms ({_difference(there, terms)}); choose another folder")
+            enrolled = Terms.of(Enrolment.load(root / KEY_HOLDER))
+            if enrolled != terms:
+                raise UsageError(f"folder {str(root)!r} holds the keys of a run with other terms ({_difference(enrolled, terms)}); choose another folder")
             return root
         holder, count = encryption.KeyHolder(terms.encryption), terms.clients
         key_holder, server = count, count + 1
-        pairs = {(one, client): secrets.token_bytes(32) for client in range(count) for one in (key_holder, server)}
+        pairs = {(peer, client): secrets.token_bytes(32) for client in range(count) for peer in (key_holder, server)}
         pairs[server, key_holder] = secrets.token_bytes(32)
         public = Public(secrets.token_hex(8), digest(terms.text), holder.tag)
         enrolments = [
@@ -155,6 +155,6 @@ def enrol(terms: Terms, folder: str | Path) -> Path:
         return write(enrolments, root, {key_holder: KEY_HOLDER, server: SERVER})
 
 
-def _difference(there: Terms, here: Terms) -> str:
-    given: dict[str, Any] = dataclasses.asdict(here)
-    return ", ".join(f"{name}={value} and not {given[name]}" for name, value in dataclasses.asdict(there).items() if value != given[name])
+def _difference(enrolled: Terms, requested: Terms) -> str:
+    ours: dict[str, Any] = dataclasses.asdict(requested)
+    return ", ".join(f"{name}={value} and not {ours[name]}" for name, value in dataclasses.asdict(enrolled).items() if value != ours[name])
