@@ -1,7 +1,7 @@
-"""Audits: what index lists alone tell, and whether encrypting named leaves is safe.
+"""Audits: what index lists alone reveal, and whether encrypting named leaves is safe.
 
-`audit_masks` reads masks of many samples without any gradient value; `audit_paths` asks a certificate and the strongest of several attacks about a mask
-by path.
+`audit_masks` analyses the masks of many samples without any gradient value; `audit_paths` tests a mask by leaf paths with a certificate and the strongest of
+several attacks.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ OnEvent = Callable[[str], None]
 
 
 def _flat(ranks: Any) -> npt.NDArray[np.int32]:
-    """(samples, n) int32."""
+    """The ranks of all leaves as one array (samples, n) int32."""
     return np.concatenate([np.asarray(leaf).reshape(len(leaf), -1) for leaf in jax.tree.leaves(ranks)], axis=1)
 
 
 def _places(ranks: npt.NDArray[Any], count: int, ordered: bool) -> npt.NDArray[Any]:
-    """What a list of the first `count` entries says of each: whether it is there, or where, from 1 at the head down to 0 for those that are not."""
+    """What a list of the first `count` entries reveals about each entry: whether it is listed, or its position, from 1 at the head to 0 if not listed."""
     return np.where(ranks < count, 1 - ranks.astype(np.float32) / max(count, 1), 0) if ordered else ranks < count
 
 
 @dataclasses.dataclass(frozen=True)
 class _Truth:
-    """What masks are asked about, and which leaf has a row for each of it.
+    """The private facts that masks may reveal, and the leaf that has one row for each pixel or token.
 
     Attributes:
       labels: (samples,), of the first input of each batch.
       inputs: (samples, d): pixels, or the counts of the most frequent tokens.
-      occurs: (samples, rows) which pixels are not 0, or which tokens occur.
-      leaf: path of the leaf with these rows; None where there is none.
-      rows: which of its rows count.
+      occurs: (samples, rows): which pixels are not 0, or which tokens occur.
+      leaf: path of the leaf with these rows; None if there is none.
+      rows: indices of its rows that are used.
     """
 
     labels: npt.NDArray[Any]
@@ -79,16 +79,16 @@ def audit_masks(
     *, dataset: Any, model: Any, metrics: Sequence[Any], ratios: Sequence[float], selectors: Sequence[Any] = ("global_top",), update: Any = "gradient",
     seed: int = 0, public: Any = None, protection: Any = "none", ordered: bool = False, on_event: OnEvent = lambda _: None,
 ) -> pd.DataFrame:  # fmt: skip
-    """What masks of every metric, selector and ratio tell of the samples of a data set.
+    """Measures what the masks of every metric, selector and ratio reveal about the samples of a data set.
 
     Args:
       dataset, model, update: a name, or a mapping of `name` and arguments; take 200 samples or more.
-      metrics, selectors: lists of the same.
+      metrics, selectors: lists of names or mappings.
       ratios: shares of encrypted entries, in [0, 1].
       seed: of weights and metrics; all samples are seen at the same weights.
       public: a data set that everybody has, for amortised metrics.
-      protection: what clients do to their updates before they choose.
-      ordered: whether the lists are read in their order, which MaskCrypt's clients send to be interleaved, and not as sets.
+      protection: what clients do to their updates before they choose entries.
+      ordered: whether the lists are read in order, as MaskCrypt's clients send them to be interleaved, and not as sets.
       on_event: called with a line before each metric.
 
     Returns:
@@ -129,10 +129,10 @@ class PathAudit:
     Attributes:
       encrypted: paths of the leaves that are encrypted whole.
       num_selected, num_total: entries.
-      certificate: of the first sample; None where its Jacobian does not fit in memory.
+      certificate: of the first sample; None if its Jacobian does not fit in memory.
       attacks: one row per attack, the strongest first: `attack`, `quality` (mean over samples of `measure`), `success` (share), `num_samples`.
-      measure: that `quality` is in.
-      rule: of success, in words.
+      measure: the measure of `quality`.
+      rule: the success rule in words.
     """
 
     encrypted: tuple[str, ...]
@@ -150,7 +150,7 @@ class PathAudit:
 
 
 def default_attacks(setting: Setting, seed: int) -> list[Spec]:
-    """The strongest rungs of the attacks that fit the data: what `audit_paths` runs unless it is told otherwise."""
+    """The strongest variants of the attacks that apply to the data, which `audit_paths` runs by default."""
     if isinstance(setting.input_spec, TextSpec):
         chosen = [
             make_spec("attack", "dager", {"num_attempts": 1, "max_candidates": 32}),
@@ -170,21 +170,21 @@ def audit_paths(
     paths: Sequence[str], *, dataset: Any, model: Any, update: Any = "gradient", attacks: Sequence[Any] = (), samples: Sequence[int] = (0, 1),
     seed: int = 0, public: Any = None, protection: Any = "none", success: Any = None, on_event: OnEvent = lambda _: None,
 ) -> PathAudit:  # fmt: skip
-    """Encrypts the named leaves whole, asks the certificate what is left identifiable, and runs attacks on it.
+    """Encrypts the named leaves whole, certifies what remains identifiable, and attacks the visible rest.
 
     Args:
       paths: shell patterns over leaf paths, such as ["conv*/**"].
       dataset, model, update: a name, or a mapping of `name` and arguments.
-      attacks: the same; by default the strongest rungs of those that fit the data.
+      attacks: a list of the same; by default the strongest variants of those that apply to the data.
       samples: batches of the data set to attack.
       seed: of weights and attacks.
       public: a data set that everybody has, for the learned decoder and the certificate's prior.
       protection: what clients do to their updates besides encrypting.
-      success: a mapping of `level`, or of `measure` and `threshold`; by default that the input is recognisable (docs/verdicts.md).
-      on_event: called with a line before each attack.
+      success: a mapping of `level`, or of `measure` and `threshold`; by default an attack succeeds if the input is recognisable (docs/verdicts.md).
+      on_event: called with a line before the certificate and before each attack.
 
     Raises:
-      UsageError: for unknown names, a pattern that names no leaf, or a certificate's Jacobian that does not fit (the attacks still run).
+      UsageError: for unknown names, or a pattern that names no leaf. If the certificate's Jacobian does not fit, only the certificate is left out.
     """
     specs = Spec.of("dataset", dataset), Spec.of("model", model), Spec.of("update", update)
     setting = Setting(*specs, samples, None if public is None else Spec.of("dataset", public), protection=Spec.of("protection", protection))

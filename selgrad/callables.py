@@ -1,4 +1,4 @@
-"""Telling a factory from the thing itself, by signature: what rooms ask of an object that somebody brings.
+"""Tells a factory from the object that it would make, by signature, for objects that users bring to the registries.
 
 A factory takes its arguments by keyword only, as every registry entry does; a metric, a selector or a model's function takes something by position.
 """
@@ -18,7 +18,7 @@ def positional(item: Callable[..., Any]) -> list[inspect.Parameter]:
     """The parameters that a callable takes by position and that have no default.
 
     Raises:
-      UsageError: if it has no signature that Python knows.
+      UsageError: if Python cannot determine its signature.
     """
     try:
         parameters = inspect.signature(item).parameters.values()
@@ -28,12 +28,12 @@ def positional(item: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def is_factory(item: Any, num_positional: int = 0) -> bool:
-    """Whether a callable takes so many arguments by position and all others by keyword."""
+    """Whether a callable takes exactly `num_positional` arguments by position and all others by keyword."""
     return callable(item) and len(positional(item)) == num_positional
 
 
 def constant(value: Any) -> Callable[[], Any]:
-    """A factory of one object."""
+    """A factory that always returns one given object."""
 
     def make() -> Any:
         return value
@@ -42,7 +42,7 @@ def constant(value: Any) -> Callable[[], Any]:
 
 
 def unusable(kind: str, item: Any, wanted: str) -> UsageError:
-    """Says what an object is and what was wanted in its place."""
+    """An error that says what an object is and what is wanted in its place."""
     sort = "class" if isinstance(item, type) else "function" if inspect.isroutine(item) else type(item).__name__
     described = f"the {sort} {getattr(item, '__name__', '')}".strip()
     return UsageError(f"{kind}: {described} cannot be used; give {wanted}")

@@ -1,6 +1,6 @@
 """Orbax checkpoints: model parameters by seed, and the state of long attacks.
 
-Orbax writes under another name and renames, and a series removes an older checkpoint only after a newer one is whole.
+Orbax writes under a temporary name and renames, and a series removes an older checkpoint only after a newer one is complete.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from selgrad.errors import SelgradError
 
 
 def save(path: str | Path, tree: Any) -> None:
-    """Writes a pytree of arrays, its leaves by number, replacing what is there.
+    """Writes a pytree of arrays with numbered leaves, replacing any checkpoint at the path.
 
     Raises:
       SelgradError: if the disk is full or not writable.
@@ -29,7 +29,7 @@ def save(path: str | Path, tree: Any) -> None:
 
 
 def save_params(path: str | Path, params: Any) -> None:
-    """Writes nested dicts of arrays under their own names, as `orbax.checkpoint.PyTreeCheckpointer` does, replacing what is there.
+    """Writes nested dicts of arrays under their own names, as `orbax.checkpoint.PyTreeCheckpointer` does, replacing any checkpoint at the path.
 
     Raises:
       SelgradError: if the disk is full or not writable.
@@ -38,7 +38,7 @@ def save_params(path: str | Path, params: Any) -> None:
 
 
 def _write(path: str | Path, host: Any) -> None:
-    """A checkpoint and its `SHA256SUMS`: most damage reads as other numbers, and what remains is not Orbax's to find."""
+    """Writes a checkpoint and its `SHA256SUMS`, since most damage reads as different numbers, which Orbax does not detect."""
     import orbax.checkpoint as ocp
 
     target = Path(path).absolute()
@@ -52,12 +52,12 @@ def _write(path: str | Path, host: Any) -> None:
 
 
 def restore(path: str | Path, shown: str | None = None) -> Any:
-    """Everything that an Orbax checkpoint holds: nested dicts of arrays.
+    """Reads everything that an Orbax checkpoint holds, as nested dicts of arrays.
 
-    Takes what `PyTreeCheckpointer`, `StandardCheckpointer` and `CheckpointManager` write; of a manager's folder the newest step.
+    It accepts what `PyTreeCheckpointer`, `StandardCheckpointer` and `CheckpointManager` write, and takes the newest step of a manager's folder.
 
     Raises:
-      SelgradError: if there is none, or it cannot be read.
+      SelgradError: if there is no checkpoint, or it cannot be read.
     """
     import orbax.checkpoint as ocp
 
@@ -71,7 +71,7 @@ def restore(path: str | Path, shown: str | None = None) -> Any:
         source = source / "default"
     files.require_sealed(source)
     try:
-        # It warns that arrays come back where they were saved from, or on one device; they are copied to the host here.
+        # Orbax warns that arrays are restored to the devices that they were saved from, or to one device; they are copied to the host here.
         with ocp.PyTreeCheckpointer() as checkpointer, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             restored = checkpointer.restore(source)
@@ -81,7 +81,7 @@ def restore(path: str | Path, shown: str | None = None) -> Any:
 
 
 def is_numbered(names: Iterable[str]) -> bool:
-    """Whether leaves are named as `save` names them, "0000" and on."""
+    """Whether leaves are named as `save` names them, from "0000" on."""
     ordered = sorted(names)
     return ordered == [f"{i:04d}" for i in range(len(ordered))]
 
@@ -90,7 +90,7 @@ def load(path: str | Path, like: Any) -> Any:
     """Reads what `save` wrote, as arrays of the tree, shapes and dtypes of `like`.
 
     Raises:
-      SelgradError: if there is none, it cannot be read, or it is of another tree.
+      SelgradError: if there is no checkpoint, it cannot be read, or it holds another tree.
     """
     host = restore(path)
     leaves, treedef = jax.tree.flatten(like)
@@ -108,9 +108,9 @@ class Stored(NamedTuple):
     """One checkpoint of a series.
 
     Attributes:
-      done: steps.
-      arrays: the state.
-      notes: text that belongs to it.
+      done: steps that were done.
+      arrays: the state after them.
+      notes: text that belongs to the state.
     """
 
     done: int
@@ -119,7 +119,7 @@ class Stored(NamedTuple):
 
 
 class Series:
-    """The checkpoints of one long attack, one folder per number of steps done; a kill at any moment leaves a whole one.
+    """The checkpoints of one long attack, one folder per number of steps done; a process killed at any moment leaves a complete one.
 
     Args:
       folder: of the series.
@@ -142,7 +142,7 @@ class Series:
         """
         older = self._steps()
         if notes:
-            # Before the arrays, whose folder says that the checkpoint is whole.
+            # Written before the arrays, whose folder marks the checkpoint as complete.
             files.write_json(self._notes(done), {"notes": list(notes)})
         save(self._folder / str(done), arrays)
         for step in older:
@@ -150,7 +150,7 @@ class Series:
             self._notes(step).unlink(missing_ok=True)
 
     def newest(self, like: Any) -> Stored | None:
-        """The last whole checkpoint, or None where none can be read: the attack starts again and nothing finished is lost."""
+        """The last complete checkpoint, or None if none can be read: the attack then starts again, and no finished work is lost."""
         for step in reversed(self._steps()):
             try:
                 arrays = load(self._folder / str(step), like)
@@ -171,7 +171,7 @@ class Series:
 
 
 class DiskCache:
-    """What attackers train, one Orbax checkpoint each: called with an identity, how to make it and how to get its shapes, it makes it once.
+    """Caches what attackers train, one Orbax checkpoint each: called with an identity, a function that makes the tree and one that gives its shapes.
 
     Args:
       folder: of the checkpoints.
@@ -181,7 +181,7 @@ class DiskCache:
         self._folder = folder
 
     def __call__(self, identity: str, make: Callable[[], Any], shapes: Callable[[], Any]) -> Any:
-        """What was kept under the identity, or what `make` gives, which is kept; a damaged checkpoint is made anew.
+        """The tree stored under the identity, or the result of `make`, which is then stored; a damaged checkpoint is made again.
 
         Raises:
           SelgradError: if the disk is full or not writable.

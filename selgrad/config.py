@@ -32,13 +32,13 @@ _S = TypeVar("_S", bound="Section")
 
 
 class Section(pydantic.BaseModel):
-    """A part of a configuration: it takes the keys that it names and nothing else, each of its own type."""
+    """A part of a configuration: it accepts only the keys that it declares, each with its own type."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
     @classmethod
     def read(cls: type[_S], given: Any, what: str) -> _S:
-        """A section from a mapping.
+        """Reads a section from a mapping.
 
         Raises:
           UsageError: naming the key, the value and the remedy.
@@ -54,9 +54,9 @@ class Section(pydantic.BaseModel):
 
 
 def explained(section: type[Section], what: str, error: pydantic.ValidationError) -> UsageError:
-    """The first of a schema's complaints as one line with a remedy."""
+    """The first of a schema's errors as one line with a remedy."""
     is_top_level = what == "the configuration"
-    # A key that nothing knows explains why another is missing.
+    # An unknown key explains why another one is missing.
     first = min(error.errors(), key=lambda e: {"extra_forbidden": 0, "missing": 2}.get(e["type"], 1))
     key = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
@@ -98,7 +98,7 @@ class EncryptionConfig(Section):
 
     @property
     def scheme_profile(self) -> Profile:
-        """The profile with the bound that was asked for."""
+        """The profile with the requested bound."""
         from selgrad.encryption.profiles import PROFILES
 
         profile = PROFILES[self.profile]
@@ -106,7 +106,7 @@ class EncryptionConfig(Section):
 
     @classmethod
     def parse(cls, given: Any) -> EncryptionConfig | None:
-        """From a mapping; None, False or "none" leaves encryption out.
+        """Reads a mapping; None, False or "none" leaves encryption out.
 
         Raises:
           UsageError: naming the key, the value and the remedy.
@@ -115,7 +115,7 @@ class EncryptionConfig(Section):
 
 
 class RoundsConfig(Section):
-    """How often clients send an update of the same data, all of which the attacker has."""
+    """How many updates of the same data clients send, all of which the attacker has."""
 
     count: int = pydantic.Field(1, description="Of updates.")
     server_learning_rate: float = pydantic.Field(0.1, description="By which the mean update moves the global weights between two of them.")
@@ -130,7 +130,7 @@ class RoundsConfig(Section):
 
     @classmethod
     def parse(cls, given: Any) -> RoundsConfig:
-        """From a mapping; None is one round.
+        """Reads a mapping; None means one round.
 
         Raises:
           UsageError: naming the key, the value and the remedy.
@@ -139,7 +139,7 @@ class RoundsConfig(Section):
 
 
 class FeaturesConfig(Section):
-    """A trained network in whose features reconstructed images are compared beside their pixels."""
+    """A trained network in whose features reconstructed images are compared, in addition to their pixels."""
 
     model: Any = pydantic.Field(description="Named as a model is, with its checkpoint.")
     normalisation: Literal["data", "none", "imagenet", "cifar10"] = pydantic.Field(
@@ -158,12 +158,12 @@ class FeaturesConfig(Section):
 
     @property
     def spec(self) -> Spec:
-        """The network."""
+        """The spec of the network."""
         return one("model", self.model)
 
     @classmethod
     def parse(cls, given: Any) -> FeaturesConfig | None:
-        """From a mapping; None compares pixels alone.
+        """Reads a mapping; None compares only pixels.
 
         Raises:
           UsageError: naming the key, the value and the remedy.
@@ -172,7 +172,7 @@ class FeaturesConfig(Section):
 
 
 class SuccessConfig(Section):
-    """When an attack has succeeded."""
+    """When an attack counts as successful."""
 
     level: str | None = pydantic.Field(
         None,
@@ -217,7 +217,7 @@ class WandbConfig(Section):
 
 
 def _axis(kind: str, entry: Any) -> tuple[Spec, ...]:
-    """Every spec of an axis, each once."""
+    """All specs of an axis; duplicates are refused."""
     specs = tuple(expand(kind, entry))
     twice = [s.label for s in specs if specs.count(s) > 1]
     if twice:
@@ -253,12 +253,12 @@ def _numbers(what: str, kind: type, remedy: str, value: Any) -> tuple[Any, ...]:
 
 
 def _plain(function: Any) -> Any:
-    """A validator that replaces pydantic's own."""
+    """Wraps a function as a validator that replaces pydantic's own."""
     return pydantic.PlainValidator(function)
 
 
 class SweepConfig(Section):
-    """A whole sweep: one axis per field, its cells the product of them."""
+    """A whole sweep: its cells are the product of its axes, one per field."""
 
     name: str = pydantic.Field("sweep", description="Of the sweep, also in W&B.")
     dataset: Annotated[tuple[Spec, ...], _plain(partial(_axis, "dataset"))] = pydantic.Field(description="Data sets.")
@@ -321,7 +321,7 @@ class SweepConfig(Section):
         for name in type(self).model_fields:
             value = getattr(self, name)
             if name in REGISTRIES:
-                # A list inside an entry is an axis, so an argument that is a list is a list of one.
+                # A list inside an entry is an axis, so an argument that is itself a list becomes a list of one value.
                 result[name] = [{k: [v] if isinstance(v, list) else v for k, v in spec.to_dict().items()} for spec in value]
             elif isinstance(value, Spec):
                 result[name] = value.to_dict()
@@ -333,16 +333,16 @@ class SweepConfig(Section):
 
     @property
     def identity(self) -> str:
-        """A hash of everything that decides the results (not of names, tags, the size of blocks and devices)."""
+        """A hash of everything that determines the results (not of names, tags, block size and devices)."""
         content = {k: v for k, v in self.to_dict().items() if k not in ("name", "wandb", "block_size", "model_devices")}
-        # What came later and is not used leaves the identity of a sweep as it was.
+        # Keys that were added later and are not used leave the identity of older sweeps unchanged.
         if self.rounds.count == 1:
             del content["rounds"]
         if not self.suite:
             del content["suite"]
         if self.features is None:
             del content["features"]
-        # Where nothing is named a level judges, which none did once, so such a sweep is another.
+        # By default a level now decides, which older sweeps did not have; only sweeps that name a measure or threshold keep their old identity.
         if self.success.measure is not None or self.success.threshold is not None:
             content["success"] = {k: v for k, v in content["success"].items() if k != "level"}
         if self.protection == _axis("protection", type(self).model_fields["protection"].default):
@@ -357,15 +357,15 @@ def parse(content: Mapping[str, Any]) -> SweepConfig:
       UsageError: naming the key, the value and the remedy.
     """
     needed = [name for name, field in SweepConfig.model_fields.items() if field.is_required()]
-    # An empty value of a key that is needed is not a value.
+    # An empty value for a required key counts as missing.
     return SweepConfig.read({k: v for k, v in content.items() if v is not None or k not in needed}, "the configuration")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-4 as text; everybody who writes it means a number. A key that stands twice is refused."""
+    """A YAML 1.1 loader that reads 1e-4 as a number, where YAML 1.1 would read text, and refuses a key that appears twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """A mapping of keys that differ."""
+        """Constructs a mapping whose keys must be distinct."""
         first_lines: dict[Any, int] = {}
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
@@ -382,14 +382,14 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+
 
 
 LONGEST = 1_000_000
-"""Characters of a configuration."""
+"""The largest number of characters in a configuration."""
 
 
 def read_yaml(text: str, what: str) -> Any:
-    """A value as configurations hold it, 1e-4 being a number.
+    """Parses the YAML of a configuration, in which 1e-4 is a number.
 
     Raises:
-      UsageError: if the text is not valid YAML, or a key stands twice.
+      UsageError: if the text is not valid YAML, or a key appears twice.
     """
     if len(text) > LONGEST:
         raise UsageError(f"{what} has {len(text):,} characters, and configurations of more than {LONGEST:,} are not read")
@@ -402,7 +402,7 @@ def read_yaml(text: str, what: str) -> Any:
     except RecursionError:
         raise UsageError(f"{what} is nested too deeply, or holds itself; write it out") from None
     except (ValueError, OverflowError) as error:
-        # Such as a date of a month 13.
+        # Such as a date with month 13.
         raise UsageError(f"{what} holds a value that cannot be read ({error}); put text in quotes") from None
     if _holds_itself(value, (), set()):
         raise UsageError(f"{what} holds itself; write it out")
@@ -410,7 +410,7 @@ def read_yaml(text: str, what: str) -> Any:
 
 
 def _holds_itself(value: Any, above: tuple[int, ...], visited: set[int]) -> bool:
-    """Whether a list or mapping is among what it holds, which anchors can make."""
+    """Whether a list or mapping contains itself, which YAML anchors allow."""
     if not isinstance(value, list | dict) or id(value) in visited:
         return False
     if id(value) in above:
@@ -421,10 +421,10 @@ def _holds_itself(value: Any, above: tuple[int, ...], visited: set[int]) -> bool
 
 
 def read_file(path: str | Path) -> Any:
-    """What a YAML file holds.
+    """Reads the content of a YAML file.
 
     Raises:
-      UsageError: if it is missing, or no YAML.
+      UsageError: if it is missing, or not YAML.
     """
     file = Path(path)
     try:
@@ -438,7 +438,7 @@ def load(path: str | Path) -> SweepConfig:
     """Reads and validates a YAML file.
 
     Raises:
-      UsageError: if it is missing, no YAML, or not valid.
+      UsageError: if it is missing, not YAML, or not valid.
     """
     file = Path(path)
     content = read_file(file)
@@ -448,15 +448,15 @@ def load(path: str | Path) -> SweepConfig:
 
 
 def settings(config: SweepConfig) -> Iterator[tuple[Spec, Spec, Spec, Spec]]:
-    """Every data set, model, update and protection."""
+    """Every combination of data set, model, update and protection."""
     return itertools.product(config.dataset, config.model, config.update, config.protection)
 
 
 def portable(config: SweepConfig) -> str:
-    """A configuration as YAML, from which another process builds the same.
+    """A configuration as YAML, from which another process builds the same configuration.
 
     Raises:
-      UsageError: if it holds objects of this process, which no other can make.
+      UsageError: if it holds objects of this process, which no other process can make.
     """
     text = yaml.safe_dump(config.to_dict(), sort_keys=False)
     try:

@@ -1,8 +1,8 @@
 """How clients agree on one mask, so that ciphertexts can be added slot by slot; each function says who learns what.
 
-Summed sensitivity maps under encryption are FedML-HE's (jin2023fedmlhe, algorithm 1); interleaved priority lists are MaskCrypt's (hu2024maskcrypt). What index
-lists tell is measured by `selgrad audit`: a client's own with `global_top` (for `interleaved` with `--ordered`), the common one with `common`, and `fixed` is
-the metric `random`.
+Summed sensitivity maps under encryption are FedML-HE's (jin2023fedmlhe, algorithm 1); interleaved priority lists are MaskCrypt's (hu2024maskcrypt).
+`selgrad audit` measures what index lists reveal: a client's own list with `global_top` (for `interleaved` with `--ordered`), the common one with `common`;
+`fixed` corresponds to the metric `random`.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ Bits = npt.NDArray[np.bool_]
 
 
 def _best(scores: npt.NDArray[Any], num_selected: int) -> Bits:
-    """The largest scores, ties broken by index."""
+    """A mask of the largest scores, ties broken by index."""
     bits = np.zeros(scores.size, bool)
     bits[np.argsort(-scores, kind="stable")[:num_selected]] = True
     return bits
 
 
 def fixed(num_total: int, num_selected: int, seed: int) -> Bits:
-    """Entries drawn from a public seed. Nobody learns anything: the mask depends on no data."""
+    """A mask drawn from a public seed. Nobody learns anything, since the mask does not depend on data."""
     return _best(np.random.default_rng(seed).random(num_total), num_selected)
 
 
 def own(scores: npt.NDArray[Any], num_selected: int) -> Bits:
-    """What a client would choose alone: what it sends for `vote` and `union`."""
+    """The mask that a client would choose alone, which it sends for `vote` and `union`."""
     return _best(scores, num_selected)
 
 
 def vote(choices: Sequence[Bits], num_selected: int) -> Bits:
-    """The entries that most clients chose. The server learns each client's own index list, and everybody the common one.
+    """The entries that the most clients chose. The server learns each client's own index list, and everybody learns the common one.
 
     Raises:
       EncryptionError: if the choices are of different models.
@@ -47,7 +47,7 @@ def vote(choices: Sequence[Bits], num_selected: int) -> Bits:
 
 
 def union(choices: Sequence[Bits]) -> Bits:
-    """Every entry that any client chose: nobody's choice is left in the clear, and more than its share is encrypted. Learned: as for `vote`.
+    """Every entry that any client chose: no client's choice is left in the clear, but more than the ratio is encrypted. Who learns what is as for `vote`.
 
     Raises:
       EncryptionError: if the choices are of different models.
@@ -57,15 +57,15 @@ def union(choices: Sequence[Bits]) -> Bits:
 
 
 def interleaved(priorities: Sequence[npt.NDArray[np.integer[Any]]], num_total: int, num_selected: int) -> Bits:
-    """Takes entries from each client's priority list in turn until there are enough. The server learns each list and its order, more than `vote` tells.
+    """Takes entries from each client's priority list in turn until there are enough. The server learns each list and its order, more than with `vote`.
 
     Args:
-      priorities: entry numbers of each client, the most important first; `num_selected` of each always suffice.
+      priorities: entry indices of each client, the most important first; `num_selected` from each always suffice.
       num_total: entries of the update.
-      num_selected: to choose.
+      num_selected: entries to choose.
 
     Raises:
-      EncryptionError: if a list names an entry that is not there, or the lists hold too few.
+      EncryptionError: if a list names an entry that does not exist, or the lists hold too few.
     """
     for client, entries in enumerate(priorities):
         if entries.size and not (entries.min() >= 0 and entries.max() < num_total):
@@ -85,14 +85,14 @@ def interleaved(priorities: Sequence[npt.NDArray[np.integer[Any]]], num_total: i
 
 
 def normalised(scores: npt.NDArray[Any], bound: float) -> npt.NDArray[np.float64]:
-    """A score map as a client encrypts it for `encrypted_sensitivity`: its largest entry is the bound of the profile, so that all clients weigh alike."""
+    """A score map as a client encrypts it for `encrypted_sensitivity`: its largest entry is the profile's bound, so that all clients have equal weight."""
     values = np.abs(np.asarray(scores, np.float64))
     largest = float(values.max(initial=0.0))
     return values * (bound / largest) if largest > 0 else values
 
 
 def from_sum(total: npt.NDArray[np.int64], num_selected: int) -> Bits:
-    """The mask of a decrypted sum of score maps. The key holder learns the sum, the server and the clients the mask alone."""
+    """The mask from a decrypted sum of score maps. The key holder learns the sum; the server and the clients learn only the mask."""
     return _best(total.astype(np.float64), num_selected)
 
 

@@ -1,6 +1,6 @@
-"""What is sent: encrypted entries in memory, to be read from anywhere, or computed as they are read.
+"""The ciphertexts that are sent: encrypted entries held in memory, read from any source, or computed as they are read.
 
-Headers and bytes are those of `wire`; nothing here knows of keys or of OpenFHE.
+Headers and byte formats are those of `wire`; nothing here depends on keys or on OpenFHE.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from selgrad.encryption.wire import Header
 
 @runtime_checkable
 class Source(Protocol):
-    """Ciphertexts to read, in memory or from a file: `Ciphertexts`, or `wire.Reader`."""
+    """Ciphertexts to read, in memory or from a file: `Ciphertexts` or `wire.Reader`."""
 
     @property
     def header(self) -> Header:
-        """Of the ciphertexts."""
+        """The header of the ciphertexts."""
         ...
 
     def __iter__(self) -> Iterator[bytes]:
@@ -33,7 +33,7 @@ class Ciphertexts:
     """Encrypted entries of one client, or a sum over clients, in memory.
 
     Attributes:
-      header: what they are.
+      header: describes the ciphertexts.
       parts: one ciphertext per `values_per_ciphertext` entries.
     """
 
@@ -41,16 +41,16 @@ class Ciphertexts:
     parts: tuple[bytes, ...]
 
     def __iter__(self) -> Iterator[bytes]:
-        """The ciphertexts."""
+        """The ciphertexts, one at a time."""
         return iter(self.parts)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes on the wire, header included."""
+        """Bytes on the wire, including the header."""
         return len(self.to_bytes())
 
     def to_bytes(self, mac_key: bytes | None = None) -> bytes:
-        """As `wire.write` writes them."""
+        """The bytes that `wire.write` writes."""
         stream = io.BytesIO()
         wire.write(stream, self.header, self.parts, mac_key)
         return stream.getvalue()
@@ -60,7 +60,7 @@ class Ciphertexts:
         """The inverse of `to_bytes`.
 
         Raises:
-          EncryptionError: if the bytes are truncated, damaged, not authentic or no ciphertexts of this version.
+          EncryptionError: if the bytes are truncated, damaged, not authentic or not ciphertexts of this version.
         """
         reader = wire.Reader(raw, mac_key)
         return cls(reader.header, tuple(reader))
@@ -73,5 +73,5 @@ class Stream(NamedTuple):
     parts: Iterator[bytes]
 
     def collect(self) -> Ciphertexts:
-        """All of them in memory."""
+        """Computes all of them and holds them in memory."""
         return Ciphertexts(self.header, tuple(self.parts))

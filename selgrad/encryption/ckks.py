@@ -1,6 +1,6 @@
-"""CKKS: keys, encryption of selected entries, sum over clients, decryption to exact integers.
+"""CKKS: keys, encryption of selected entries, sums over clients, and decryption to exact integers.
 
-Values stream through a bounded window of threads, and everything that does not fit is refused by name; what OpenFHE does to one ciphertext is in `context`.
+Values stream through a bounded window of threads, and an error names whatever does not match; operations on a single ciphertext are in `context`.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ _Result = TypeVar("_Result")
 
 @runtime_checkable
 class Zeros(Protocol):
-    """Ready encryptions of zero: `pool.ZeroPool`."""
+    """A stock of ready encryptions of zero: `pool.ZeroPool`."""
 
     def take(self, tag: str) -> Any:
-        """One under the key of a tag, which nobody gets again."""
+        """Takes one under the key with this tag; it is never given out again."""
         ...
 
 
 class CKKS:
-    """One profile's operations; host side, safe to use from threads, refused after fork.
+    """The operations of one profile, on the host; safe to use from threads, refused after a fork.
 
     Args:
       profile: a name in `PROFILES`, or a profile.
       num_threads: worker threads; OpenFHE releases the interpreter lock.
 
     Attributes:
-      context: what one ciphertext and one key are to OpenFHE.
+      context: handles single ciphertexts and keys with OpenFHE.
 
     Raises:
       EncryptionError: if OpenFHE does not load here, or gives other parameters than were asked for.
@@ -58,7 +58,7 @@ class CKKS:
 
     @property
     def layout(self) -> Layout | None:
-        """Of this context's ciphertexts; None where it was not understood, or a modulus has several primes."""
+        """The layout of this context's ciphertexts; None where it was not understood, or the modulus has several primes."""
         return self.context.layout
 
     # Keys
@@ -67,7 +67,7 @@ class CKKS:
         """A fresh key pair.
 
         Raises:
-          EncryptionError: for a threshold profile, whose secret nobody may hold; see `roles.Party`.
+          EncryptionError: for a threshold profile, whose secret no single party may hold; see `roles.Party`.
         """
         if self.profile.decryption == "threshold":
             raise EncryptionError(f"profile {self.profile.name!r} has no single key holder; make a key with its parties")
@@ -77,7 +77,7 @@ class CKKS:
         """One party's share of a joint secret, and the public key of all parties so far.
 
         Args:
-          previous: the public key of the parties before; None for the first.
+          previous: the public key of the previous parties; None for the first.
         """
         require_unforked()
         if previous is None:
@@ -115,23 +115,23 @@ class CKKS:
     # Encryption
 
     def encrypt(self, keys: Keys, values: Any, mask_hash: str, *, pool: Zeros | None = None, clip: bool = False) -> Ciphertexts:
-        """Quantises and encrypts one client's selected entries; `encrypt_stream` in memory."""
+        """Quantises and encrypts one client's selected entries: `encrypt_stream`, collected in memory."""
         return self.encrypt_stream(keys, values, mask_hash, pool=pool, clip=clip).collect()
 
     def encrypt_stream(self, keys: Keys, values: Any, mask_hash: str, *, pool: Zeros | None = None, clip: bool = False) -> Stream:
         """Quantises and encrypts one client's selected entries, a few ciphertexts at a time: memory does not grow with their number.
 
         Args:
-          keys: the public one is used, or the secret one where the profile says so.
-          values: (n,) float32 or float64, aggregation weights already applied (depth 0 has no multiplication); each within the
+          keys: the public key is used, or the secret key where the profile says so.
+          values: (n,) float32 or float64 with aggregation weights already applied (depth 0 has no multiplication); each within the
             profile's bound, which is 1 unless it was replaced.
           mask_hash: of the selection.
           pool: ready encryptions of zero to add the values to.
           clip: whether values beyond the bound are clipped to it, which the caller then counts; otherwise they are refused.
 
         Raises:
-          EncryptionError: for NaN, infinity or a value beyond the bound (when that part of the stream is read), values that are not a vector of floats, a
-            missing key, or in a forked process.
+          EncryptionError: for NaN, infinity or a value beyond the bound (raised when that part of the stream is read), for values that are not a vector of
+            floats, for a missing key, or in a forked process.
         """
         require_unforked()
         values = as_vector(values)
@@ -159,26 +159,26 @@ class CKKS:
         return zero
 
     def encrypt_zero(self, keys: Keys) -> Any:
-        """A fresh encryption of zero for a pool, without a canary: adding values brings it."""
+        """A fresh encryption of zero for a pool, without a canary, which comes with the values that are added."""
         require_unforked()
         return self.context.encrypt(keys, self.context.pack(np.zeros(self.profile.slots)))
 
     # The aggregator
 
     def add(self, clients: Sequence[Source], *, raw: bool = False) -> Ciphertexts:
-        """The encrypted sum over clients; `add_stream` in memory."""
+        """The encrypted sum over clients: `add_stream`, collected in memory."""
         return self.add_stream(clients, raw=raw).collect()
 
     def add_stream(self, clients: Sequence[Source], *, raw: bool = False) -> Stream:
-        """The encrypted sum over clients; needs no key.
+        """The encrypted sum over clients, computed without any key.
 
         Args:
           clients: ciphertexts of one selection, one profile and one key.
-          raw: adds residues without OpenFHE, many times faster; profiles that send bare residues always do.
+          raw: whether to add residues without OpenFHE, which is many times faster; profiles that send bare residues always do.
 
         Raises:
-          EncryptionError: if keys, masks, profiles or lengths differ, the sum could overflow, a ciphertext is damaged (when that part of the stream is
-            read), or `raw` is asked for and the self-test of the layout did not pass.
+          EncryptionError: if keys, masks, profiles or lengths differ, the sum could overflow, a ciphertext is damaged (raised when that part of the stream is
+            read), or `raw` is set and the self-test of the layout did not pass.
         """
         require_unforked()
         if not clients:
@@ -213,10 +213,10 @@ class CKKS:
         return Stream(dataclasses.replace(first, num_clients=total), self.in_order(add_parts, grouped))
 
     def check(self, ciphertexts: Source) -> None:
-        """Looks at every ciphertext of an upload without adding it, so that one that is damaged can be told from the others.
+        """Validates every ciphertext of an upload without adding it, so that a damaged upload can be identified.
 
         Raises:
-          EncryptionError: if one is damaged, or the header does not fit the profile.
+          EncryptionError: if one is damaged, or the header does not match the profile.
         """
         self._require_profile(ciphertexts.header)
         for part in ciphertexts:
@@ -228,7 +228,7 @@ class CKKS:
     # The key holder
 
     def decrypt(self, keys: Keys, ciphertexts: Source, mask_hash: str) -> npt.NDArray[np.int64]:
-        """The exact integer sum in grid units, shape (n,); publish this and nothing finer.
+        """The exact integer sum in grid units, shape (n,); never publish anything finer.
 
         Raises:
           EncryptionError: for another key, mask or profile, a threshold profile, or a decrypted value off the grid.
@@ -249,16 +249,16 @@ class CKKS:
         return self._gather(ciphertexts.header, self.in_order(decrypt_part, ciphertexts))
 
     def share(self, keys: Keys, ciphertexts: Source, mask_hash: str, *, lead: bool) -> Stream:
-        """One party's share of a decryption; all parties' together give the sum, and any fewer give nothing.
+        """One party's decryption share; the shares of all parties together give the sum, and fewer reveal nothing.
 
         Args:
           keys: of the party.
-          ciphertexts: the sum; its key is the joint one.
+          ciphertexts: the sum, under the joint key.
           mask_hash: of the selection.
-          lead: for exactly one party.
+          lead: True for exactly one party.
 
         Raises:
-          EncryptionError: for another profile or mask, or in a forked process, which would smudge as its parent does.
+          EncryptionError: for another profile or mask, or in a forked process, which would add the same smudging noise as its parent.
         """
         require_unforked()
         self._require_profile(ciphertexts.header)
@@ -275,7 +275,7 @@ class CKKS:
         """The exact integer sum in grid units from the shares of all parties.
 
         Raises:
-          EncryptionError: if the shares are of different sums, or are not of all parties.
+          EncryptionError: if the shares belong to different sums, or are not from all parties.
         """
         if not shares:
             raise EncryptionError("there are no shares to combine; wait for all parties")
@@ -296,7 +296,7 @@ class CKKS:
         return self._gather(first, self.in_order(combine_parts, zip(*shares, strict=True)))
 
     def _gather(self, header: Header, chunks: Iterable[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
-        # What a header announces is not allocated until it is there.
+        # Memory for what a header announces is not allocated before the values arrive.
         parts, remaining = [], header.num_values
         for chunk in chunks:
             parts.append(chunk[:remaining])
@@ -320,7 +320,7 @@ class CKKS:
         _require_same("mask", mask_hash, header.mask_hash, "decrypt with the mask that was encrypted")
 
     def in_order(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-        """Results in the order of the items, from a window of a few per thread; lazy, so that neither has to fit in memory."""
+        """Maps a function over items on threads and yields results in order, lazily with a window of a few per thread, so that neither must fit in memory."""
         if self._threads == 1:
             yield from map(function, items)
             return

@@ -1,6 +1,6 @@
-"""One crypto context of OpenFHE: made for a profile and checked against it, values in and out of its slots, ciphertexts and keys to bytes and back.
+"""One crypto context of OpenFHE, made for a profile and checked against it: it encodes values into slots and converts ciphertexts and keys to and from bytes.
 
-Where residues lie in OpenFHE's bytes is documented nowhere, so a self-test learns it; where that fails, everything goes through OpenFHE itself.
+Where residues lie in OpenFHE's bytes is not documented, so a self-test learns it; where that fails, everything goes through OpenFHE itself.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Kind = Literal["public", "secret", "ciphertext", "share"]
 
 @dataclasses.dataclass(frozen=True)
 class Keys:
-    """Keys of one tag; who may not decrypt holds no secret, and who may not encrypt no public key.
+    """Keys with one tag; a holder that must not decrypt has no secret key, and one that must not encrypt has no public key.
 
     Attributes:
-      public, secret: OpenFHE's; None where the holder has none.
-      tag: names them.
+      public, secret: OpenFHE's keys; None where the holder has none.
+      tag: identifies the keys.
     """
 
     public: Any
@@ -38,19 +38,19 @@ class Keys:
 
     @classmethod
     def of(cls, pair: Any) -> Keys:
-        """A pair that OpenFHE made."""
+        """Wraps a key pair that OpenFHE made."""
         return cls(pair.publicKey, pair.secretKey, pair.publicKey.GetKeyTag())
 
 
 class Context:
-    """What one ciphertext and one key are to OpenFHE under a profile.
+    """Handles single ciphertexts and keys with OpenFHE under one profile.
 
     Args:
-      profile: to ask of OpenFHE.
+      profile: the parameters to request from OpenFHE.
 
     Attributes:
       native: OpenFHE's own context.
-      layout: of this context's ciphertexts; None where it was not understood, or a modulus has several primes.
+      layout: of this context's ciphertexts; None where it was not understood, or the modulus has several primes.
 
     Raises:
       EncryptionError: if OpenFHE does not load here, or gives other parameters than were asked for.
@@ -61,8 +61,8 @@ class Context:
         self._fhe = openfhe.load()
         openfhe.require_unforked()
         self.native = self._make()
-        # OpenFHE fills its tables of roots when they are first used, without a lock: two threads that come first together can crash the process.
-        # One round in one thread fills them.
+        # OpenFHE fills its tables of roots on first use, without a lock, so two threads that use them first at the same time can crash the process.
+        # One round in a single thread fills them.
         self.layout: Layout | None = None
         self._known: dict[Kind, Known] = {}
         self.layout = self._learn_layout()
@@ -78,7 +78,7 @@ class Context:
         parameters.SetMultiplicativeDepth(profile.depth)
         parameters.SetFirstModSize(profile.prime_bits)
         parameters.SetScalingModSize(profile.scale_bits)
-        # Hybrid key switching doubles the ring even where no switch happens.
+        # Hybrid key switching doubles the ring even where no key switch happens.
         technique, switch = ("FLEXIBLEAUTO", "HYBRID") if profile.depth else ("FIXEDMANUAL", "BV")
         parameters.SetScalingTechnique(getattr(fhe.ScalingTechnique, technique))
         parameters.SetKeySwitchTechnique(getattr(fhe.KeySwitchTechnique, switch))
@@ -102,7 +102,7 @@ class Context:
         return context
 
     def _learn_layout(self) -> Layout | None:
-        """One round of everything, which fills OpenFHE's tables; and where residues lie, if sums of residues are OpenFHE's own sums."""
+        """Runs one round of all operations, which fills OpenFHE's tables, and learns where residues lie, if sums of residues equal OpenFHE's own sums."""
         keys = self.fresh_keys()
         fresh = self._samples(keys)
         loaded = [self.deserialise(part) for part in fresh]
@@ -122,7 +122,7 @@ class Context:
             return None
 
     def _learn_forms(self) -> None:
-        """The forms of what comes from elsewhere: as OpenFHE writes it first, and as it writes what it has read."""
+        """Learns the forms of foreign keys, ciphertexts and shares, both as OpenFHE first writes them and as it writes them after reading."""
         pairs = [self.fresh_keys() for _ in range(4)]
         public, secret = ([(self.serialise(getattr(keys, kind)), keys.tag) for keys in pairs] for kind in ("public", "secret"))
         read_public = lambda raw: self._fhe.DeserializePublicKeyString(raw, self._fhe.BINARY)
@@ -152,13 +152,13 @@ class Context:
         self._learn("share", "share of a decryption", groups)
 
     def _learn(self, kind: Kind, label: str, groups: Sequence[Sequence[tuple[bytes, str]]]) -> None:
-        # Where forms are not understood, OpenFHE reads foreign bytes unlooked-at.
+        # Where forms are not understood, OpenFHE reads foreign bytes unchecked.
         with contextlib.suppress(EncryptionError):
             forms = tuple(dict.fromkeys(Form.learn(group, 8 * self.profile.ring) for group in groups))
             self._known[kind] = Known(forms, 2 ** (self.profile.prime_bits + 1), label)
 
     def _require_known_form(self, kind: Kind, raw: bytes) -> None:
-        """Refuses foreign bytes of another form before OpenFHE reads them."""
+        """Refuses foreign bytes of an unknown form before OpenFHE reads them."""
         if kind in self._known:
             self._known[kind].require(raw)
 
@@ -168,12 +168,12 @@ class Context:
     # Keys
 
     def fresh_keys(self) -> Keys:
-        """A key pair."""
+        """Makes a key pair."""
         openfhe.require_unforked()
         return Keys.of(self.native.KeyGen())
 
     def adopt(self, keys: Keys) -> Keys:
-        """Learns the form of ciphertexts under a loaded key: OpenFHE writes parameters again that are not the very same object."""
+        """Learns the form of ciphertexts under a loaded key, since OpenFHE writes parameters again if they are not the very same object."""
         if self.profile.key == "public":
             if self.layout is not None:
                 self.layout = self.layout.extended(self._samples(keys), keys.tag)
@@ -184,10 +184,10 @@ class Context:
         return keys
 
     def load_key(self, raw: bytes, kind: Literal["public", "secret"]) -> Any:
-        """OpenFHE's key from what `serialise` made of one.
+        """Loads OpenFHE's key from the bytes that `serialise` made.
 
         Raises:
-          EncryptionError: if the bytes are no such key of this profile.
+          EncryptionError: if the bytes are not a key of this kind and profile.
         """
         openfhe.require_unforked()
         self._require_known_form(kind, raw)
@@ -201,7 +201,7 @@ class Context:
         return key
 
     def key_that_encrypts(self, keys: Keys) -> Any:
-        """The public one, or the secret one where the profile says so."""
+        """The key that encrypts: the public key, or the secret key where the profile says so."""
         return keys.secret if self.profile.key == "secret" else keys.public
 
     # Values
@@ -211,7 +211,7 @@ class Context:
 
         Args:
           chunk: values; clipped to the bound.
-          start: index of the first one, for the message.
+          start: index of the first value, for error messages.
 
         Raises:
           EncryptionError: for NaN or infinity.
@@ -219,7 +219,7 @@ class Context:
         return self.pack(fill_slots(chunk, self.profile, start))
 
     def pack(self, slots: npt.NDArray[np.float64]) -> Any:
-        """The plaintext of all slots, as they are."""
+        """The plaintext of all slots, unchanged."""
         return self.native.MakeCKKSPackedPlaintext(slots.view(np.complex128) if self.profile.packing == "complex" else slots)
 
     def encrypt(self, keys: Keys, plain: Any) -> Any:
@@ -230,7 +230,7 @@ class Context:
         """Grid points of one decrypted ciphertext, without the canary.
 
         Raises:
-          EncryptionError: if a value is off the grid, or the canary is not the sum of so many.
+          EncryptionError: if a value is off the grid, or the canary is not the sum over `num_clients`.
         """
         profile = self.profile
         plain.SetLength(profile.ring // 2)
@@ -248,10 +248,10 @@ class Context:
         return raw
 
     def deserialise(self, part: bytes) -> Any:
-        """OpenFHE's ciphertext from what `serialise` made of one; foreign bytes go through `load`.
+        """Loads OpenFHE's ciphertext from the bytes that `serialise` made; foreign bytes go through `load`.
 
         Raises:
-          EncryptionError: if OpenFHE reads none.
+          EncryptionError: if OpenFHE cannot read a ciphertext from them.
         """
         try:
             loaded = self._fhe.DeserializeCiphertextString(part, self._fhe.BINARY)
@@ -262,12 +262,12 @@ class Context:
         return loaded
 
     def to_wire(self, ciphertext: Any, tag: str) -> bytes:
-        """A ciphertext as it is sent."""
+        """The bytes of a ciphertext as they are sent."""
         part = self.serialise(ciphertext)
         return part if self.layout is None else self.from_residues(self.layout.residues(part, tag), tag)
 
     def load(self, part: bytes, tag: str) -> Any:
-        """OpenFHE's ciphertext of what was sent; it never sees bytes that are none, which could crash it.
+        """Loads OpenFHE's ciphertext from the bytes that were sent; OpenFHE never reads bytes that are not a ciphertext, which could crash it.
 
         Raises:
           EncryptionError: if the bytes are not a ciphertext of this context under a key of this tag.
@@ -279,16 +279,16 @@ class Context:
         return self.deserialise(self.layout.serialise(residues, tag) if self.profile.word_bytes < 8 else part)
 
     def load_share(self, part: bytes) -> Any:
-        """OpenFHE's share of a decryption.
+        """Loads OpenFHE's decryption share.
 
         Raises:
-          EncryptionError: if the bytes are none of this context.
+          EncryptionError: if the bytes are not a share of this context.
         """
         self._require_known_form("share", part)
         return self.deserialise(part)
 
     def residues(self, part: bytes, tag: str) -> Residues:
-        """The residues of what was sent; only where there is a layout.
+        """The residues of a ciphertext that was sent; only where there is a layout.
 
         Raises:
           EncryptionError: as for `load`.

@@ -1,6 +1,6 @@
-"""What encrypting a selection costs, measured on real entries, with the proof that the aggregate is exact.
+"""The cost of encrypting a selection, measured on real entries, with a check that the aggregate is exact.
 
-One round: every client encrypts its own selected entries, the server adds, the key holder decrypts, and the integers are compared.
+In one round every client encrypts its own selected entries, the server adds them, the key holder decrypts, and the integers are compared.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from selgrad.errors import EncryptionError
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one round for one selection; bytes, slots and encrypt seconds are per client, add and decrypt seconds and clipped entries per round.
+    """The cost of one round for one selection; bytes, slots and encrypt seconds are per client, add and decrypt seconds and clipped entries per round.
 
     `num_slots` of the ciphertexts hold values or padding: the last ciphertext is sent whole, and more entries up to that number cost nothing.
     """
@@ -36,7 +36,7 @@ class Cost:
 
 
 def make_keys(scheme: CKKS, num_parties: int) -> tuple[Keys, ...]:
-    """One key pair, or for a threshold profile the shares of so many parties, of which the last one's public key is the joint one."""
+    """Makes one key pair, or for a threshold profile the key shares of `num_parties` parties; the last one's public key is the joint key."""
     if scheme.profile.decryption != "threshold":
         return (scheme.keygen(),)
     parties = [scheme.share_keys()]
@@ -46,7 +46,7 @@ def make_keys(scheme: CKKS, num_parties: int) -> tuple[Keys, ...]:
 
 
 def decrypt(scheme: CKKS, keys: Sequence[Keys], total: Source, mask_hash: str) -> npt.NDArray[np.int64]:
-    """The integer sum, by one key holder or by all parties together."""
+    """Decrypts the integer sum, by one key holder or by all parties together."""
     if scheme.profile.decryption != "threshold":
         return scheme.decrypt(keys[0], total, mask_hash)
     return scheme.combine([scheme.share(party, total, mask_hash, lead=i == 0).collect() for i, party in enumerate(keys)], mask_hash)
@@ -55,16 +55,16 @@ def decrypt(scheme: CKKS, keys: Sequence[Keys], total: Source, mask_hash: str) -
 def measure(scheme: CKKS, keys: Sequence[Keys], clients: Sequence[npt.NDArray[np.float64]], mask_hash: str) -> Cost:
     """Runs one round and checks that the decrypted aggregate equals the integer NumPy sum of the quantised entries.
 
-    Entries beyond the profile's bound are clipped before, as a client would; `num_clipped` counts them.
+    Entries beyond the profile's bound are clipped first, as a client would do; `num_clipped` counts them.
 
     Args:
-      scheme: to use.
-      keys: as `make_keys` gives them.
+      scheme: to measure.
+      keys: as `make_keys` returns them.
       clients: each client's selected entries, (n,) float64 each, all for one mask.
       mask_hash: of the mask.
 
     Raises:
-      EncryptionError: if a single integer differs, or the profile cannot hold so many clients.
+      EncryptionError: if a single integer differs, or there are more clients than the profile can hold.
     """
     scheme.profile.require_clients(len(clients))
     if clients[0].size == 0:

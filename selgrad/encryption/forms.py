@@ -1,7 +1,7 @@
-"""The bytes in which OpenFHE writes a ciphertext, a key or a share: constant ones, runs of residues, and the name of a key, learned from samples.
+"""The byte form of a ciphertext, a key or a share as OpenFHE writes it: constant bytes, runs of residues, and the name of a key, learned from samples.
 
-OpenFHE reads foreign bytes without looking: a damaged key can end the process or be taken for another. So nothing reaches it that is not of a known form. Its
-form is documented nowhere, and nothing is assumed of it but that what differs between samples are residues and the key's name.
+OpenFHE does not check foreign bytes: a damaged key can end the process or be taken for another key. So only bytes of a known form reach it. The form is not
+documented, and the only assumption is that what differs between samples are residues and the key's name.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from selgrad.errors import EncryptionError
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """One form.
+    """One byte form.
 
     Attributes:
-      pieces: the constant bytes before, between and after the runs, with 0 in the place of the name.
+      pieces: the constant bytes before, between and after the runs of residues, with 0 in place of the name.
       run: bytes of a run.
       name_at: (piece, offset in it) of the key's name.
-      name_length: its bytes.
+      name_length: bytes of the name.
     """
 
     pieces: tuple[bytes, ...]
@@ -32,14 +32,14 @@ class Form:
 
     @classmethod
     def learn(cls, samples: Sequence[tuple[bytes, str]], run: int) -> Form:
-        """The form of samples.
+        """Learns the form that samples have in common.
 
         Args:
-          samples: at least four, each with the name of its key, which stands in it once.
+          samples: at least four, each with the name of its key, which it contains once.
           run: bytes of a run of residues.
 
         Raises:
-          EncryptionError: if what differs is not runs of so many bytes.
+          EncryptionError: if what differs is not runs of this length.
         """
         names = [name.encode() for _, name in samples]
         if any(raw.count(name) != 1 for (raw, _), name in zip(samples, names, strict=True)) or len({len(raw) for raw, _ in samples}) > 1:
@@ -71,12 +71,12 @@ class Form:
 
     @property
     def num_runs(self) -> int:
-        """Runs of residues."""
+        """The number of runs of residues."""
         return len(self.pieces) - 1
 
     @property
     def length(self) -> int:
-        """Bytes in all."""
+        """The total number of bytes."""
         return sum(map(len, self.pieces)) + self.run * self.num_runs
 
     def named(self, name: bytes) -> list[bytes]:
@@ -87,7 +87,7 @@ class Form:
         return pieces
 
     def name_of(self, raw: bytes) -> str | None:
-        """What stands in the place of the name; None where that is not text, or the length is another."""
+        """The name of the key in some bytes; None where it is not alphanumeric ASCII, or the length differs."""
         if len(raw) != self.length:
             return None
         index, offset = self.name_at
@@ -96,7 +96,7 @@ class Form:
         return name.decode() if name.isalnum() and name.isascii() else None
 
     def places(self, raw: bytes, name: str) -> list[int] | None:
-        """Where the runs begin; None if the bytes are not of this form under a key of this name."""
+        """The offsets at which the runs begin; None if the bytes are not of this form under a key of this name."""
         encoded = name.encode("ascii", "replace")
         if len(raw) != self.length or len(encoded) != self.name_length:
             return None
@@ -112,12 +112,12 @@ class Form:
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """The forms of one kind of thing.
+    """The known forms of one kind of object.
 
     Attributes:
       forms: that it may have.
-      limit: above every residue.
-      what: it is, for errors.
+      limit: exclusive upper bound of every residue.
+      what: the name of the kind, for error messages.
     """
 
     forms: tuple[Form, ...]
@@ -125,10 +125,10 @@ class Known:
     what: str
 
     def require(self, raw: bytes) -> None:
-        """Refuses bytes that are of none of the forms.
+        """Refuses bytes that have none of the forms.
 
         Raises:
-          EncryptionError: if they are not.
+          EncryptionError: if they have none.
         """
         for form in self.forms:
             name = form.name_of(raw)

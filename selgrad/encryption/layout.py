@@ -1,7 +1,7 @@
-"""Where the residues of a ciphertext lie in OpenFHE's bytes, learned from samples and proven by a self-test before anything rests on it.
+"""Where the residues of a ciphertext lie in OpenFHE's bytes, learned from samples and verified by a self-test before anything relies on it.
 
-The layout is documented nowhere, so nothing is assumed of it. Knowing it, foreign bytes can be checked before OpenFHE reads them, residues can travel alone
-in few bytes, and sums can be computed without deserialising.
+The layout is not documented, so nothing is assumed about it. Once it is known, foreign bytes can be checked before OpenFHE reads them, residues can be sent
+alone in fewer bytes, and sums can be computed without deserialising.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Layout:
     """The forms of one context's ciphertexts.
 
     Attributes:
-      forms: the first is that of a fresh ciphertext.
+      forms: the first is the form of a fresh ciphertext.
       ring: residues of a polynomial.
       modulus: of every residue.
     """
@@ -54,7 +54,7 @@ class Layout:
         return layout
 
     def extended(self, samples: Sequence[bytes], tag: str) -> Layout:
-        """The same with one form more, unless it is known; samples as for `learn`."""
+        """The same layout with one more form, unless that is known; samples as for `learn`."""
         (form,) = Layout.learn([samples], tag, self.ring, self.modulus).forms
         return self if form in self.forms else dataclasses.replace(self, forms=(*self.forms, form))
 
@@ -78,7 +78,7 @@ class Layout:
         return b"".join((before, residues[0].tobytes(), between, residues[1].tobytes(), after))
 
     def pack(self, residues: Residues, word_bytes: int) -> bytes:
-        """Residues alone, the lowest `word_bytes` bytes of each."""
+        """The residues alone, as the lowest `word_bytes` bytes of each."""
         unit = np.uint16 if word_bytes % 2 == 0 else np.uint8
         return residues.reshape(-1, 1).view(unit)[:, : word_bytes // unit().itemsize].tobytes()
 
@@ -102,7 +102,7 @@ class Layout:
     def add(self, parts: Sequence[Residues]) -> Residues:
         """The sum of ciphertexts modulo the prime; it is reduced only when 64 bits could not hold another term."""
         modulus = np.uint64(self.modulus)
-        # A reduced total is one term; so many more fit.
+        # How many more terms fit on top of a reduced total, which counts as one.
         room = (2**64 - 1) // (self.modulus - 1) - 1
         total: Residues = parts[0].copy()
         for count, part in enumerate(parts[1:], 1):

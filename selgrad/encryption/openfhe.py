@@ -1,6 +1,6 @@
-"""Loading OpenFHE: once in a process, never in one that was forked after it, and with one line on why where it does not load.
+"""Loading OpenFHE: once per process, never in one that was forked after loading it, and with a one-line reason if it does not load.
 
-The only module that imports openfhe, whose wheels are for few platforms; all else takes the module from `load`.
+This is the only module that imports openfhe, whose wheels exist for few platforms; all other code gets the module from `load`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ def _mark_fork() -> None:
 
 
 def require_unforked() -> None:
-    """Raises EncryptionError in a process made by fork from one that had loaded OpenFHE: the two share a random generator.
+    """Raises EncryptionError in a process forked from one that had loaded OpenFHE: the two share the state of a random generator.
 
-    Two such processes make identical ciphertexts, whose difference decrypts under any key.
+    Two such processes draw the same randomness, so the difference of their ciphertexts decrypts under any key.
     """
     if _state["forked"]:
         raise EncryptionError("this process was forked after OpenFHE was loaded and would repeat its parent's randomness; start it with spawn")
@@ -30,7 +30,7 @@ def require_unforked() -> None:
 
 @functools.cache
 def load() -> Any:
-    """The module.
+    """Imports the openfhe module.
 
     Raises:
       EncryptionError: if it does not load here.
@@ -52,7 +52,7 @@ def unavailable_because(error: ImportError) -> str:
 
 
 def unavailable() -> str | None:
-    """None where encryption works, else one line that says why it does not."""
+    """None if encryption works here, otherwise one line that says why it does not."""
     try:
         load()
     except EncryptionError as error:
@@ -61,5 +61,5 @@ def unavailable() -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """What OpenFHE says, without the trace that may follow; the kind of error where it says nothing."""
+    """The first line of OpenFHE's message, without the trace that may follow; the type of the error if there is no message."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,6 +1,6 @@
-"""Packing: selected entries in index order, clipped to a public bound and rounded to a public grid, in slots and out of them; and the index list itself.
+"""Packing: selected entries in index order, clipped to a public bound, rounded to a public grid and packed into slots, and back; and the index list itself.
 
-NumPy on the host, float64 and int64; nothing here knows of keys.
+Everything is NumPy on the host, in float64 and int64; nothing here depends on keys.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def select(grads: Grads, mask: Mask) -> npt.NDArray[np.float64]:
 
 
 def require_finite(values: Floats, start: int = 0) -> None:
-    """Raises EncryptionError for NaN or infinity: one of them destroys the whole ciphertext without a sound.
+    """Raises EncryptionError for NaN or infinity, since a single one silently destroys the whole ciphertext.
 
     Args:
-      values: to look at.
-      start: index of the first one, for the message.
+      values: to check.
+      start: index of the first value, for the error message.
     """
     finite = np.isfinite(values)
     if not finite.all():
@@ -50,7 +50,7 @@ def require_finite(values: Floats, start: int = 0) -> None:
 
 
 def as_vector(values: Any) -> npt.NDArray[np.floating[Any]]:
-    """Values to encrypt as a vector.
+    """Returns the values to encrypt as a vector.
 
     Raises:
       EncryptionError: if they are not a vector of floats.
@@ -64,12 +64,12 @@ def as_vector(values: Any) -> npt.NDArray[np.floating[Any]]:
 
 
 def require_within(values: npt.NDArray[np.floating[Any]], profile: Profile, start: int = 0) -> None:
-    """Raises EncryptionError for a value beyond the profile's bound, which would come out clipped, a wrong sum without a sound.
+    """Raises EncryptionError for a value beyond the profile's bound, which would be clipped and silently make the sum wrong.
 
     Args:
-      values: to look at.
-      profile: whose bound.
-      start: index of the first one, for the message.
+      values: to check.
+      profile: whose bound applies.
+      start: index of the first value, for the error message.
     """
     require_finite(values, start)
     beyond = np.abs(values) > profile.bound
@@ -93,7 +93,7 @@ def fill_slots(chunk: Floats, profile: Profile, start: int = 0) -> npt.NDArray[n
     Args:
       chunk: values; clipped to the bound.
       profile: of the encryption.
-      start: index of the first one, for the message.
+      start: index of the first value, for the error message.
 
     Raises:
       EncryptionError: for NaN or infinity.
@@ -114,12 +114,12 @@ def read_slots(slots: npt.NDArray[np.float64], profile: Profile, num_clients: in
     """Grid points of a decrypted sum, without the canary; the slots are overwritten.
 
     Raises:
-      EncryptionError: if a value is off the grid, or the canary is not that of so many clients.
+      EncryptionError: if a value is off the grid, or the canary is not the sum over `num_clients`.
     """
     slots *= 2.0 ** (profile.grid_bits + profile.headroom_bits)
     rounded = np.rint(slots)
     slots -= rounded
-    # Seven standard deviations of the noise, which are a quarter of a step or less in most profiles.
+    # Seven standard deviations of the noise, which is a quarter of a step or less in most profiles.
     allowed = min(0.49, max(0.25, 3.5 / profile.margin(num_clients)))
     if rounded[-1] != num_clients * _canary(profile) or not np.abs(slots).max() <= allowed:
         raise EncryptionError("a decrypted ciphertext is off the grid: wrong or missing secret key, damaged ciphertext or overflow")
@@ -127,7 +127,7 @@ def read_slots(slots: npt.NDArray[np.float64], profile: Profile, num_clients: in
 
 
 def _canary(profile: Profile) -> float:
-    """A known value in the last slot, in grid units: three quarters of the bound."""
+    """The known value in the last slot, in grid units: three quarters of the bound."""
     return max(1.0, float(np.floor(_CANARY * profile.bound * 2.0**profile.grid_bits)))
 
 
@@ -145,7 +145,7 @@ def mask_hash(mask: Mask) -> str:
 
 
 def encode_indices(bits: npt.NDArray[np.bool_]) -> bytes:
-    """The index list as sent once per mask: a bitmap, or gaps as base-128 varints, whichever is smaller, after one tag byte."""
+    """Encodes the index list that is sent once per mask: a tag byte, then a bitmap or gaps as base-128 varints, whichever is smaller."""
     bitmap = np.packbits(bits).tobytes()
     gaps = np.diff(np.flatnonzero(bits), prepend=-1) - 1
     lengths = np.maximum(1, -(-np.frexp(gaps.astype(np.float64))[1] // 7))
@@ -162,7 +162,7 @@ def encode_indices(bits: npt.NDArray[np.bool_]) -> bytes:
 
 
 def decode_indices(encoded: bytes, num_total: int) -> npt.NDArray[np.bool_]:
-    """The inverse of `encode_indices`.
+    """Decodes what `encode_indices` encoded.
 
     Raises:
       EncryptionError: if the bytes are not an index list over `num_total` entries.

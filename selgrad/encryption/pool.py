@@ -1,6 +1,6 @@
-"""A stock of fresh encryptions of zero: encrypting then costs one addition, because the randomness was drawn before.
+"""A stock of fresh encryptions of zero: encrypting then costs only one addition, because the randomness was drawn beforehand.
 
-An encryption of zero that is used twice gives the difference of two messages away, so an item leaves the stock for good when it is taken.
+An encryption of zero that is used twice reveals the difference of two messages, so an item that is taken leaves the stock for good.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from selgrad.errors import EncryptionError
 
 
 class ZeroPool:
-    """Encryptions of zero under one key; safe to use from threads, in this process only.
+    """A stock of encryptions of zero under one key; safe to use from threads, but only within this process.
 
     Args:
       scheme: to encrypt with.
@@ -28,24 +28,24 @@ class ZeroPool:
         self.num_taken = 0
 
     def __len__(self) -> int:
-        """Items left."""
+        """The number of items left."""
         return len(self._items)
 
     def fill(self, num_values: int) -> None:
-        """Adds what so many values need, on all threads of the scheme."""
+        """Adds as many items as `num_values` values need, on all threads of the scheme."""
         count = self._scheme.profile.num_ciphertexts(num_values)
         fresh = list(self._scheme.in_order(lambda _: self._scheme.encrypt_zero(self._keys), range(count)))
         with self._lock:
             self._items += fresh
 
     def take(self, tag: str) -> Any:
-        """One item, which is gone from the stock.
+        """Removes one item from the stock and returns it.
 
         Args:
           tag: of the key that values are to be encrypted under.
 
         Raises:
-          EncryptionError: if none is left, or they are under another key.
+          EncryptionError: if none is left, or the stock is under another key.
         """
         if tag != self._keys.tag:
             raise EncryptionError(f"the stock is under key {self._keys.tag:.16} and the values under {tag:.16}; fill a stock under that key")

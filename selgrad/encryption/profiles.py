@@ -1,6 +1,6 @@
-"""Parameter profiles of the encryption: what is asked of CKKS, what it can hold, what it costs in bytes, and what is refused.
+"""Parameter profiles of the encryption: CKKS parameters, their capacity and cost in bytes, and the checks that refuse unsafe ones.
 
-CKKS: Cheon, Kim, Kim, Song 2017 (cheon2017ckks). Security levels are those of the Homomorphic Encryption Standard (albrecht2018standard).
+CKKS is due to Cheon, Kim, Kim, Song 2017 (cheon2017ckks). Security levels are those of the Homomorphic Encryption Standard (albrecht2018standard).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LOG_MODULUS = {
     "HEStd_192_classic": {2048: 37, 4096: 75, 8192: 152, 16384: 305, 32768: 611},
     "HEStd_256_classic": {2048: 29, 4096: 58, 8192: 118, 16384: 237, 32768: 476},
 }
-"""Largest log2 of the modulus by level and ring, ternary secrets (albrecht2018standard, table 1)."""
+"""Largest log2 of the modulus by security level and ring, for ternary secrets (albrecht2018standard, table 1)."""
 _SIGMA = 3.19
 _ENCODING = 1 / 12
 _SMUDGING = 2.0**20
@@ -31,25 +31,25 @@ LARGE_FROM = 1_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """CKKS with values on a public grid, sums over clients only: no multiplication, so one prime is enough.
+    """CKKS parameters for values on a public grid; only sums over clients are computed, without multiplication, so one prime is enough.
 
     Attributes:
-      name: in the registry.
+      name: of the profile.
       ring: ring dimension N; a ciphertext holds N real values in complex packing, N / 2 in real packing, one of which is the canary.
       prime_bits, scale_bits: of the first RNS prime and of the scaling factor.
-      security: level asked of OpenFHE, and checked against the standard's table.
+      security: level requested from OpenFHE, and checked against the standard's table.
       grid_bits: values are rounded to multiples of 2^-grid_bits.
       bound: public bound; larger values are clipped to it. A larger bound leaves room for fewer clients.
-      packing: `complex`, two real values a slot, or `real`.
-      key: that encrypts: the `public` one, or the `secret` one, which then every client holds.
-      decryption: `exact` by one key holder who publishes grid points only; `threshold`, by all parties together; `noise_flooding`, by one key holder whose
+      packing: `complex`, two real values per slot, or `real`.
+      key: the key that encrypts: the `public` one, or the `secret` one, which every client then holds.
+      decryption: `exact`, by one key holder who publishes grid points only; `threshold`, by all parties together; `noise_flooding`, by one key holder whose
         noise hides the ciphertext's.
       depth: multiplications that the parameters leave room for; each costs another prime of `scale_bits`.
       headroom_bits: values are divided by 2^headroom_bits before encoding, so that sums fit where OpenFHE prescribes the scale.
-      noise_bits: log2 of the noise that `noise_flooding` is told to hide.
-      num_parties: of `threshold`, at most.
-      word_bytes: of a residue on the wire; below 8 ciphertexts travel as bare residues, which a self-test must allow.
-      about: what it is for and what it does not give.
+      noise_bits: log2 of the noise that `noise_flooding` has to hide.
+      num_parties: the largest number of parties for `threshold`.
+      word_bytes: bytes of a residue on the wire; below 8, ciphertexts travel as bare residues, which requires a passed self-test.
+      about: what the profile is for and what it does not guarantee.
 
     Raises:
       EncryptionError: for a combination that is unsafe or cannot work.
@@ -110,30 +110,30 @@ class Profile:
 
     @property
     def log_modulus(self) -> int:
-        """Bits of the ciphertext modulus; hybrid key switching adds primes of its own, which OpenFHE counts."""
+        """Bits of the ciphertext modulus; hybrid key switching adds primes of its own, which OpenFHE accounts for."""
         return self.prime_bits + self.depth * self.scale_bits
 
     @property
     def slots(self) -> int:
-        """Real values in one ciphertext, canary included."""
+        """Real values in one ciphertext, including the canary."""
         return self.ring if self.packing == "complex" else self.ring // 2
 
     @property
     def values_per_ciphertext(self) -> int:
-        """Real values in one ciphertext beside the canary."""
+        """Real values in one ciphertext, not counting the canary."""
         return self.slots - 1
 
     @property
     def _fitting_clients(self) -> int:
-        # Primes lie just below their power of two, so a quotient that is a whole number is one too many.
+        # Primes lie just below a power of two, so a quotient that is a whole number is one client too many.
         root = math.sqrt(2) if self.packing == "complex" else 1.0
         return math.ceil(2.0 ** (self.log_modulus - 1 - self.scale_bits + self.headroom_bits) / (root * self.bound)) - 1
 
     @property
     def max_clients(self) -> int:
-        """The largest K for which a sum of K values cannot wrap, nor its noise reach half a grid step (7 standard deviations).
+        """The largest K for which a sum of K values cannot wrap around and half a grid step is at least 7 standard deviations of its noise.
 
-        It cannot wrap while sqrt(2) * K * bound * 2^scale < q / 2 for complex slots, without the root for real ones.
+        It cannot wrap around while sqrt(2) * K * bound * 2^scale < q / 2 for complex slots; for real slots the root is dropped.
         """
         fresh, added = self._noise_variances
         most = (self.quantisation_error * 2.0 ** (self.scale_bits - self.headroom_bits) / _MARGIN) ** 2 / (self.ring / 2) - added
@@ -150,41 +150,41 @@ class Profile:
         """Standard deviation of a decrypted sum's noise, per real value.
 
         A fresh coefficient's variance is sigma^2 under the secret key and sigma^2 (1 + 4 N / 3) under the public one (ternary secrets; a joint key of P
-        parties is a sum of P, and the second term P times as large); N / 2 of them make up a real value of a slot. Encoding rounds each coefficient, by
-        1 / 12, and alike for clients that send the same values, which is the worst case taken here. Threshold shares add smudging of 2^20 each; flooding
-        hides `noise_bits` by 30 bits of statistical security.
+        parties is a sum of P, and the second term P times as large); N / 2 of them make up a real value of a slot. Encoding rounds each coefficient, with
+        variance 1 / 12; clients that send the same values round identically, which is the worst case assumed here. Each threshold share adds smudging noise
+        of 2^20; flooding hides `noise_bits` with 30 bits of statistical security.
         """
         fresh, added = self._noise_variances
         return math.sqrt((num_clients * fresh + num_clients**2 * _ENCODING + added) * self.ring / 2) / 2.0 ** (self.scale_bits - self.headroom_bits)
 
     @property
     def _noise_variances(self) -> tuple[float, float]:
-        """Of a coefficient: what each client adds, and what decryption adds."""
+        """Noise variances of a coefficient: what each client adds, and what decryption adds."""
         fresh = _SIGMA**2 * (1.0 if self.key == "secret" else 1 + 4 * self.ring / 3 * self.num_parties)
         if self.decryption == "threshold":
             return fresh, self.num_parties * _SMUDGING**2
         return fresh, (_FLOODING * 2.0**self.noise_bits) ** 2 if self.decryption == "noise_flooding" else 0.0
 
     def margin(self, num_clients: int) -> float:
-        """Half a grid step over the noise: rounding a sum is wrong where a Gaussian exceeds so many standard deviations."""
+        """Half a grid step in standard deviations of the noise: a sum is rounded wrongly where a Gaussian exceeds that many."""
         return self.quantisation_error / self.noise_deviation(num_clients)
 
     @property
     def parameter_hash(self) -> str:
-        """Identifies the parameters on the wire."""
+        """A hash that identifies the parameters on the wire."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
     @property
     def bytes_per_value(self) -> float:
-        """Of residues alone, in a full ciphertext."""
+        """Bytes of residues per value in a full ciphertext."""
         return 2 * self.ring * (1 + self.depth) * self.word_bytes / self.values_per_ciphertext
 
     def num_ciphertexts(self, num_values: int) -> int:
-        """Ciphertexts that hold so many values, the last one padded."""
+        """The number of ciphertexts that hold `num_values` values, the last one padded."""
         return -(-num_values // self.values_per_ciphertext)
 
     def require_clients(self, num_clients: int) -> None:
-        """Raises EncryptionError if a sum over so many clients could overflow silently."""
+        """Raises EncryptionError if a sum over `num_clients` clients could overflow silently."""
         if not 1 <= num_clients <= self.max_clients:
             raise EncryptionError(
                 f"num_clients={num_clients} lies outside 1 .. {self.max_clients}: profile {self.name!r} would overflow silently; "
@@ -192,9 +192,9 @@ class Profile:
             )
 
     def for_size(self, num_values: int) -> Profile:
-        """The same with the ring that is fastest for so many values: from a million on the largest of 16,384 and 8,192 that holds as many clients.
+        """The same profile with the fastest ring for `num_values` values: from a million on, the largest of 16,384 and 8,192 that holds as many clients.
 
-        Single-prime complex packing alone has a choice; a larger ring's noise leaves room for fewer clients.
+        Only single-prime complex packing offers a choice; a larger ring's noise leaves room for fewer clients.
         """
         if num_values < LARGE_FROM or self.depth or self.packing != "complex":
             return self
@@ -208,7 +208,7 @@ class Profile:
         return self
 
     def to_json(self) -> str:
-        """All attributes; `from_json` reads them."""
+        """All attributes as JSON, which `from_json` reads."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod
@@ -258,10 +258,10 @@ PROFILES = {profile.name: profile for profile in (EXACT, COMPACT, THRESHOLD, NOI
 
 
 def named(profile: str | Profile) -> Profile:
-    """The profile of a name, or the profile itself.
+    """The profile with this name, or the given profile itself.
 
     Raises:
-      UsageError: if there is none of that name.
+      UsageError: if there is no profile with this name.
     """
     if isinstance(profile, Profile):
         return profile
@@ -271,7 +271,7 @@ def named(profile: str | Profile) -> Profile:
 
 
 def table() -> list[dict[str, Any]]:
-    """One row a profile, as `selgrad profiles` prints it."""
+    """One row per profile, as `selgrad profiles` prints it."""
     rows = []
     for profile in PROFILES.values():
         rows.append(

@@ -1,6 +1,6 @@
-"""Who holds what: a client, an aggregator and a key holder, or parties that decrypt together; they exchange bytes and nothing else.
+"""The roles: a client, an aggregator and a key holder, or parties that decrypt together; they exchange bytes and nothing else.
 
-An aggregator holds no key at all, so it cannot read what it adds. Keys and ciphertexts go to files that only their owner may read.
+An aggregator holds no key, so it cannot read what it adds. Keys and ciphertexts are written to files that only their owner may read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CHECKSUM = 32
 
 
 def _write_private(path: Path, content: bytes) -> None:
-    """Writes a key file of mode 0600, in a folder that is made if need be.
+    """Writes a key file with mode 0600, and makes its folder if necessary.
 
     Raises:
       EncryptionError: if the disk is full or the folder cannot be written to.
@@ -45,10 +45,10 @@ def read_private(path: Path) -> bytes:
     """Reads a key file.
 
     Raises:
-      EncryptionError: if it is missing, or others than its owner may read it.
+      EncryptionError: if it is missing, or anybody but its owner may read it.
     """
     try:
-        # One descriptor for both, and no link that somebody put in the place of the file.
+        # One descriptor for checking and reading, which does not follow a link that somebody put in place of the file.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as stream:
             mode = os.fstat(stream.fileno()).st_mode & 0o777
             content = stream.read()
@@ -87,7 +87,7 @@ class KeyHolder:
       profile: a name in `PROFILES`, or a profile; not a threshold one.
       keys: to hold; None makes fresh ones.
       num_threads: of the engine.
-      scheme: an engine to share; None makes one.
+      scheme: an existing engine to use; None makes one.
     """
 
     def __init__(self, profile: str | Profile = "exact", *, keys: Keys | None = None, num_threads: int | None = None, scheme: CKKS | None = None) -> None:
@@ -96,16 +96,16 @@ class KeyHolder:
 
     @property
     def profile(self) -> Profile:
-        """Of the keys."""
+        """The profile of the keys."""
         return self._scheme.profile
 
     @property
     def tag(self) -> str:
-        """Names the key; uploads under another one cannot be added."""
+        """The tag that identifies the key; uploads under different keys cannot be added."""
         return self._keys.tag
 
     def client_key(self) -> bytes:
-        """What a client needs to encrypt: the public key, or the secret one where the profile encrypts under it, to be sent over a private channel."""
+        """The key that a client encrypts with: the public key, or where the profile says so the secret key, to be sent over a private channel."""
         if self.profile.key == "secret":
             return _pack(self.profile, "secret", self._scheme.secret_bytes(self._keys))
         return _pack(self.profile, "public", self._scheme.public_bytes(self._keys))
@@ -116,10 +116,10 @@ class KeyHolder:
 
     @classmethod
     def restore(cls, secret: bytes, client: bytes, *, num_threads: int | None = None) -> KeyHolder:
-        """The holder of keys that `secret_key` and `client_key` gave.
+        """Restores the holder of keys that `secret_key` and `client_key` returned.
 
         Raises:
-          EncryptionError: if they are damaged, or not of one pair.
+          EncryptionError: if they are damaged, or do not belong to one pair.
         """
         profile, _, raw = _unpack(secret)
         scheme = CKKS(profile, num_threads=num_threads)
@@ -131,7 +131,7 @@ class KeyHolder:
         return cls(profile, keys=Keys(None if public is None else public.public, keys.secret, keys.tag), num_threads=num_threads, scheme=scheme)
 
     def save(self, folder: str | Path) -> None:
-        """Writes `secret.key` and `client.key`, both of mode 0600.
+        """Writes `secret.key` and `client.key`, both with mode 0600.
 
         Raises:
           EncryptionError: if the folder cannot be written to.
@@ -141,7 +141,7 @@ class KeyHolder:
 
     @classmethod
     def load(cls, folder: str | Path, *, num_threads: int | None = None) -> KeyHolder:
-        """The holder of saved keys.
+        """Loads the holder of saved keys.
 
         Raises:
           EncryptionError: if a file is missing, damaged, or readable by others.
@@ -149,10 +149,10 @@ class KeyHolder:
         return cls.restore(read_private(Path(folder) / "secret.key"), read_private(Path(folder) / "client.key"), num_threads=num_threads)
 
     def decrypt(self, total: bytes | str | Path, mask_hash: str, *, mac_key: bytes | None = None) -> npt.NDArray[np.int64]:
-        """The integer sum in grid units (n,), from bytes or a file.
+        """Decrypts the integer sum in grid units (n,), from bytes or a file.
 
         Args:
-          total: what the aggregator made.
+          total: the aggregator's sum.
           mask_hash: of the selection.
           mac_key: shared with the aggregator.
 
@@ -163,11 +163,11 @@ class KeyHolder:
 
 
 class Client:
-    """Encrypts its own values; with a public key it can decrypt nothing, not even its own.
+    """Encrypts its own values; with a public key it cannot decrypt anything, not even its own values.
 
     Args:
       key: as `KeyHolder.client_key` or `Party.client_key` made it.
-      mac_key: shared with the aggregator, so that it accepts nothing from anybody else.
+      mac_key: shared with the aggregator, so that it accepts uploads from nobody else.
       num_threads: of the engine.
     """
 
@@ -178,17 +178,17 @@ class Client:
 
     @property
     def profile(self) -> Profile:
-        """Of the key."""
+        """The profile of the key."""
         return self._scheme.profile
 
     def pool(self, num_values: int) -> ZeroPool:
-        """Ready encryptions of zero for so many values, to make while there is time."""
+        """Makes encryptions of zero for `num_values` values, to be prepared ahead of time."""
         pool = ZeroPool(self._scheme, self._keys)
         pool.fill(num_values)
         return pool
 
     def encrypt(self, values: Any, mask_hash: str, *, pool: ZeroPool | None = None, clip: bool = False) -> bytes:
-        """Bytes for the aggregator.
+        """Encrypts values into bytes for the aggregator.
 
         Args:
           values: (n,) floats, each within `profile.bound`.
@@ -202,29 +202,29 @@ class Client:
         return self._scheme.encrypt(self._keys, values, mask_hash, pool=pool, clip=clip).to_bytes(self._mac_key)
 
     def encrypt_file(self, path: str | Path, values: Any, mask_hash: str, *, pool: ZeroPool | None = None, clip: bool = False) -> int:
-        """Writes a file for the aggregator as it encrypts, in constant memory; the number of bytes.
+        """Encrypts values into a file for the aggregator, in constant memory; returns the number of bytes.
 
         Raises:
-          EncryptionError: for NaN, infinity, a value beyond the bound where `clip` is False, or a disk that is full; the file then does not appear.
+          EncryptionError: for NaN, infinity, a value beyond the bound where `clip` is False, or a full disk; no file is left in that case.
         """
         header, parts = self._scheme.encrypt_stream(self._keys, values, mask_hash, pool=pool, clip=clip)
         return wire.write_file(path, header, parts, self._mac_key)
 
 
 class Aggregator:
-    """Adds what clients encrypted, without any key.
+    """Adds clients' ciphertexts without any key.
 
     Args:
       profile: of the clients.
       num_threads: of the engine.
-      raw: adds residues without OpenFHE.
+      raw: whether to add residues without OpenFHE.
     """
 
     def __init__(self, profile: str | Profile = "exact", *, num_threads: int | None = None, raw: bool = False) -> None:
         self._scheme, self._raw = CKKS(profile, num_threads=num_threads), raw
 
     def add(self, clients: Sequence[bytes | str | Path], *, mac_keys: Sequence[bytes | None] | None = None, mac_key: bytes | None = None) -> bytes:
-        """Bytes for the key holder.
+        """Adds uploads into bytes for the key holder.
 
         Args:
           clients: bytes or files.
@@ -232,15 +232,15 @@ class Aggregator:
           mac_key: shared with the key holder.
 
         Raises:
-          EncryptionError: if an upload is not authentic, damaged, repeated, or of another mask, key or profile. An upload of an earlier round is
-            authentic too: put the round into `mask_hash`.
+          EncryptionError: if an upload is not authentic, damaged, repeated, or of another mask, key or profile. An upload from an earlier round is
+            authentic too, so include the round in `mask_hash`.
         """
         return self._scheme.add(self._read(clients, mac_keys), raw=self._raw).to_bytes(mac_key)
 
     def add_file(
         self, path: str | Path, clients: Sequence[bytes | str | Path], *, mac_keys: Sequence[bytes | None] | None = None, mac_key: bytes | None = None
     ) -> int:
-        """`add` to a file, in constant memory; the number of bytes."""
+        """Adds uploads into a file, in constant memory; returns the number of bytes."""
         header, parts = self._scheme.add_stream(self._read(clients, mac_keys), raw=self._raw)
         return wire.write_file(path, header, parts, mac_key)
 
@@ -254,10 +254,10 @@ class Aggregator:
 
 
 class Party:
-    """One of several that hold the secret together: no fewer than all of them decrypt.
+    """One of several parties that hold the secret key jointly: only all of them together can decrypt.
 
     Args:
-      previous: what the party before sent with `client_key`; None for the first. What the last one sends is the joint key.
+      previous: the previous party's `client_key`; None for the first party. The last party's `client_key` is the joint key.
       profile: of the first party.
       num_threads: of the engine.
     """
@@ -273,12 +273,12 @@ class Party:
         self._keys = self._scheme.share_keys(None if raw is None else self._scheme.load_public(raw).public)
 
     def client_key(self) -> bytes:
-        """The public key of all parties so far."""
+        """The joint public key of all parties so far."""
         return _pack(self._scheme.profile, "public", self._scheme.public_bytes(self._keys))
 
     @property
     def tag(self) -> str:
-        """Names the public key of all parties so far."""
+        """The tag that identifies the joint public key of all parties so far."""
         return self._keys.tag
 
     def secret_key(self) -> bytes:
@@ -287,7 +287,7 @@ class Party:
 
     @classmethod
     def restore(cls, secret: bytes, *, num_threads: int | None = None) -> Party:
-        """The party whose share `secret_key` gave.
+        """Restores the party whose share `secret_key` returned.
 
         Raises:
           EncryptionError: if it is damaged.
@@ -299,10 +299,10 @@ class Party:
         return party
 
     def share(self, total: bytes | str | Path, mask_hash: str, *, mac_key: bytes | None = None, share_key: bytes | None = None) -> bytes:
-        """This party's share of the decryption of a sum, for `combine`; give it for sums over enough clients only.
+        """This party's decryption share of a sum, for `combine`; give it only for sums over enough clients.
 
         Args:
-          total: what the aggregator made.
+          total: the aggregator's sum.
           mask_hash: of the selection.
           mac_key: shared with the aggregator, for the sum.
           share_key: shared with whoever combines, for the share.
@@ -310,9 +310,9 @@ class Party:
         return self._scheme.share(self._keys, wire.Reader(total, mac_key), mask_hash, lead=self._lead).collect().to_bytes(share_key)
 
     def combine(self, shares: Sequence[bytes], mask_hash: str, *, mac_key: bytes | None = None) -> npt.NDArray[np.int64]:
-        """The integer sum in grid units (n,) from the shares of all parties; anyone with all shares can do it.
+        """The integer sum in grid units (n,) from the shares of all parties; anyone with all shares can compute it.
 
         Raises:
-          EncryptionError: if one is missing, of another sum, or not authentic.
+          EncryptionError: if a share is missing, belongs to another sum, or is not authentic.
         """
         return self._scheme.combine([Ciphertexts.from_bytes(share, mac_key) for share in shares], mask_hash)

@@ -1,6 +1,6 @@
-"""The bytes of an encrypted selection: a header, one length-prefixed ciphertext after the other, and an authentication tag over all of it.
+"""The wire format of an encrypted selection: a header, length-prefixed ciphertexts one after the other, and an authentication tag over all of it.
 
-Written and read as a stream, so that memory does not grow with the number of values. A reader has verified everything before it hands out a ciphertext.
+It is written and read as a stream, so that memory does not grow with the number of values. A reader verifies everything before it returns a ciphertext.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Header:
     """What a receiver must know before it reads ciphertexts.
 
     Attributes:
-      parameter_hash, key_tag, mask_hash: of the profile, the key and the selection; sums of unequal ones are refused.
-      num_values: entries held.
-      num_clients: summed so far.
+      parameter_hash, key_tag, mask_hash: of the profile, the key and the selection; ciphertexts that differ in any of them are not added.
+      num_values: entries encrypted.
+      num_clients: clients summed so far.
       grid_bits: values are multiples of 2^-grid_bits.
       num_parts: ciphertexts that follow.
     """
@@ -47,10 +47,10 @@ class Header:
 
     @classmethod
     def of(cls, given: dict[str, Any]) -> Header:
-        """A header from foreign values, each of its type and in its range.
+        """A header from foreign values, each of which must have its type and lie in its range.
 
         Raises:
-          ValueError: if one is not, is missing, or is none of a header.
+          ValueError: if a value is invalid, missing, or not part of a header.
         """
         fields = {field.name: field.type for field in dataclasses.fields(cls)}
         for name, kind in fields.items():
@@ -63,14 +63,14 @@ class Header:
 
 
 SHORTEST_KEY = 16
-"""Bytes of an authentication key, at least."""
+"""The fewest bytes of an authentication key."""
 
 
 def require_mac_key(key: Any) -> None:
-    """Refuses what is too short to authenticate anybody, or no bytes.
+    """Refuses an authentication key that is too short, or not bytes.
 
     Raises:
-      EncryptionError: if it is.
+      EncryptionError: if it is either.
     """
     if not isinstance(key, bytes):
         raise EncryptionError(f"an authentication key is bytes and this is {type(key).__name__}; make one with secrets.token_bytes(32)")
@@ -86,16 +86,16 @@ def _digest(mac_key: bytes | None) -> Any:
 
 
 def write(stream: io.BufferedIOBase, header: Header, parts: Iterable[bytes], mac_key: bytes | None = None) -> int:
-    """Writes a header and its ciphertexts as they come; the number of bytes.
+    """Writes a header and its ciphertexts as they come; returns the number of bytes.
 
     Args:
       stream: to write to.
       header: of the ciphertexts.
-      parts: `num_parts` of them.
-      mac_key: with it the tag is an HMAC-SHA256 that authenticates the sender; without it a SHA-256 that finds damage and authenticates nobody.
+      parts: `num_parts` ciphertexts.
+      mac_key: with it the tag is an HMAC-SHA256 that authenticates the sender; without it a SHA-256 that detects damage and authenticates nobody.
 
     Raises:
-      EncryptionError: if there are more or fewer parts.
+      EncryptionError: if there are more or fewer parts than the header says.
     """
     digest, written = _digest(mac_key), 0
 
@@ -120,12 +120,12 @@ def write(stream: io.BufferedIOBase, header: Header, parts: Iterable[bytes], mac
 
 @contextlib.contextmanager
 def private_file(path: Path) -> Iterator[io.BufferedIOBase]:
-    """A file to write that only its owner may read (0600), and that appears under its name when it is complete.
+    """Opens a file for writing that only its owner may read (0600), and that appears under its name only when it is complete.
 
     Raises:
       EncryptionError: if the disk is full or the folder cannot be written to.
     """
-    # A name that nobody foresees, and a file that this process made: what somebody put there before is neither followed nor filled.
+    # The name is unpredictable and the file must be new, so that a file or link that somebody put there is neither followed nor written to.
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "wb") as stream:
@@ -141,7 +141,7 @@ def private_file(path: Path) -> Iterator[io.BufferedIOBase]:
 
 
 def write_file(path: str | Path, header: Header, parts: Iterable[bytes], mac_key: bytes | None = None) -> int:
-    """`write` to a private file; the number of bytes.
+    """Writes to a private file as `write` does; returns the number of bytes.
 
     Raises:
       EncryptionError: if the disk is full or the folder cannot be written to.
@@ -151,20 +151,20 @@ def write_file(path: str | Path, header: Header, parts: Iterable[bytes], mac_key
 
 
 class Reader:
-    """Verified ciphertexts: everything is read once for the tag and the lengths, and again for each pass over the parts.
+    """Reads verified ciphertexts: everything is read once for the tag and the lengths, and again for each pass over the parts.
 
-    What is read again is compared with what was verified: a file may be exchanged in between.
+    Later passes are compared with what was verified, since a file may be replaced in between.
 
     Attributes:
       header: of the ciphertexts.
-      digests: SHA-256 of each ciphertext; two uploads that share one are, in part, one upload.
+      digests: SHA-256 of each ciphertext; two uploads that share one are, at least in part, the same upload.
 
     Args:
       source: bytes, or the path of a file.
-      mac_key: of the sender; None accepts only what carries a checksum.
+      mac_key: of the sender; None accepts only ciphertexts with a plain checksum.
 
     Raises:
-      EncryptionError: if the bytes are truncated, damaged, not from the holder of the key, or no ciphertexts of this version.
+      EncryptionError: if the bytes are truncated, damaged, not from the holder of the key, or not ciphertexts of this version.
     """
 
     def __init__(self, source: bytes | str | Path, mac_key: bytes | None = None) -> None:
@@ -228,7 +228,7 @@ class Reader:
         """The ciphertexts, one at a time.
 
         Raises:
-          EncryptionError: if one is not what was verified.
+          EncryptionError: if one differs from what was verified.
         """
         with self._open() as stream:
             stream.seek(self._start)
@@ -240,10 +240,10 @@ class Reader:
 
 
 def require_different(readers: Sequence[Reader]) -> None:
-    """Refuses uploads that share a ciphertext, whatever their headers say: no two encryptions are alike.
+    """Refuses uploads that share a ciphertext, regardless of their headers: no two encryptions are equal.
 
     Raises:
-      EncryptionError: naming the two.
+      EncryptionError: naming the two uploads.
     """
     first_use: dict[bytes, int] = {}
     for index, reader in enumerate(readers):

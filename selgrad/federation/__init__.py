@@ -1,4 +1,4 @@
-"""Federated rounds with selective encryption, on Flower: the apps, a client mod and a server strategy for other people's apps, and a way to run it all.
+"""Federated rounds with selective encryption on Flower: the apps, a client mod and a server strategy for other people's apps, and a simulation runner.
 
-Flower moves the messages and runs the processes; here is what is in the messages. Needs the extra `federation`.
+Flower moves the messages and runs the processes; this package decides what the messages contain. It needs the extra `federation`.
 """

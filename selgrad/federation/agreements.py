@@ -1,6 +1,6 @@
-"""Every way to a common mask that asks clients, as one object: what a client proposes, how the server reads that, and what it makes of all proposals.
+"""Every protocol by which clients agree on a common mask: what a client proposes, how the server reads a proposal, and how it combines all of them.
 
-What each computes, and who learns what from it, is in `selgrad.encryption.agreement`; `fixed`, which asks nobody, is none of these.
+`selgrad.encryption.agreement` describes what each protocol computes and who learns what from it. `fixed` asks no client, so it is not listed here.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from selgrad.errors import EncryptionError
 from selgrad.federation.learning import Flat
 
 SCORES = "scores"
-"""What encrypted score maps are bound to, in the place of a mask."""
+"""The context that encrypted score maps are bound to, in place of a mask hash."""
 
 
 class Proposer(NamedTuple):
-    """A client that is asked.
+    """A client that is asked for a proposal.
 
     Attributes:
-      scores: of its entries.
+      scores: one score for each of its entries.
       num_selected: entries to choose.
-      bound: of the encryption.
-      encrypt: values and what they are bound to -> bytes; only called where they are to be encrypted.
+      bound: of the encryption profile.
+      encrypt: (values, the context that they are bound to) -> bytes; called only by protocols that encrypt proposals.
     """
 
     scores: Flat
@@ -38,12 +38,12 @@ class Proposer(NamedTuple):
 
 
 class Chair(NamedTuple):
-    """The server that asks.
+    """The server that asks for proposals.
 
     Attributes:
       num_total: entries of the update.
-      num_selected: to choose.
-      choose: encrypted score maps, as they were read -> the mask, by way of the key holder.
+      num_selected: entries to choose.
+      choose: encrypted score maps, as `Agreement.read` returned them -> the mask, which the key holder computes.
     """
 
     num_total: int
@@ -53,12 +53,13 @@ class Chair(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """One way to a common mask.
+    """One protocol for agreeing on a common mask.
 
     Attributes:
-      propose: what a client sends.
-      read: a proposal and how to read one client's own ciphertexts, (bytes, bound to, entries) -> upload; raises EncryptionError or ValueError for a bad one.
-      combine: the mask of all proposals that could be read.
+      propose: builds what a client sends.
+      read: reads a proposal; its third argument reads one client's own ciphertexts, (bytes, context, entries) -> upload. It raises EncryptionError or
+        ValueError for a bad proposal.
+      combine: builds the mask from all proposals that could be read.
     """
 
     propose: Callable[[Proposer], bytes]
@@ -95,4 +96,4 @@ ASKED = {
         lambda chair, maps: chair.choose(maps),
     ),
 }
-"""By the name in a configuration."""
+"""The protocols by their names in a configuration."""

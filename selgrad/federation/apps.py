@@ -1,6 +1,6 @@
-"""The two apps that Flower runs: `client_app` for every participant, `server_app` for a deployment.
+"""The two apps that Flower runs: `client_app` for every participant, and `server_app` for a deployment.
 
-A deployment's server reads `config` and `out` from Flower's run config; the simulation brings its own server.
+A deployment's server reads `config` and `out` from Flower's run config; the simulation has a server app of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _query(message: Any, context: Any) -> Any:
 
 @server_app.main()
 def _serve(grid: Any, context: Any) -> None:
-    """Runs all rounds; records lie in the folder `out` of the run config."""
+    """Runs all rounds; records are written to the folder `out` of the run config."""
     from pathlib import Path
 
     from selgrad import devices, files

@@ -1,6 +1,6 @@
-"""What a client, a key holder or a party answers to each message of the server; bytes in, bytes out, and what it remembers lies in its own seat.
+"""How a client, a key holder or a party answers each message of the server: bytes in, bytes out; what it has to remember is kept in its own seat.
 
-Nothing here knows how messages travel. A server may send anything: what is believed is what the participant was enrolled with, and what other participants
+Nothing here knows how messages travel. A server may send anything, so a participant trusts only what it was enrolled with and what other participants
 authenticate to it. Secret keys never enter an answer.
 """
 
@@ -26,7 +26,7 @@ from selgrad.federation.sums import Uploads, added, answered_once, mask_of, open
 
 
 class FaultError(Exception):
-    """What the configuration asks this client to do wrong now, and only whoever carries messages can: die, be late, answer twice."""
+    """A fault that the configuration asks this client to commit now and that only the transport can carry out: die, be late, or answer twice."""
 
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
@@ -44,16 +44,16 @@ def _party(secret: bytes) -> encryption.Party:
 
 
 def respond(seat: Seat, request: Message, *, faults: bool = True) -> Message:
-    """The answer of one participant.
+    """Computes the answer of one participant.
 
     Args:
-      seat: its own.
-      request: with `kind`, `round`, `ticket` and `config` (the configuration's fingerprint), and what the kind needs.
-      faults: whether to do what the configuration's `faults` ask for.
+      seat: the participant's own.
+      request: with `kind`, `round`, `ticket` and `config` (the configuration's fingerprint), and the fields that the kind needs.
+      faults: whether to commit the configuration's `faults`.
 
     Raises:
-      FaultError: where the configuration asks for one that has to do with how messages travel.
-      SelgradError: if the request cannot be answered, or is none that this participant answers.
+      FaultError: if the configuration asks for a fault of the transport.
+      SelgradError: if the request cannot be answered, or is not one that this participant answers.
     """
     number = seat.enrolment.number
     kind, round_number = request["kind"], request["round"]
@@ -86,7 +86,7 @@ def _mac(seat: Seat) -> bytes:
 
 
 def _hello(_: Task, seat: Seat, __: Message) -> Message:
-    """A fresh key by which the server knows its later messages."""
+    """Makes a fresh MAC key with which the server authenticates this participant's later messages."""
     mac = secrets.token_bytes(32)
     seat.keep("mac", mac)
     return {"mac": mac}
@@ -96,7 +96,7 @@ def _hello(_: Task, seat: Seat, __: Message) -> Message:
 
 
 def _make_key(task: Task, seat: Seat, request: Message) -> Message:
-    """A party's share of a joint key, and its word on it to every other party."""
+    """Makes a party's share of the joint key, authenticated to every other party."""
     if task.profile.decryption != "threshold":
         raise SelgradError("keys are made when a run is set up, and not when a server asks for it")
     enrolment, previous = seat.enrolment, bytes(request["previous"])
@@ -112,7 +112,7 @@ def _make_key(task: Task, seat: Seat, request: Message) -> Message:
 
 
 def _confirm(task: Task, seat: Seat, request: Message) -> Message:
-    """The joint key, once every party's word says how it came about: each added its share to what the one before sent."""
+    """Accepts the joint key once every party's tag confirms how it was made: each party added its share to what the previous one sent."""
     enrolment, key = seat.enrolment, bytes(request["client_key"])
     parties, before, after, tags = (list(request[name]) for name in ("parties", "before", "after", "tags"))
     if not len(parties) == len(set(parties)) == len(before) == len(after) == len(tags) or len(parties) < seat.config.min_clients:
@@ -128,7 +128,7 @@ def _confirm(task: Task, seat: Seat, request: Message) -> Message:
 
 
 def _key(task: Task, seat: Seat) -> bytes:
-    """What this client encrypts with: enrolled, or confirmed by all parties."""
+    """The key that this client encrypts with: from its enrolment, or confirmed by all parties."""
     key = seat.kept("joint") if task.profile.decryption == "threshold" else seat.enrolment.client_key
     if not key:
         raise SelgradError(f"client {seat.enrolment.number} holds no key that it was given or that all parties confirmed; nothing is encrypted")
@@ -139,7 +139,7 @@ def _key(task: Task, seat: Seat) -> bytes:
 
 
 def _sealed(task: Task, seat: Seat, values: npt.NDArray[Any], round_number: int, bound_to: str, weights: str) -> tuple[bytes, bytes]:
-    """Encrypted values, and the client's word on them to whoever decrypts."""
+    """Encrypts values and authenticates the ciphertexts to whoever decrypts."""
     enrolment = seat.enrolment
     context = context_of(bound_to, round_number, enrolment.public.run)
     raw = _client(_key(task, seat)).encrypt(values, context, clip=True)
@@ -151,7 +151,7 @@ def _weights(request: Message) -> str:
 
 
 def _agree(task: Task, seat: Seat, request: Message) -> Message:
-    """What this client puts in for the common mask."""
+    """This client's proposal for the common mask."""
     name, number = task.config.agreement, seat.enrolment.number
     if name not in ASKED:
         raise UsageError(f"agreement {name!r} asks no client; server and client must run the same version")
@@ -173,7 +173,7 @@ def _agree(task: Task, seat: Seat, request: Message) -> Message:
 
 
 def _require_mask(task: Task, bits: Bits) -> None:
-    """Refuses a mask that hides less than was agreed, whatever the server says."""
+    """Refuses a mask that hides less than was agreed, no matter what the server says."""
     config = task.config
     least = task.num_total if config.protection == "full" else trees.count(config.ratio, task.num_total)
     if int(bits.sum()) < least:
@@ -183,7 +183,7 @@ def _require_mask(task: Task, bits: Bits) -> None:
 
 
 def _train(task: Task, seat: Seat, request: Message) -> Message:
-    """The weighted update: its exposed entries in the clear, the others encrypted; once a round, for one set of weights and one mask."""
+    """The weighted update, its exposed entries in the clear and the others encrypted; given once per round, for one set of weights and one mask."""
     config, round_number = task.config, request["round"]
     if request["mask"]:
         seat.keep("mask", bytes(request["mask"]))
@@ -206,7 +206,7 @@ def _trained(task: Task, seat: Seat, request: Message, bits: Bits, weights: str)
     trained = time.perf_counter()
     if not np.isfinite(update).all():
         raise SelgradError(f"client {number}: the update of round {round_number} is not finite; lower local.learning_rate")
-    # Noise that the server could draw again would protect nothing.
+    # Noise that the server could reproduce would protect nothing.
     update, num_bytes = task.protect(update, secrets.token_bytes(16))
     weighted = (np.float32(task.weight(number)) * update).astype(np.float32)
     plain, sealed, tags, clipped = weighted[~bits].tobytes(), b"", b"", 0
@@ -226,7 +226,7 @@ def _uploads(task: Task, seat: Seat, request: Message, bound_to: str) -> Uploads
 
 
 def _decrypt(task: Task, seat: Seat, request: Message) -> Message:
-    """The integer sum of one round, by the key holder: grid points, which are all that may be published."""
+    """The integer sum of one round, decrypted by the key holder: only its grid points may be published."""
     uploads = _uploads(task, seat, request, mask_of(request))
 
     def make() -> Message:
@@ -237,7 +237,7 @@ def _decrypt(task: Task, seat: Seat, request: Message) -> Message:
 
 
 def _choose(task: Task, seat: Seat, request: Message) -> Message:
-    """The mask of a sum of score maps, by the key holder, who alone sees the sum."""
+    """The mask from a sum of score maps, computed by the key holder, who alone sees the sum."""
     uploads = _uploads(task, seat, request, SCORES)
 
     def make() -> Message:
@@ -248,7 +248,7 @@ def _choose(task: Task, seat: Seat, request: Message) -> Message:
 
 
 def _share(task: Task, seat: Seat, request: Message) -> Message:
-    """A party's share of the decryption of a sum that it formed itself."""
+    """A party's decryption share of a sum that it formed itself."""
     uploads = _uploads(task, seat, request, mask_of(request))
     secret = seat.kept("secret")
     if secret is None:

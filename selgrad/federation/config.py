@@ -1,6 +1,6 @@
-"""The configuration of a federated run, checked by name, value and remedy.
+"""The configuration of a federated run; every error names the key, the value and the remedy.
 
-One YAML file describes data, clients, training, mask agreement, protection and encryption; its text travels to the clients as it is.
+One YAML file describes data, clients, training, mask agreement, protection and encryption; its text is sent to the clients unchanged.
 """
 
 from __future__ import annotations
@@ -83,22 +83,23 @@ class FederationConfig:
     """A whole run.
 
     Attributes:
-      name: of the run, also in W&B.
-      dataset, test, model, metric: specs; clients share `dataset`, accuracy is measured on `test`.
+      name: of the run, also used in W&B.
+      dataset, test, model, metric: specs; clients share `dataset`, and accuracy is measured on `test`.
       clients: how many, and `alpha` of the Dirichlet distribution by which each class is divided among them (0 divides evenly at random).
       rounds: of federated averaging.
       local: `num_steps`, `batch_size` and `learning_rate` of each client's gradient descent in a round.
       ratio: share of entries to encrypt, in [0, 1].
-      agreement: on one mask, a name in `AGREEMENTS`.
-      protection: `selective` (encryption of `ratio`), `full` (of everything), or another's name, which encrypts nothing.
-      baseline: what clients do to their updates before they send them; `none` where they encrypt.
+      agreement: how clients agree on one mask, a name in `AGREEMENTS`.
+      protection: `selective` (encryption of `ratio`), `full` (encryption of everything), or the name of another protection, which encrypts nothing.
+      baseline: the protection that clients apply to their updates before sending them; `none` where they encrypt.
       encryption: `profile` and `bound`.
-      timeout: seconds to wait for replies in each phase; two minutes at least for participants that are starting.
-      min_clients: without so many updates a round changes nothing, and no sum over fewer is decrypted; by default 2 where anything is encrypted.
+      timeout: seconds to wait for replies in each phase; at least two minutes for participants that are starting.
+      min_clients: with fewer updates a round changes nothing, and no sum over fewer is decrypted; by default 2 where anything is encrypted.
       seed: of weights, split, batches and masks.
       verify: whether the server recomputes every client's update and compares global weights with plain FedAvg; for experiments, where it has the data.
-      faults: what clients are to do wrong, each with `client`, `round` and `kind` in `FAULTS`, to see what the run makes of it.
+      faults: deliberate faults of clients, each with `client`, `round` and a `kind` in `FAULTS`, to test how the run handles them.
       wandb: as for sweeps.
+      text: the validated configuration as YAML.
     """
 
     name: str
@@ -124,7 +125,7 @@ class FederationConfig:
 
     @property
     def profile(self) -> Profile:
-        """Of the encryption, with the bound of this run."""
+        """The encryption profile with the bound of this run."""
         profile = PROFILES[self.encryption.profile]
         return dataclasses.replace(profile, bound=float(self.encryption.bound or profile.bound))
 
@@ -134,7 +135,7 @@ class FederationConfig:
         return _encrypts(self.protection, self.ratio)
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration with every default filled in; an entry of a registry is its name, and beside it its arguments with dotted keys."""
+        """The configuration with every default filled in; a registry entry appears as its name, with its arguments under dotted keys."""
         content = yaml.safe_load(self.text)
         specs = {"dataset": self.dataset, "test": self.test, "model": self.model, "metric": self.metric}
         for name, spec in specs.items():
@@ -145,12 +146,12 @@ class FederationConfig:
 
     @property
     def identity(self) -> str:
-        """A hash of what a run computes; time limits and tracking are none of it."""
+        """A hash of everything that a run computes; time limits and tracking are not part of it."""
         return self.fingerprint[:16]
 
     @property
     def fingerprint(self) -> str:
-        """The whole hash, by which participants know the configuration that they agreed to."""
+        """The full hash, by which participants recognise the configuration that they agreed to."""
         content = yaml.safe_load(self.text)
         return hashlib.sha256(json.dumps({k: v for k, v in content.items() if k not in ("timeout", "wandb", "name")}, sort_keys=True).encode()).hexdigest()
 
@@ -160,7 +161,7 @@ def _encrypts(protection: str, ratio: float) -> bool:
 
 
 def _protection(entry: Any, has_ratio: bool) -> tuple[str, Spec]:
-    """Its name, and what clients do besides encrypting."""
+    """The name of the protection, and the spec of what clients do besides encrypting."""
     name = entry.get("name") if isinstance(entry, Mapping) else entry
     if isinstance(name, str):
         _choice("protection", name, ("selective", "full", *registry("protection")))
@@ -271,6 +272,6 @@ def load(path: str | Path) -> FederationConfig:
     """Reads and validates a YAML file.
 
     Raises:
-      UsageError: if it is missing, no YAML, or not valid.
+      UsageError: if the file is missing, not YAML, or not valid.
     """
     return parse(read_file(path))

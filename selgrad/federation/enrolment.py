@@ -1,7 +1,7 @@
-"""What each participant holds before a run begins: the configuration that it agreed to, its keys, and what it has answered already.
+"""What each participant holds before a run begins: the configuration that it agreed to, its keys, and the answers that it has already given.
 
-Whoever sets a run up makes it, and not the server, which could be anybody: nothing that a participant relies on comes from the network. Each has a folder of
-its own, readable by its owner alone; keys are shared by the two who need them, and the key by which updates are encrypted is in every client's.
+Enrolments are made by whoever sets up the run, not by the server, which could be anybody: nothing that a participant relies on comes from the network. Each
+participant has its own folder, readable by its owner alone; each pair that needs a shared key has one, and every client holds the encryption key.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ FILE = "participant.json"
 
 @dataclasses.dataclass(frozen=True)
 class Public:
-    """What everybody may know of a run, the server among them.
+    """What everybody may know about a run, including the server.
 
     Attributes:
-      run: names it; whatever is encrypted or authenticated is bound to it.
+      run: identifies the run; everything that is encrypted or authenticated is bound to it.
       fingerprint: of the configuration.
-      key_tag: of the key that encrypts; empty where parties make a joint one, or nothing is encrypted.
+      key_tag: of the encryption key; empty where parties make a joint key, or nothing is encrypted.
     """
 
     run: str
@@ -47,15 +47,15 @@ class Public:
 
 @dataclasses.dataclass(frozen=True)
 class Enrolment:
-    """One participant's own.
+    """What one participant is enrolled with.
 
     Attributes:
       number: of the participant; clients come first.
       public: of the run.
-      text: the configuration.
-      shared: another participant's number -> the key that both hold, and the server does not.
-      client_key: what it encrypts with; empty where parties make a joint key.
-      secret: the key holder's; empty for others.
+      text: of the configuration.
+      shared: another participant's number -> the key that the two share and the server does not have.
+      client_key: the key that it encrypts with; empty where parties make a joint key.
+      secret: the key holder's secret key; empty for others.
     """
 
     number: int
@@ -66,7 +66,7 @@ class Enrolment:
     secret: bytes = dataclasses.field(repr=False)
 
     def save(self, folder: str | Path) -> None:
-        """Writes the participant's file, readable by its owner alone.
+        """Writes the participant's file, which only its owner can read.
 
         Raises:
           EncryptionError: if the folder cannot be written to.
@@ -80,10 +80,10 @@ class Enrolment:
 
     @classmethod
     def load(cls, folder: str | Path) -> Enrolment:
-        """The inverse of `save`.
+        """Reads what `save` wrote.
 
         Raises:
-          SelgradError: if there is none, it is damaged, or others may read it.
+          SelgradError: if the file is missing or damaged, or others may read it.
         """
         path = Path(folder) / FILE
         try:
@@ -97,20 +97,20 @@ class Enrolment:
             raise SelgradError(f"{str(path)!r} is damaged ({type(error).__name__}); fetch it again from whoever set the run up") from None
 
     def tag(self, other: int, *what: Any) -> bytes:
-        """Authenticates something to another participant.
+        """Authenticates a message to another participant.
 
         Args:
-          other: its number.
-          what: parts, each written with its length, so that no two lists are alike.
+          other: that participant's number.
+          what: the parts of the message; each is written with its length, so that no two lists have the same encoding.
         """
         return hmac.new(self.shared[other], _framed(self.public.run, *what), "sha256").digest()
 
     def tags(self, *what: Any) -> bytes:
-        """`tag` to each who shares a key with this participant, in the order of their numbers."""
+        """Concatenates the `tag` for each participant that shares a key with this one, in the order of their numbers."""
         return b"".join(self.tag(other, *what) for other in sorted(self.shared))
 
     def knows(self, other: int, tag: bytes, *what: Any) -> bool:
-        """Whether another participant authenticated something to this one."""
+        """Whether another participant authenticated this message to this one."""
         return other in self.shared and hmac.compare_digest(tag, self.tag(other, *what))
 
 
@@ -124,20 +124,20 @@ def _framed(*parts: Any) -> bytes:
 
 
 def digest(*parts: Any) -> str:
-    """SHA-256 of parts, each with its length."""
+    """SHA-256 of the parts, each prefixed with its length."""
     return hashlib.sha256(_framed(*parts)).hexdigest()
 
 
 def digest_of_weights(flat: npt.NDArray[Any]) -> str:
-    """Names global weights: equal ones alike, whether a zero has a sign or not."""
+    """A digest that identifies global weights; equal weights have equal digests, whether or not a zero is signed."""
     return digest((flat + 0.0).astype(flat.dtype).tobytes())
 
 
 def enrol(config: FederationConfig) -> list[Enrolment]:
-    """Everything that the participants of one run hold: clients, and the key holder last where there is one.
+    """Makes the enrolments of all participants of one run: the clients, then the key holder where there is one.
 
     Args:
-      config: that all of them have agreed to.
+      config: the configuration that all of them have agreed to.
     """
     from selgrad.federation.learning import task_of
 
@@ -161,12 +161,12 @@ def enrol(config: FederationConfig) -> list[Enrolment]:
 
 
 def write(enrolments: Sequence[Enrolment], folder: str | Path, names: Mapping[int, str] | None = None) -> Path:
-    """One folder a participant, each for its owner alone; and `public.json` for the server.
+    """Writes one folder per participant, each for its owner alone, and `public.json` for the server.
 
     Args:
-      enrolments: of all.
-      folder: of theirs.
-      names: of participants' folders; the others are named by their numbers.
+      enrolments: of all participants.
+      folder: in which their folders are made.
+      names: number -> name of a participant's folder; the others are named by their numbers.
 
     Raises:
       SelgradError: if the folder cannot be written to.
@@ -181,7 +181,7 @@ def write(enrolments: Sequence[Enrolment], folder: str | Path, names: Mapping[in
 
 
 def read_public(folder: str | Path) -> Public:
-    """What `write` left for the server.
+    """Reads what `write` left for the server.
 
     Raises:
       SelgradError: if it is missing or damaged.
@@ -196,7 +196,7 @@ def read_public(folder: str | Path) -> Public:
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
-    """A message as bytes: what is text or a number as JSON, and bytes and lists of bytes as they are, since they may be many."""
+    """Encodes a message: text and numbers as JSON, and bytes and lists of bytes unchanged, since they may be large."""
     blobs = {name: value if isinstance(value, list) else [value] for name, value in message.items() if _is_bytes(value)}
     plain = {name: value for name, value in message.items() if name not in blobs}
     sizes = {name: [len(blob) for blob in values] if isinstance(message[name], list) else len(values[0]) for name, values in blobs.items()}
@@ -205,7 +205,7 @@ def pack(message: Mapping[str, Any]) -> bytes:
 
 
 def unpack(raw: bytes) -> dict[str, Any]:
-    """The inverse of `pack`.
+    """Decodes what `pack` encoded.
 
     Raises:
       ValueError: if the bytes are not a message.
@@ -238,14 +238,14 @@ def _summed(raw: bytes) -> bytes:
 
 
 def _checked(raw: bytes) -> bytes:
-    """The inverse of `_summed`; ValueError if it is not what was written."""
+    """The inverse of `_summed`; raises ValueError if the checksum does not match."""
     if hashlib.sha256(raw[32:]).digest() != raw[:32]:
         raise ValueError("the checksum is of other content")
     return raw[32:]
 
 
 class _Answered(NamedTuple):
-    """One answer, and to what it was given."""
+    """One answer, with the request that it was given to."""
 
     round: int
     asked: str
@@ -253,11 +253,11 @@ class _Answered(NamedTuple):
 
 
 class Seat:
-    """A participant: what it was enrolled with, and what it has answered.
+    """The state of a participant: what it was enrolled with, and what it has answered.
 
     Args:
-      enrolment: its own.
-      folder: where it keeps what it has answered, so that a process that is started anew knows; None keeps it in memory.
+      enrolment: the participant's own.
+      folder: where it keeps its answers, so that a restarted process still has them; None keeps them in memory.
     """
 
     def __init__(self, enrolment: Enrolment, folder: Path | None = None) -> None:
@@ -267,19 +267,19 @@ class Seat:
 
     @cached_property
     def config(self) -> FederationConfig:
-        """Of a run of selgrad's own."""
+        """The configuration of one of selgrad's own runs."""
         return parse(yaml.safe_load(self.enrolment.text))
 
     def once(self, kind: str, round_number: int, asked: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What is answered to one request of a kind in a round: to the same again the same, to another nothing.
+        """Answers one request of a kind per round: a repeated request gets the same answer, and a different one is refused.
 
-        A server that was interrupted gets what it lost, and never a second view of the same update.
+        A server that was interrupted gets back what it lost, but never a second view of the same update.
 
         Args:
           kind: of the message.
-          round_number: that it is of.
+          round_number: the round that the request belongs to.
           asked: a digest of the request.
-          make: the answer, where none was given yet.
+          make: computes the answer if none was given yet.
 
         Raises:
           SelgradError: if another request of that kind was answered in this round or a later one.
@@ -292,25 +292,25 @@ class Seat:
         answer = make()
         self._answered[kind] = _Answered(round_number, asked, answer)
         if self._folder is not None:
-            # Before the answer is given, which a kill could otherwise make it forget.
+            # Stored before it is returned; otherwise a process that is killed could forget an answer that it gave.
             with private_file(self._folder / f"answered-{kind}") as stream:
                 stream.write(_summed(pack({"answer": pack(answer), "round": round_number, "asked": asked})))
         return answer
 
     def answered(self, kind: str) -> dict[str, Any]:
-        """The last answer of a kind; empty where there was none."""
+        """The last answer of a kind; empty if there was none."""
         last = self._last(kind)
         return {} if last is None else dict(last.answer)
 
     def keep(self, name: str, value: bytes) -> None:
-        """Remembers something of its own."""
+        """Stores a value of the participant's own under a name."""
         self.memory[name] = value
         if self._folder is not None:
             with private_file(self._folder / f"{name}.key") as stream:
                 stream.write(_summed(value))
 
     def kept(self, name: str) -> bytes | None:
-        """What was remembered under a name."""
+        """The value stored under a name; None if there is none."""
         if name not in self.memory and self._folder is not None and (self._folder / f"{name}.key").exists():
             try:
                 self.memory[name] = _checked(read_private(self._folder / f"{name}.key"))
@@ -320,10 +320,10 @@ class Seat:
         return self.memory.get(name)
 
     def pin(self, name: str, value: str) -> None:
-        """Holds to the first value of a name: two masks for one run would show, one after the other, what each of them hides.
+        """Accepts only the first value given for a name: with two masks in one run, each would expose what the other hides.
 
         Raises:
-          SelgradError: if another value was pinned.
+          SelgradError: if a different value was pinned before.
         """
         pinned = self.kept(f"pinned-{name}")
         if pinned is None:

@@ -1,6 +1,6 @@
-"""Our messages in Flower's records: a transport for the server, and the answer of a participant.
+"""Our messages in Flower's records: a transport for the server, and the reply of a participant.
 
-Tried with flwr 1.30. A late reply is pulled with the next messages, so it is seen and counted, and never taken for an answer to something else.
+Tested with flwr 1.30. A late reply is pulled with the next messages, so it is noticed and counted, and never taken for an answer to another request.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RECORD = "selgrad"
 
 
 def require_flower() -> None:
-    """Refuses where Flower is missing, and changes nothing, since whoever imports the mod or the strategy runs an app of their own.
+    """Refuses if Flower is missing, and changes no settings, since whoever imports the mod or the strategy runs an app of their own.
 
     Raises:
       UsageError: if it is not installed.
@@ -31,12 +31,12 @@ def require_flower() -> None:
 
 
 def quiet_flower() -> None:
-    """For selgrad's own runs: Flower writes nothing to the terminal and does not telephone home.
+    """Keeps Flower from writing to the terminal and from sending telemetry, in selgrad's own runs.
 
     Raises:
       UsageError: if it is not installed.
     """
-    # Read when Flower is imported.
+    # Flower reads these when it is imported.
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -55,13 +55,13 @@ def _record(message: Message) -> Any:
 
 
 class FlowerTransport:
-    """Carries messages over a Flower grid; participants are found by the number that each is started with.
+    """Carries messages over a Flower grid; each participant is identified by the number that it is started with.
 
     Args:
       grid: of the running ServerApp.
       count: participants to wait for.
       patience: seconds to wait for them to connect.
-      stopped: whether to give up waiting.
+      stopped: returns whether to stop waiting.
     """
 
     def __init__(self, grid: Any, count: int, patience: float, stopped: Callable[[], bool] = lambda: False) -> None:
@@ -71,7 +71,7 @@ class FlowerTransport:
         self._find(patience)
 
     def _find(self, patience: float) -> None:
-        """Asks every node that is connected for its number, until there are enough or time is up."""
+        """Asks every connected node for its number, until all participants are found or time is up."""
         from flwr.app import Message as FlowerMessage
 
         end, known_nodes = time.monotonic() + patience, set[int]()
@@ -81,7 +81,7 @@ class FlowerTransport:
                 time.sleep(0.2)
                 continue
             queries = [FlowerMessage(_record({"kind": "who"}), message_type="query", dst_node_id=node) for node in fresh]
-            # One that does not answer must not keep others from being asked.
+            # A node that does not answer must not keep the others from being asked.
             for reply in self._grid.send_and_receive(queries, timeout=min(15.0, max(1.0, end - time.monotonic()))):
                 if reply.has_error() or RECORD not in reply.content:
                     continue
@@ -91,7 +91,7 @@ class FlowerTransport:
                     self._nodes[number] = reply.metadata.src_node_id
 
     def exchange(self, requests: Mapping[int, Message], timeout: float) -> tuple[dict[int, Message], list[Event]]:
-        """As `Transport` says."""
+        """Implements `Transport.exchange`."""
         from flwr.app import Message as FlowerMessage
 
         replies: dict[int, Message] = {}
@@ -118,7 +118,7 @@ class FlowerTransport:
                 waiting.discard(identity)
                 if reply.has_error():
                     if current and _never_arrived(str(reply.error.reason)) and time.monotonic() < end:
-                        # The worker that another client took with it is not back yet, and this client has not seen the message.
+                        # Another client took its worker down, which is not back yet, so this client has not received the message.
                         time.sleep(1)
                         push([party])
                     elif current or reply.error.code != 3:
@@ -137,12 +137,12 @@ class FlowerTransport:
 
 
 def _never_arrived(reason: str) -> bool:
-    """Whether Ray found no worker for a message; one that was lost on the way with its worker has an error of the connection."""
+    """Whether Ray found no worker for a message; a message that was lost together with its worker has a connection error instead."""
     return "ActorUnavailableError" in reason and "RpcError" not in reason
 
 
 def _reason(error: Any) -> str:
-    """The last line of what Flower says, without the escapes of a terminal."""
+    """The last line of Flower's error message, without terminal escape sequences."""
     import re
 
     if "Actor" in str(error.reason):
@@ -153,7 +153,7 @@ def _reason(error: Any) -> str:
 
 
 def answer(message: Any, context: Any) -> Any:
-    """The reply of a participant to one Flower message; its number is the node's `partition-id`, and what it holds lies in a folder of its own."""
+    """The reply of a participant to one Flower message; its number is the node's `partition-id`, and its state is kept in its own folder."""
     from flwr.app import Message as FlowerMessage
 
     from selgrad import devices
@@ -165,7 +165,7 @@ def answer(message: Any, context: Any) -> Any:
     if request["kind"] == "who":
         return FlowerMessage(_record({"partition": partition}), reply_to=message)
     try:
-        # Anew for each message: another process may have answered the last one.
+        # Loaded again for each message: another process may have answered the last one.
         seat = seat_of(partition, context.node_config.get("enrolment"))
         try:
             reply = respond(seat, request)
@@ -174,7 +174,7 @@ def answer(message: Any, context: Any) -> Any:
                 os._exit(17)
             if fault.kind == "late":
                 time.sleep(seat.config.timeout + 1)
-            # Flower lets an app answer once; that twice is told from once is tested without it.
+            # Flower lets an app answer only once; the detection of double answers is tested without Flower.
             reply = respond(seat, request, faults=False)
     except SelgradError as error:
         reply = {"error": str(error), "ticket": request["ticket"], "partition": partition}
@@ -182,18 +182,18 @@ def answer(message: Any, context: Any) -> Any:
 
 
 ENROLMENT = "SELGRAD_ENROLMENT"
-"""Environment variable: the folder of all enrolments, where participants are processes of one machine."""
+"""Environment variable with the folder of all enrolments, used where participants are processes on one machine."""
 
 
 def seat_of(partition: int | None, folder: Any) -> Any:
-    """A participant's own, from the folder that its node was started with, or from that of all participants of a simulation.
+    """Loads a participant's seat from the folder that its node was started with, or from the common folder of a simulation.
 
     Args:
-      partition: the node's number; None takes the enrolment's word for it.
-      folder: of the participant, or of all; None takes that in SELGRAD_ENROLMENT.
+      partition: the node's number; None accepts the number in the enrolment.
+      folder: of the participant, or of all participants; None takes the one in SELGRAD_ENROLMENT.
 
     Raises:
-      SelgradError: if there is none, or it is another's.
+      SelgradError: if there is no enrolment, or it belongs to another participant.
     """
     from pathlib import Path
 
@@ -211,5 +211,5 @@ def seat_of(partition: int | None, folder: Any) -> Any:
 
 
 def num_participants(config: Any) -> int:
-    """Clients, and the key holder where there is one."""
+    """The number of clients, plus one for the key holder where there is one."""
     return config.clients.count + (config.encrypts and config.profile.decryption != "threshold")

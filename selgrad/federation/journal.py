@@ -1,6 +1,6 @@
-"""What a run leaves on disk and goes on from: rounds, events, and a checkpoint of weights and mask, in a folder that is one run's own.
+"""What a run writes to disk and resumes from: rounds, events, and a checkpoint of weights and mask, in a folder that belongs to one run.
 
-Files are replaced as a whole, the checkpoint last; what was noted after it belongs to a round that is done again.
+Files are replaced as a whole, the checkpoint last; anything recorded after it belongs to a round that is run again.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ ROUND_COLUMNS: dict[str, tuple[str, str]] = {
     "bytes_down": ("int", "All that the server sent in the round."),
     "bytes_up": ("int", "All that it received."),
 }  # fmt: skip
-"""Of `rounds.parquet`: type, and what it says."""
+"""The columns of `rounds.parquet`, each with its type and description."""
 
 _EVENT_COLUMNS = {"round": int, "client": int, "status": str, "detail": str}
 
 
 class Standing(NamedTuple):
-    """Where a run stands.
+    """The state that a run resumes from.
 
     Attributes:
-      done: rounds.
-      weights: global ones.
-      mask: None before clients agreed on one.
+      done: rounds finished.
+      weights: global weights.
+      mask: None before clients have agreed on one.
     """
 
     done: int
@@ -72,7 +72,7 @@ class Journal:
     """The records of one run.
 
     Args:
-      out: folder for records and checkpoints.
+      out: the folder for records and checkpoints.
     """
 
     def __init__(self, out: Path) -> None:
@@ -82,18 +82,18 @@ class Journal:
         self._events: list[dict[str, Any]] = []
 
     def resume(self, initial: Flat) -> Standing:
-        """Reads what is on disk.
+        """Reads the state of the run from disk.
 
         Args:
           initial: weights of a run that has not begun.
 
         Raises:
-          SelgradError: if a file is damaged or gone, so that a run would begin anew without a word, or its rounds be fewer than it had.
+          SelgradError: if a file is damaged or missing, so that the run would silently start over or lose rounds.
         """
         stored = self._series.newest({"weights": initial, "mask": np.zeros(initial.size, np.bool_)})
         remedy = "put it back, or choose another --out to begin anew"
         if stored is None:
-            # A kill may come between the first round's record and its checkpoint.
+            # The process may have been killed between the first round's record and its checkpoint.
             if self._series.has_begun or self._last_round() > 1:
                 raise SelgradError(f"no checkpoint in {str(self._out / 'checkpoints')!r} can be read, though rounds were finished; {remedy}")
             return Standing(0, initial, None)
@@ -110,29 +110,29 @@ class Journal:
         return Standing(stored.done, np.asarray(stored.arrays["weights"], np.float32), mask if mask.any() else None)
 
     def _last_round(self) -> int:
-        """Of the rounds that are recorded; 0 where none is, or that cannot be read."""
+        """The number of the last recorded round; 0 if none is recorded or the records cannot be read."""
         with contextlib.suppress(DamagedError, KeyError):
             return int(files.read_frame(self._out / "rounds.parquet")["round"].max())
         return 0
 
     def note(self, number: int, event: Event) -> None:
-        """Keeps an event of a round in memory, until the round is kept."""
+        """Keeps an event of a round in memory until `keep` writes the round."""
         self._events.append({"round": number, **dataclasses.asdict(event)})
 
     def last(self, party: int) -> dict[str, Any] | None:
-        """The last event of a participant, with its round; None where there was none."""
+        """The last event of a participant, with its round; None if there was none."""
         return next((event for event in reversed(self._events) if event["client"] == party), None)
 
     def records(self) -> pd.DataFrame:
-        """One row a round."""
+        """The records, one row per round."""
         return pd.DataFrame(self._rounds)
 
     def keep(self, row: dict[str, Any], weights: Flat, mask: Bits | None) -> None:
         """Writes a finished round.
 
         Args:
-          row: its record.
-          weights: after it.
+          row: the record of the round.
+          weights: global weights after the round.
           mask: None where nothing is encrypted.
 
         Raises:
@@ -146,10 +146,10 @@ class Journal:
 
 
 def adopt(config: FederationConfig, out: Path) -> None:
-    """Makes a folder this run's own.
+    """Claims a folder for this run by writing its configuration there.
 
     Raises:
-      UsageError: if it holds another run.
+      UsageError: if the folder holds another run.
     """
     file = out / "config.yaml"
     if file.exists():

@@ -1,6 +1,6 @@
-"""The key holder of an app of one's own: a service that opens the sums which it forms itself, and the server's link to it.
+"""The key holder for a user's own Flower app: a service that decrypts sums that it forms itself, and the server's link to it.
 
-It answers to the server that it was enrolled with alone, over gRPC as Flower does, and opens nothing but what clients vouch for.
+It answers only the server that it was enrolled with, over gRPC as Flower does, and decrypts only what clients vouch for.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from selgrad.federation.terms import KEY_HOLDER, SERVER, Terms
 _SERVICE, _METHOD = "selgrad.KeyHolder", "Open"
 _CHUNK = 2**21
 _LARGEST = 2**33
-"""Bytes of a request."""
+"""The largest request, in bytes."""
 _KNOCK, _SIZE = "selgrad-knock-bin", "selgrad-size"
 
 
 def respond(seat: Seat, request: Message) -> Message:
-    """The key holder's answer to the server: grid points of a sum of updates, or the mask of a sum of score maps.
+    """Computes the key holder's answer to the server: grid points of a sum of updates, or the mask of a sum of score maps.
 
     Args:
       seat: the key holder's.
       request: with `kind` (`decrypt` or `choose`), `round`, `clients`, `uploads`, `tags`, `weights` and `mask_hash`.
 
     Raises:
-      SelgradError: if it is none that is answered.
+      SelgradError: if the request is malformed or not one that the key holder answers.
     """
     terms = Terms.of(seat.enrolment)
     try:
@@ -62,7 +62,7 @@ def respond(seat: Seat, request: Message) -> Message:
 
 
 def _sealed_answer(seat: Seat, raw: bytes, tag: bytes) -> bytes:
-    """The answer to a request's bytes if the server's word is on them, with the key holder's word on both."""
+    """The answer to a request that the server authenticated, with the key holder's tag on request and answer."""
     server = seat.enrolment.number + 1
     if not seat.enrolment.knows(server, tag, "ask", digest(raw)):
         raise SelgradError("the request is not from the server that this key holder was enrolled with; nothing is answered")
@@ -75,19 +75,19 @@ def _sealed_answer(seat: Seat, raw: bytes, tag: bytes) -> bytes:
 
 
 class UnreachableError(SelgradError):
-    """The key holder gave no answer: whether it opened a sum is not known, and the same request gets the same answer once it is there."""
+    """The key holder gave no answer: it may or may not have decrypted the sum, and the same request will get the same answer once it is reachable."""
 
 
 class KeyHolderLink:
-    """The server's way to the key holder.
+    """The server's connection to the key holder.
 
     Args:
       enrolment: the server's own.
-      ask: carries a request and the server's word on it, and brings the answer.
+      ask: sends a request with the server's tag, and returns the answer.
 
     Attributes:
       terms: of the run.
-      enrolment: the server's.
+      enrolment: the server's own.
     """
 
     def __init__(self, enrolment: Enrolment, ask: Callable[[bytes, bytes], bytes]) -> None:
@@ -98,13 +98,13 @@ class KeyHolderLink:
         return self.terms.clients
 
     def opened(self, number: int, mask_hash: str, weights: str, uploads: Sequence[tuple[int, bytes, bytes]]) -> npt.NDArray[np.int64]:
-        """The sum of a round in grid units (n,).
+        """The decrypted sum of a round in grid units (n,).
 
         Args:
           number: of the round.
           mask_hash: of the selection.
-          weights: a digest of those that clients trained on.
-          uploads: each client's number, ciphertexts and word to the key holder.
+          weights: a digest of the weights that clients trained on.
+          uploads: each client's number, ciphertexts and tag for the key holder.
 
         Raises:
           SelgradError: if the key holder does not answer, or refuses.
@@ -113,7 +113,7 @@ class KeyHolderLink:
         return np.frombuffer(answer["points"], np.int64)
 
     def chosen(self, number: int, weights: str, uploads: Sequence[tuple[int, bytes, bytes]], num_floats: int) -> Bits:
-        """The mask (num_floats,) of a sum of score maps.
+        """The mask (num_floats,) from a sum of score maps.
 
         Raises:
           SelgradError: if the key holder does not answer, or refuses.
@@ -134,10 +134,10 @@ class KeyHolderLink:
 
 
 def key_holder_here(folder: str | Path) -> KeyHolderLink:
-    """A key holder in this process, for a simulation, in which nobody is apart from anybody.
+    """Runs a key holder in this process, for a simulation in which no two parties are separated.
 
     Args:
-      folder: that `enrol` wrote.
+      folder: the one that `enrol` wrote.
 
     Raises:
       SelgradError: if it cannot be read.
@@ -148,12 +148,12 @@ def key_holder_here(folder: str | Path) -> KeyHolderLink:
 
 
 def connect(folder: str | Path, address: str, *, root_certificates: str | Path | None = None, timeout: float = 600.0) -> KeyHolderLink:
-    """The link to a key holder that `selgrad key-holder` runs.
+    """Links the server to a key holder that `selgrad key-holder` runs.
 
     Args:
-      folder: the server's enrolment.
+      folder: of the server's enrolment.
       address: HOST:PORT.
-      root_certificates: file that vouches for its certificate; None talks in the clear, which shows sums to whoever listens.
+      root_certificates: file that verifies its certificate; None uses a connection in the clear, on which eavesdroppers can read the sums.
       timeout: seconds to wait for an answer.
 
     Raises:
@@ -216,13 +216,13 @@ def serving(
     private_key: str | Path | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> Iterator[int]:
-    """Runs the service; yields the port that it listens on.
+    """Runs the service and yields the port that it listens on.
 
     Args:
-      folder: the key holder's enrolment; what it has answered is kept there.
+      folder: of the key holder's enrolment; its answers are kept there.
       address: HOST:PORT to listen on; port 0 takes a free one.
       certificate, private_key: PEM files for TLS; without them everything is in the clear.
-      note: is called with one line for each request.
+      note: called with one line for each request.
 
     Raises:
       SelgradError: if another service holds the folder, the enrolment is not a key holder's, or the address cannot be used.
@@ -260,7 +260,7 @@ def serving(
             raise AssertionError("abort raises") from None
 
     with files.locked(root, "key holder"):
-        # One at a time: what was answered decides what is.
+        # One request at a time, since earlier answers decide what may be answered.
         service = grpc.server(ThreadPoolExecutor(1), options=[("grpc.so_reuseport", 0), ("grpc.max_send_message_length", -1)])
         handler = grpc.stream_unary_rpc_method_handler(open_sum)
         service.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {_METHOD: handler}),))

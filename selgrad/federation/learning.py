@@ -1,7 +1,7 @@
-"""What clients learn: a Dirichlet split, local gradient descent, what they do to updates besides encrypting, and the accuracy of global weights.
+"""The learning task of a run: a Dirichlet split, local gradient descent, protections other than encryption, and the accuracy of global weights.
 
-Split after Hsu, Qi, Brown 2019 (hsu2019dirichlet); local steps are FedAvg's (mcmahan2017fedavg). Everything is a function of the configuration, a client's
-number and a round, so a server that has the data can recompute it.
+The split follows Hsu, Qi, Brown 2019 (hsu2019dirichlet); local steps are FedAvg's (mcmahan2017fedavg). Everything is a function of the configuration, the
+client's number and the round, so a server that has the data can recompute it.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Flat = npt.NDArray[np.float32]
 
 
 def dirichlet_split(labels: npt.NDArray[Any], num_clients: int, alpha: float, seed: int) -> list[npt.NDArray[np.int64]]:
-    """Sample numbers of each client: every class is divided in proportions drawn from Dirichlet(alpha, ..., alpha); no client is left without samples.
+    """Sample indices of each client: every class is divided in proportions drawn from Dirichlet(alpha, ..., alpha); no client is left without samples.
 
     Args:
       labels: (N,).
       num_clients: at most N.
-      alpha: small gives each client few classes; 0 divides at random and evenly.
+      alpha: a small value gives each client few classes; 0 divides the samples evenly at random.
       seed: of the draw.
     """
     generator = np.random.default_rng(seed)
@@ -58,11 +58,11 @@ def dirichlet_split(labels: npt.NDArray[Any], num_clients: int, alpha: float, se
 class Task:
     """Data, model and local training of a run, built once in each process.
 
-    What is trained and sent is what the model's `split` says: all weights, those but the word embeddings, or the adapters of LoRA. The rest is frozen, and
-    everybody makes it from the configuration.
+    The model's `split` decides what is trained and sent: all weights, all except the word embeddings, or the LoRA adapters. The rest is frozen, and every
+    participant derives it from the configuration.
 
     Raises:
-      UsageError: if the data are fewer than the clients, or model and data do not belong together.
+      UsageError: if there are fewer samples than clients, or model and data do not fit together.
     """
 
     def __init__(self, config: FederationConfig) -> None:
@@ -89,18 +89,18 @@ class Task:
 
     @cached_property
     def profile(self) -> Profile:
-        """Of the encryption, with the ring for as many entries as a client encrypts at once (a union may be larger)."""
+        """The encryption profile, with the ring for as many entries as a client encrypts at once (a union may be larger)."""
         encrypts_all = self.config.protection == "full" or self.config.agreement == "encrypted_sensitivity"
         return self.config.profile.for_size(self.num_total if encrypts_all else trees.count(self.config.ratio, self.num_total))
 
     @cached_property
     def initial(self) -> Flat:
-        """Global weights before the first round, flat: those that are sent."""
+        """The weights that are sent, before the first round, flat."""
         return np.asarray(trees.ravel(self._first[0]))
 
     @cached_property
     def _first(self) -> tuple[Params, Params]:
-        """What is sent and what is frozen, before the first round."""
+        """The weights that are sent and those that are frozen, before the first round."""
         return self._model.split(self._model.init(jax.random.key(self.config.seed)))
 
     def weight(self, client: int) -> float:
@@ -108,7 +108,7 @@ class Task:
         return self.num_samples[client] / sum(self.num_samples)
 
     def tree(self, flat: Any) -> Params:
-        """Flat weights as the model's tree, with what is frozen."""
+        """Flat weights as the model's tree, including the frozen ones."""
         return self._model.merge(trees.unravel(jnp.asarray(flat), self._like), self._first[1])
 
     def _targets(self, batch: Batch) -> Array:
@@ -118,12 +118,12 @@ class Task:
         local, shard = self.config.local, self.shards[client]
         generator = np.random.default_rng([self.config.seed, client, round_number])
         needed = local.num_steps * local.batch_size
-        # One pass over the client's samples after the other, each in an order of its own.
+        # Successive passes over the client's samples, each in a new random order.
         order = np.concatenate([generator.permutation(shard) for _ in range(-(-needed // len(shard)))])
         return order[:needed]
 
     def update(self, weights: Flat, client: int, round_number: int) -> Flat:
-        """What a client learned: old minus new weights, flat."""
+        """A client's update: old minus new weights, flat."""
         train: Callable[..., Any] = self._train
         flat_update: Flat = np.asarray(train(self.tree(weights), self._data.rows(self._samples(client, round_number))))
         return flat_update
@@ -133,11 +133,11 @@ class Task:
         return jax.jit(lambda params, batch: trees.ravel(self._local.client(self._model, params, batch, self._targets(batch))))
 
     def protect(self, update: Flat, secret: bytes) -> tuple[Flat, int]:
-        """An update under the configuration's baseline, and the bytes that it takes in the clear.
+        """Applies the configuration's baseline protection to an update; returns it with the number of bytes that it takes in the clear.
 
         Args:
           update: flat.
-          secret: 16 bytes, from which noise and rounding are drawn; whoever knows them can take noise off again, and reads more of what was rounded.
+          secret: 16 bytes that seed noise and rounding; whoever knows them can subtract the noise, and learns more about what was rounded.
         """
         run: Callable[..., Any] = self._protect
         protected, num_withheld = run(jnp.asarray(update), np.frombuffer(secret, np.uint32))
@@ -160,7 +160,7 @@ class Task:
         return protect
 
     def scores(self, weights: Flat, client: int) -> Flat:
-        """The metric's scores of a client's first batch at given weights, flat."""
+        """The metric's scores for a client's first batch at the given weights, flat."""
         batch = self._data.rows(self._samples(client, 0)[: self.config.local.batch_size])
         model, params = self._model, self.tree(weights)
         update = make_spec("update", "gradient", {"batch_size": self.config.local.batch_size}).build()
@@ -190,7 +190,7 @@ class Task:
         return correct
 
     def accuracy(self, weights: Flat) -> float:
-        """Share that the weights predict rightly of the test set, or of the training set where there is none: of samples, or of a language model's tokens."""
+        """Share of samples, or of a language model's tokens, predicted correctly on the test set, or on the training set if there is no test set."""
         data, params, size = self._test, self.tree(weights), 500 if isinstance(self._test, Dataset) else 50
         correct: Callable[..., Any] = self._correct
         counted = [correct(params, data.rows(np.arange(i, min(i + size, len(data))))) for i in range(0, len(data), size)]
@@ -200,7 +200,7 @@ class Task:
 
 @lru_cache(maxsize=4)
 def task_of(text: str) -> Task:
-    """The task of a configuration's text; what was compiled stays for the next message."""
+    """The task of a configuration's text; it is cached, so that compiled functions serve later messages."""
     import yaml
 
     return Task(parse(yaml.safe_load(text)))

@@ -1,6 +1,6 @@
-"""What the server of a run and its participants tell each other: the fields of every answer, what an upload is bound to, and how answers are asked for.
+"""The messages between a run's server and its participants: the fields of every answer, what an upload is bound to, and how answers are requested.
 
-How messages travel is the business of a `Transport`, such as Flower's; whatever goes wrong with one is an `Event`, and the run goes on.
+How messages travel is left to a `Transport`, such as Flower's; anything that goes wrong with a message becomes an `Event`, and the run goes on.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ Message = dict[str, Any]
 
 
 def mask_digest(bits: Bits) -> str:
-    """SHA-256 of a flat mask, which clients and server compare."""
+    """SHA-256 of a flat mask, compared between clients and server."""
     return encryption.mask_hash({"update": bits})
 
 
 def context_of(digest: str, round_number: int, run: str = "") -> str:
-    """What an upload is bound to: an old one of the same mask, or one of another run, does not pass for a new one."""
+    """The context that an upload is bound to, so that one from an earlier round or another run cannot be replayed."""
     return f"{digest}:{round_number}:{run}" if run else f"{digest}:{round_number}"
 
 
 def reply_mac(mac_key: bytes, round_number: int, mask_hash: str, plain: bytes, sealed: bytes) -> bytes:
-    """Authenticates to the server all that a reply holds of an update: exposed entries and ciphertexts, of one round and one mask."""
+    """Authenticates a reply's exposed entries and ciphertexts, for one round and one mask, to the server."""
     sizes = f"{round_number}:{mask_hash}:{len(plain)}:{len(sealed)}:".encode()
     return hmac.new(mac_key, sizes + plain + sealed, "sha256").digest()
 
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """Something about one client that the run went on without.
+    """A problem with one client that did not stop the run.
 
     Attributes:
       client: its number.
@@ -76,7 +76,7 @@ def _wrong_field(kind: str, reply: Message) -> str | None:
 
 
 STARTUP_SECONDS = 120.0
-"""At least so long is waited for participants that are only starting: importing JAX takes a while, more so beside other work."""
+"""The shortest wait for participants that are starting: importing JAX takes a while, longer still on a busy machine."""
 
 
 @runtime_checkable
@@ -84,21 +84,21 @@ class Transport(Protocol):
     """Carries messages to participants by number."""
 
     def exchange(self, requests: Mapping[int, Message], timeout: float) -> tuple[dict[int, Message], list[Event]]:
-        """Sends one request to each participant; the replies that came in time, and what went wrong, late replies to earlier requests included."""
+        """Sends one request to each participant; returns the replies that came in time, and what went wrong, including late replies to earlier requests."""
         ...
 
 
 class Post:
-    """The server's side of every exchange: requests are numbered, and only replies that are due and of their form get through.
+    """The server's side of every exchange: requests are numbered, and only expected, well-formed replies get through.
 
     Args:
       transport: to the participants.
       config: of the run.
-      fingerprint: of the configuration, which participants compare with that of their own.
-      note: called with the round and whatever went wrong.
+      fingerprint: of the configuration, which participants compare with their own.
+      note: called with the round and an event for everything that went wrong.
 
     Attributes:
-      down, up: bytes that were sent and came back; to be set back at will.
+      down, up: bytes sent and received; callers may reset them.
     """
 
     def __init__(self, transport: Transport, config: FederationConfig, fingerprint: str, note: Callable[[int, Event], None]) -> None:
@@ -107,7 +107,7 @@ class Post:
         self.down = self.up = 0
 
     def ask(self, number: int, kind: str, requests: Mapping[int, Message], patience: float = 0.0) -> dict[int, Message]:
-        """Replies by participant; whatever went wrong becomes an event of the round. At least `patience` seconds are waited, whatever the time limit."""
+        """Replies by participant; anything that goes wrong becomes an event of the round. It waits at least `patience` seconds, even beyond the time limit."""
         timeout = max(patience, self._config.timeout)
         addressed = {
             party: {"kind": kind, "round": number, "ticket": next(self._tickets), "config": self._fingerprint, **request} for party, request in requests.items()

@@ -1,6 +1,6 @@
-"""Selective encryption for a Flower app of one's own: a client mod that seals a share of each update, and a strategy that averages what it cannot read.
+"""Selective encryption for a user's own Flower app: a client mod that encrypts a share of each update, and a strategy that averages updates it cannot read.
 
-The mod takes the arrays that a client returns from training, whatever made them; nothing else of the app changes. See docs/federation.md.
+The mod works on the arrays that a client returns from training, no matter how they were computed; nothing else in the app changes. See docs/federation.md.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ Enrolled = str | Path | Callable[[Any], str | Path]
 
 
 def _flat(record: Any) -> npt.NDArray[np.float64]:
-    """In float64, in which counters are exact too.
+    """The arrays of a record as one float64 vector; float64 holds counters exactly, too.
 
     Raises:
-      EncryptionError: for an array of another kind than float and integer numbers.
+      EncryptionError: for an array that holds neither floats nor integers.
     """
     for name, array in record.items():
         kind = np.dtype(array.numpy().dtype)
@@ -58,14 +58,14 @@ def _is_float(record: Any) -> Bits:
 
 
 def _split_flat(record: Any, flat: npt.NDArray[Any]) -> Arrays:
-    """Flat values in the names and shapes of a record."""
+    """Splits flat values into arrays with the names and shapes of a record."""
     shapes = {name: array.numpy().shape for name, array in record.items()}
     ends = np.cumsum([np.prod(shape, dtype=int) for shape in shapes.values()])[:-1]
     return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), np.split(flat, ends), strict=True)}
 
 
 def _as_record(record: Any, flat: npt.NDArray[Any]) -> Any:
-    """Flat values as a record with the names, shapes and dtypes of another."""
+    """Flat values as an `ArrayRecord` with the names, shapes and dtypes of another record."""
     parts = _split_flat(record, flat)
     kinds = {name: array.numpy().dtype for name, array in record.items()}
     rounded = {name: np.rint(part) if np.issubdtype(kinds[name], np.integer) else part for name, part in parts.items()}
@@ -77,12 +77,12 @@ def _signature(record: Any) -> list[tuple[str, tuple[int, ...], str]]:
 
 
 def magnitude(update: Arrays) -> Arrays:
-    """The size of each entry of an update: the significance that needs no model."""
+    """The absolute value of each entry of an update, a significance score that needs no model."""
     return {name: np.abs(array) for name, array in update.items()}
 
 
 class _Client(NamedTuple):
-    """What a client holds while it answers one message."""
+    """The state of a client while it answers one message."""
 
     seat: Seat
     terms: Terms
@@ -94,7 +94,7 @@ class _Client(NamedTuple):
         return context_of(bound_to, number, self.seat.enrolment.public.run)
 
     def sealed(self, values: npt.NDArray[Any], bound_to: str, number: int, clip: bool) -> tuple[bytes, bytes]:
-        """Encrypted values, and the client's word on them to the key holder."""
+        """Encrypts values and authenticates the ciphertexts to the key holder."""
         enrolment, context = self.seat.enrolment, self.context(bound_to, number)
         raw = _encrypting(enrolment.client_key).encrypt(values, context, clip=clip)
         return raw, enrolment.tag(self.terms.clients, "upload", enrolment.number, context, self.weights, digest(raw))
@@ -106,28 +106,28 @@ def _encrypting(key: bytes) -> encryption.Client:
 
 
 def selective_encryption(enrolment: Enrolled | None = None, *, scores: Scores = magnitude, clip: bool = False) -> Callable[[Any, Any, Any], Any]:
-    """A Flower client mod: the entries of the common mask leave the client encrypted, weighted by its number of examples.
+    """Makes a Flower client mod that encrypts the entries of the common mask, weighted by the client's number of examples.
 
-    A client answers each round once, for one set of weights and one mask; to the same message again it gives the same answer.
+    A client answers each round once, for one set of weights and one mask; a repeated message gets the same answer.
 
     Args:
-      enrolment: folder of this client, or of all where they are processes of one machine (each takes the one of its `partition-id`), or a function of Flower's
-        context that returns it; None takes `enrolment` of the node's configuration.
-      scores: the significance of a client's own update, from which masks are agreed on: (arrays by name, old minus new) -> scores of the same names and
-        shapes. By default their magnitude; a function that knows model and batch can return any other, such as a sensitivity.
+      enrolment: folder of this client, or of all clients where they are processes on one machine (each takes the one of its `partition-id`), or a function of
+        Flower's context that returns it; None takes `enrolment` from the node's configuration.
+      scores: the significance of a client's own update, on which the common mask is based: (arrays by name, old minus new) -> scores of the same names and
+        shapes. The default is their magnitude; a function that has model and batch can return any other score, such as a sensitivity.
       clip: whether entries that move by more than the profile's bound in a round are clipped, counted and logged; otherwise they are refused, since the mean
         would be wrong. Integer arrays, such as a count of batches, are never encrypted.
 
     Raises:
-      SelgradError: when used, if the enrolment cannot be read, the server asks for something else than was agreed or for a round again, an entry is not
-        finite or, with `clip` False, beyond the bound, or the number of examples is missing.
+      SelgradError: when used, if the enrolment cannot be read, the server asks for something other than what was agreed or repeats a round differently, an
+        entry is not finite or, with `clip` False, beyond the bound, or the number of examples is missing.
     """
 
     def mod(message: Any, context: Any, call_next: Any) -> Any:
         if message.metadata.message_type.split(".")[0] != "train":
             return call_next(message, context)
         if _ASKED not in message.content:
-            # The update would leave in the clear.
+            # The update would leave the client in the clear.
             raise EncryptionError("the server sent no mask and this client encrypts; use SelectiveFedAvg on the server")
         request = message.content[_ASKED]
         if type(request["round"]) is not int or request["round"] < 0:
@@ -146,7 +146,7 @@ def selective_encryption(enrolment: Enrolled | None = None, *, scores: Scores = 
                 failed.append(reply)
                 raise _FailedError
             ((_, after),) = reply.content.array_records.items()
-            # What is a float and which entry is which was the server's word so far, and is the training's too from here on.
+            # Names, shapes, types and order came from the server; the training's result has to agree with them.
             if _signature(after) != _signature(before):
                 raise EncryptionError("training returned arrays of other names, shapes, types or order than the server sent; nothing is sent")
             return old - _flat(after), reply.content
@@ -163,7 +163,7 @@ def selective_encryption(enrolment: Enrolled | None = None, *, scores: Scores = 
 
 
 def _encode_extras(content: Any) -> str:
-    """What an app says beside its arrays, as JSON, so that it can be said again."""
+    """The metrics and configs that an app returns with its arrays, as JSON, so that they can be returned again."""
     metrics = {name: dict(values.items()) for name, values in content.metric_records.items()}
     configs = {
         name: {key: {"bytes": base64.b64encode(value).decode()} if isinstance(value, bytes) else value for key, value in values.items()}
@@ -180,11 +180,11 @@ def _decode_extras(text: str) -> dict[str, Any]:
 
 
 class _FailedError(Exception):
-    """The app's own training answered with an error, which is passed on as it is."""
+    """The app's own training returned an error, which is passed on unchanged."""
 
 
 def _proposed(client: _Client, request: Any, update: Callable[[], Any], scores: Scores) -> dict[str, Any]:
-    """What this client puts in for the common mask, of an update that goes nowhere."""
+    """This client's proposal for the common mask, based on an update that it does not send."""
     terms, enrolment, number = client.terms, client.seat.enrolment, request["round"]
     if terms.agreement not in ASKED:
         raise EncryptionError(f"the server asks what this client would encrypt, and it agreed to the mask {terms.agreement!r}; nothing is sent")
@@ -212,7 +212,7 @@ def _proposed(client: _Client, request: Any, update: Callable[[], Any], scores: 
 
 
 def _trained(client: _Client, request: Any, update: Callable[[], Any], clip: bool) -> dict[str, Any]:
-    """The weighted update: its exposed entries in the clear, the others encrypted."""
+    """The weighted update, its exposed entries in the clear and the others encrypted."""
     terms, enrolment, number = client.terms, client.seat.enrolment, request["round"]
     chosen = encryption.decode_indices(request["indices"], int(client.floats.sum()))
     terms.require_mask(chosen)
@@ -234,7 +234,7 @@ def _trained(client: _Client, request: Any, update: Callable[[], Any], clip: boo
         bound = terms.encryption.bound
         clipped, where = _beyond(client.record, values, bits, bound)
         if clipped and not clip:
-            # The server reads what is raised, and these are entries that it is not to see.
+            # The server reads the error message, and must not learn about these entries.
             logging.getLogger("flwr").error("%d entries to encrypt move by more than the public bound %g, in %s", clipped, bound, where)
             raise EncryptionError(
                 f"entries to encrypt move by more than the public bound {bound:g} in this round, and the mean would be wrong; normalise the arrays that this "
@@ -252,22 +252,22 @@ def _trained(client: _Client, request: Any, update: Callable[[], Any], clip: boo
 
 
 def _beyond(record: Any, update: npt.NDArray[np.float32], bits: Bits, bound: float) -> tuple[int, str]:
-    """How many entries to encrypt lie beyond the bound, and the names of their arrays with the largest of each."""
+    """The number of entries to encrypt beyond the bound, and the names of their arrays with the largest value in each."""
     largest = {name: float(np.abs(part).max(initial=0)) for name, part in _split_flat(record, np.where(bits, update, 0)).items()}
     named = ", ".join(f"{name} ({value:g})" for name, value in largest.items() if not value <= bound)
     return int((~(np.abs(update[bits]) <= bound)).sum()), named
 
 
 class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
-    """Flower's FedAvg over updates that `selective_encryption` sealed: exposed entries are added in the clear, the others by the key holder.
+    """Flower's FedAvg over updates that `selective_encryption` encrypted: exposed entries are added in the clear, the others by the key holder.
 
-    Ratio, agreement, profile and the smallest number of clients are those of the enrolment, which every participant holds.
+    The ratio, the agreement, the profile and the minimum number of clients come from the enrolment, which every participant holds.
 
     Args:
-      key_holder: the link to it: `connect(...)` in a deployment, `key_holder_here(...)` in a simulation.
-      max_examples: of one client; updates are weighted by examples over this before they are rounded to the profile's grid, so one that is far too large
-        makes the rounding coarse.
-      arguments: of FedAvg.
+      key_holder: the link to the key holder: `connect(...)` in a deployment, `key_holder_here(...)` in a simulation.
+      max_examples: the largest number of examples of one client; updates are weighted by examples divided by this before they are rounded to the profile's
+        grid, so a value that is far too large makes the rounding coarse.
+      arguments: passed on to FedAvg.
     """
 
     def __init__(self, *, key_holder: KeyHolderLink, max_examples: float, **arguments: Any) -> None:
@@ -279,11 +279,11 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
 
     @property
     def mask(self) -> Bits | None:
-        """Of the float entries, in the order of the arrays; None before it was agreed on."""
+        """The mask over float entries, in the order of the arrays; None before it is agreed on."""
         return self._mask
 
     def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Iterable[Any]:
-        """FedAvg's messages with the mask beside the weights; in the first round clients are asked for it before, where the agreement asks them."""
+        """FedAvg's messages with the mask added; in the first round the mask is agreed on first, with proposals from clients unless it is fixed."""
         self._current = arrays
         num_floats = int(_is_float(arrays).sum())
         if self._mask is None:
@@ -299,7 +299,7 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
         return messages
 
     def _agree(self, server_round: int, arrays: Any, config: Any, grid: Any, num_floats: int) -> Bits:
-        """The mask of all proposals that could be read."""
+        """The mask agreed on, from all proposals that could be read."""
         weights, terms = digest_of_weights(_flat(arrays)), self._terms
         protocol = ASKED[terms.agreement]
 
@@ -320,7 +320,7 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
         return protocol.combine(chair, [proposals[client] for client in sorted(proposals)])
 
     def _read(self, replies: Iterable[Any]) -> Iterable[tuple[int, dict[str, Any]]]:
-        """Answers of the mod, by the client that each says it is of."""
+        """The mod's answers, each with the client number that it claims."""
         for reply in replies:
             if reply.has_error() or _SEALED not in reply.content:
                 logging.getLogger("flwr").warning("an answer is left out: %s", reply.error.reason if reply.has_error() else "it is not an answer of the mod")
@@ -331,12 +331,12 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
                 yield client, record
 
     def _require_tag(self, client: int, tag: Any, *parts: Any) -> None:
-        """Raises EncryptionError where a client does not vouch to the server for its answer."""
+        """Raises EncryptionError if a client's answer is not authenticated to the server."""
         if not isinstance(tag, bytes) or not self._link.enrolment.knows(client, tag, *parts):
             raise EncryptionError("it is not authentic")
 
     def _upload(self, client: int, number: int, word: bytes, raw: bytes, bound_to: str, num_values: int) -> tuple[int, bytes, bytes]:
-        """One client's ciphertexts with its word on them, if they are what was asked for."""
+        """One client's ciphertexts with its tag for the key holder, if they are what was asked for."""
         reader, public = encryption.Reader(raw), self._link.enrolment.public
         header = reader.header
         if (header.key_tag, header.mask_hash, header.num_values, header.num_clients) != (
@@ -350,7 +350,7 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
         return client, raw, word
 
     def aggregate_train(self, server_round: int, replies: Iterable[Any]) -> tuple[Any, Any]:
-        """The weighted mean of updates; replies that are damaged, forged or of another mask are left out and logged."""
+        """Computes the weighted mean of updates; replies that are damaged, forged or of another mask are left out and logged."""
         assert self._mask is not None
         floats = _is_float(self._current)
         bits = np.zeros(floats.size, bool)
@@ -384,7 +384,7 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
                 raise EncryptionError(f"{len(uploads)} updates count and min_clients is {terms.min_clients}")
             points = self._link.opened(server_round, mask_hash, weights, uploads)
         except UnreachableError:
-            # Weights whose sum may have been opened are not trained on again.
+            # Do not train on the same weights again: their sum may already have been decrypted.
             raise
         except SelgradError as error:
             logging.getLogger("flwr").warning("round %d changes nothing: %s", server_round, error)

@@ -1,7 +1,7 @@
-"""The participants of a run as its server knows them: who answers, what of their answers counts, and who decrypts.
+"""The participants of a run as its server sees them: who answers, which of their answers are valid, and who decrypts.
 
-The server holds no key and forms no sum: it checks every upload, and hands those that count to whoever decrypts, with each client's word on its own, which it
-cannot forge.
+The server holds no key and does not form the sum: it checks every upload, and passes the valid ones to whoever decrypts, each with its client's tag, which the
+server cannot forge.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _TAG = 32
 
 
 class Upload(NamedTuple):
-    """What one client encrypted, with its word on it.
+    """What one client encrypted, with its authentication tags.
 
     Attributes:
       client: its number.
-      raw: ciphertexts as they came.
-      tags: to each of those who decrypt, in the order of their numbers.
+      raw: the ciphertexts as received.
+      tags: one for each participant that decrypts, in the order of their numbers.
     """
 
     client: int
@@ -40,14 +40,14 @@ class Upload(NamedTuple):
 
 
 class Participants:
-    """Those of one run.
+    """The participants of one run.
 
     Args:
       task: of the run.
-      public: what everybody may know of it.
-      post: to ask them.
+      public: what everybody may know about the run.
+      post: sends requests to the participants.
       journal: in which events are looked up.
-      note: called with the round and what went wrong beside the messages.
+      note: called with the round and an event for problems other than those of messages.
     """
 
     def __init__(self, task: Task, public: Public, post: Post, journal: Journal, note: Callable[[int, Event], None]) -> None:
@@ -59,11 +59,11 @@ class Participants:
 
     @property
     def clients(self) -> list[int]:
-        """The numbers of those that train and have answered."""
+        """The numbers of the training clients that have answered."""
         return [party for party in self._macs if party != self._holder]
 
     def greet(self) -> None:
-        """Asks everybody for a key by which later messages are known.
+        """Asks all participants for the keys that authenticate their later messages.
 
         Raises:
           SelgradError: if fewer than `min_clients` answer, or the key holder does not.
@@ -76,10 +76,10 @@ class Participants:
         self._require(replies, self._holder if self._holds_keys() else None)
 
     def make_keys(self) -> None:
-        """Has parties make a joint key, and confirm to each other that all of them have a share in it; a key holder has made its own before the run.
+        """Lets the parties make a joint key and confirm to each other that all of them have a share in it; a key holder made its own before the run.
 
         Raises:
-          SelgradError: if one of them is gone, or does not confirm.
+          SelgradError: if a party is gone, or does not confirm.
         """
         self._scheme = encryption.CKKS(self._task.profile)
         if self._holds_keys():
@@ -100,7 +100,7 @@ class Participants:
             self._require(replies, party)
 
     def _tag_for(self, recipient: int, client: int, tags: bytes) -> bytes:
-        """Of what a client says to each of those who check it, what it says to one."""
+        """Selects, from the tags that a client made for everyone who verifies it, the one for this recipient."""
         others = [self._holder] if self._holds_keys() else [party for party in range(self._config.clients.count) if party != client]
         index = others.index(recipient) if recipient in others else len(tags)
         return tags[_TAG * index : _TAG * (index + 1)]
@@ -114,20 +114,20 @@ class Participants:
         }  # fmt: skip
 
     def choose(self, number: int, weights: bytes, maps: Sequence[Upload]) -> Bits:
-        """The mask of encrypted score maps, by way of the key holder.
+        """The mask from encrypted score maps, which the key holder computes.
 
         Raises:
-          SelgradError: if it is gone.
+          SelgradError: if the key holder is gone.
         """
         replies = self._post.ask(number, "choose", {self._holder: self._request(self._holder, maps, weights)})
         self._require(replies, self._holder)
         return encryption.decode_indices(replies[self._holder]["mask"], self._task.num_total)
 
     def read_update(self, number: int, client: int, reply: Message, bits: Bits, mask_hash: str) -> tuple[npt.NDArray[np.float32], Upload | None]:
-        """A checked update: as many exposed entries as are due, all finite, and ciphertexts of this mask that are sound, both authentic.
+        """Reads and checks an update: the expected number of exposed entries, all finite, and sound ciphertexts for this mask, both authentic.
 
         Raises:
-          SelgradError, ValueError or TypeError: if it is not.
+          SelgradError, ValueError or TypeError: if a check fails.
         """
         self._require_authentic(client, reply["mac"], number, mask_hash, reply["plain"], reply["sealed"])
         plain = np.frombuffer(reply["plain"], np.float32)
@@ -140,7 +140,7 @@ class Participants:
         return plain, self.read_sealed(number, client, reply["tags"], reply["sealed"], mask_hash, int(bits.sum()))
 
     def read_proposal(self, number: int, client: int, reply: Message) -> bytes:
-        """What a client puts in for the common mask, if it is authentic.
+        """A client's proposal for the common mask, if it is authentic.
 
         Raises:
           EncryptionError: if it is not.
@@ -155,7 +155,7 @@ class Participants:
             raise EncryptionError("the answer is not authentic")
 
     def read_sealed(self, number: int, client: int, tags: bytes, raw: bytes, bound_to: str, num_values: int) -> Upload:
-        """One client's own ciphertexts: under the run's key, of what was asked for, and sound.
+        """Reads one client's own ciphertexts, which must be under the run's key, match the request, and be sound.
 
         Raises:
           EncryptionError: if they are not.
@@ -169,17 +169,17 @@ class Participants:
         return Upload(client, raw, tags)
 
     def decrypted(self, number: int, weights: bytes, sealed: Mapping[int, Upload], mask_hash: str, seconds: dict[str, float]) -> npt.NDArray[np.float64] | None:
-        """The sum of what was encrypted; None where whoever decrypts is there and says that it cannot, as for a sum with a forged ciphertext in it.
+        """The decrypted sum of the uploads; None if the decrypting participant reports that it cannot decrypt, such as a sum with a forged ciphertext.
 
         Args:
           number: of the round.
-          weights: that the updates are of.
+          weights: on which the updates were trained.
           sealed: uploads by client.
           mask_hash: of the selection.
-          seconds: in which times are noted.
+          seconds: to which times are added.
 
         Raises:
-          SelgradError: if whoever decrypts is gone.
+          SelgradError: if a participant that decrypts is gone.
         """
         assert self._scheme is not None
         started = time.perf_counter()
@@ -206,7 +206,7 @@ class Participants:
         return points / 2.0**self._task.profile.grid_bits
 
     def _collect_shares(self, number: int, weights: bytes, sealed: Mapping[int, Upload], mask_hash: str) -> dict[int, Message] | None:
-        """Every party's answer with its share of a decryption; None where one is there and gives none. Without one of them nothing can be decrypted."""
+        """Every party's answer with its decryption share; None if a party is present but refuses. Decryption needs the shares of all parties."""
         parties = self.clients
         requests = {party: {**self._request(party, sealed.values(), weights), "mask_hash": mask_hash} for party in parties}
         replies = self._post.ask(number, "share", requests)
@@ -224,7 +224,7 @@ class Participants:
             raise SelgradError(f"participant {party}, which holds keys, is gone ({reason.splitlines()[0]}); start it again, and the same command goes on")
 
     def _refused(self, number: int, party: int) -> bool:
-        """Whether the last that was heard of a participant in a round is that it is there and could not do what it was asked."""
+        """Whether a participant's last event is that it is present but failed to do what was asked in this round."""
         last = self._journal.last(party)
         return last is not None and last["round"] == number and last["status"] == "failed"
 

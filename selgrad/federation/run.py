@@ -1,6 +1,6 @@
-"""Runs a federated configuration from start to figures, with a progress bar and a summary; and writes the folder that a deployment is submitted from.
+"""Runs a federated configuration from start to figures, with a progress bar and a summary, and writes the folder that a deployment is submitted from.
 
-`selgrad federate` and `selgrad.federate` both come here.
+Both `selgrad federate` and `selgrad.federate` call this module.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def federate(config: FederationConfig | Mapping[str, Any], out: str | Path, *, w
       quiet: print nothing.
 
     Returns:
-      One row a round.
+      One row per round.
 
     Raises:
       UsageError: if the configuration is not valid, Flower is missing, or the folder holds another run.
@@ -53,7 +53,7 @@ def federate(config: FederationConfig | Mapping[str, Any], out: str | Path, *, w
 
 
 def _served(checked: FederationConfig, folder: Path, wandb: str, quiet: bool) -> pd.DataFrame:
-    """The rounds of a run in a folder that this process holds."""
+    """Runs the rounds in a folder that this process has locked."""
     from selgrad.federation.enrolment import read_public
     from selgrad.federation.journal import adopt
     from selgrad.federation.server import Server
@@ -81,7 +81,7 @@ def _served(checked: FederationConfig, folder: Path, wandb: str, quiet: bool) ->
         for row in server.records().to_dict("records"):
             on_round(row)
         try:
-            # What is done already needs no workers.
+            # A run that is already finished needs no workers.
             records = server.records() if server.is_done() else simulate(checked, enrolled, server.run)
         finally:
             tracker.close()
@@ -89,7 +89,7 @@ def _served(checked: FederationConfig, folder: Path, wandb: str, quiet: bool) ->
 
 
 def _enrolled(config: FederationConfig, folder: Path) -> Path:
-    """The folder of all participants' enrolments, made once: a run that goes on has the same keys, and they remember what they answered."""
+    """The folder of all participants' enrolments, made once: a resumed run has the same keys, and participants remember what they answered."""
     from selgrad.federation.enrolment import enrol, read_public, write
 
     if (folder / "public.json").exists() and read_public(folder).fingerprint == config.fingerprint:
@@ -98,7 +98,7 @@ def _enrolled(config: FederationConfig, folder: Path) -> Path:
 
 
 def summary(records: pd.DataFrame) -> Table:
-    """One row a round: accuracy, whether the step is plain FedAvg's, seconds and bytes."""
+    """A table with one row per round: accuracy, whether the step equals plain FedAvg's, seconds and bytes."""
     table = Table(
         "round", "clients", "accuracy", "equals FedAvg", "train", "encrypt", "add", "decrypt", "plain", "encrypted", title="Rounds", title_justify="left"
     )
@@ -113,15 +113,15 @@ def summary(records: pd.DataFrame) -> Table:
 
 
 def write_app(config: FederationConfig, folder: str | Path, out: str | Path) -> tuple[Path, Path]:
-    """What a deployment needs: the folder that `flwr run` submits, and beside it one folder a participant, which its owner alone is to have.
+    """Writes what a deployment needs: the folder that `flwr run` submits, and next to it one private folder per participant, for its owner alone.
 
     Args:
       config: of the run.
-      folder: to write: a `pyproject.toml` that names our apps, and the configuration. It holds nothing secret.
-      out: where the server is to keep its records; absolute on its machine.
+      folder: to write; it gets a `pyproject.toml` that names our apps, and the configuration. It holds nothing secret.
+      out: where the server is to keep its records; made absolute, as a path on its machine.
 
     Returns:
-      The folder, and that of the enrolments, `FOLDER-enrolment`.
+      The folder, and the folder of the enrolments, `FOLDER-enrolment`.
     """
     from selgrad.federation.enrolment import read_public
 

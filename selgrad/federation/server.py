@@ -1,7 +1,7 @@
-"""The server of a federated run: rounds of asking, checking, adding, decrypting by others, and one step of the global weights.
+"""The server of a federated run: in each round it requests updates, checks them, has their sum decrypted, and takes one step of the global weights.
 
-It holds no secret key and sees encrypted entries only as sums over `min_clients` or more: grid points from a key holder, or what it combines of all parties'
-shares itself. Every reply is checked before it counts, and what is wrong with one is recorded.
+It holds no secret key and sees encrypted entries only as sums over at least `min_clients` clients: grid points from a key holder, or sums that it combines
+itself from all parties' shares. Every reply is checked before it is used, and every problem is recorded.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from selgrad.federation.participants import Participants, Upload
 
 
 class Server:
-    """One run.
+    """The server of one run.
 
     Args:
       config: of the run.
-      public: what its participants were enrolled with, as far as everybody may know it.
+      public: the public part of what its participants were enrolled with.
       out: folder for records and checkpoints.
       on_event: called with one line on what happens, and the share of the run that is done.
       on_round: called with the record of each finished round.
@@ -48,13 +48,13 @@ class Server:
         self._public = public
         if public.fingerprint != config.fingerprint:
             raise UsageError("the participants were enrolled with another configuration than the server's; enrol them again, or take theirs")
-        # Masks are new to everybody after a restart.
+        # The clients that have received the mask; after a restart it is sent to all again.
         self._has_mask: set[int] = set()
         self._journal = Journal(out)
         self._done, self._weights, self._mask = self._journal.resume(self._task.initial)
 
     def run(self, transport: Transport) -> pd.DataFrame:
-        """All rounds that are not done yet; the records of all.
+        """Runs all rounds that are not done yet and returns the records of all rounds.
 
         Args:
           transport: to the participants.
@@ -82,7 +82,7 @@ class Server:
         return self._done >= self.config.rounds
 
     def records(self) -> pd.DataFrame:
-        """One row a round."""
+        """The records, one row per round."""
         return self._journal.records()
 
     def _note(self, number: int, event: Event) -> None:
@@ -180,7 +180,7 @@ class Server:
         return new
 
     def _verified(self, number: int, weights: Flat, update: npt.NDArray[np.float64], bits: agreement.Bits, clients: list[int], share: float) -> dict[str, Any]:
-        """How far the step is from plain FedAvg over the same clients, and the bound that quantisation sets: half a grid step of each client."""
+        """How far the step is from plain FedAvg over the same clients, and the bound due to quantisation: half a grid step per client."""
         if not self.config.verify or self.config.protection not in ("selective", "full", "none"):
             return {"difference": np.nan, "difference_bound": np.nan, "verified": None}
         task = self._task

@@ -1,6 +1,6 @@
-"""Flower's simulation engine for a run on one machine: participants are actors of a few worker processes, and the terminal stays ours.
+"""Flower's simulation engine for a run on one machine: participants are actors in a few worker processes, and the terminal stays under our control.
 
-Tried with flwr 1.30, whose engine is Ray. It leaves the environment changed and writes to the terminal, both of which are kept from the caller.
+Tested with flwr 1.30, whose engine is Ray. It changes the environment and writes to the terminal; the caller is shielded from both.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from selgrad.terminal import console, signals_kept
 
 
 def simulate(config: Any, enrolled: Path, serve: Callable[[FlowerTransport], Any]) -> Any:
-    """Runs a server over Flower's simulation engine: participants are actors of a few worker processes on this machine.
+    """Runs a server over Flower's simulation engine: participants are actors in a few worker processes on this machine.
 
     Args:
       config: of the run.
@@ -35,7 +35,7 @@ def simulate(config: Any, enrolled: Path, serve: Callable[[FlowerTransport], Any
       serve: called in the server's thread with the transport.
 
     Returns:
-      What `serve` returns; what it raises is raised.
+      What `serve` returns; its exceptions are raised again here.
     """
     quiet_flower()
     from flwr.serverapp import ServerApp
@@ -84,11 +84,11 @@ def simulate(config: Any, enrolled: Path, serve: Callable[[FlowerTransport], Any
 
 @contextlib.contextmanager
 def _scratch(purpose: str) -> Iterator[str]:
-    """A temporary folder whose name says whose it is; those of processes that are gone, which somebody killed, are removed first.
+    """A temporary folder whose name identifies its process; folders left by processes that were killed are removed first.
 
-    Short, since Ray keeps sockets in it.
+    The name is short, since Ray keeps sockets in the folder.
     """
-    # Process numbers are of one machine and one container.
+    # Process numbers are unique only within one machine and one container.
     space = ""
     with contextlib.suppress(OSError):
         space = os.readlink("/proc/self/ns/pid")
@@ -104,7 +104,7 @@ def _scratch(purpose: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _environment(enrolled: Path) -> Iterator[None]:
-    """The engine leaves the environment changed, and writes under the home folder."""
+    """Restores the environment, which the engine changes, and redirects what it writes under the home folder."""
     before = dict(os.environ)
     with _scratch("home") as home:
         os.environ["FLWR_HOME"] = home
@@ -118,7 +118,7 @@ def _environment(enrolled: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Ray writes to the terminal when one of its processes ends; both outputs are kept from it, and `terminal` makes a console that is not."""
+    """Silences standard output and error, since Ray writes there when one of its processes ends; consoles that `terminal` made before still work."""
     sys.stdout.flush()
     sys.stderr.flush()
     saved = [os.dup(1), os.dup(2)]
@@ -137,6 +137,6 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def terminal(quiet: bool) -> Iterator[Console]:
-    """A console on standard error as it is now, whatever becomes of that."""
+    """A console on a copy of the current standard error, which keeps working when standard error is redirected later."""
     with os.fdopen(os.dup(2), "w", buffering=1) as stream:
         yield console(file=stream, quiet=quiet)

@@ -1,6 +1,6 @@
-"""The sum of a round as whoever decrypts forms it: of uploads that clients vouch for to that participant itself, and one for a set of weights.
+"""The sum of a round as a decrypting participant forms it: over uploads that clients authenticate to that participant, and once for each set of weights.
 
-The key holder and the parties of selgrad's own runs are held to this, and the key holder of an app of one's own. A server only relays.
+The key holder and the parties of selgrad's own runs follow these rules, as does the key holder for a user's own app. The server only relays.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class Uploads(NamedTuple):
-    """Of one round, each its client's own.
+    """The uploads of one round, each authenticated by its client.
 
     Attributes:
       clients: their numbers.
       readers: their ciphertexts.
-      context: that all of them are bound to: mask, round and run.
-      digest: of them all and of the weights that they are of.
+      context: that all uploads are bound to: mask, round and run.
+      digest: of all uploads and of the weights that they were trained on.
     """
 
     clients: list[int]
@@ -51,25 +51,25 @@ def _scheme(profile: Profile) -> encryption.CKKS:
 
 
 def vouched(enrolment: Enrolment, request: Message, bound_to: str, *, num_clients: int, min_clients: int, own: bytes = b"") -> Uploads:
-    """The uploads of a request, if each client vouches for its own to this participant.
+    """The uploads of a request, if each client authenticated its own to this participant.
 
     Args:
       enrolment: of the participant.
-      request: with `round`, `clients`, `uploads`, `tags` (each client's word) and `weights` (a digest of those that were trained on).
-      bound_to: the mask's hash, or what stands in its place.
+      request: with `round`, `clients`, `uploads`, `tags` (one from each client) and `weights` (a digest of the weights that were trained on).
+      bound_to: the mask's hash, or the context used in its place.
       num_clients: of the run.
-      min_clients: that this participant opens a sum over.
-      own: what it uploaded itself, for which nobody need vouch.
+      min_clients: the smallest number of clients whose sum this participant decrypts.
+      own: its own upload, which needs no tag.
 
     Raises:
-      SelgradError: if one is not vouched for, stands twice or is of something else, or they are fewer than `min_clients`.
+      SelgradError: if an upload is not authentic, appears twice or has another context, or there are fewer than `min_clients`.
     """
     clients, raws, tags = list(request["clients"]), list(request["uploads"]), list(request["tags"])
     if not len(clients) == len(set(clients)) == len(raws) == len(tags) or not set(clients) <= set(range(num_clients)):
         raise SelgradError("the uploads are not one of each client; nothing is decrypted")
     if len(clients) < min_clients:
         raise SelgradError(f"a sum over {len(clients)} clients is not decrypted; min_clients is {min_clients}")
-    # As text, so that what is remembered of it is the same whenever it is the same.
+    # As text in one canonical form, so that equal weights are recognised when they come again.
     _require_hash("weights", request["weights"])
     context = context_of(bound_to, request["round"], enrolment.public.run)
     readers: list[encryption.Reader] = []
@@ -88,10 +88,10 @@ def vouched(enrolment: Enrolment, request: Message, bound_to: str, *, num_client
 
 
 def mask_of(request: Message) -> str:
-    """The mask's hash that a request names: updates are bound to one, and score maps to something else.
+    """The mask hash that a request names; updates are bound to one, and score maps to another context.
 
     Raises:
-      SelgradError: if it is none.
+      SelgradError: if it is not a hash.
     """
     return _require_hash("mask_hash", request["mask_hash"])
 
@@ -103,17 +103,17 @@ def _require_hash(name: str, value: Any) -> str:
 
 
 def added(profile: Profile, readers: Sequence[encryption.Reader]) -> tuple[bytes, float]:
-    """The ciphertexts' sum, and the seconds that forming it took."""
+    """The sum of the ciphertexts, and the seconds that adding took."""
     started, scheme = time.perf_counter(), _scheme(profile)
     total = scheme.add(readers, raw=scheme.layout is not None).to_bytes()
     return total, time.perf_counter() - started
 
 
 def opened(enrolment: Enrolment, profile: Profile, uploads: Uploads) -> tuple[npt.NDArray[np.int64], float]:
-    """The sum in grid units (n,), by the key holder, and the seconds that forming it took.
+    """The sum in grid units (n,), decrypted by the key holder, and the seconds that adding took.
 
     Raises:
-      SelgradError: naming the client whose upload is off the grid or beyond the bound, if the sum is.
+      SelgradError: if the sum is off the grid or beyond the bound; it names the client whose upload is.
     """
     holder, largest = _holder(enrolment.secret, enrolment.client_key), profile.bound * 2.0**profile.grid_bits
     seconds = [0.0]
@@ -138,17 +138,17 @@ def opened(enrolment: Enrolment, profile: Profile, uploads: Uploads) -> tuple[np
 
 
 def answered_once(seat: Seat, kind: str, request: Message, uploads: Uploads, make: Callable[[], dict[str, Any]]) -> Message:
-    """What is made of one set of uploads: once in a round, and for updates of the same weights in no other round.
+    """Answers for one set of uploads only: once per round, and for updates of the same weights in no other round.
 
     Args:
-      seat: of whoever decrypts, in which it is remembered before the answer is given, so that no kill makes it forget.
+      seat: of the decrypting participant; the answer is stored there before it is given, so that it survives if the process is killed.
       kind: of the request.
       request: with `round` and `weights`.
-      uploads: that it is about.
-      make: the answer.
+      uploads: that the request is about.
+      make: computes the answer.
 
     Raises:
-      SelgradError: if another set was opened in this round, or one of the same weights in another: the difference would show one client's.
+      SelgradError: if another set was decrypted in this round, or one of the same weights in another: the difference would show one client's update.
     """
     name = "weights" if kind in ("decrypt", "share") else f"weights-{kind}"
     recorded, step = seat.kept(name) or b"", f"{request['round']}:{request['weights']};".encode()

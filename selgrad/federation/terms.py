@@ -1,6 +1,6 @@
-"""What the participants of an app of one's own agree to before it runs, and what each of them holds then.
+"""What the participants of a user's own Flower app agree to before it runs, and what each of them then holds.
 
-selgrad's own runs have a whole configuration for this (`selgrad.federation.config`); here training, model and data are the app's.
+selgrad's own runs have a whole configuration for this (`selgrad.federation.config`); here training, model and data belong to the app.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from selgrad.errors import EncryptionError, SelgradError, UsageError, did_you_me
 from selgrad.federation.enrolment import Enrolment, Public, digest, write
 
 KEY_HOLDER, SERVER = "key-holder", "server"
-"""Folders of those who are not clients; clients' are named by their numbers."""
+"""Folders of the participants that are not clients; clients' folders are named by their numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Terms:
-    """Of one run of an app.
+    """The terms of one run of an app.
 
     Attributes:
       clients: how many are enrolled.
-      ratio: of the float entries of an update to encrypt, in [0, 1].
-      agreement: on one mask, a name in `AGREEMENTS`.
+      ratio: share of an update's float entries to encrypt, in [0, 1].
+      agreement: how clients agree on one mask, a name in `AGREEMENTS`.
       profile: of the encryption, one with a key holder.
-      min_clients: that no sum is opened over fewer of.
-      bound: largest absolute value of a weighted update's entry; None is the profile's.
+      min_clients: no sum over fewer clients is decrypted.
+      bound: largest absolute value of a weighted update's entry; None takes the profile's.
       seed: of the fixed mask.
 
     Raises:
@@ -71,21 +71,21 @@ class Terms:
 
     @property
     def encryption(self) -> Profile:
-        """The profile, with the bound of this run."""
+        """The encryption profile with the bound of this run."""
         profile = PROFILES[self.profile]
         return profile if self.bound is None else dataclasses.replace(profile, bound=float(self.bound))
 
     @property
     def text(self) -> str:
-        """As JSON."""
+        """The terms as JSON."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod
     def of(cls, enrolment: Enrolment) -> Terms:
-        """Those that a participant was enrolled under.
+        """The terms that a participant was enrolled under.
 
         Raises:
-          SelgradError: if it was enrolled in a run of selgrad's own.
+          SelgradError: if it was enrolled in one of selgrad's own runs.
         """
         try:
             return cls(**json.loads(enrolment.text))
@@ -95,7 +95,7 @@ class Terms:
             ) from None
 
     def num_selected(self, num_floats: int) -> int:
-        """Of so many float entries, those to encrypt: one at least."""
+        """How many of `num_floats` float entries to encrypt, at least one."""
         return max(1, trees.count(self.ratio, num_floats))
 
     def fixed_mask(self, num_floats: int) -> Bits:
@@ -103,10 +103,10 @@ class Terms:
         return agreement.fixed(num_floats, self.num_selected(num_floats), self.seed)
 
     def require_mask(self, bits: Bits) -> None:
-        """Refuses a mask that hides less than was agreed, whatever the server says.
+        """Refuses a mask that hides less than was agreed, no matter what the server says.
 
         Raises:
-          SelgradError: if it does, or is another than the fixed one.
+          SelgradError: if it hides less, or differs from the fixed mask where that was agreed on.
         """
         least = self.num_selected(bits.size)
         if int(bits.sum()) < least:
@@ -118,11 +118,11 @@ class Terms:
 
 
 def enrol(terms: Terms, folder: str | Path) -> Path:
-    """Makes the keys of a run and writes each participant's folder, for its owner alone: `0`, `1`, ... of the clients, `key-holder` and `server`.
+    """Makes the keys of a run and writes each participant's folder, for its owner alone: `0`, `1`, ... for the clients, `key-holder` and `server`.
 
     Args:
-      terms: that all of them agree to.
-      folder: to write to; where a run is enrolled already it stays as it is.
+      terms: that all participants agree to.
+      folder: to write to; a run that is already enrolled there is left unchanged.
 
     Raises:
       UsageError: if a run with other terms is enrolled there.
@@ -130,7 +130,7 @@ def enrol(terms: Terms, folder: str | Path) -> Path:
     """
     root = Path(folder)
     with files.locked(root, "enrolment"):
-        # Written last.
+        # `public.json` is written last.
         if (root / "public.json").exists():
             enrolled = Terms.of(Enrolment.load(root / KEY_HOLDER))
             if enrolled != terms:
