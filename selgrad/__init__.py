@@ -1,6 +1,6 @@
 """selgrad: which entries of a client's gradient to encrypt, which attacks that stops, and what it costs.
 
-Importing this package is light; JAX is loaded when one of its names is first used.
+Importing this package is cheap; JAX is loaded only when one of its names is first used.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Runs the command line as `python -m selgrad`.
 
-The same as the installed `selgrad`, for a Python whose scripts are not on the path.
+It does the same as the installed `selgrad` command, for Python installations whose scripts are not on the path.
 """
 
 from selgrad.cli import main

@@ -258,7 +258,7 @@ def _plain(function: Any) -> Any:
 
 
 class SweepConfig(Section):
-    """A whole sweep: its cells are the product of its axes, one per field."""
+    """A sweep: its cells are the product of its axes, one per field."""
 
     name: str = pydantic.Field("sweep", description="Of the sweep, also in W&B.")
     dataset: Annotated[tuple[Spec, ...], _plain(partial(_axis, "dataset"))] = pydantic.Field(description="Data sets.")

@@ -1,4 +1,4 @@
-"""Devices: how XLA is set up before JAX starts, a mesh over attacks and over the parts of a model, and how much memory a block may take.
+"""Devices: setting XLA up before JAX starts, a mesh over attacks and over the parts of a model, and the memory that a block may take.
 
 On a CPU, one XLA device per core with attacks sharded over them runs faster than one device with a thread pool (benchmarks/attack_throughput.py).
 """
@@ -20,11 +20,11 @@ from threadpoolctl import threadpool_limits
 from selgrad.errors import SelgradError, UsageError
 
 CACHE_BYTES = 2 * 2**30
-"""At most so much is kept of compiled programs; what was used least lately goes first."""
+"""The size limit of the cache of compiled programs; the least recently used are evicted first."""
 
 
 def configure() -> None:
-    """Sets XLA's flags for CPUs and keeps compiled programs, unless the user has set either; call it before anything touches a JAX device.
+    """Sets XLA's flags for CPUs and enables the compilation cache, unless the user has set either; call it before anything touches a JAX device.
 
     The flags name the host platform only, so they do nothing on GPU and TPU.
 
@@ -42,7 +42,7 @@ def configure() -> None:
 
         try:
             jax.devices()
-        except Exception as error:  # of many kinds, AssertionError among them
+        except Exception as error:  # JAX raises errors of many types here, including AssertionError
             reason = f" ({' '.join(str(error).split())[:150]})" if str(error) else ""
             raise SelgradError(
                 f"JAX_PLATFORMS={platforms} names a platform of which JAX finds no device here{reason}; unset it, or install JAX for that accelerator"
@@ -55,16 +55,16 @@ def num_cores() -> int:
 
 
 def one_blas_thread() -> contextlib.AbstractContextManager[Any]:
-    """Keeps NumPy's and SciPy's BLAS to one thread, for code that other threads or XLA run beside; who enters first decides until it leaves.
+    """Limits NumPy's and SciPy's BLAS to one thread, for code that runs alongside other threads or XLA; the first to enter decides until it leaves.
 
-    The threads of a BLAS wait by spinning, which takes the cores from XLA and from each other.
+    The threads of a BLAS wait by spinning, which takes the cores away from XLA and from each other.
     """
     limits: contextlib.AbstractContextManager[Any] = threadpool_limits(limits=1, user_api="blas")
     return limits
 
 
 def cache_folder() -> Path:
-    """Where compiled programs are kept: `selgrad` in the user's folder for caches, apart for each kind of processor, whose programs no other can run."""
+    """The folder of compiled programs: under `selgrad` in the user's cache folder, one for each processor type, since others cannot run its programs."""
     try:
         cpu_lines = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("model name", "flags", "Features"))]
     except OSError:
@@ -74,14 +74,14 @@ def cache_folder() -> Path:
 
 
 def user_cache() -> Path:
-    """The folder `selgrad` in the user's folder for caches."""
+    """The folder `selgrad` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selgrad"
 
 
 def _keep_compilations() -> None:
-    """JAX's own cache of compiled programs, bounded, which also makes its reads and writes take a lock.
+    """Enables JAX's own cache of compiled programs, with a size limit, which also makes JAX lock it for reads and writes.
 
-    `JAX_COMPILATION_CACHE_DIR` names another folder, such as one that machines of one kind share; `SELGRAD_COMPILATION_CACHE=off` keeps nothing.
+    `JAX_COMPILATION_CACHE_DIR` names another folder, such as one shared by identical machines; `SELGRAD_COMPILATION_CACHE=off` disables the cache.
     """
     import jax
 
@@ -91,20 +91,20 @@ def _keep_compilations() -> None:
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):
-        # No home, or one that cannot be written: everything is compiled anew, as without a cache.
+        # There is no home folder, or it is not writable: everything is compiled again, as without a cache.
         return
     if not os.access(folder, os.W_OK):
         return
     options: dict[str, Any] = {
         "jax_compilation_cache_dir": str(folder),
         "jax_compilation_cache_max_size": CACHE_BYTES,
-        # Each entry that is added looks at all others, so programs that compile as fast are not kept.
+        # Adding an entry scans all others, so programs that compile faster than this are not kept.
         "jax_persistent_cache_min_compile_time_secs": 0.2,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
     for name, value in options.items():
         jax.config.update(name, value)
-        # Processes that this one starts keep theirs in the same place.
+        # Child processes use the same cache.
         os.environ[name.upper()] = str(value)
 
 
@@ -120,7 +120,7 @@ def described() -> str:
 
 
 def unused_accelerator() -> str:
-    """What to say where this process computes on a CPU though the machine has, or was prepared for, something faster; empty elsewhere."""
+    """A hint for a process that computes on a CPU although the machine has, or was prepared for, something faster; otherwise empty."""
     import jax
 
     if jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
@@ -135,11 +135,11 @@ def unused_accelerator() -> str:
 
 
 def mesh(num_lanes: int, model_devices: int = 1) -> Any:
-    """A mesh with the axes `lanes`, over as many groups of devices as there are lanes at most, and `model`, over the devices of a group.
+    """A mesh with the axes `lanes`, over at most as many groups of devices as there are lanes, and `model`, over the devices of a group.
 
     Args:
-      num_lanes: attacks side by side.
-      model_devices: that share the weights and gradients of one model.
+      num_lanes: attacks that run in parallel.
+      model_devices: devices that share the weights and gradients of one model.
 
     Raises:
       UsageError: if there are fewer devices.
@@ -156,9 +156,9 @@ def mesh(num_lanes: int, model_devices: int = 1) -> Any:
 
 
 def shard(function: Callable[..., Any], mesh: Any, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """`shard_map` over lanes without replication checks: each group of devices runs its own lanes and none waits for another's loop.
+    """Applies `shard_map` over lanes without replication checks: each group of devices runs its own lanes, and none waits for another's loop.
 
-    Within a group XLA divides the work as the arrays are divided (`over_model`).
+    Within a group, XLA divides the work as the arrays are divided (`over_model`).
     """
     import jax
 
@@ -167,14 +167,14 @@ def shard(function: Callable[..., Any], mesh: Any, in_specs: Any, out_specs: Any
 
 
 def over_model(mesh: Any, shape: tuple[int, ...], *leading: str | None) -> Any:
-    """Where an array of a model's size lies: matrices are cut by columns over the devices of a group, vectors are on each of them.
+    """The sharding of a model-sized array: matrices are divided by columns over the devices of a group, and vectors are replicated on each of them.
 
-    Sums over leaves fold rows (`trees.total`), which columns leave where they are.
+    Sums over leaves fold rows (`trees.total`), so columns stay where they are.
 
     Args:
-      mesh: as `mesh` gives it.
+      mesh: as `mesh` returns it.
       shape: of the array.
-      leading: what the first axes lie over; they are not cut further.
+      leading: mesh axes of the first array axes, which are not divided further.
     """
     import jax
 
@@ -186,11 +186,11 @@ def over_model(mesh: Any, shape: tuple[int, ...], *leading: str | None) -> Any:
 
 
 def double_precision() -> contextlib.AbstractContextManager[Any]:
-    """Float64 for what this thread traces inside; what other threads trace meanwhile stays as it is."""
+    """Enables float64 for what this thread traces inside the context; other threads are not affected."""
     import jax
     import jax.experimental
 
-    # Its name in newer versions of JAX, whose object refuses to be read as true or false, and in older ones.
+    # The function has different names in newer and older versions of JAX; the newer object cannot be converted to a bool.
     enable = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
     within: contextlib.AbstractContextManager[Any] = enable(True)
     return within
@@ -199,7 +199,7 @@ def double_precision() -> contextlib.AbstractContextManager[Any]:
 def memory_budget() -> int:
     """Bytes that one compiled block may take on all devices together: 60 % of what is free now.
 
-    `SELGRAD_MEMORY_SHARE` is the part of it that this process may take where several work on one machine.
+    `SELGRAD_MEMORY_SHARE` is the fraction of it for this process where several run on one machine.
     """
     import jax
 
@@ -215,7 +215,7 @@ def memory_budget() -> int:
     except (OSError, KeyError, ValueError):
         free = 7 * 2**30
     try:
-        # A container's own limit; the file holds "max" where there is none.
+        # The container's own limit; the file holds "max" if there is none.
         group = Path("/sys/fs/cgroup")
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         used = int((group / "memory.current").read_text()) - int(stat["inactive_file"])
@@ -226,22 +226,22 @@ def memory_budget() -> int:
 
 
 def clear_shapes() -> None:
-    """Drops what JAX keeps of every function and shape that it met, some hundred memory maps for each setting of a sweep; programs that we hold stay.
+    """Drops what JAX caches for every function and shape, some hundred memory maps for each setting of a sweep; programs that we hold stay.
 
-    The memory goes back to the system where the C library can give it: many threads compile, and each leaves holes in an arena of its own.
+    Memory is returned to the system where the C library can do that: many threads compile, and each leaves holes in its own arena.
     """
     import jax
 
     jax.clear_caches()
     with contextlib.suppress(OSError, AttributeError):
-        # Of glibc alone.
+        # Only glibc has this function.
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def default_block_size() -> int:
-    """Attacks per block where memory allows: past this, throughput no longer grows.
+    """Attacks per block if memory allows; beyond this, throughput no longer grows.
 
-    On a CPU eight for each device: rates are flat from four to eight and fall from sixteen on, where states and gradients leave the cache
+    On a CPU it is eight per device: rates are flat from four to eight and fall from sixteen on, where states and gradients no longer fit in the cache
     (benchmarks/attack_throughput.py, benchmarks/text_throughput.py).
     """
     import jax

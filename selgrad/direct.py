@@ -1,6 +1,6 @@
-"""One's own gradient in few lines: score it, mask it, encrypt it, attack it; pure functions over pytrees, without an experiment around them.
+"""Score, mask, encrypt and attack your own gradient in a few lines, with pure functions over pytrees and no experiment around them.
 
-What `selgrad.scores`, `selgrad.mask`, `selgrad.encrypt` and `selgrad.attack` do here is what a sweep does with thousands at once.
+`selgrad.scores`, `selgrad.mask`, `selgrad.encrypt` and `selgrad.attack` do for one gradient what a sweep does for thousands at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from selgrad.registry import Spec
 
 
 class _Absent:
-    """Stands for what a metric reads and nobody gave."""
+    """A placeholder for a quantity that a metric reads and the caller did not give."""
 
     def __init__(self, metric: str, quantity: str) -> None:
         self._message = f"metric {metric!r} reads {quantity}; give selgrad.scores model, params, inputs and labels too"
@@ -48,21 +48,21 @@ def scores(
     update: Any = None,
     seed: int = 0,
 ) -> Any:
-    """One score for each entry of a gradient; a larger score is encrypted first.
+    """Computes one score for each entry of a gradient; entries with larger scores are encrypted first.
 
     Args:
       grads: a pytree of float arrays.
       metric: a name, a mapping of `name` and arguments, or a function of the gradient pytree.
-      model, params, inputs, labels, input_spec: what metrics read that look beyond the gradient, such as `sensitivity`; as `attack` takes them, `inputs`
-        (B, *shape) as the model reads them and `labels` (B,) integers.
+      model, params, inputs, labels, input_spec: for metrics that need more than the gradient, such as `sensitivity`; in the forms that `attack` takes, with
+        `inputs` (B, *shape) as the model reads them and `labels` (B,) integers.
       update: how the client makes its gradient; "gradient" of the batch by default.
-      seed: of a metric's draws.
+      seed: of the metric's random draws.
 
     Returns:
-      A pytree of the gradient's structure and shapes.
+      A pytree with the gradient's structure and shapes.
 
     Raises:
-      UsageError: for an unknown metric, or one that reads what is not given.
+      UsageError: for an unknown metric, or one that reads something that is not given.
 
     >>> import jax.numpy as jnp
     >>> scores({"w": jnp.asarray([[1.0, -3.0]]), "b": jnp.asarray([2.0])})["w"].tolist()
@@ -92,7 +92,7 @@ def mask(scores: Any, ratio: float | int, selector: Any = "global_top") -> Any:
     """The mask of exactly round(ratio * n) entries with the largest scores, True where encrypted.
 
     Args:
-      scores: a pytree as `selgrad.scores` gives it.
+      scores: a pytree as `selgrad.scores` returns it.
       ratio: share of all entries, in [0, 1].
       selector: a name, a mapping of `name` and arguments, or a function from scores to ranks.
 
@@ -111,7 +111,7 @@ def mask(scores: Any, ratio: float | int, selector: Any = "global_top") -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class KeyPair:
-    """A CKKS context and its keys: who holds it can encrypt and decrypt. In a deployment these are two parties (docs/threat_model.md)."""
+    """A CKKS context and its keys: its holder can encrypt and decrypt. In a deployment these are two parties (docs/threat_model.md)."""
 
     scheme: encryption.CKKS
     party_keys: tuple[encryption.Keys, ...]
@@ -123,13 +123,13 @@ class KeyPair:
 
 
 def keys(profile: str = "exact", *, bound: float | int | None = None, num_values: int | None = None) -> KeyPair:
-    """A fresh CKKS key pair.
+    """Makes a fresh CKKS key pair.
 
     Args:
       profile: of the encryption; `selgrad profiles` shows them.
-      bound: the largest absolute value that an entry may have; the profile's by default, which is 1. A larger one makes the grid no coarser but leaves room
-        for fewer clients.
-      num_values: how many values a client will encrypt, which decides the ring; the profile's own ring by default.
+      bound: the largest absolute value that an entry may have; the profile's by default, which is 1. A larger one does not make the grid coarser but leaves
+        room for fewer clients.
+      num_values: how many values a client will encrypt, which determines the ring; the profile's own ring by default.
 
     Raises:
       UsageError: for an unknown profile.
@@ -144,15 +144,15 @@ def keys(profile: str = "exact", *, bound: float | int | None = None, num_values
 
 @dataclasses.dataclass(frozen=True)
 class Sealed:
-    """An update, or a sum of updates, of which the selected entries are ciphertexts.
+    """An update, or a sum of updates, whose selected entries are ciphertexts.
 
     Attributes:
-      exposed: the update with 0 in the place of every encrypted entry, float64.
+      exposed: the update with 0 in place of every encrypted entry, float64.
       mask: True where encrypted.
-      ciphertexts: of the encrypted entries; None where the mask selects none.
+      ciphertexts: of the encrypted entries; None if the mask selects none.
       profile: of the encryption.
-      num_clients: summed.
-      num_clipped: entries beyond the bound, which were clipped because that was asked for.
+      num_clients: clients whose updates are summed.
+      num_clipped: entries beyond the bound, which were clipped on request.
     """
 
     exposed: Any
@@ -164,7 +164,7 @@ class Sealed:
 
     @property
     def num_bytes(self) -> int:
-        """Of the ciphertexts, as they are sent."""
+        """Bytes of the ciphertexts as they are sent."""
         return 0 if self.ciphertexts is None else self.ciphertexts.num_bytes
 
 
@@ -184,7 +184,7 @@ def encrypt(tree: Any, mask: Any, keys: KeyPair, *, clip: bool = False) -> Seale
     Args:
       tree: a pytree of float arrays of any shape.
       mask: a pytree of bool of the same structure and shapes, True where encrypted.
-      keys: as `selgrad.keys` makes them.
+      keys: as `selgrad.keys` returns them.
       clip: whether entries beyond the bound are clipped and counted; otherwise they are refused.
 
     Raises:
@@ -217,11 +217,11 @@ def _too_large(tree: Any, bits: Any, bound: float, count: int) -> str:
 
 
 def add(updates: Sequence[Sealed]) -> Sealed:
-    """The sum of sealed updates under one mask and one key, without decrypting any: what a server does.
+    """Adds sealed updates under one mask and one key without decrypting any, as a server does.
 
     Raises:
-      UsageError: if there is none.
-      EncryptionError: if they are of different masks or keys.
+      UsageError: if there are none.
+      EncryptionError: if they have different masks or keys.
     """
     if not updates:
         raise UsageError("selgrad.add: there is nothing to add")
@@ -238,13 +238,13 @@ def add(updates: Sequence[Sealed]) -> Sealed:
 
 
 def decrypt(sealed: Sealed, keys: KeyPair) -> Any:
-    """The update, or the sum of updates, as floats: exposed entries as they are, encrypted ones exact on the profile's grid.
+    """Decrypts an update, or a sum of updates, to floats: exposed entries are unchanged, encrypted ones exact on the profile's grid.
 
     Returns:
       A pytree of float64 arrays.
 
     Raises:
-      EncryptionError: if the ciphertexts are of another key, or damaged.
+      EncryptionError: if the ciphertexts are under another key, or damaged.
     """
     if sealed.ciphertexts is None:
         return sealed.exposed
@@ -254,7 +254,7 @@ def decrypt(sealed: Sealed, keys: KeyPair) -> Any:
 
 
 def _model(model: Any, params: Any, input_spec: InputSpec | TextSpec | None) -> tuple[Model, Any]:
-    """A model and its parameters as the rooms hold them, from what a user has."""
+    """Adapts a user's model and parameters to a `Model` and its parameter tree."""
     if isinstance(model, Model) and not isinstance(model, type):
         adapted: Model = model
     else:
@@ -265,18 +265,18 @@ def _model(model: Any, params: Any, input_spec: InputSpec | TextSpec | None) -> 
 
 
 def _to_ours(model: Model, tree: Any) -> Any:
-    """A tree of a user's structure as nested dicts by the paths of the model."""
+    """Converts a tree of the user's structure to nested dicts with the model's leaf paths."""
     convert = getattr(getattr(model, "network", None), "ours", None)
     if convert is not None:
         return convert(tree)
     if isinstance(tree, dict) and set(tree) >= {"params"} and all(isinstance(part, dict) for part in tree.values()):
-        # Flax's variables.
+        # Flax variables.
         return {**tree["params"], **{name: part for name, part in tree.items() if name != "params"}}
     return tree if isinstance(tree, dict) else by_path(tree)
 
 
 def _to_theirs(model: Model, tree: Any, like: Any) -> Any:
-    """The inverse of `_to_ours` for a gradient of the user's structure."""
+    """Converts a tree back to the user's structure; the inverse of `_to_ours`."""
     convert = getattr(getattr(model, "network", None), "theirs", None)
     if convert is not None:
         return convert(tree)
@@ -301,29 +301,29 @@ def attack(
     metric: Any = None,
     seed: int = 0,
 ) -> Reconstruction:
-    """Attacks a gradient that one already has: all that the attacker gets is its visible entries.
+    """Attacks a given gradient; the attacker sees only its visible entries.
 
     Args:
-      model: a Flax Linen module, an NNX module, a pair of functions (init, apply), or a `Model`; options such as the mode through `selgrad.model`.
+      model: a Flax Linen module, an NNX module, a pair of functions (init, apply), or a `Model`; set options such as the mode with `selgrad.model`.
       params: the weights at which the gradient was taken: a Flax variables dict, an NNX state, or the functions' own pytree.
-      grads: the client's update, a pytree like the parameters.
+      grads: the client's update, a pytree with the structure of the parameters.
       mask: a pytree of bool, True where encrypted; None hides nothing.
       attack: a name, a mapping of `name` and arguments, or an `Attack`.
       input_spec: what the network reads: shape, classes, normalisation; not needed for a `Model`, which has its own.
-      batch_size: inputs behind the gradient.
-      update: how the client made it; "gradient" of the batch by default.
-      labels: (B,) integers, where the threat model gives them away.
-      valid: (B, length) bool of text, where it gives the padding away.
+      batch_size: number of inputs behind the gradient.
+      update: how the client made the gradient; "gradient" of the batch by default.
+      labels: (B,) integers, if the attacker knows them under the threat model.
+      valid: (B, length) bool for text, if the attacker knows the padding.
       public: (images, labels), or a data set, that everybody has.
       metric: the client's own, for an attacker that reads the mask as evidence.
-      seed: of the start.
+      seed: of the attack's starting point.
 
     Returns:
       A `Reconstruction`; `inputs` (B, *shape) as the model reads them.
 
     Raises:
-      UsageError: for something unknown, or that cannot be used.
-      GradientError: if gradient, mask and parameters are of different trees, or an entry is not finite.
+      UsageError: for an unknown name, or an object that cannot be used.
+      GradientError: if gradient, mask and parameters have different trees, or an entry is not finite.
     """
     adapted, weights = _model(model, params, input_spec)
     adapted = attacked(adapted)

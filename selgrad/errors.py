@@ -1,4 +1,4 @@
-"""The two ways in which selgrad refuses: what was asked is wrong, or what was asked failed.
+"""The two kinds of errors: a request is wrong, or a valid request failed.
 
 Every message names the value and the remedy in one line; the command line prints it without a traceback.
 """
@@ -9,19 +9,19 @@ from collections.abc import Iterable
 
 
 class SelgradError(Exception):
-    """Something that was rightly asked could not be done (a truncated file, a wrong key); the command line exits with 1."""
+    """A valid request failed (a truncated file, a wrong key); the command line exits with 1."""
 
     exit_code = 1
 
 
 class UsageError(SelgradError, ValueError):
-    """Something was wrongly asked (an unknown metric, ratio 1.5); the command line exits with 2."""
+    """The request was wrong (an unknown metric, ratio 1.5); the command line exits with 2."""
 
     exit_code = 2
 
 
 class DataError(SelgradError):
-    """A data file is missing, truncated or of another format."""
+    """A data file is missing, truncated or in the wrong format."""
 
 
 class GradientError(SelgradError, ValueError):
@@ -29,15 +29,15 @@ class GradientError(SelgradError, ValueError):
 
 
 class EncryptionError(SelgradError):
-    """The encryption refuses a value, a key, a ciphertext or the process that it runs in."""
+    """The encryption layer refuses a value, a key, a ciphertext or the process that it runs in."""
 
 
 class DamagedError(SelgradError):
-    """A file of selgrad's own is truncated or changed."""
+    """One of selgrad's own files is truncated or changed."""
 
 
 class OutOfMemoryError(SelgradError):
-    """A device has not enough memory for a block; a smaller one may fit."""
+    """A device does not have enough memory for a block; a smaller block may fit."""
 
 
 def require_ratio(ratio: float) -> None:
@@ -47,14 +47,14 @@ def require_ratio(ratio: float) -> None:
 
 
 def require_positive(**values: float) -> None:
-    """Raises UsageError for the first value that is not a positive number; NaN and infinity are none."""
+    """Raises UsageError for the first value that is not a positive finite number."""
     for name, value in values.items():
         if not 0 < value < math.inf:
             raise UsageError(f"{name}={value} must be positive")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns `'; did you mean 'x'?'` for the nearest known name, else the list of all known names."""
+    """Suggests the nearest known name, if one is close, followed by the list of all known names."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     listing = f"known: {', '.join(known)}" if known else "it takes none"

@@ -1,6 +1,6 @@
-"""Files that are there whole or not at all, and text in UTF-8 whatever the machine's locale.
+"""Atomic files, which exist completely or not at all, and text in UTF-8 regardless of the machine's locale.
 
-All that selgrad keeps is written here, but for keys and ciphertexts, which are private as well (`selgrad.encryption.wire`).
+selgrad writes all its files here, except keys and ciphertexts, which must also be private (`selgrad.encryption.wire`).
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 _HERE = re.sub(r"[^A-Za-z0-9]", "", platform.node()) or "here"
 _SCRATCH = re.compile(r"\..+\.([A-Za-z0-9]+)-(\d+)\.tmp")
 _FORGOTTEN = 3600.0
-"""Seconds after which nobody writes a file any more, on whatever machine it was begun."""
+"""Seconds after which a temporary file is considered abandoned, even if another machine began it."""
 
 
 def write(path: Path, fill: Callable[[Path], None]) -> None:
-    """Writes a file under another name, flushes it to disk, and renames it.
+    """Writes a file under a temporary name, flushes it to disk, and renames it.
 
     Args:
-      path: of the file; its folder is made if need be.
-      fill: writes the content at the path that it is given.
+      path: of the file; its folder is made if necessary.
+      fill: writes the content to the path that it is given.
 
     Raises:
       SelgradError: if the disk is full or not writable.
@@ -59,7 +59,7 @@ def write(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """`write` of bytes.
+    """Writes bytes as `write` does.
 
     Raises:
       SelgradError: if the disk is full or not writable.
@@ -68,7 +68,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write` of text, in UTF-8.
+    """Writes text in UTF-8 as `write` does.
 
     Raises:
       SelgradError: if the disk is full or not writable.
@@ -77,12 +77,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def checksum(content: Mapping[str, Any]) -> str:
-    """Of what a JSON object holds, in whatever order."""
+    """A checksum of a JSON object that does not depend on the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """`write` of an object as JSON, with a checksum of what it holds.
+    """Writes an object as JSON as `write` does, with a checksum of its content.
 
     Raises:
       SelgradError: if the disk is full or not writable.
@@ -91,10 +91,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The inverse of `write_json`; what has no checksum was written before there were any, and is taken as it is.
+    """Reads what `write_json` wrote; files without a checksum are from older versions and are accepted unchecked.
 
     Raises:
-      DamagedError: if it is not what was written.
+      DamagedError: if the content differs from what was written.
     """
     try:
         content = json.loads(read_text(path))
@@ -108,7 +108,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Names, times and sizes of a folder's files, by which what was read of them is known to be old; empty where there is no folder."""
+    """Names, modification times and sizes of a folder's files, which show whether cached content is out of date; empty if there is no folder."""
     if not folder.is_dir():
         return ()
     entries = ((path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
@@ -119,11 +119,11 @@ _SUMS = "SHA256SUMS"
 
 
 def seal(folder: Path, names: Sequence[str] | None = None) -> None:
-    """Writes the SHA-256 of files of a folder beside them, as `sha256sum -c SHA256SUMS` reads it.
+    """Writes the SHA-256 of a folder's files to `SHA256SUMS` in the folder, in the format that `sha256sum -c SHA256SUMS` reads.
 
     Args:
       folder: of the files.
-      names: of these; None seals all that there are.
+      names: of the files to seal; None seals all files.
 
     Raises:
       SelgradError: if the disk is full or not writable.
@@ -134,15 +134,15 @@ def seal(folder: Path, names: Sequence[str] | None = None) -> None:
 
 
 def unseal(folder: Path) -> None:
-    """Removes what `seal` wrote, before its files are written anew."""
+    """Removes what `seal` wrote, before the files are written again."""
     (folder / _SUMS).unlink(missing_ok=True)
 
 
 def require_sealed(folder: Path) -> None:
-    """Refuses a folder whose files are not those that `seal` saw; one that was never sealed is taken as it is.
+    """Refuses a folder whose files differ from those that `seal` recorded; a folder that was never sealed is accepted.
 
     Raises:
-      DamagedError: naming the first.
+      DamagedError: naming the first file that differs.
     """
     file = folder / _SUMS
     if not file.is_file():
@@ -178,7 +178,7 @@ def _fill(scratch: Path, content: bytes) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Text in UTF-8, with or without a byte-order mark.
+    """Reads text in UTF-8, with or without a byte-order mark.
 
     Raises:
       OSError, UnicodeDecodeError: as `Path.read_text` does.
@@ -187,11 +187,11 @@ def read_text(path: Path) -> str:
 
 
 def write_table(path: Path, table: Any) -> None:
-    """`write` of a table as Parquet, with a checksum of every page.
+    """Writes a table as Parquet as `write` does, with a checksum for every page.
 
     Args:
       path: of the file.
-      table: of pandas or of pyarrow.
+      table: a pandas or pyarrow table.
 
     Raises:
       SelgradError: if the disk is full or not writable.
@@ -204,7 +204,7 @@ def write_table(path: Path, table: Any) -> None:
 
 
 def as_table(frame: pd.DataFrame) -> pa.Table:
-    """A table of pandas as one of pyarrow, of the same types whichever pandas it is: pandas 3 would write its texts as `large_string`."""
+    """Converts a pandas table to pyarrow, with the same types under every version of pandas: pandas 3 would write text as `large_string`."""
     import pyarrow as pa
 
     table = pa.Table.from_pandas(frame, preserve_index=False)
@@ -213,14 +213,14 @@ def as_table(frame: pd.DataFrame) -> pa.Table:
 
 
 def read_table(path: Path, coded: Sequence[str] | None = None) -> Any:
-    """A Parquet file as a table of pyarrow; a page that does not have its checksum is refused.
+    """Reads a Parquet file as a pyarrow table; a page whose checksum does not match is refused.
 
     Args:
       path: of the file.
-      coded: columns of text to read as codes and the texts that they stand for.
+      coded: text columns to read dictionary-encoded, as codes with the texts that they stand for.
 
     Raises:
-      DamagedError: if it is not a whole Parquet file.
+      DamagedError: if it is not a complete Parquet file.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -233,28 +233,28 @@ def read_table(path: Path, coded: Sequence[str] | None = None) -> Any:
 
 
 def read_frame(path: Path) -> Any:
-    """`read_table` as a table of pandas.
+    """Reads a Parquet file as `read_table` does, and returns a pandas table.
 
     Raises:
-      DamagedError: if it is not a whole Parquet file.
+      DamagedError: if it is not a complete Parquet file.
     """
     table = read_table(path)
     try:
         return table.to_pandas()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # what pandas wrote of itself beside the data
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # from the pandas metadata in the file
         raise DamagedError(f"{str(path)!r} is damaged ({type(error).__name__})") from None
 
 
 @contextlib.contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Holds a folder, which is made if need be, for this process.
+    """Locks a folder for this process, making it if necessary.
 
     Args:
-      folder: to hold.
-      what: is being run there, for the message.
+      folder: to lock.
+      what: describes what runs there, for the error message.
 
     Raises:
-      SelgradError: if another process holds it, or it lies where files cannot be locked and SELGRAD_LOCK is not `off`.
+      SelgradError: if another process holds the lock, or files cannot be locked there and SELGRAD_LOCK is not `off`.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -267,7 +267,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         except BlockingIOError:
             raise SelgradError(f"another process is running a {what} in {str(folder)!r}; wait for it or choose another folder") from None
         except OSError as error:
-            # Some network file systems have no locks, or have them switched off.
+            # Some network file systems do not support locks, or have them disabled.
             if os.environ.get("SELGRAD_LOCK") != "off":
                 raise SelgradError(
                     f"{str(folder)!r} lies on a file system that cannot lock files ({errno.errorcode.get(error.errno or 0, error.errno)}: {error.strerror}); "
@@ -277,7 +277,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
 
 
 def sweep_up(folder: Path) -> None:
-    """Removes what `write` left in a folder and below where its process was killed; what another machine writes stays for an hour."""
+    """Removes temporary files that killed processes left in a folder and its subfolders; those of other machines are kept for an hour."""
     for scratch in folder.rglob(".*.tmp"):
         match = _SCRATCH.fullmatch(scratch.name)
         with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
 """The attacker's own language model: GPT-2 from a Hugging Face folder, or trained here on local text.
 
-LAMP judges token orders by its perplexity (balunovic2022lamp). It reads the clients' token ids, so it must have their tokenizer.
+LAMP ranks token orders by the model's perplexity (balunovic2022lamp). The model reads the clients' token ids, so it must have their tokenizer.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from selgrad.training import Journal
 
 
 def load(folder: str, spec: TextSpec) -> tuple[LanguageModel, Params]:
-    """A causal GPT-2 and its parameters, for the attacks of clients with this spec; what was read stays until the folder changes.
+    """Loads a causal GPT-2 and its parameters, for attacks on clients with this spec; they stay cached until the folder changes.
 
     Raises:
-      UsageError: if its vocabulary is not the clients'.
-      DataError: if there is no checkpoint there.
+      UsageError: if its vocabulary size differs from the clients'.
+      DataError: if the folder holds no checkpoint.
     """
     return _load(folder, spec, files.stamp(Path(folder).expanduser()))
 
@@ -57,23 +57,23 @@ def train(
     checkpoint_steps: int = 200,
     on_progress: Callable[[int, int, float], None] = lambda *_: None,
 ) -> dict[str, float]:
-    """Trains a GPT-2 from scratch on a text data set by Adam and writes a Hugging Face folder; the same command goes on where it was stopped.
+    """Trains a GPT-2 from scratch with Adam on a text data set and writes a Hugging Face folder; the same command resumes an interrupted training.
 
     A tenth of the samples is held out to measure the perplexity.
 
     Args:
       dataset: text; its tokenizer becomes the model's.
-      out: folder for config.json and model.safetensors, and `checkpoints/` of Orbax meanwhile.
+      out: folder for config.json and model.safetensors, and during training Orbax `checkpoints/`.
       size: tiny, mini, small or base.
-      num_steps: of Adam, with a linear warm-up of a tenth and a cosine decay.
-      batch_size: samples a step.
+      num_steps: of Adam, with a linear warm-up over a tenth of them and a cosine decay.
+      batch_size: samples per step.
       learning_rate: at its peak.
-      seed: of weights and order.
-      checkpoint_steps: between two checkpoints.
-      on_progress: called with (steps done, steps in all, loss).
+      seed: of weights and sample order.
+      checkpoint_steps: steps between two checkpoints.
+      on_progress: called with (steps done, total steps, loss).
 
     Returns:
-      `loss` of the last step, `held_out_perplexity`, and that of a model that knows only word frequencies, `unigram_perplexity`.
+      The `loss` of the last step, the `held_out_perplexity`, and the perplexity of a model that knows only word frequencies, `unigram_perplexity`.
 
     Raises:
       UsageError: if the data set has fewer than 20 samples.
@@ -115,7 +115,7 @@ def train(
     latest: Any
     done, (params, state), latest = journal.newest((params, state))
     for number in range(done, num_steps):
-        # Drawn by the step's number, so that a resumed run sees what an uninterrupted one does.
+        # Seeded by the step number, so that a resumed run draws the same batches as an uninterrupted one.
         chosen = np.random.default_rng([seed, number]).choice(trained, batch_size)
         params, state, latest = step(params, state, dataset.tokens[chosen], dataset.valid[chosen])
         if (number + 1) % checkpoint_steps == 0 or number + 1 == num_steps:

@@ -1,7 +1,7 @@
-"""What a measure is: a name, a unit, a direction, and how to show it; reports, trackers and verdicts read these and know no measure by name.
+"""The definition of a measure: a name, a unit, a direction, and how to show it; reports, trackers and verdicts use these and hard-code no measure's name.
 
-A measure is one entry of `selgrad.evaluation.MEASURES` beside the function that computes it, so a new one touches one file. This module is light: JAX is
-imported with the measures themselves, when they are first asked for.
+A measure is one entry of `selgrad.evaluation.MEASURES`, next to the function that computes it, so adding one touches one file. This module is cheap to import:
+JAX is imported with the measures themselves, when they are first needed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Reads: TypeAlias = Literal["images", "sentences", "tokens", "labels", "others", 
 
 
 LEVELS = ("nothing", "attribute", "recognisable", "exact")
-"""What an attack got of an input, each more than the one before: its class, or half of its words; enough to tell it from a thousand others; all of it."""
+"""How much of an input an attack recovered, in increasing order: its class or half of its words; enough to tell it from a thousand others; all of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,18 +25,18 @@ class Measure:
     """One scalar that says how well an attack did.
 
     Attributes:
-      name: the column of the records.
+      name: its column in the records.
       title: as an axis or a table shows it, with its unit.
-      about: one sentence for a list.
-      of: the function that computes it; None where the engine does. What it takes follows from `reads`.
+      about: one sentence for listings.
+      of: the function that computes it; None if the engine does. Its arguments follow from `reads`.
       reads: "images": (spec, batch, aligned reconstruction) -> scalar, traced inside a compiled block; "labels": the same; "sentences": (truth, found) -> float
         of two decoded sentences, on the host; "tokens": (truth, found, content) -> float of (B, T) token ids and which of them are neither padding
         nor special; "others": the engine compares with other inputs of the data set, and there is no function.
       unit: such as "dB"; "" for a number without one.
-      lower_is_better: for the attacker; an error, not a quality.
-      threshold: what an attack must pass to succeed where a user names none; None for measures that nobody is judged by unasked.
-      headline: whether tables that have room for one measure of such data show this one.
-      curve: whether reports draw it against the ratio.
+      lower_is_better: whether a lower value is better for the attacker, as for an error.
+      threshold: what an attack must pass to succeed if the user names none; None for measures that decide success only on request.
+      headline: whether tables with room for a single measure of such data show this one.
+      curve: whether reports plot it against the ratio.
       summary: whether trackers log its mean.
     """
 
@@ -54,7 +54,7 @@ class Measure:
 
     @property
     def is_share(self) -> bool:
-        """Whether it is a mean of yes and no, whose interval is that of a share."""
+        """Whether its mean is a proportion of yes/no outcomes, with the confidence interval of a proportion."""
         return self.reads == "verdicts"
 
     def passed(self, value: float, threshold: float) -> bool:
@@ -66,7 +66,7 @@ class Measure:
         return f"{self.name} {'<' if self.lower_is_better else '>'} {threshold:g}"
 
     def quality(self, value: float) -> str:
-        """A value as a sentence shows it, such as `21.3 dB PSNR`."""
+        """A value as it appears in a sentence, such as `21.3 dB PSNR`."""
         return " ".join(part for part in (f"{value:.3g}", self.unit, self.title.split(" (")[0]) if part)
 
 
@@ -77,10 +77,10 @@ def every() -> dict[str, Measure]:
 
 
 def named(name: str) -> Measure:
-    """One measure.
+    """The measure with this name.
 
     Raises:
-      UsageError: if there is none of that name.
+      UsageError: if there is no measure with this name.
     """
     known = every()
     if name not in known:
@@ -89,6 +89,6 @@ def named(name: str) -> Measure:
 
 
 def held(columns: Iterable[str], choose: Callable[[Measure], bool]) -> list[Measure]:
-    """Those measures of which there is a column, in the order of tables."""
+    """The chosen measures that have a column, in the order of tables."""
     available = set(columns)
     return [measure for measure in every().values() if measure.name in available and choose(measure)]

@@ -1,6 +1,6 @@
 """The quickstarts: small sweeps that need no network and no file, on real handwritten digits and photographs, and on sentences.
 
-Each is one configuration, runs in a few minutes on two cores and shows what a sweep leaves.
+Each is one configuration, runs in a few minutes on two cores, and shows what a sweep produces.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ QUICKSTART: dict[str, Any] = {
     "encryption": {"profile": "exact", "num_clients": 10},
     "seeds": [0],
 }
-"""A `selgrad sweep` configuration, as YAML would hold it."""
+"""A `selgrad sweep` configuration, in the form that YAML would hold."""
 
 QUICKSTART_TEXT: dict[str, Any] = {
     "name": "quickstart-text",
@@ -36,4 +36,4 @@ QUICKSTART_TEXT: dict[str, Any] = {
     "encryption": {"profile": "exact", "num_clients": 10},
     "seeds": [0],
 }
-"""The same for text: what a BERT's gradient gives away of a sentence."""
+"""The same for text: what a BERT's gradient reveals about a sentence."""

@@ -1,7 +1,7 @@
-"""Names and objects: what an experiment is made of, whether selgrad brings it or you do.
+"""Registries: the components of an experiment by name or as objects, whether they come with selgrad or from you.
 
-A factory's keyword-only arguments are its configuration, so this module knows no metric, attack or data set by itself. A name is that of a registry, of an
-entry point of an installed package, or a place: `package.module:attribute` or `file.py:attribute`. An object is taken as it is.
+A factory's keyword-only arguments are its configuration, so this module hard-codes no metric, attack or data set. A name refers to a registry, to an entry
+point of an installed package, or to a place: `package.module:attribute` or `file.py:attribute`. Objects are used as they are.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ REGISTRIES = {
     "protection": ("selgrad.protections", "PROTECTIONS"),
     "engine": ("selgrad.sweep.executors", "ENGINES"),
 }
-"""Kind -> module and name of its registry, a plain dict of factories."""
+"""Kind -> module and name of its registry, which is a plain dict of factories."""
 
 _ENTRY_POINTS = {kind: f"selgrad.{kind}s" for kind in REGISTRIES}
 _WEIGHTS = {
@@ -48,34 +48,34 @@ WEIGHTS_ABOUT = {
     "checkpoint": "trained weights, Orbax, safetensors or msgpack, whose leaves are found by name; none starts from fresh ones.",
     "checkpoint_names": "`ours=theirs` for leaves that are named otherwise there.",
 }
-"""What `selgrad list` says of them, since no factory takes them."""
+"""The descriptions that `selgrad list` shows for these arguments, since no factory takes them."""
 _LATER = ("checkpoint_names",)
-"""Arguments that came later: where they are not given, specs and so the identities of older sweeps are as they were."""
+"""Arguments that were added later: unless they are given, specs, and so the identities of older sweeps, stay the same."""
 _PLACES = ("path", "count", "offset", "split")
-"""Arguments that say where data lie or which part of them, and not what they are; labels leave them out."""
+"""Arguments that say where data are stored or which part is used, not what the data are; labels omit them."""
 
 MOST = 10_000
-"""Specs of one entry."""
+"""The largest number of specs of one entry."""
 
 _T = TypeVar("_T", bound=Callable[..., Any])
 
 
 def registry(kind: str) -> dict[str, Callable[..., Any]]:
-    """The registry of a kind, imported when first asked for."""
+    """The registry of a kind, imported on first use."""
     module, name = REGISTRIES[kind]
     result: dict[str, Callable[..., Any]] = getattr(importlib.import_module(module), name)
     return result
 
 
 def register(kind: str, name: str | None = None) -> Callable[[_T], _T]:
-    """A decorator that gives a factory, or one's own function or class, a name in the registry of a kind.
+    """Returns a decorator that registers a factory, or your own function or class, under a name of a kind.
 
     Args:
-      kind: of `REGISTRIES`.
-      name: its `__name__` by default.
+      kind: a key of `REGISTRIES`.
+      name: to register under; the object's `__name__` by default.
 
     Raises:
-      UsageError: for an unknown kind, a name that is not an identifier, or one that is taken.
+      UsageError: for an unknown kind, a name that is not an identifier, or one that is already taken.
 
     >>> import jax.numpy as jnp, jax
     >>> @register("metric", "smallest_first")
@@ -101,7 +101,7 @@ def register(kind: str, name: str | None = None) -> Callable[[_T], _T]:
 
 
 def _is_place(name: str) -> bool:
-    """Whether a name says where something lies: `package.module:attribute` or `file.py:attribute`."""
+    """Whether a name is a place: `package.module:attribute` or `file.py:attribute`."""
     return ":" in name
 
 
@@ -118,7 +118,7 @@ def _load_file(path: str, stamp: tuple[int, int]) -> types.ModuleType:
 
 
 def _import_place(kind: str, name: str) -> Any:
-    """What lies at `package.module:attribute` or `file.py:attribute`.
+    """Imports the object at `package.module:attribute` or `file.py:attribute`.
 
     Raises:
       UsageError: if it cannot be imported or has no such attribute.
@@ -134,7 +134,7 @@ def _import_place(kind: str, name: str) -> Any:
             module = importlib.import_module(where)
     except UsageError:
         raise
-    except Exception as error:  # whatever somebody's module raises while it is imported
+    except Exception as error:  # a user's module may raise anything while it is imported
         raise UsageError(f"{kind} {name!r}: {where!r} cannot be imported ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from None
     target: Any = module
     for part in attribute.split("."):
@@ -147,7 +147,7 @@ def _import_place(kind: str, name: str) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def installed() -> dict[tuple[str, str], Any]:
-    """Entry points of installed packages by kind and name, not yet loaded."""
+    """Entry points of installed packages by kind and name, without loading them."""
     groups = {group: kind for kind, group in _ENTRY_POINTS.items()}
     points: dict[tuple[str, str], Any] = {}
     for group, kind in groups.items():
@@ -157,12 +157,12 @@ def installed() -> dict[tuple[str, str], Any]:
 
 
 def names(kind: str) -> list[str]:
-    """Every name of a kind, those of installed packages included."""
+    """Every name of a kind, including those of installed packages."""
     return [*registry(kind), *(name for point_kind, name in installed() if point_kind == kind and name not in registry(kind))]
 
 
 def _find(kind: str, name: str) -> tuple[Any, str]:
-    """What a name stands for, and the hash of its source where selgrad does not bring it.
+    """The object that a name refers to, and the hash of its source unless it comes with selgrad.
 
     Raises:
       UsageError: if nothing has that name.
@@ -179,7 +179,7 @@ def _find(kind: str, name: str) -> tuple[Any, str]:
         raise UsageError(f"unknown {kind} {name!r}; {did_you_mean(str(name), names(kind))}; your own is file.py:attribute or package.module:attribute")
     try:
         item = point.load()
-    except Exception as error:  # whatever somebody's package raises while it is imported
+    except Exception as error:  # a user's package may raise anything while it is imported
         raise UsageError(f"{kind} {name!r} of an installed package cannot be imported ({type(error).__name__}: {error})") from None
     return item, source_hash(item)
 
@@ -189,10 +189,10 @@ def _is_ours(item: Any) -> bool:
 
 
 def _adapt(kind: str, item: Any) -> Callable[..., Any]:
-    """A factory for an object: the room of its kind says how.
+    """Makes a factory from an object, with the `adapt` function of the package for its kind.
 
     Raises:
-      UsageError: if the room can make nothing of it.
+      UsageError: if that package cannot use the object.
     """
     adapted: Callable[..., Any] = importlib.import_module(REGISTRIES[kind][0]).adapt(item)
     return adapted
@@ -200,15 +200,15 @@ def _adapt(kind: str, item: Any) -> Callable[..., Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """One thing that an experiment is made of, with all its arguments, defaults filled in; hashes by value.
+    """One component of an experiment with all its arguments, defaults filled in; it is hashed by value.
 
     Attributes:
       kind: of the registry, such as "metric".
       name: in the registry, a place, or the name of an object.
-      arguments: sorted (name, value) pairs; sequences are tuples. What selgrad does not bring has its source's hash among them, so that a sweep of changed code
-        is another sweep.
-      given: names of the arguments that differ from their defaults, which is what a label shows.
-      target: the object, where it was given as one.
+      arguments: sorted (name, value) pairs; sequences are tuples. For components that do not come with selgrad they include the hash of the source, so that
+        changed code makes a different sweep.
+      given: names of the arguments that differ from their defaults, which labels show.
+      target: the object, if the component was given as one.
     """
 
     kind: str
@@ -219,7 +219,7 @@ class Spec:
 
     @classmethod
     def of(cls, kind: str, given: Any) -> Spec:
-        """From a name, a mapping of `name` and arguments, a spec, or an object of one's own.
+        """Makes a spec from a name, a mapping of `name` and arguments, a spec, or your own object.
 
         Raises:
           UsageError: for an unknown name or argument, or an object that cannot be used.
@@ -236,7 +236,7 @@ class Spec:
         required = [p.name for p in keywords.values() if p.default is inspect.Parameter.empty]
         if required:
             raise UsageError(f"{kind}: {_name_of(given)} needs {', '.join(required)}; give them with functools.partial")
-        # What is set on the object is recorded like a name's arguments; what is not a plain value is in the hash alone.
+        # Arguments set on the object are recorded like those of a name; values that are not plain only enter the hash.
         plain = {p.name: p.default for p in keywords.values() if isinstance(p.default, str | int | float | type(None)) and p.name not in _LATER}
         chosen = given.keywords if isinstance(given, functools.partial) else {}
         arguments = tuple(sorted({**plain, "source": source_hash(given)}.items()))
@@ -244,12 +244,12 @@ class Spec:
 
     @property
     def short(self) -> str:
-        """The name without the place where it lies."""
+        """The name without its module or file."""
         return self.name.rpartition(":")[2]
 
     @property
     def label(self) -> str:
-        """Such as `sensitivity(target=inputs)`."""
+        """The name with its non-default arguments, such as `sensitivity(target=inputs)`."""
         shown = [f"{k}={v}" for k, v in self.arguments if k in self.given]
         return f"{self.short}({', '.join(shown)})" if shown else self.short
 
@@ -259,19 +259,19 @@ class Spec:
         return json.dumps(dict(self.arguments), sort_keys=True)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """One argument."""
+        """The value of one argument."""
         return dict(self.arguments).get(name, default)
 
     def to_dict(self) -> dict[str, Any]:
-        """As a configuration writes it: a mapping of `name` and arguments."""
+        """The spec as a configuration writes it: a mapping of `name` and arguments."""
         return {"name": self.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in self.arguments}}
 
     def changed(self, **arguments: Any) -> Spec:
-        """The same with other values of arguments that it has."""
+        """The same spec with new values for existing arguments."""
         return dataclasses.replace(self, arguments=tuple((k, arguments.get(k, v)) for k, v in self.arguments))
 
     def build(self, *positional: Any) -> Any:
-        """Calls the factory."""
+        """Calls the factory and returns the component."""
         apart = ("source", *(_WEIGHTS if self.kind == "model" else ()))
         arguments = {k: v for k, v in self.arguments if k not in apart}
         item = self.target if self.target is not None else _find(self.kind, self.name)[0]
@@ -280,7 +280,7 @@ class Spec:
 
 def _name_of(item: Any) -> str:
     if isinstance(item, functools.partial):
-        # Of a configured network the network.
+        # A configured network is named after the network.
         return _name_of(item.args[0] if item.args else item.func)
     if isinstance(item, tuple | list) and not hasattr(item, "_fields"):
         return "_and_".join(dict.fromkeys(_name_of(part) for part in item[:2]))
@@ -289,18 +289,18 @@ def _name_of(item: Any) -> str:
 
 
 def _keywords(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Keyword-only parameters, annotations resolved."""
+    """The keyword-only parameters of a factory, with annotations resolved."""
     target = factory.func if isinstance(factory, functools.partial) else factory
     try:
         hints = typing.get_type_hints(target)
-    except Exception:  # somebody's annotations may name what only their type checker sees
+    except Exception:  # annotations may refer to names that exist only for type checkers
         hints = {}
     signature_parameters = inspect.signature(factory).parameters.values()
     return {p.name: p.replace(annotation=hints.get(p.name, Any)) for p in signature_parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def lookup(kind: str, name: str) -> Any:
-    """What somebody wrote under a name, a place or an entry point.
+    """The object behind a name, a place or an entry point.
 
     Raises:
       UsageError: if nothing has that name, or it cannot be imported.
@@ -309,7 +309,7 @@ def lookup(kind: str, name: str) -> Any:
 
 
 def parameters(kind: str, name: str) -> dict[str, inspect.Parameter]:
-    """The keyword-only parameters of a factory, annotations resolved."""
+    """The keyword-only parameters of the factory with this name, with annotations resolved."""
     return {**_keywords(_adapt(kind, _find(kind, name)[0])), **(_WEIGHTS if kind == "model" else {})}
 
 
@@ -328,7 +328,7 @@ def _is_mapping(annotation: Any) -> bool:
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether a value of a configuration is of an annotated type."""
+    """Whether a configuration value has an annotated type."""
     if annotation is Any or annotation is inspect.Parameter.empty:
         return True
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
@@ -348,12 +348,12 @@ def fits(value: Any, annotation: Any) -> bool:
 
 
 def describe(annotation: Any) -> str:
-    """A type as a message shows it: the choices of a Literal, `number`, `int`, `text`."""
+    """Describes a type for messages: the choices of a Literal, `number`, `int`, `text`."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
         return " | ".join(map(str, inner))
     if isinstance(annotation, types.UnionType) or origin is typing.Union:
-        # What only Python can give, such as a loaded model, has no place in a configuration's help.
+        # Types that only Python code can supply, such as a loaded model, are left out of a configuration's help.
         written = [a for a in inner if a is not type(None) and not getattr(a, "_is_protocol", False)]
         return " | ".join(map(describe, written)) + (" | none" if type(None) in inner else "")
     if origin is not None and isinstance(origin, type) and issubclass(origin, Sequence):
@@ -365,7 +365,7 @@ def make_spec(kind: str, name: str, arguments: Mapping[str, Any] | None = None) 
     """Validates one name and its arguments against the registry.
 
     Raises:
-      UsageError: for an unknown name or argument, a missing one, a value of the wrong type, or source that has changed since its hash was written down.
+      UsageError: for an unknown name or argument, a missing argument, a value of the wrong type, or source that has changed since its hash was recorded.
     """
     _, source = _find(kind, name)
     values: dict[str, Any] = {}
@@ -391,13 +391,13 @@ def make_spec(kind: str, name: str, arguments: Mapping[str, Any] | None = None) 
                 raise UsageError(f"{kind} {name!r} needs {key} ({describe(parameter.annotation)})")
             if key not in _LATER:
                 values[key] = parameter.default
-    # In the order of the factory, whichever order a file has: labels and blocks are those of what is asked for.
+    # In the factory's order, regardless of the order in a file, so that equal requests have equal labels and blocks.
     given = tuple(k for k, parameter in allowed.items() if k in values and values[k] != parameter.default and k not in _PLACES)
     return Spec(kind, name, tuple(sorted(values.items())), given)
 
 
 def expand(kind: str, entry: Any) -> list[Spec]:
-    """All specs of one entry of a configuration: a name, a mapping with `name`, an object, or a list of these; lists in a mapping are axes.
+    """Expands one entry of a configuration to its specs: a name, a mapping with `name`, an object, or a list of these; lists in a mapping are axes.
 
     >>> [s.label for s in expand("metric", ["random", {"name": "sensitivity", "target": ["labels", "inputs"]}])]
     ['random', 'sensitivity(target=labels)', 'sensitivity(target=inputs)']
@@ -430,10 +430,10 @@ def expand(kind: str, entry: Any) -> list[Spec]:
 
 
 def one(kind: str, entry: Any) -> Spec:
-    """The one spec of an entry.
+    """The only spec of an entry.
 
     Raises:
-      UsageError: if it describes several.
+      UsageError: if the entry describes several.
     """
     specs = expand(kind, entry)
     if len(specs) != 1:

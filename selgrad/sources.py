@@ -1,7 +1,7 @@
-"""The identity of code that selgrad does not bring: a hash of source, closed-over values and data, so that changed code is a changed experiment.
+"""The identity of code that does not come with selgrad: a hash of source, closed-over values and data, so that changed code is a changed experiment.
 
-Whatever has a value is hashed by value: functions with their defaults, closures and the module-level names that they read, classes by their source, arrays
-by their content, dataclasses and containers by what they hold.
+Everything is hashed by value: functions with their defaults, closures and the module-level names that they read, classes by their source, arrays by their
+content, dataclasses and containers by what they contain.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 
 def source_hash(item: Any) -> str:
-    """16 hexadecimal digits that change when the item's code, or what it holds, changes."""
+    """A hash of 16 hexadecimal digits that changes when the item's code or content changes."""
     digest = hashlib.sha256()
     for piece in _pieces(item, set()):
         digest.update(piece)
@@ -29,7 +29,7 @@ def source_hash(item: Any) -> str:
 
 
 def _is_library(item: Any) -> bool:
-    """Whether something comes from an installed package, whose version is its identity."""
+    """Whether an object comes from an installed package, whose version identifies it."""
     if getattr(item, "__module__", None) == "__main__":
         return False
     module = inspect.getmodule(item)
@@ -38,7 +38,7 @@ def _is_library(item: Any) -> bool:
 
 
 def _text(item: Any) -> bytes:
-    """Source without what indentation and comments around it change; byte code where there is no source."""
+    """The source, independent of surrounding indentation and comments; the byte code if there is no source."""
     try:
         return textwrap.dedent(inspect.getsource(item)).encode()
     except (OSError, TypeError):
@@ -105,7 +105,7 @@ def _pieces(item: Any, visited: set[int]) -> Iterator[bytes]:
 
 
 def _array(item: Any) -> npt.NDArray[Any]:
-    """The content of an array; of a JAX key the numbers behind it."""
+    """The content of an array; for a JAX key, its key data."""
     # A variable of a module holds its array under `value`.
     content = item if isinstance(item, np.ndarray) else getattr(item, "value", item)
     if str(item.dtype).startswith("key<"):
@@ -116,7 +116,7 @@ def _array(item: Any) -> npt.NDArray[Any]:
 
 
 def _nnx_content(item: Any) -> dict[str, Any]:
-    """An NNX module's arrays but keys, and its plain attributes; its bookkeeping differs between equal modules."""
+    """The arrays of an NNX module, except keys, and its plain attributes; its bookkeeping differs between equal modules."""
     from flax import nnx
 
     plain = {name: value for name, value in vars(item).items() if isinstance(value, str | int | float | bool | types.FunctionType)}

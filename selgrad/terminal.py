@@ -1,6 +1,6 @@
-"""What is printed is what it says: paths, labels and messages of users may hold brackets, which Rich would take for markup and swallow.
+"""Consoles that print text verbatim: users' paths, labels and messages may contain brackets, which Rich would interpret as markup and drop.
 
-The consoles and columns of all commands come from here.
+The consoles and progress columns of all commands come from here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.progress import TextColumn
 
 
 def console(**options: Any) -> Console:
-    """A console that prints text verbatim; styles are given as `Text` or by `style`.
+    """Makes a console that prints text verbatim; styles are given as `Text` or with `style`.
 
     Args:
       options: of `rich.console.Console`.
@@ -29,9 +29,9 @@ _TAKE_BACK = signal.SIGRTMIN + 5
 
 @contextlib.contextmanager
 def signals_kept() -> Iterator[None]:
-    """Whatever runs inside may change what signals do, as Ray does; they are taken back several times a second, and at the end.
+    """Restores signal handlers several times a second, and at the end, since code that runs inside may change them, as Ray does.
 
-    Ray's driver makes SystemExit of SIGTERM, which ends here as the signal would have before, and its native code, once it has started, aborts the process.
+    Ray's driver turns SIGTERM into SystemExit, which is handled here as the signal would have been; Ray's native code, once started, aborts the process.
     """
     main = threading.main_thread()
     if threading.current_thread() is not main:
@@ -44,7 +44,7 @@ def signals_kept() -> Iterator[None]:
             signal.signal(number, handler)
 
     def ask() -> None:
-        # Only the main thread may set what a signal does, so it is sent one.
+        # Only the main thread may set signal handlers, so it is sent a signal.
         while not over.wait(0.05):
             signal.pthread_kill(main.ident or 0, _TAKE_BACK)
 
@@ -65,10 +65,10 @@ def signals_kept() -> Iterator[None]:
 
 
 def wide(least: int) -> Console:
-    """A console of standard output with at least so many columns, for tables that fold badly."""
+    """A console for standard output with at least `least` columns, for tables that wrap badly."""
     return console(width=max(least, Console().width))
 
 
 def description() -> TextColumn:
-    """The column of a progress bar that says what runs."""
+    """The column of a progress bar that shows the current task."""
     return TextColumn("{task.description}", markup=False)

@@ -1,4 +1,4 @@
-"""Tracking: one small protocol, with Weights & Biases behind it, or nothing.
+"""Tracking: one small protocol, implemented by Weights & Biases or by a tracker that does nothing.
 
 Plain files (Parquet records, figures) are always written by the sweep itself; a tracker only mirrors them.
 """
@@ -27,33 +27,33 @@ if TYPE_CHECKING:
 
 MODES = ("disabled", "offline", "online")
 MOST_ROWS = 10_000
-"""Of a table in W&B; of more cells the record files are an artifact only."""
+"""The most rows of a table in W&B; with more cells, the records are uploaded only as an artifact."""
 MOST_RUNS = 1_000
-"""Of one sweep: beyond, there is one an attack."""
+"""The most runs of one sweep; beyond this, there is one run per attack."""
 
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Mirrors a sweep, or a federated run, somewhere else."""
+    """Mirrors a sweep, or a federated run, to another service."""
 
     def open(self) -> None:
-        """Before anything runs, so that a missing login is found at once."""
+        """Called before anything runs, so that a missing login is noticed at once."""
         ...
 
     def begin(self, sizes: Mapping[Key, int], records: pd.DataFrame | None) -> None:
-        """Once it is planned: how many cells each group of `selgrad.report.groups` has, and what was finished before."""
+        """Called once the sweep is planned, with the number of cells of each group of `selgrad.report.groups` and the records finished before."""
         ...
 
     def block(self, records: pd.DataFrame) -> None:
-        """One finished block."""
+        """Logs one finished block."""
         ...
 
     def finish(self, records: pd.DataFrame) -> None:
-        """The whole sweep: tables, curves, figures and files."""
+        """Logs the whole sweep: tables, curves, figures and files."""
         ...
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        """Numbers and texts of one step of something that is not a sweep; whoever goes on gives the earlier steps again."""
+        """Logs numbers and texts of one step of a run that is not a sweep; a resumed run logs its earlier steps again."""
         ...
 
     def close(self) -> None:
@@ -84,19 +84,19 @@ class NoTracker:
 
 
 def _summarised(records: pd.DataFrame) -> list[Measure]:
-    """What the records measure: of images, of text, or of both."""
+    """The summary measures that the records contain, of images, text or both."""
     return [measure for measure in measures.held(records, lambda measure: measure.summary) if records[measure.name].notna().any()]
 
 
 class WandbTracker:
-    """Weights & Biases: a run for each group of cells (or each attack), and one of the whole sweep, in a common group.
+    """Logs to Weights & Biases: a run for each group of cells (or each attack), and one for the whole sweep, in a common group.
 
-    What was logged is written down beside W&B's own files, so that a sweep that goes on logs nothing twice. Offline a run has one folder, whatever was
-    interrupted: one that is logged again replaces its earlier folder.
+    What was logged is recorded next to W&B's own files, so that a resumed sweep logs nothing twice. Offline, a run has only one folder even after
+    interruptions: a run that is logged again replaces its earlier folder.
 
     Args:
       mode: "offline" or "online".
-      folder: the sweep's, where W&B keeps its files too.
+      folder: of the sweep, where W&B keeps its files too.
       name, run_id: of the sweep; the same id continues the same runs.
       config: the configuration, nested.
       settings: `project`, `entity`, `group`, `tags`, `runs`.
@@ -113,7 +113,7 @@ class WandbTracker:
         self._config = {**self._common, **flat({key: names(entries) for key, entries in axes.items()})}
         self._kind = "sweep" if axes else "run"
         self._runs_of = str(settings["runs"])
-        # An agent of W&B has made a run already, and says which in the environment.
+        # A W&B agent has already made a run, and names it in the environment.
         self._is_agents = "WANDB_SWEEP_ID" in os.environ
         if self._is_agents:
             self._run_id = os.environ.get("WANDB_RUN_ID", run_id)
@@ -122,7 +122,7 @@ class WandbTracker:
         self._images: Any = None
         self._logged: dict[str, int] = {}
         with contextlib.suppress(SelgradError):
-            # Damaged or not there, everything is logged again under the same ids.
+            # If the file is damaged or missing, everything is logged again under the same ids.
             self._logged = files.read_json(self._ledger)["runs"]
 
     @property
@@ -134,7 +134,7 @@ class WandbTracker:
         files.write_json(self._ledger, {"runs": self._logged})
 
     def _init(self, run_id: str, name: str, config: Mapping[str, Any], kind: str, tags: list[str], watched: bool) -> Any:
-        """A run; `watched` is whether W&B measures the machine for it."""
+        """Starts a run; `watched` is whether W&B records system metrics for it."""
         if self._mode == "offline":
             for old in (self._folder / "wandb").glob(f"offline-run-*-{run_id}"):
                 shutil.rmtree(old)
@@ -159,18 +159,18 @@ class WandbTracker:
             raise SelgradError(f"W&B did not start: {reason}; log in with `wandb login`, or use --wandb offline") from None
 
     def _main_run(self) -> Any:
-        """The run of the whole sweep, or of whatever is not a sweep."""
+        """The run of the whole sweep, or of a federated run; started on first use."""
         if self._main is None:
             self._main = self._init(self._run_id, self._name, self._config, self._kind, [], watched=True)
         return self._main
 
     def open(self) -> None:
-        """Starts the run of the whole where it needs a login; offline it starts when there is something to say."""
+        """Starts the main run if it needs a login; offline it starts when there is something to log."""
         if self._mode == "online":
             self._main_run()
 
     def begin(self, sizes: Mapping[Key, int], records: pd.DataFrame | None) -> None:
-        """Logs the groups that were finished before and are not logged yet."""
+        """Logs the groups that were finished before but not logged yet."""
         from selgrad.report.gallery import Images
         from selgrad.report.groups import Groups
 
@@ -183,7 +183,7 @@ class WandbTracker:
                 self._log_groups(records)
 
     def block(self, records: pd.DataFrame) -> None:
-        """Logs the groups that this block completes; online also how far the sweep is."""
+        """Logs the groups that this block completes; online, it also logs the sweep's progress."""
         if self._groups is not None:
             self._log_groups(records)
         if self._mode == "online":
@@ -213,7 +213,7 @@ class WandbTracker:
         self._note(run_id, len(cells))
 
     def _reconstructions(self, cells: pd.DataFrame, texts: list[dict[str, Any]]) -> dict[str, Any]:
-        """Kept reconstructions of a group, each beside its truth: images, or a table of sentences."""
+        """The stored reconstructions of a group, each next to its truth: images, or a table of sentences."""
         import numpy as np
 
         from selgrad.report.gallery import tile
@@ -233,7 +233,7 @@ class WandbTracker:
         return {"reconstructions": images} if images else {}
 
     def finish(self, records: pd.DataFrame) -> None:
-        """Logs the sweep's tables, curves, figures and files, unless nothing is new, and ends all runs."""
+        """Logs the sweep's tables, curves, figures and files if anything is new, and ends all runs."""
         if self._logged.get(self._run_id) != len(records):
             if self._runs_of == "attack":
                 for attack, cells in records.groupby("attack"):
@@ -253,14 +253,14 @@ class WandbTracker:
         self.close()
 
     def _log_cells(self, run: Any, records: pd.DataFrame) -> None:
-        """The table of cells, a curve for each metric and attack, and the scalars of the only group where there is one."""
+        """Logs the table of cells, a curve for each metric and attack, and, if there is only one group, its scalars."""
         import pandas as pd
 
         from selgrad.report.groups import Groups, description, sizes_of, summary
         from selgrad.report.tables import attack_label, metric_label
 
         if len(records) <= MOST_ROWS:
-            # W&B's tables know no nullable integers; a missing cost becomes NaN.
+            # W&B's tables do not support nullable integers; a missing cost becomes NaN.
             plain = records.astype({name: "float64" for name, dtype in records.dtypes.items() if str(dtype) == "Int64"})
             run.log({"cells": self._wandb.Table(dataframe=plain)})
         shown = _summarised(records)
@@ -286,14 +286,14 @@ class WandbTracker:
             run.log(summary(cells))
 
     def _log_verdicts(self, run: Any, records: pd.DataFrame) -> None:
-        """How many inputs the attacks read together, at each level, behind each mask."""
+        """Logs how many inputs all attacks together recover at each level behind each mask."""
         from selgrad.report.verdicts import by_level
 
         run.log({"verdicts": self._wandb.Table(dataframe=by_level(records))})
         run.summary.update({"num_cells": len(records), "success": float(records["success"].astype(float).mean())})
 
     def _log_files(self, run: Any, records: pd.DataFrame) -> None:
-        """Records and configuration as they are, and the report."""
+        """Logs the record files, the configuration and the report as an artifact."""
         artifact = self._wandb.Artifact(f"records-{self._run_id}", type="records", metadata={"cells": len(records)})
         artifact.add_dir(str(self._folder / "records"), name="records")
         for name in ("config.yaml", "report.html"):
@@ -302,20 +302,20 @@ class WandbTracker:
         run.log_artifact(artifact)
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        """Logs what is a number or a text, unless that step is on the server already."""
+        """Logs the numbers and texts among the values, unless that step is already on the server."""
         if self._mode == "offline" or step > self._logged.get(self._run_id, -1):
             self._main_run().log({key: value for key, value in values.items() if isinstance(value, int | float | str)}, step=step)
             self._note(self._run_id, step)
 
     def close(self) -> None:
-        """Ends the run of the whole, if it has begun."""
+        """Ends the main run, if it has begun."""
         if self._main is not None:
             self._main.finish()
             self._main = None
 
 
 def make_tracker(mode: str, folder: Path, name: str, run_id: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> Tracker:
-    """The tracker for a mode of `MODES`.
+    """Makes the tracker for a mode of `MODES`.
 
     Raises:
       UsageError: for another mode.

@@ -1,6 +1,6 @@
 """Training of image models, so that attacks can be run on trained weights: AdamW or momentum, a warm-up, a cosine decay, and an Orbax checkpoint.
 
-Momentum and weight decay are ResNet's for CIFAR (he2016resnet), as is the augmentation: four pixels of padding, a random crop, a random flip.
+Momentum and weight decay are those of ResNet on CIFAR (he2016resnet), as is the augmentation: four pixels of padding, a random crop, a random flip.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _EVALUATED = 250
 
 
 class Journal:
-    """The folder of one training: its recipe, checkpoints to go on from, and its result.
+    """The folder of one training: its recipe, checkpoints to resume from, and its result.
 
     Args:
-      root: folder, made if it is not there.
-      recipe: what decides the result; a folder of another one is refused.
+      root: the folder, which is made if it does not exist.
+      recipe: everything that determines the result; a folder with another recipe is refused.
 
     Raises:
-      UsageError: if the folder holds a training of another recipe.
-      DamagedError: if what it holds cannot be told.
+      UsageError: if the folder holds a training with another recipe.
+      DamagedError: if its content cannot be read.
     """
 
     def __init__(self, root: Path, recipe: dict[str, Any]) -> None:
@@ -60,18 +60,18 @@ class Journal:
 
     @property
     def result(self) -> dict[str, float] | None:
-        """What a finished training measured."""
+        """The result of a finished training; None if it is not finished."""
         return (self._read() or {}).get("result")
 
     def newest(self, state: Any) -> tuple[int, Any, float]:
-        """Steps done, the state after them, and the loss of the last; 0, the given state and NaN at first."""
+        """The number of steps done, the state after them, and the last loss; initially 0, the given state and NaN."""
         stored = self._series.newest(like=state)
         if stored is None:
             return 0, state, math.nan
         return stored.done, jax.tree.map(jnp.asarray, stored.arrays), float(stored.notes[0]) if stored.notes else math.nan
 
     def save(self, done: int, state: Any, loss: float) -> None:
-        """Keeps the state after `done` steps.
+        """Saves the state after `done` steps.
 
         Raises:
           SelgradError: if the loss is not finite.
@@ -81,7 +81,7 @@ class Journal:
         self._series.save(done, state, [repr(float(loss))])
 
     def finish(self, result: dict[str, float]) -> dict[str, float]:
-        """Writes the result, and removes the checkpoints that only served to go on."""
+        """Writes the result, and removes the checkpoints, which are needed only for resuming."""
         self._write({"recipe": self._recipe, "result": result})
         self._series.remove()
         return result
@@ -92,12 +92,12 @@ class Recipe(NamedTuple):
 
     Attributes:
       num_epochs: passes over the samples.
-      batch_size: samples a step.
+      batch_size: samples per step.
       optimiser: AdamW, or gradient descent with Nesterov momentum 0.9.
-      learning_rate: at its peak, after a warm-up of a twentieth of the steps; it then falls to 0 along a cosine. None is 1e-3 for AdamW and 0.1 for momentum.
-      weight_decay: of kernels; biases and the parameters of norms are left alone.
-      augmentation: "crop" pads by four pixels and crops at random, "crop_flip" mirrors half of the pictures besides.
-      seed: of weights, order and augmentation.
+      learning_rate: at its peak, after a warm-up over a twentieth of the steps; it then falls to 0 along a cosine. None is 1e-3 for AdamW and 0.1 for momentum.
+      weight_decay: of kernels; biases and the parameters of norms are not decayed.
+      augmentation: "crop" pads by four pixels and crops at random; "crop_flip" also mirrors half of the images.
+      seed: of weights, sample order and augmentation.
     """
 
     num_epochs: int = 20
@@ -109,7 +109,7 @@ class Recipe(NamedTuple):
     seed: int = 0
 
     def checked(self) -> Recipe:
-        """Itself.
+        """Returns the recipe itself after validating it.
 
         Raises:
           UsageError: for a number out of its range, or an unknown name.
@@ -124,7 +124,7 @@ class Recipe(NamedTuple):
         return self
 
     def transformation(self, num_steps: int) -> optax.GradientTransformation:
-        """The optimiser over all steps."""
+        """The optimiser with its learning rate schedule over all steps."""
         peak = self.learning_rate if self.learning_rate is not None else {"adam": 1e-3, "momentum": 0.1}[self.optimiser]
         rate = optax.warmup_cosine_decay_schedule(0.0, peak, max(1, num_steps // 20), max(2, num_steps))
 
@@ -137,7 +137,7 @@ class Recipe(NamedTuple):
 
 
 def augment(key: Key, inputs: Array, how: Augmentation) -> Array:
-    """A batch (B, H, W, C) cropped, and mirrored, at random."""
+    """Crops, and for "crop_flip" mirrors, the images of a batch (B, H, W, C) at random."""
     if how == "none":
         return inputs
     height, width = inputs.shape[1:3]
@@ -153,12 +153,12 @@ def augment(key: Key, inputs: Array, how: Augmentation) -> Array:
 
 
 def accuracy(model: Model, params: Params, dataset: Dataset) -> float:
-    """Share of samples, in [0, 1], whose largest logit is their label's; batch statistics are the running ones."""
+    """Share of samples, in [0, 1], whose largest logit is that of their label; batch norm uses the running statistics."""
     scored = dataclasses.replace(model, mode="evaluation", statistics="kept") if isinstance(model, ImageClassifier) else model
     guess = jax.jit(lambda params, inputs: scored.logits(params, scored.embed(params, inputs)).argmax(axis=-1))
     right = 0
     for start in range(0, len(dataset), _EVALUATED):
-        # The last batch is filled up, so that one program serves all.
+        # The last batch is padded, so that one compiled program serves all batches.
         chosen = np.minimum(np.arange(start, start + _EVALUATED), len(dataset) - 1)
         fresh = min(_EVALUATED, len(dataset) - start)
         right += int((np.asarray(guess(params, dataset.spec.normalise(dataset.pixels[chosen])))[:fresh] == dataset.labels[chosen][:fresh]).sum())
@@ -174,22 +174,22 @@ def train(
     test: Dataset | None = None,
     on_progress: Callable[[int, int, float], None] = lambda *_: None,
 ) -> dict[str, float]:
-    """Trains an image model and leaves its parameters in `OUT/weights`, an Orbax checkpoint; the same call goes on where it was stopped.
+    """Trains an image model and writes its parameters to `OUT/weights`, an Orbax checkpoint; the same call resumes an interrupted training.
 
     Args:
       dataset: images to train on.
-      model: as an experiment takes it, a name, a mapping or an object; a `checkpoint` is where it starts. Whatever its mode, it learns with the batch's
-        statistics and is measured with the running ones.
-      out: folder for `weights/`, `training.json`, and `checkpoints/` meanwhile.
+      model: as for an experiment, a name, a mapping or an object; training starts from its `checkpoint`, if any. In every mode it is trained with the batch's
+        statistics and evaluated with the running ones.
+      out: folder for `weights/`, `training.json`, and during training `checkpoints/`.
       recipe: how to train.
-      test: images to measure on; without them a tenth of the data set is held out, drawn at random.
-      on_progress: called with (steps done, steps in all, loss).
+      test: images to evaluate on; without them a random tenth of the data set is held out.
+      on_progress: called with (steps done, total steps, loss).
 
     Returns:
-      `accuracy` on the test images and `train_accuracy`, in [0, 1], the number of `test_samples`, and the `loss` of the last step.
+      The `accuracy` on the test images and the `train_accuracy`, in [0, 1], the number of `test_samples`, and the `loss` of the last step.
 
     Raises:
-      UsageError: if the model reads no images, there are too few samples, or the folder holds a training of another recipe.
+      UsageError: if the model does not read images, there are too few samples, or the folder holds a training with another recipe.
       SelgradError: if the loss stops being finite.
     """
     chosen = (recipe or Recipe()).checked()
@@ -200,7 +200,7 @@ def train(
     if test is None:
         if len(dataset) < 20:
             raise UsageError(f"training needs at least 20 samples, of which a tenth is held out, and the data set holds {len(dataset)}; raise count")
-        # Drawn, for files are often sorted by class or take the classes in turn.
+        # Drawn at random, since files are often sorted by class or alternate between classes.
         order = np.random.default_rng(0).permutation(len(dataset))
         dataset, test = (_part(dataset, np.sort(part)) for part in (order[len(dataset) // 10 :], order[: len(dataset) // 10]))
     elif (test.spec.shape, test.spec.num_classes) != (dataset.spec.shape, dataset.spec.num_classes):
@@ -230,7 +230,7 @@ def train(
     for number in range(done, num_steps):
         epoch, position = divmod(number, per_epoch)
         if position == 0:
-            # Drawn by the epoch's number, so that a resumed run, which starts with an epoch, sees what an uninterrupted one does.
+            # Seeded by the epoch number, so that a resumed run, which starts with an epoch, draws the same order as an uninterrupted one.
             shuffled = np.random.default_rng([chosen.seed, epoch]).permutation(len(dataset))
         order = shuffled[position * chosen.batch_size :][: chosen.batch_size]
         params, state, loss = step(params, state, to_devices(dataset.pixels[order]), to_devices(dataset.labels[order]), number)
@@ -250,7 +250,7 @@ def _part(dataset: Dataset, rows: Any) -> Dataset:
 
 
 def _digest(dataset: Dataset) -> int:
-    """Tells data sets of one size apart, and one normalisation from another."""
+    """A checksum that distinguishes data sets of equal size, and different normalisations."""
     digest = zlib.crc32(repr(dataset.spec).encode())
     for part in (dataset.pixels, dataset.labels):
         digest = zlib.crc32(np.ascontiguousarray(part).tobytes(), digest)
@@ -258,7 +258,7 @@ def _digest(dataset: Dataset) -> int:
 
 
 def _split(model: Model, params: Params) -> tuple[Params, Params]:
-    """What the optimiser moves, and the rest, such as running statistics."""
+    """Splits the parameters into those that the optimiser updates, and the rest, such as running statistics."""
     keeping = dataclasses.replace(model, statistics="kept") if isinstance(model, ImageClassifier) else model
     return keeping.split(params)
 
@@ -285,7 +285,7 @@ def _stepper(model: Model, spec: InputSpec, transformation: optax.GradientTransf
 
 
 def _sharded(batch_size: int) -> Callable[[Any], Array]:
-    """Puts a batch on all devices, a part on each, where it can be divided among them."""
+    """A function that shards a batch over the largest number of local devices that divides its size."""
     local = jax.local_devices()
     count = next(n for n in range(len(local), 0, -1) if batch_size % n == 0)
     placed = jax.sharding.NamedSharding(jax.sharding.Mesh(np.asarray(local[:count]), ("samples",)), jax.sharding.PartitionSpec("samples"))

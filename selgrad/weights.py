@@ -1,7 +1,7 @@
-"""Stored weights of any common format, by the names of their leaves: Orbax, safetensors, msgpack, Hugging Face folders.
+"""Stored weights in any common format, matched by the names of their leaves: Orbax, safetensors, msgpack, Hugging Face folders.
 
-Names need not be ours: wrappers' prefixes are taken off, PyTorch's endings and layouts turned, and a leaf whose shape fits only one stored tensor takes that.
-What is left is said by name, with the argument that settles it.
+Names need not be ours: wrapper prefixes are removed, PyTorch's endings and layouts converted, and a leaf whose shape fits only one stored tensor takes that
+one. An error lists what remains by name, with the argument that resolves it.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _COLLECTIONS = ("batch_stats",)
 
 
 def read(path: str | Path) -> Tensors:
-    """Every array of a checkpoint by name, parts of a name joined by `/` or `.`.
+    """Reads every array of a checkpoint by name, with the parts of a name joined by `/` or `.`.
 
     Args:
       path: a `.safetensors` or `.msgpack` file, a folder with `model.safetensors`, or an Orbax checkpoint.
 
     Raises:
-      SelgradError: if there is nothing there, or nothing that can be read.
+      SelgradError: if there is no checkpoint, or it cannot be read.
     """
     source = Path(path).expanduser()
     if source.is_file():
@@ -61,7 +61,7 @@ def _msgpack(file: Path) -> Tensors:
 
     try:
         return flat(serialization.msgpack_restore(file.read_bytes()))
-    except Exception as error:  # the unpacker raises errors of many kinds for a damaged file
+    except Exception as error:  # the unpacker raises errors of many types for a damaged file
         raise DataError(f"{str(file)!r} is damaged or no msgpack file ({type(error).__name__}); write it with flax.serialization") from None
 
 
@@ -80,7 +80,7 @@ def flat(tree: Any, prefix: str = "") -> Tensors:
 
 
 def _unwrapped(tensors: Tensors) -> Tensors:
-    """Without what stands around the weights: of a training state the optimiser, of Flax variables the name `params`, of NNX the name `value`."""
+    """The weights without wrappers: the optimiser of a training state, the name `params` of Flax variables, and the name `value` of NNX."""
     unwrapped = dict(tensors)
     for wrapper in ("state/", "model/", "state_dict/", "target/"):
         if any(name.startswith(f"{wrapper}params/") for name in unwrapped):
@@ -93,7 +93,7 @@ def _unwrapped(tensors: Tensors) -> Tensors:
 
 
 def _key(name: str) -> tuple[str, str]:
-    """A name's layer, its separators alike, and its ending."""
+    """The layer of a name, with unified separators, and its ending."""
     *layer, ending = re.split(r"[./]", re.sub(r"^batch_stats[./]", "", name))
     return re.sub(r"[._/]+", "_", "_".join(layer)), ending
 
@@ -103,7 +103,7 @@ def _endings(ending: str) -> tuple[str, ...]:
 
 
 def _fit(name: str, value: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any] | None:
-    """A stored tensor in the wanted shape, turned where its name says that PyTorch wrote it; None where it does not fit."""
+    """A stored tensor in the wanted shape, transposed if its name says that PyTorch wrote it; None if it does not fit."""
     from_torch = name.rsplit(".", 1)[-1] == "weight" or name.rsplit("/", 1)[-1] == "weight"
     if from_torch and value.ndim > 1:
         moved = turned(value, shape)
@@ -115,7 +115,7 @@ def _fit(name: str, value: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDAr
 
 
 def _chosen(names: Sequence[str], path: str) -> str | None:
-    """The stored name that a mapping gives a leaf: entries `ours=theirs`, of leaves or of layers."""
+    """The stored name that `checkpoint_names` assigns to a leaf, with entries `ours=theirs` of leaves or of layers."""
     for entry in names:
         ours, equals, theirs = entry.partition("=")
         if not equals:
@@ -126,16 +126,16 @@ def _chosen(names: Sequence[str], path: str) -> str | None:
 
 
 def match(tensors: Tensors, like: Params, source: str, names: Sequence[str] = ()) -> Params:
-    """Stored tensors in the places of a model's leaves.
+    """Matches stored tensors to a model's leaves and returns them as its parameters.
 
     Args:
       tensors: by name.
       like: the model's parameters, or their shapes.
-      source: what to call the checkpoint in errors.
-      names: entries `ours=theirs` of leaves or layers whose names differ too much to be found.
+      source: name of the checkpoint in errors.
+      names: entries `ours=theirs` of leaves or layers whose names differ too much to be matched.
 
     Raises:
-      SelgradError: if a leaf finds no tensor, or several and no name decides.
+      SelgradError: if no tensor fits a leaf, or several do and no name decides.
     """
     stored = {renamed(name): value for name, value in fused(cleaned(_unwrapped(tensors))).items() if not _COUNTERS.search(name)}
     wanted = dict(zip(trees.paths(like), jax.tree.leaves(like), strict=True))
@@ -174,7 +174,7 @@ def match(tensors: Tensors, like: Params, source: str, names: Sequence[str] = ()
 
 
 def _by_shape(stored: Tensors, wanted: Mapping[str, Any], matched: dict[str, tuple[str, npt.NDArray[Any]]]) -> None:
-    """Gives leaves without a name of their own the one unused tensor of their ending and shape, where there is one and no other leaf wants it."""
+    """Assigns to each unmatched leaf the unused tensor with its ending and shape, if there is exactly one and no other leaf could take it."""
     used = {name for name, _ in matched.values()}
     free = {name: value for name, value in stored.items() if name not in used}
     options: dict[str, list[tuple[str, npt.NDArray[Any]]]] = {}
@@ -195,19 +195,19 @@ def _by_shape(stored: Tensors, wanted: Mapping[str, Any], matched: dict[str, tup
 
 
 def load(path: str | Path, like: Params, names: Sequence[str] = ()) -> Params:
-    """A model's parameters from a checkpoint.
+    """Loads a model's parameters from a checkpoint.
 
     Args:
-      path: as `read` takes it.
+      path: as for `read`.
       like: the model's parameters, or their shapes.
-      names: as `match` takes them.
+      names: as for `match`.
 
     Raises:
-      SelgradError: as `read` and `match`, or if a value is not finite.
+      SelgradError: as for `read` and `match`, or if a value is not finite.
     """
     tensors = read(path)
     if checkpoints.is_numbered(tensors):
-        # Leaves in the order of a tree, as earlier sweeps wrote them.
+        # Numbered leaves in tree order, as earlier sweeps wrote them.
         paths = trees.paths(like)
         if len(tensors) != len(paths):
             raise SelgradError(f"checkpoint {str(path)!r} holds {len(tensors)} leaves by number and {len(paths)} are needed; it is of another model")
@@ -218,10 +218,10 @@ def load(path: str | Path, like: Params, names: Sequence[str] = ()) -> Params:
 
 
 def initial(model: Model, spec: Spec, key: Key) -> Params:
-    """What a model starts from: the checkpoint that its spec names, or fresh parameters.
+    """A model's initial parameters: from the checkpoint that its spec names, or fresh ones.
 
     Raises:
-      SelgradError: as `load`.
+      SelgradError: as for `load`.
     """
     params = model.init(key)
     stored = spec.get("checkpoint")

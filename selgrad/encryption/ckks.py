@@ -48,7 +48,7 @@ class CKKS:
       context: handles single ciphertexts and keys with OpenFHE.
 
     Raises:
-      EncryptionError: if OpenFHE does not load here, or gives other parameters than were asked for.
+      EncryptionError: if OpenFHE does not load here, or gives other parameters than those requested.
     """
 
     def __init__(self, profile: str | Profile = "exact", *, num_threads: int | None = None) -> None:

@@ -53,7 +53,7 @@ class Context:
       layout: of this context's ciphertexts; None where it was not understood, or the modulus has several primes.
 
     Raises:
-      EncryptionError: if OpenFHE does not load here, or gives other parameters than were asked for.
+      EncryptionError: if OpenFHE does not load here, or gives other parameters than those requested.
     """
 
     def __init__(self, profile: Profile) -> None:

@@ -48,7 +48,7 @@ class KeysConfig(Section):
 
 
 class FaultConfig(Section):
-    """What a client is to do wrong, to see what the run makes of it."""
+    """A deliberate fault of a client, to test how the run handles it."""
 
     client: int = pydantic.Field(0, description="Which.")
     round: int = pydantic.Field(1, description="When.")
@@ -80,7 +80,7 @@ class Content(Section):
 
 @dataclasses.dataclass(frozen=True)
 class FederationConfig:
-    """A whole run.
+    """The validated configuration of a run.
 
     Attributes:
       name: of the run, also used in W&B.

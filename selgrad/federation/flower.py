@@ -19,7 +19,7 @@ RECORD = "selgrad"
 
 
 def require_flower() -> None:
-    """Refuses if Flower is missing, and changes no settings, since whoever imports the mod or the strategy runs an app of their own.
+    """Refuses if Flower is missing, and changes no settings, since whoever imports the mod or the strategy runs their own app.
 
     Raises:
       UsageError: if it is not installed.

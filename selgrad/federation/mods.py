@@ -52,7 +52,7 @@ def _flat(record: Any) -> npt.NDArray[np.float64]:
 
 
 def _is_float(record: Any) -> Bits:
-    """Which entries belong to float arrays; counters have no bound, and their mean is not a weight."""
+    """A mask of the entries that belong to float arrays; counters have no bound, and their mean is not a weight."""
     arrays = [array.numpy() for array in record.values()]
     return np.concatenate([np.full(array.size, np.issubdtype(array.dtype, np.floating)) for array in arrays])
 
@@ -394,7 +394,7 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
         new = _as_record(self._current, _flat(self._current) - update / share)
         try:
             metrics = self.train_metrics_aggr_fn(counted, self.weighted_by_key)
-        except Exception as error:  # clients may say what they like beside their updates
+        except Exception as error:  # clients may send any metrics along with their updates
             logging.getLogger("flwr").warning("metrics of round %d are left out: %s: %s", server_round, type(error).__name__, error)
             return new, None
         return new, metrics if isinstance(metrics, MetricRecord) else None

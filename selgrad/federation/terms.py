@@ -1,6 +1,6 @@
 """What the participants of a user's own Flower app agree to before it runs, and what each of them then holds.
 
-selgrad's own runs have a whole configuration for this (`selgrad.federation.config`); here training, model and data belong to the app.
+selgrad's own runs have a full configuration for this (`selgrad.federation.config`); here training, model and data belong to the app.
 """
 
 from __future__ import annotations
