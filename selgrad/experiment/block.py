@@ -31,7 +31,7 @@ from selgrad.modality import Outcome
 
 
 class Observer:
-    """What the attacker of a lane holds.
+    """Computes what the attacker of a lane holds.
 
     Args:
       setting: data, model, update.
@@ -43,12 +43,12 @@ class Observer:
         self._setting, self._threat, self._evidence = setting, threat, evidence
 
     def see(self, auxiliary: Any, tables: Tables, lane: Lanes) -> Seen:
-        """What is seen of one lane.
+        """Returns what the attacker sees of one lane.
 
         Args:
           auxiliary: what the attacker brings.
-          tables: of the lane's row, without the axis of seeds.
-          lane: without leading axes.
+          tables: those of the lane's row, without the axis of seeds.
+          lane: the lane's own arrays, without leading axes.
         """
         of_lane = lambda table: jax.tree.map(lambda leaf: leaf[lane.update], table)
         labels = self._setting.model.targets(lane.batch) if self._threat.known_labels else None
@@ -57,14 +57,14 @@ class Observer:
         return Seen.of(disclose(self._observation((tables.weights, auxiliary), seen, self._setting.model), lane.batch))
 
     def observation(self, params: tuple[Weights, Any], seen: Seen) -> Observation:
-        """The observation of what is seen, which computes nothing."""
+        """Returns what is seen as an `Observation`; nothing is computed."""
         return self._observation(params, seen, attacked(self._setting.model))
 
     def _observation(self, params: tuple[Weights, Any], seen: Seen, model: Model) -> Observation:
         weights, auxiliary = params
         return Observation(
             model=model,
-            sent=tuple(Round(w, one.visible, one.mask) for w, one in zip(weights, seen.sent, strict=True)),
+            sent=tuple(Round(w, shown.visible, shown.mask) for w, shown in zip(weights, seen.sent, strict=True)),
             update=self._setting.update,
             labels=seen.labels,
             valid=seen.valid,
@@ -78,17 +78,17 @@ class Observer:
 
 
 def _shown(update: Grads, hidden: Array) -> Shown:
-    """What is seen of an update of which packed entries are hidden."""
+    """Returns what is seen of an update whose hidden entries are given as packed bits."""
     mask = trees.unravel(jnp.unpackbits(hidden, count=trees.size(update)).astype(bool), update)
     return Shown(trees.hide(update, mask), mask)
 
 
 class Held(NamedTuple):
-    """What a block works on, on the devices.
+    """The arrays that a block works on, on the devices.
 
     Attributes:
       params: each round's weights with the leading axis (seeds,), and what the attacker brings.
-      key, seen, batch: of every lane, leading axes (seeds, lanes); `batch` is the truth, which only measures read.
+      key, seen, batch: those of every lane, leading axes (seeds, lanes); `batch` is the truth, which only measures read.
     """
 
     params: tuple[Weights, Any]
@@ -102,11 +102,11 @@ class Block:
 
     Args:
       setting: data, model, update.
-      attack: what runs.
+      attack: the attack that runs.
       auxiliary: what the attacker brings, a pytree of arrays.
-      observer: what it holds of each lane.
-      num_seeds, num_lanes: sizes of the two axes; lanes are padded to the groups of devices.
-      model_devices: of a group, which share the weights, the gradients and the masks of its lanes.
+      observer: computes what the attacker holds of each lane.
+      num_seeds, num_lanes: sizes of the two axes; lanes are padded to a multiple of the number of device groups.
+      model_devices: devices in a group, which share the weights, the gradients and the masks of its lanes.
     """
 
     def __init__(self, setting: Setting, attack: Attack, auxiliary: Any, observer: Observer, *, num_seeds: int, num_lanes: int, model_devices: int = 1) -> None:
@@ -126,14 +126,14 @@ class Block:
 
         def finish(params: tuple[Weights, Any], seen: Seen, state: Any, batch: Batch) -> Outcome:
             observation = observer.observation(params, seen)
-            found = attack.finish(observation, state)
-            outcome = modality.measure(batch, found, guess)
-            return outcome._replace(measures={**outcome.measures, **judged(setting, attack, observation, batch, found)})
+            reconstruction = attack.finish(observation, state)
+            outcome = modality.measure(batch, reconstruction, guess)
+            return outcome._replace(measures={**outcome.measures, **judged(setting, attack, observation, batch, reconstruction)})
 
         everywhere, self._lanes_spec = PartitionSpec(), PartitionSpec(None, "lanes")
 
         def block(phase: Any, own: int, shared: int = 0, donated: tuple[int, ...] = ()) -> Any:
-            """A phase over seeds and lanes: after the weights come `own` arguments of each lane and `shared` ones."""
+            """Maps a phase over seeds and lanes: after the weights come `own` arguments of each lane and `shared` ones."""
             in_axes: tuple[int | None, ...] = (*[0] * own, *[None] * shared)
             inner = jax.vmap(phase, (None, *in_axes))
             of_row = lambda params, *rest: inner((params, rest[-1]), *rest[:-1])
@@ -144,15 +144,15 @@ class Block:
 
         def see_lane(auxiliary: Any, tables: Tables, lane: Lanes) -> Seen:
             seen = observer.see(auxiliary, tables, lane)
-            # Nothing is completed before `prepare`.
-            nothing = tuple(jax.tree.map(jnp.zeros_like, one.mask) for one in seen.sent)
+            # No entry is filled in before `prepare`.
+            nothing = tuple(jax.tree.map(jnp.zeros_like, shown.mask) for shown in seen.sent)
             return seen._replace(completed=nothing) if attack.completes else seen
 
         of_row = jax.vmap(see_lane, (None, None, 0))
         see = devices.shard(trees.mapped(of_row, (None, 0, 0), num_seeds), self.mesh, (everywhere, everywhere, self._lanes_spec), self._lanes_spec)
         self._see: Any = see
         self._start = block(start, 2)
-        # A state is given up for the next: large ones, such as the pairs of L-BFGS, are never held twice.
+        # Each state is donated to the next: large ones, such as the pairs of L-BFGS, are never held twice.
         self._advance = block(advance, 2, 1, donated=(2,))
         self._finish = block(finish, 3)
         self._room: jax.ShapeDtypeStruct | None = None
@@ -160,10 +160,10 @@ class Block:
         self.memory_bytes = self.shared_bytes = 0
 
     def compile(self, tables: Tables, lanes: Lanes) -> None:
-        """Compiles all phases ahead of time and reads how much memory the largest takes.
+        """Compiles all phases ahead of time and reads how much memory the largest one takes.
 
         Args:
-          tables, lanes: arrays, or their shapes: nothing is run.
+          tables, lanes: arrays or their shapes, since nothing is run.
         """
         started = time.perf_counter()
         tables, auxiliary = _shapes((tables, self._auxiliary), self._tables_at(tables))
@@ -196,22 +196,22 @@ class Block:
         return NamedSharding(self.mesh, self._lanes_spec)
 
     def _tables_at(self, tables: Tables) -> tuple[Tables, Any]:
-        """Where tables and what the attacker brings lie: on every group of devices, cut within it."""
+        """Returns the shardings of the tables and of what the attacker brings: replicated over the groups of devices, split within each."""
         cut = lambda tree, *leading: jax.tree.map(lambda leaf: devices.over_model(self.mesh, leaf.shape, *leading), tree)
         updates, noise = cut((tables.updates, tables.noise), None, None)
         return Tables(cut(tables.weights, None), updates, noise), cut(self._auxiliary)
 
     def _seen_at(self, seen: Seen) -> Seen:
-        """Where what is seen lies: each lane with its group, what is of a gradient's size cut within it."""
+        """Returns the shardings of what is seen: each lane lies with its group, and arrays of a gradient's size are split within it."""
         cut = lambda tree: jax.tree.map(lambda leaf: devices.over_model(self.mesh, leaf.shape, None, "lanes"), tree)
         return jax.tree.map(lambda _: self._sharding, seen)._replace(sent=cut(seen.sent), noise=cut(seen.noise))
 
     def observe(self, tables: Tables, lanes: Lanes, cache: Cache | None = no_cache, on_event: OnEvent = lambda _: None) -> tuple[Held, Reports]:
-        """What the attackers of a block hold, made once, with what an attack learns or fills in on the host; and what it says of that, by lane.
+        """Returns what the attackers of a block hold, with what an attack learns or fills in on the host, and the attack's report on that by lane.
 
         Args:
-          tables, lanes: as `assemble` gives them.
-          cache: keeps what is learned; None learns nothing, which is enough to time a step.
+          tables, lanes: as `assemble` returns them.
+          cache: keeps what is learned; with None nothing is learned, which is enough to time a step.
           on_event: called with a line before each mask.
         """
         tables, auxiliary = jax.device_put((tables, self._auxiliary), self._tables_at(tables))
@@ -234,58 +234,58 @@ class Block:
             if j == 0:
                 of_row = jax.tree.map(lambda leaf, i=i: leaf[i], weights)
                 of_weights = digest(of_row)
-            one: Seen = jax.tree.map(lambda leaf, i=i, j=j: leaf[i, j], whole)
-            # Lanes that pad a block, and masks that two metrics share, are prepared once.
-            known = of_weights + digest(one.sent)
-            if known in done:
-                at = done[known]
-                reports[i, j] = reports[divmod(at, self.num_lanes)]
-                rows.append(rows[at])
+            of_lane: Seen = jax.tree.map(lambda leaf, i=i, j=j: leaf[i, j], whole)
+            # Lanes that pad a block and masks that two metrics share are prepared once.
+            fingerprint = of_weights + digest(of_lane.sent)
+            if fingerprint in done:
+                index = done[fingerprint]
+                reports[i, j] = reports[divmod(index, self.num_lanes)]
+                rows.append(rows[index])
                 continue
-            done[known] = len(rows)
+            done[fingerprint] = len(rows)
             on_event(f"preparing mask {len(rows) + 1} of {self.num_seeds * self.num_lanes}")
-            prepared, reports[i, j] = self.attack.prepare(self._observer.observation((of_row, self._auxiliary), jax.tree.map(jnp.asarray, one)), cache)
+            prepared, reports[i, j] = self.attack.prepare(self._observer.observation((of_row, self._auxiliary), jax.tree.map(jnp.asarray, of_lane)), cache)
             rows.append(Seen.of(prepared))
         stack = lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]).reshape(self.num_seeds, self.num_lanes, *leaves[0].shape)
-        found: Seen = jax.tree.map(stack, *rows)
-        return jax.device_put(found, self._seen_at(found)), reports
+        stacked: Seen = jax.tree.map(stack, *rows)
+        return jax.device_put(stacked, self._seen_at(stacked)), reports
 
     def start(self, held: Held) -> Any:
-        """The state of every lane before its first step."""
+        """Returns the state of every lane before its first step."""
         return self._start(held.params, held.seen, held.key)
 
     def advance(self, held: Held, state: Any, num_steps: int) -> Any:
-        """The state after so many more steps; lanes that are done stay as they are. The state that is given is used up."""
+        """Returns the state after `num_steps` more steps; finished lanes stay as they are. The state that is passed in is donated."""
         return self._advance(held.params, held.seen, state, np.int32(num_steps))
 
     def finish(self, held: Held, state: Any) -> tuple[Outcome, Reports]:
-        """Measures and reconstructions."""
+        """Returns measures and reconstructions."""
         return self._finish(held.params, held.seen, state, held.batch), {}
 
     def arrays(self, state: Any) -> tuple[Any, Sequence[str]]:
-        """The state is arrays alone."""
+        """Returns the state, which consists of arrays alone."""
         return state, ()
 
     def restore(self, state: Any, arrays: Any, notes: Sequence[str]) -> Any:
-        """Kept arrays where the fresh ones lie."""
+        """Places stored arrays on the devices where the fresh ones lie."""
         return jax.tree.map(lambda kept, fresh: jax.device_put(kept, fresh.sharding), arrays, state)
 
 
 def _shapes(tree: Any, shardings: Any) -> Any:
-    """Arrays, or their shapes, as shapes that lie somewhere; one sharding is that of all leaves."""
+    """Returns the shapes of arrays (or of shapes) with shardings; a single sharding applies to all leaves."""
     if isinstance(shardings, NamedSharding):
         shardings = jax.tree.map(lambda _, every=shardings: every, tree)
     return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree, shardings)
 
 
 def _bytes(analysis: Any) -> int:
-    """What a compiled phase needs on one device."""
+    """Returns the bytes that a compiled phase needs on one device."""
     return int(analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
 
 
 def digest(tree: Any) -> bytes:
-    """A hash of the values of a pytree."""
-    found = hashlib.sha256()
+    """Returns a hash of the values of a pytree."""
+    hasher = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
-        found.update(np.ascontiguousarray(leaf).tobytes())
-    return found.digest()
+        hasher.update(np.ascontiguousarray(leaf).tobytes())
+    return hasher.digest()

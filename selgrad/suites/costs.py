@@ -1,4 +1,4 @@
-"""What a recommendation costs, and what its alternatives do: measured with real CKKS on the selections of real updates.
+"""What a recommendation and its alternatives cost, measured with real CKKS on the selections of real updates.
 
 The round trip of every measurement is proven exact (`selgrad.experiment.encryption_cost`).
 """
@@ -22,18 +22,18 @@ from selgrad.suites.search import Arm, Search
 from selgrad.sweep.run import OnEvent
 
 ADAPTER_RANK = 8
-"""Of the adapters that are priced beside a transformer whose clients send all weights."""
+"""Rank of the adapters that are priced as an alternative to a transformer whose clients send all weights."""
 
 
 class Alternative(NamedTuple):
-    """Something else than encrypting a part.
+    """An alternative to encrypting a part.
 
     Attributes:
-      name: what.
-      num_entries: that are encrypted.
-      bytes: of a client's ciphertexts.
-      seconds: to encrypt them.
-      about: what it changes besides.
+      name: what is done instead.
+      num_entries: number of encrypted entries.
+      bytes: size of a client's ciphertexts.
+      seconds: time to encrypt them.
+      about: what else it changes.
     """
 
     name: str
@@ -43,14 +43,14 @@ class Alternative(NamedTuple):
     about: str
 
 
-def costs_of(search: Search, found: Mapping[str, Answer], options: EncryptionConfig | None, on_event: OnEvent) -> tuple[pd.DataFrame, list[Alternative], str]:
-    """One row an arm, the cheapest that protects first; alternatives, other profiles for that one among them; why there are no costs, if there are none."""
+def costs_of(search: Search, answers: Mapping[str, Answer], options: EncryptionConfig | None, on_event: OnEvent) -> tuple[pd.DataFrame, list[Alternative], str]:
+    """Returns one row per arm, the cheapest that protects first; alternatives, including other profiles for that arm; and why there are no costs, if so."""
     note = "encryption is off" if options is None else encryption.unavailable() or ""
     schemes = None if note or options is None else SchemeCache(options)
     setting, seed = search.settings[0], search.config.seeds[0]
     rows = []
     for arm in search.arms:
-        answer = found[arm.label]
+        answer = answers[arm.label]
         protects = answer.verdict in ("protected", "encrypt everything")
         row = {"metric": arm.label, **dataclasses.asdict(answer), "protects": protects, "bytes": math.nan, "seconds": math.nan}
         if schemes is not None and not math.isnan(answer.ratio):
@@ -72,15 +72,15 @@ def costs_of(search: Search, found: Mapping[str, Answer], options: EncryptionCon
 
 
 def _index_bytes(setting: Setting, lane: Lane) -> int:
-    """Of the list that says which entries are encrypted; none is needed where all are."""
+    """Returns the size of the list that says which entries are encrypted; where all are, none is needed."""
     if lane.ratio == 1:
         return 0
     return len(encryption.encode_indices(np.unpackbits(setting.chosen(lane).bits, count=setting.num_total).view(bool)))
 
 
 def _profiles(setting: Setting, lane: Lane, options: EncryptionConfig, on_event: OnEvent) -> list[Alternative]:
-    """The same selection under other profiles that hold as many clients; the textbook's parameters are for comparison alone."""
-    found, index = [], _index_bytes(setting, lane)
+    """Prices the same selection under other profiles that hold as many clients, except the textbook's, whose parameters are for comparison alone."""
+    alternatives, index = [], _index_bytes(setting, lane)
     for profile in encryption.PROFILES.values():
         if profile.name in (options.profile, "textbook"):
             continue
@@ -92,14 +92,14 @@ def _profiles(setting: Setting, lane: Lane, options: EncryptionConfig, on_event:
         on_event(f"encrypting {lane.ratio:.1%} with profile {profile.name}")
         paid = encryption_cost(setting, lane, SchemeCache(other))
         size = paid.ciphertext_bytes + index
-        found.append(Alternative(f"profile {profile.name}", setting.num_selected(lane.ratio), size, paid.encrypt_seconds, profile.about.rstrip(".")))
-    return found
+        alternatives.append(Alternative(f"profile {profile.name}", setting.num_selected(lane.ratio), size, paid.encrypt_seconds, profile.about.rstrip(".")))
+    return alternatives
 
 
 def _alternatives(setting: Setting, arm: Arm, seed: int, schemes: SchemeCache) -> list[Alternative]:
-    everything = lambda one: encryption_cost(one, Lane(seed, 0, arm.metric, arm.selector, 1.0), schemes)
+    everything = lambda priced: encryption_cost(priced, Lane(seed, 0, arm.metric, arm.selector, 1.0), schemes)
     paid = everything(setting)
-    found = [
+    alternatives = [
         Alternative(
             "everything encrypted", setting.num_total, paid.ciphertext_bytes, paid.encrypt_seconds, "nothing is left to attack but the sum of the clients"
         )
@@ -109,5 +109,5 @@ def _alternatives(setting: Setting, arm: Arm, seed: int, schemes: SchemeCache) -
         smaller = Setting(dataset, model.changed(lora_rank=ADAPTER_RANK), update, [0])
         paid = everything(smaller)
         about = f"clients train adapters of rank {ADAPTER_RANK} and send nothing else; another training, whose accuracy is to be measured"
-        found.append(Alternative("adapters, all encrypted", smaller.num_total, paid.ciphertext_bytes, paid.encrypt_seconds, about))
-    return found
+        alternatives.append(Alternative("adapters, all encrypted", smaller.num_total, paid.ciphertext_bytes, paid.encrypt_seconds, about))
+    return alternatives

@@ -1,7 +1,7 @@
-"""Which attacks a verdict rests on: a small, frozen, parameter-free set for each kind of data, whose worst member speaks for it.
+"""The attacks that a verdict rests on: a small, frozen, parameter-free set for each kind of data, whose strongest member decides.
 
-After RobustBench's standard set of attacks on classifiers (Croce and Hein 2020, croce2020reliable): diverse members with nothing to tune, the verdict on a
-sample is that of the attack that gets most. Any change of a member, or of a default of its attack, changes the hash and needs another version.
+It follows RobustBench's standard set of attacks on classifiers (Croce and Hein 2020, croce2020reliable): the members are diverse and have nothing to tune, and
+the verdict on a sample is that of the attack that gets most. Any change to a member, or to a default of its attack, changes the hash and needs a new version.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from selgrad.registry import Spec, make_spec
 
 Budget = Literal["quick", "standard", "full"]
 BUDGETS: tuple[Budget, ...] = ("quick", "standard", "full")
-"""How much each attack may spend: a first look, what verdicts are given by, and twice that from four starts beside it, with Gauss-Newton where it fits."""
+"""How much each attack may spend: a first look; what verdicts rest on; and four starts of both that and twice its steps, with Gauss-Newton where it fits."""
 
 _JACOBIAN = 1 << 29
-"""Bytes of the Jacobian of an update beyond which Gauss-Newton is left out, the same on every machine: 512 MB."""
+"""Size in bytes of an update's Jacobian beyond which Gauss-Newton is left out, the same on every machine: 512 MB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Member:
     """One attack of a suite.
 
     Attributes:
-      attack: its name.
-      arguments: by budget, each a tuple of what is run; nothing where the budget leaves it out.
+      attack: name of the attack.
+      arguments: for each budget a tuple of the arguments with which it is run; missing where the budget leaves the attack out.
       missing: a setting -> why the attack cannot be run on it, "" where it can.
-      why: what it adds.
+      why: what it adds to the suite.
     """
 
     attack: str
@@ -46,7 +46,7 @@ class Member:
     why: str
 
     def specs(self, budget: Budget) -> tuple[Spec, ...]:
-        """The attacks of a budget."""
+        """Returns the attacks of a budget."""
         return tuple(make_spec("attack", self.attack, dict(arguments)) for arguments in self.arguments.get(budget, ()))
 
 
@@ -55,9 +55,9 @@ class Suite:
     """A frozen set of attacks.
 
     Attributes:
-      name: of the kind of data.
-      version: raised whenever anything of it changes.
-      members: the cheapest first.
+      name: name of the kind of data.
+      version: raised whenever anything in the suite changes.
+      members: the attacks, cheapest first.
     """
 
     name: str
@@ -65,16 +65,16 @@ class Suite:
     members: tuple[Member, ...]
 
     def hash(self, budget: Budget) -> str:
-        """Eight hexadecimal digits of all arguments of all members, defaults included."""
+        """Returns eight hexadecimal digits of a hash of all arguments of all members, defaults included."""
         content = [self.name, self.version, [[spec.name, *spec.arguments] for member in self.members for spec in member.specs(budget)]]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
     def label(self, budget: Budget) -> str:
-        """Name, version, budget and hash, as records hold them."""
+        """Returns name, version, budget and hash, as records hold them."""
         return f"{self.name}-v{self.version}-{budget}-{self.hash(budget)}"
 
     def attacks(self, setting: Setting, budget: Budget) -> tuple[list[Spec], dict[str, str]]:
-        """The attacks that can be run on a setting, the cheapest first, and why the others cannot.
+        """Returns the attacks that can be run on a setting, cheapest first, and why the others cannot.
 
         Raises:
           UsageError: if none can.
@@ -129,7 +129,7 @@ def _fixed(**arguments: Any) -> dict[Budget, tuple[Mapping[str, Any], ...]]:
 
 
 def _spent(quick: int, standard: int, **arguments: Any) -> dict[Budget, tuple[Mapping[str, Any], ...]]:
-    """The same attack with more and more steps; `full` has the standard one from four starts beside twice its steps, so that both are compared."""
+    """Gives the same attack more steps with each budget; `full` runs four starts with the standard steps and with twice as many, so that both are compared."""
     run = lambda steps, **more: {**arguments, "num_steps": steps, **more}
     return {
         "quick": (run(quick),) if quick else (),
@@ -173,11 +173,11 @@ SUITES: dict[str, Suite] = {
         ),
     ),
 }
-"""Name -> suite, by the kind of data."""
+"""Kind of data -> suite."""
 
 
 def suite_for(name: str) -> Suite:
-    """A suite by its name, which is that of a modality: images or text.
+    """Returns the suite of a name, which is that of a modality: images or text.
 
     Raises:
       UsageError: if there is none of that name.

@@ -1,7 +1,7 @@
 """The advice for one model: the cheapest metric and ratio at which no attack of a suite gets more than a level allows, with a confidence, and its costs.
 
-Adaptive search for each metric (`selgrad.suites.search`), costs measured with real CKKS on the selections that it ends with, and a check on other inputs and
-other weights.
+It rests on an adaptive search for each metric (`selgrad.suites.search`), on costs measured with real CKKS on the selections that the search ends with, and on
+a check with other inputs and other weights.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from selgrad.sweep.run import OnEvent
 from selgrad.sweep.runner import run_sweep
 
 METRICS: tuple[Any, ...] = ("random", "magnitude", {"name": "sensitivity", "target": "inputs"}, "product")
-"""What is compared where nobody names metrics."""
+"""The metrics that are compared where the configuration names none."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """What a recommendation was worth on inputs and weights that had no part in it.
+    """How a recommendation fared on inputs and weights that had no part in it.
 
     Attributes:
-      ratio: that was tried.
+      ratio: the ratio that was tried.
       read, num_cells: cells that an attack reads, of those on which one works at all.
       unresolved: cells on which attacks ended too early.
-      bound: on the success rate, these counted as read, with the confidence of the question.
-      verdict: "held" where the bound lies at or below the rate that is tolerated, "did not hold" where more of them are read than that, else "undecided".
+      bound: on the success rate, with unresolved cells counted as read, at the confidence of the question.
+      verdict: "held" where the bound lies at or below the tolerated rate, "did not hold" where a larger share of the cells is read, else "undecided".
     """
 
     ratio: float
@@ -58,22 +58,22 @@ class Checked:
 
 @dataclasses.dataclass(frozen=True)
 class Recommendation:
-    """What `recommend` found.
+    """The result of `recommend`.
 
     Attributes:
       title: data set, model and update.
-      suite: its label.
-      question: that was asked, with what guessing reaches.
-      table: one row a metric and selector: `metric`, `verdict`, `ratio`, `low`, `num_cells`, `unresolved`, `bound`, `bytes` and `seconds` (a client's
-        ciphertexts and index list, and to encrypt them; NaN where OpenFHE does not load), cheapest first.
-      alternatives: what else one can do, and what it costs; none where OpenFHE does not load.
+      suite: label of the suite.
+      question: the question that was asked, with the rate that guessing reaches.
+      table: one row per metric and selector: `metric`, `verdict`, `ratio`, `low`, `num_cells`, `unresolved`, `bound`, `bytes` (a client's ciphertexts and
+        index list) and `seconds` (to encrypt them), both NaN where OpenFHE does not load; cheapest first.
+      alternatives: what else can be done, and what it costs; empty where OpenFHE does not load.
       chosen: label of the cheapest that protects; None where none does.
-      attacks: as `selgrad.report.verdicts.contributions` has them; each is tried on what the ones before it did not read.
+      attacks: as `selgrad.report.verdicts.contributions` returns them; each is tried on what the ones before it did not read.
       left_out: attacks of the suite that cannot be run here, and why.
       flags: warnings.
-      num_cells, num_grid: attacks that were run, and that the whole grid with as many inputs would have been.
-      checked: on fresh inputs; None where nobody asked, or nothing protects.
-      note: what there is to say of costs.
+      num_cells, num_grid: number of attacks that were run, and that the whole grid with as many inputs would have taken.
+      checked: the check on fresh inputs; None where it was not requested, or nothing protects.
+      note: a remark on the costs.
     """
 
     title: str
@@ -91,21 +91,21 @@ class Recommendation:
     note: str = ""
 
     def document(self) -> dict[str, Any]:
-        """All of it as JSON can hold it."""
+        """Returns all fields as values that JSON can hold."""
         whole = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         plain = {name: json.loads(value.to_json(orient="records")) for name, value in whole.items() if isinstance(value, pd.DataFrame)}
         nested = {name: dataclasses.asdict(value) for name, value in whole.items() if dataclasses.is_dataclass(value) and not isinstance(value, type)}
-        return {**whole, **plain, **nested, "flags": [flag._asdict() for flag in self.flags], "alternatives": [one._asdict() for one in self.alternatives]}
+        return {**whole, **plain, **nested, "flags": [flag._asdict() for flag in self.flags], "alternatives": [other._asdict() for other in self.alternatives]}
 
 
 def configured(given: Mapping[str, Any], suite: str | None, budget: Budget, ratios: Sequence[float]) -> tuple[SweepConfig, Suite, dict[str, str]]:
-    """The configuration of a sweep by the attacks of a suite.
+    """Returns the configuration of a sweep by the attacks of a suite.
 
     Args:
       given: keys of a sweep without `attack`, `ratio` and `suite`; `metric` may be missing.
-      suite: its name; None is that of the data.
-      budget: of the suite.
-      ratios: that may be asked for, beside 0.
+      suite: name of the suite; None selects that of the data.
+      budget: budget of the suite.
+      ratios: the ratios that may be asked for, besides 0.
 
     Returns:
       Configuration, suite, and which of its attacks cannot be run, with the reason.
@@ -117,12 +117,12 @@ def configured(given: Mapping[str, Any], suite: str | None, budget: Budget, rati
     for key in ("attack", "ratio", "suite"):
         if key in given:
             raise UsageError(f"{key}: a suite brings its attacks and is asked for ratios; leave the key out of the configuration, or use `selgrad sweep`")
-    # Which attacks can be run is known when the model is there; until then one stands for them.
+    # Which attacks can be run is known only once the model is built; until then one stands for them.
     first = parse({**chosen, "attack": "idlg", "ratio": [0.0]})
     for kind in ("dataset", "model", "update", "protection"):
-        found = getattr(first, kind)
-        if len(found) > 1:
-            raise UsageError(f"{kind}: {', '.join(spec.label for spec in found)} are {len(found)}; a suite speaks of one setting, name one")
+        specs = getattr(first, kind)
+        if len(specs) > 1:
+            raise UsageError(f"{kind}: {', '.join(spec.label for spec in specs)} are {len(specs)}; a suite speaks of one setting, name one")
     setting = Setting(
         first.dataset[0], first.model[0], first.update[0], public=first.public, rounds=first.rounds, protection=first.protection[0], features=first.features
     )
@@ -143,10 +143,10 @@ def run_suite(
     Args:
       given: keys of a sweep (docs/configuration.md) without `attack` and `ratio`.
       ratios: shares of entries to encrypt.
-      out: folder, as of any sweep.
-      suite: images or text; None is that of the data.
+      out: folder, as for any sweep.
+      suite: images or text; None selects that of the data.
       budget: quick, standard or full.
-      wandb, quiet: as of any sweep.
+      wandb, quiet: as for any sweep.
 
     Returns:
       The records; `selgrad.report.verdicts.by_level` and `selgrad.report.flags.flags` read them.
@@ -165,14 +165,14 @@ def recommend(
     given: Mapping[str, Any], out: str | Path, *, question: Question | None = None, suite: str | None = None, budget: Budget = "standard",
     check: bool = False, on_event: OnEvent = lambda _: None,
 ) -> Recommendation:  # fmt: skip
-    """The cheapest metric and ratio that protect, by the attacks of a suite, measured on one's own model and data.
+    """Finds the cheapest metric and ratio that protect against the attacks of a suite, measured on one's own model and data.
 
     Args:
       given: keys of a sweep (docs/configuration.md) without `attack` and `ratio`: at least `dataset` and `model`; several `metric`s and `selector`s are
         compared. Every sample is an input, with one of the seeds; a claim of "below 5 %" needs about 100 of them besides the first 18.
       out: folder of the records, continued if it holds the same search; the question may differ.
-      question: level, tolerated rate and confidence; by default that at most 5 % of the inputs are recognisable, 95 %.
-      suite: images or text; None is that of the data.
+      question: level, tolerated rate and confidence; by default whether at most 5 % of the inputs are recognisable, with a confidence of 95 %.
+      suite: images or text; None selects that of the data.
       budget: quick, standard or full.
       check: whether the answer is tried on as many inputs after these, with other weights.
       on_event: called with a line whenever something begins.
@@ -187,16 +187,16 @@ def recommend(
     with contextlib.closing(executor):
         search = Search(config, root / "search")
         asked = with_luck(question or Question(), search)
-        runner, found = _searched(search, asked, executor, on_event)
+        runner, by_arm = _searched(search, asked, executor, on_event)
         records = search.records()
-        table, instead, note = costs_of(search, found, config.encryption, on_event)
+        table, instead, note = costs_of(search, by_arm, config.encryption, on_event)
         chosen = str(table["metric"].iloc[0]) if len(table) and table["protects"].iloc[0] else None
         checked = None
         if check and chosen is not None:
             arm = next(arm for arm in search.arms if arm.label == chosen)
-            checked = _check(config, search, arm, found[chosen], asked, root / "check", executor, on_event)
+            checked = _check(config, search, arm, by_arm[chosen], asked, root / "check", executor, on_event)
     judged = reached(records, asked.level)
-    # Cells that an attack has read are not tried by the next, so attacks are compared where all of them are run: with nothing encrypted.
+    # Cells that one attack has read are not tried by the next, so attacks are compared where all of them are run: with nothing encrypted.
     raised = flags(judged[judged["ratio"] == 0])
     raised += [flag for flag in flags(judged) if flag.name in ("searches end too early", "restarts disagree", "a leaf of zeros is used")]
     size = asked.needed(0) + asked.pilot
@@ -218,7 +218,7 @@ def _finite(value: Any) -> Any:
 
 
 def with_luck(question: Question, search: Search) -> Question:
-    """The question with what guessing reaches: a class by luck, for which the tolerated rate makes room, or one of two identifications among the others."""
+    """Adds to the question what guessing reaches: a class by luck, which is added to the tolerated rate, or one of two identifications among the others."""
     setting = search.settings[0]
     if question.chance > 0:
         return question
@@ -241,18 +241,18 @@ def _searched(search: Search, question: Question, executor: Executor, on_event: 
         runner = Runner(search, executor, question.level, on_event=on_event)
 
         def on_round(state: dict[str, Answer | Wanted]) -> None:
-            open_arms = [f"{label} at {question.ratios[one.ratio]:g}" for label, one in state.items() if isinstance(one, Wanted)]
+            open_arms = [f"{label} at {question.ratios[result.ratio]:g}" for label, result in state.items() if isinstance(result, Wanted)]
             on_event(f"{runner.num_known} attacks so far; open: {', '.join(open_arms) or 'nothing'}")
 
-        found = answers(search, runner, question, on_round)
+        by_arm = answers(search, runner, question, on_round)
         search.folder.compact()
-    return runner, found
+    return runner, by_arm
 
 
 def _check(
     config: SweepConfig, search: Search, arm: Arm, answer: Answer, question: Question, out: Path, executor: Executor, on_event: OnEvent
 ) -> Checked | None:
-    """As many inputs as a claim needs, from after those of the search, with weights of other seeds."""
+    """Tries the answer on as many inputs as a claim needs, taken from after those of the search, with weights of other seeds."""
     dataset = search.settings[0].specs[0]
     if answer.ratio == 1.0:
         return Checked(1.0, 0, 0, 0, 0.0, "held")
@@ -260,7 +260,7 @@ def _check(
     fresh = {"offset": int(dataset.get("offset") or 0) + count, "count": count}
     if not set(fresh) <= set(dict(dataset.arguments)):
         return None
-    seeds = [max(config.seeds) + 1 + at for at in range(len(config.seeds))]
+    seeds = [max(config.seeds) + 1 + i for i in range(len(config.seeds))]
     changes = {
         "dataset": (dataset.changed(**fresh),),
         "seeds": tuple(seeds),
@@ -273,7 +273,7 @@ def _check(
     except UsageError as error:
         on_event(f"no check: there are no fresh inputs ({error})")
         return None
-    # Another answer is another check.
+    # Each answer has a check, and a folder, of its own.
     other = Search(config.model_copy(update=changes), out / f"{arm.metric.name}-{answer.ratio:g}-{question.level}")
     with other.lock():
         executor.plan(other, on_event)
@@ -282,8 +282,8 @@ def _check(
         runner.run([other.lane(other.arms[0], answer.ratio, cell) for cell in cells])
         worst = worst_at(other.records(), question.level)
         other.folder.compact()
-    told = worst[(worst["ratio"] == answer.ratio) & (worst["outcome"] != "attack failed")]
-    read, unresolved = int((told["outcome"] == "read").sum()), int((told["outcome"] == "unresolved").sum())
-    bound = upper_bound(read + unresolved, len(told), 1 - question.error)
-    verdict = "held" if bound <= question.rate else "did not hold" if read > question.rate * len(told) else "undecided"
-    return Checked(answer.ratio, read, len(told), unresolved, bound, verdict)
+    informative = worst[(worst["ratio"] == answer.ratio) & (worst["outcome"] != "attack failed")]
+    read, unresolved = int((informative["outcome"] == "read").sum()), int((informative["outcome"] == "unresolved").sum())
+    bound = upper_bound(read + unresolved, len(informative), 1 - question.error)
+    verdict = "held" if bound <= question.rate else "did not hold" if read > question.rate * len(informative) else "undecided"
+    return Checked(answer.ratio, read, len(informative), unresolved, bound, verdict)

@@ -1,6 +1,6 @@
-"""An adaptive sweep: cells are chosen as verdicts need them, run as blocks, and kept as any sweep's records; what is there is never run again.
+"""An adaptive sweep: cells are chosen as verdicts need them, run as blocks, and kept like any sweep's records; what is on record is never run again.
 
-`selgrad.suites.decide` says which cells are wanted, and this runs them: for each of them the attacks of a suite, the cheapest first, until one reads the input.
+`selgrad.suites.decide` says which cells are wanted, and this module runs them: for each, the attacks of a suite, cheapest first, until one reads the input.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ class Arm(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The metric, and the selector where it is another than global_top."""
+        """The metric, and the selector unless it is global_top."""
         return self.metric.label if self.selector.label == "global_top" else f"{self.metric.label} / {self.selector.label}"
 
 
 class Search(Sweep):
     """A sweep of one setting whose cells are chosen one after the other.
 
-    Its configuration has the attacks in the order in which they are tried, and every ratio that may be asked for, with 0.
+    Its configuration lists the attacks in the order in which they are tried, and every ratio that may be asked for, including 0.
     """
 
     scattered = True
 
     def _split(self, index: int, attack: Spec, lanes_per_block: int) -> list[BlockPlan]:
-        """One block that stands for all: whichever cells are wanted, they are run by the same program."""
+        """Returns one block that stands for all: whichever cells are wanted, the same program runs them."""
         config, number = self.config, self.settings[index].num_samples
-        lanes = [Lane(config.seeds[0], at % number, config.metric[0], config.selector[0], config.ratio[-1]) for at in range(lanes_per_block)]
+        lanes = [Lane(config.seeds[0], index % number, config.metric[0], config.selector[0], config.ratio[-1]) for index in range(lanes_per_block)]
         return [BlockPlan(index, attack, config.seeds[:1], (tuple(lanes),), lanes_per_block)]
 
     def equivalence(self) -> pd.DataFrame:
-        """Masks are not compared: few of them are made."""
+        """Returns an empty table: few masks are made, and they are not compared."""
         return pd.DataFrame()
 
     @property
@@ -67,45 +67,49 @@ class Search(Sweep):
 
     @functools.cached_property
     def _order(self) -> npt.NDArray[np.int64]:
-        """The samples by number of the cell, mixed: data sets are often sorted by class."""
+        """The sample of each cell, in random order, since data sets are often sorted by class."""
         return np.random.default_rng(self.num_cells).permutation(self.num_cells)
 
     def lane(self, arm: Arm, ratio: float, cell: int) -> Lane:
-        """The cell of a number: each is of another sample, seeds take turns after three, which one block attacks, and all metrics have the same."""
+        """Returns the lane of a cell: each cell has its own sample, seeds take turns every three cells, which one block attacks, and all metrics share them."""
         seeds = self.config.seeds
         return Lane(seeds[cell // 3 % len(seeds)], int(self._order[cell]), arm.metric, arm.selector, ratio)
 
     def records(self) -> pd.DataFrame:
-        """What is known."""
-        found = RecordFiles(self.out)
-        return found.read() if found.blocks else pd.DataFrame()
+        """Reads the records that are there so far."""
+        record_files = RecordFiles(self.out)
+        return record_files.read() if record_files.blocks else pd.DataFrame()
 
     def blocks_of(self, attack: Spec, lanes: Iterable[Lane]) -> list[BlockPlan]:
-        """Cells in blocks of one seed, and of one metric and selector where the attacker reads them."""
+        """Groups cells into blocks of one seed, and of one metric and selector where the attacker reads them."""
         built, size = self._attacks[attack], self.folder.block_sizes[f"0:{attack.label}"]
         groups: dict[Any, list[Lane]] = {}
         for lane in dict.fromkeys(lanes):
             groups.setdefault((lane.seed, (lane.metric, lane.selector) if built.evidence else None), []).append(lane)
-        return [BlockPlan(0, attack, (group[0].seed,), (tuple(group[at : at + size]),), size) for group in groups.values() for at in range(0, len(group), size)]
+        return [
+            BlockPlan(0, attack, (group[0].seed,), (tuple(group[start : start + size]),), size)
+            for group in groups.values()
+            for start in range(0, len(group), size)
+        ]
 
 
 Key = tuple[str, str, str, float, int, int]
 
 
 def _key(attack: str, lane: Lane) -> Key:
-    # With nothing encrypted all metrics and selectors are one.
+    # With nothing encrypted all metrics and selectors are the same.
     chosen = ("", "") if lane.ratio == 0 else (lane.metric.label, lane.selector.label)
     return attack, *chosen, lane.ratio, lane.sample, lane.seed
 
 
 @dataclasses.dataclass
 class Runner:
-    """Runs what a search wants.
+    """Runs the cells that a search wants.
 
     Attributes:
-      search: planned.
-      executor: that runs blocks.
-      level: at which an input counts as read, after which no other attack is tried on it.
+      search: the search, already planned.
+      executor: runs the blocks.
+      level: the level at which an input counts as read, after which no other attack is tried on it.
       on_block: called with an attack's short name and the records of each block.
       on_event: called with a line.
     """
@@ -130,11 +134,11 @@ class Runner:
 
     @property
     def num_known(self) -> int:
-        """Attacks that were run, now or before."""
+        """The number of attacks that were run, now or before."""
         return len(self._known)
 
     def run(self, lanes: Sequence[Lane]) -> None:
-        """Every attack on cells with nothing encrypted; on the others until one reads them, and then with nothing encrypted on those that none did."""
+        """Runs every attack on cells with nothing encrypted; on the others until one reads them, and then with nothing encrypted on those that none did."""
         plain = [lane for lane in lanes if lane.ratio == 0]
         waiting = [lane for lane in lanes if lane.ratio > 0]
         for attack in self.search.config.attack:
@@ -150,21 +154,21 @@ class Runner:
             return
         blocks = self.search.blocks_of(attack, wanted)
         plan = Plan(len(wanted), tuple(blocks), 0, 0.0, 0.0)
-        found: list[pd.DataFrame] = []
+        block_records: list[pd.DataFrame] = []
 
         def on_block(short: str, records: pd.DataFrame) -> None:
-            found.append(records)
+            block_records.append(records)
             self.on_block(short, records)
 
-        told = {"cells": 0.0}
+        progress = {"cells": 0.0}
 
         def on_progress(cells: float, line: str) -> None:
-            told["cells"] += cells
-            self.on_event(f"{line}: {told['cells']:.0f} of {len(wanted)} cells")
+            progress["cells"] += cells
+            self.on_event(f"{line}: {progress['cells']:.0f} of {len(wanted)} cells")
 
         self.executor.run(self.search, plan, None, on_block, on_progress)
         done = {block.identity for block in blocks} - {block.identity for block in self.search.missing(blocks)}
-        self._learn(pd.concat(found, ignore_index=True) if found else pd.DataFrame())
+        self._learn(pd.concat(block_records, ignore_index=True) if block_records else pd.DataFrame())
         if len(done) == len(blocks) and any(_key(attack.label, lane) not in self._known for lane in wanted):
             self._learn(self.search.records())
         missing = [lane for lane in wanted if _key(attack.label, lane) not in self._known]
@@ -173,46 +177,46 @@ class Runner:
 
 
 def outcomes(search: Search, records: pd.DataFrame, level: str, ratios: Sequence[float]) -> dict[str, dict[int, dict[int, str]]]:
-    """Arm -> place of a ratio -> number of a cell -> outcome, as `decide.step` reads them."""
-    found: dict[str, dict[int, dict[int, str]]] = {arm.label: {} for arm in search.arms}
+    """Returns arm -> index of a ratio -> index of a cell -> outcome, as `decide.step` reads them."""
+    by_arm: dict[str, dict[int, dict[int, str]]] = {arm.label: {} for arm in search.arms}
     if records.empty:
-        return found
+        return by_arm
     worst = worst_at(records, level)
     whole = _complete(records, len(search.config.attack))
     cells = {(lane.sample, lane.seed): cell for cell in range(search.num_cells) for lane in [search.lane(search.arms[0], 0.0, cell)]}
     named = {(arm.metric.label, arm.selector.label): arm.label for arm in search.arms}
-    places = {ratio: place for place, ratio in enumerate(ratios)}
+    places = {ratio: index for index, ratio in enumerate(ratios)}
     for row in worst.itertuples():
-        arm, place = named.get((row.metric_label, row.selector_label)), places.get(row.ratio)
+        arm, index = named.get((row.metric_label, row.selector_label)), places.get(row.ratio)
         cell = cells.get((row.sample, row.seed))
-        # One that is not read says something once every attack has tried it, and tried it with nothing encrypted: a run may have ended in between.
+        # A cell that is not read says something only once every attack has tried it, also with nothing encrypted: a run may have ended in between.
         if row.outcome != "read" and not {(row.metric_label, row.selector_label, row.ratio), ("", "", 0.0)} <= whole.get((row.sample, row.seed), set()):
             continue
-        if arm is not None and place is not None and cell is not None:
-            found[arm].setdefault(place, {})[cell] = row.outcome
-    return found
+        if arm is not None and index is not None and cell is not None:
+            by_arm[arm].setdefault(index, {})[cell] = row.outcome
+    return by_arm
 
 
 def _complete(records: pd.DataFrame, num_attacks: int) -> dict[tuple[int, int], set[tuple[str, str, float]]]:
-    """(sample, seed) -> the masks of it that every attack has been tried on; with nothing encrypted all metrics are one."""
+    """Returns (sample, seed) -> those of its masks on which every attack has been tried; with nothing encrypted all metrics are the same."""
     plain = records["ratio"] == 0
     keys = records[["ratio", "sample", "seed", "attack_label"]].assign(
         metric=records["metric_label"].astype(str).where(~plain, ""), selector=records["selector_label"].astype(str).where(~plain, "")
     )
     tried = keys.groupby(["metric", "selector", "ratio", "sample", "seed"], sort=False, observed=True)["attack_label"].nunique()
-    found: dict[tuple[int, int], set[tuple[str, str, float]]] = {}
+    complete: dict[tuple[int, int], set[tuple[str, str, float]]] = {}
     for metric, selector, ratio, sample, seed in tried[tried == num_attacks].index:
-        found.setdefault((sample, seed), set()).add((metric, selector, ratio))
-    return found
+        complete.setdefault((sample, seed), set()).add((metric, selector, ratio))
+    return complete
 
 
 def answers(search: Search, runner: Runner, question: Question, on_round: Callable[[dict[str, Answer | Wanted]], None] = lambda _: None) -> dict[str, Answer]:
     """Runs cells until every arm has its answer.
 
     Args:
-      search: planned.
-      runner: of its cells.
-      question: that is asked.
+      search: the search, already planned.
+      runner: runs its cells.
+      question: what is asked.
       on_round: called with what each arm wants, or has been answered, before each round of cells.
 
     Returns:
@@ -223,9 +227,9 @@ def answers(search: Search, runner: Runner, question: Question, on_round: Callab
         state = {arm.label: step(question, tried[arm.label], search.num_cells) for arm in search.arms}
         on_round(state)
         wanted = [(arm, state[arm.label]) for arm in search.arms]
-        lanes = [search.lane(arm, question.ratios[one.ratio], cell) for arm, one in wanted if isinstance(one, Wanted) for cell in one.cells]
+        lanes = [search.lane(arm, question.ratios[result.ratio], cell) for arm, result in wanted if isinstance(result, Wanted) for cell in result.cells]
         if not lanes:
-            return {label: one for label, one in state.items() if isinstance(one, Answer)}
+            return {label: result for label, result in state.items() if isinstance(result, Answer)}
         before = runner.num_known
         runner.run(lanes)
         if runner.num_known == before:
