@@ -1,8 +1,7 @@
 """Figures of a report: quality against ratio, cost against protection, and the gallery of reconstructions.
 
-Each function draws one figure from records or kept reconstructions and leaves a PNG and an SVG beside each other; the figures of a report are not drawn again
-where they would show the same. None uses pyplot, whose backend belongs to
-the notebook or program that calls us.
+Each function draws one figure from records or kept reconstructions and writes it as both PNG and SVG; the figures of a report are not drawn again where they
+would show the same. None uses pyplot, whose backend belongs to the notebook or program that calls us.
 """
 
 from __future__ import annotations
@@ -30,21 +29,21 @@ from selgrad.report.verdicts import by_level
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 _MARKERS = "osD^vPX*"
 _EXACT_PSNR = 60.0
-"""dB, as far as an axis goes: at 59 the mean error is that of rounding to grey levels."""
+"""Largest PSNR in dB that is drawn: at 59 dB the mean error is that of rounding to grey levels."""
 _STYLE = 6
-"""Of all figures: another number has the figures of earlier reports drawn again."""
+"""Version of the style of all figures: with a new number the figures of earlier reports are drawn again."""
 
 
 def _digest(*content: Any) -> str:
-    """A hash of what a figure shows: tables, arrays, texts."""
-    found = hashlib.sha256(f"{matplotlib.__version__} {_STYLE}".encode())
+    """Returns a hash of what a figure shows: tables, arrays, texts."""
+    hasher = hashlib.sha256(f"{matplotlib.__version__} {_STYLE}".encode())
     for part in content:
-        found.update(part.to_csv().encode() if isinstance(part, pd.DataFrame) else part.tobytes() if isinstance(part, np.ndarray) else str(part).encode())
-    return found.hexdigest()
+        hasher.update(part.to_csv().encode() if isinstance(part, pd.DataFrame) else part.tobytes() if isinstance(part, np.ndarray) else str(part).encode())
+    return hasher.hexdigest()
 
 
 def _is_drawn(folder: Path, name: str, digest: str) -> bool:
-    """Whether a figure is there and shows what it would show now."""
+    """Returns whether a figure is there and shows what it would show now."""
     try:
         return files.read_text(folder / f".{name}.sha256") == digest and all((folder / f"{name}.{ending}").exists() for ending in ("png", "svg"))
     except (OSError, ValueError):
@@ -59,7 +58,7 @@ def _save(figure: Any, folder: Path, name: str, digest: str = "") -> None:
 
 
 def _write(figure: Any, folder: Path, name: str, endings: Sequence[str]) -> None:
-    # Laid out and measured once: each file would do both again, which takes longer than to draw it.
+    # Laid out and measured once, since doing both again for each file would take longer than drawing it.
     layout = figure.get_layout_engine()
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -71,11 +70,11 @@ def _write(figure: Any, folder: Path, name: str, endings: Sequence[str]) -> None
 
 
 NARROW = "-narrow"
-"""What the name of a figure's other form ends with: its panels below one another, for a phone."""
+"""Ending of the name of a figure's narrow form, which has its panels below one another, for a phone."""
 
 
 def _save_panels(figure: Any, axes: Sequence[Any], folder: Path, name: str, digest: str) -> None:
-    """`_save`, and where there are several panels the narrow form too."""
+    """Does what `_save` does, and writes the narrow form too where there are several panels."""
     folder.mkdir(parents=True, exist_ok=True)
     _write(figure, folder, name, ("png", "svg"))
     (folder / f"{name}{NARROW}.svg").unlink(missing_ok=True)
@@ -99,7 +98,7 @@ def _save_panels(figure: Any, axes: Sequence[Any], folder: Path, name: str, dige
 
 
 def _panels(count: int) -> tuple[Any, list[Any]]:
-    # Panels come in pairs, an attack against hidden entries as zero and ignored; a pair stays in one row.
+    # Panels come in pairs, an attack that takes hidden entries as zero and one that ignores them; a pair stays in one row.
     columns = 2 if count in (2, 4) else 4 if count % 4 == 0 else min(3, count)
     rows = -(-count // columns)
     size = (4.6 * columns, 3.5 * rows)
@@ -112,12 +111,12 @@ def _panels(count: int) -> tuple[Any, list[Any]]:
 
 
 def drawn_measures(records: pd.DataFrame) -> list[Measure]:
-    """What there is to draw: every measure with a curve of which the records have values."""
-    return [one for one in measures.held(records, lambda measure: measure.curve) if records[one.name].notna().any()]
+    """Returns the measures to draw: every one that has a curve and values in the records."""
+    return [measure for measure in measures.held(records, lambda measure: measure.curve) if records[measure.name].notna().any()]
 
 
 def _places(ratios: Sequence[float]) -> tuple[dict[float, float], bool]:
-    """Where each ratio stands on an axis: at its value, or, where some lie too near to one another (1 %, 5 %, 10 %, ...), each at the same distance."""
+    """Returns where each ratio stands on an axis: at its value, or evenly spaced where some lie too close together (1 %, 5 %, 10 %, ...)."""
     gaps = np.diff(sorted(ratios))
     even = len(gaps) > 0 and float(gaps.min()) < 0.04 * float(gaps.sum())
     return ({r: float(i) for i, r in enumerate(sorted(ratios))} if even else {r: 100 * r for r in ratios}), even
@@ -131,19 +130,19 @@ def _ratio_axis(axis: Any, ratios: Sequence[float]) -> None:
 
 
 def _shift(ratios: Sequence[float], which: int, count: int) -> float:
-    """A small one that keeps curves that lie on each other apart."""
+    """Returns a small horizontal shift that keeps coinciding curves apart."""
     places = list(_places(ratios)[0].values())
     return 0.012 * (max(places) - min(places)) * (which - (count - 1) / 2)
 
 
 def _with_values(records: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """The records of data sets that have a measure: a sweep over images and text has panels of each, and a panel shows what its data have."""
+    """Returns the records of data sets that have a measure: a sweep over images and text has panels of each, and a panel shows what its data have."""
     have = records["dataset_label"][records[measure].notna()].unique()
     return records if len(have) == records["dataset_label"].nunique() else records[records["dataset_label"].isin(have)]
 
 
 def _clipped(records: pd.DataFrame) -> pd.DataFrame:
-    """An exact reconstruction has no error, and a mean of PSNRs that holds a few of them says nothing."""
+    """Clips PSNRs: an exact reconstruction has no error, and a mean that includes a few infinite PSNRs says nothing."""
     return records.assign(psnr=records["psnr"].clip(upper=_EXACT_PSNR)) if "psnr" in records else records
 
 
@@ -152,7 +151,7 @@ def _title(measure: str) -> str:
 
 
 def quality_against_ratio(records: pd.DataFrame, folder: Path, measure: str = "psnr") -> str:
-    """One panel per attack, one curve per metric, 95 % bands; returns the file's stem."""
+    """Draws one panel per attack, one curve per metric, with 95 % bands; returns the file's stem."""
     data = curves(_clipped(_with_values(records, measure)), measure)
     stem, digest = f"{measure}_against_ratio", _digest(data, measure)
     if _is_drawn(folder, stem, digest):
@@ -180,7 +179,7 @@ def quality_against_ratio(records: pd.DataFrame, folder: Path, measure: str = "p
 
 
 def cost_against_protection(records: pd.DataFrame, folder: Path) -> str | None:
-    """Bytes that a client uploads encrypted against the reconstruction's PSNR or ROUGE-L; None where no cost was measured."""
+    """Draws what a client sends in all against the reconstruction's PSNR or ROUGE-L; returns None where no cost was measured."""
     shown = headline(records)
     measure = "" if shown is None else shown.name
     costed = with_labels(records)
@@ -207,7 +206,7 @@ def cost_against_protection(records: pd.DataFrame, folder: Path) -> str | None:
         plain = float(of_panel["plain"].iloc[0])
         axis.axvline(plain, color="black", linewidth=0.8, linestyle=":")
         axis.text(plain, 0.98, " plain gradient", transform=axis.get_xaxis_transform(), va="top", fontsize=7)
-        # Shares that fill as many ciphertexts cost nearly the same, so their points lie above one another.
+        # Shares that fill the same number of ciphertexts cost nearly the same, so their points lie above one another.
         means = of_panel.groupby("ratio")["kilobytes"].mean()
         for _, near in means.groupby((means.diff().abs() > 0.04 * means.max()).cumsum()):
             shares = f"{100 * near.index[0]:g}" if len(near) == 1 else f"{100 * near.index[0]:g} to {100 * near.index[-1]:g}"
@@ -224,7 +223,7 @@ def cost_against_protection(records: pd.DataFrame, folder: Path) -> str | None:
 
 
 def levels_against_ratio(records: pd.DataFrame, folder: Path) -> str | None:
-    """The share of inputs that the attacks together read at each level, one panel a setting and level; None where records do not say so."""
+    """Draws the share of inputs that the attacks together read, one panel per setting and level; returns None where records do not say so."""
     if not {"level", "converged", "num_visible"} <= set(records.columns):
         return None
     data = by_level(records)
@@ -264,12 +263,12 @@ _LEVEL_COLOURS = {"exact": "#0072B2", "recognisable": "#D55E00", "attribute": "#
 
 
 def protecting(table: pd.DataFrame, folder: Path, stem: str = "protecting_ratios") -> str | None:
-    """From which share of encrypted entries on nothing is read, by setting, metric and level, with its interval; None where there is nothing to draw.
+    """Draws the share of encrypted entries from which on nothing is read, by setting, metric and level, with its interval; None if there is nothing to draw.
 
     Args:
-      table: as `selgrad.report.verdicts.protecting_by_level` gives it.
-      folder: for the figure.
-      stem: its name.
+      table: as `selgrad.report.verdicts.protecting_by_level` returns it.
+      folder: where the figure is written.
+      stem: name of the figure.
     """
     if table.empty:
         return None
@@ -296,7 +295,7 @@ def protecting(table: pd.DataFrame, folder: Path, stem: str = "protecting_ratios
                     # Shares in between were not measured.
                     axis.plot([100 * row.read_at, 100 * min(row.ratio, 1.0)], [y, y], color=colour, linewidth=0.9, linestyle=":")
                 if math.isinf(row.ratio):
-                    # Beyond the largest share that was tried.
+                    # The share lies beyond the largest one that was tried.
                     axis.plot([100], [y], marker=">", color=colour, markersize=6, clip_on=False)
                 else:
                     marker = {"marker": _MARKERS[k % len(_MARKERS)], "markersize": 6, "markeredgecolor": colour}
@@ -307,7 +306,7 @@ def protecting(table: pd.DataFrame, folder: Path, stem: str = "protecting_ratios
         axis.grid(alpha=0.25, axis="x")
         axis.set_title(f"{setting} (n = {int(part['num_inputs'].max())})", fontsize=9)
         axis.set_xlabel("entries to encrypt (%)")
-    lines = [Line2D([], [], color=_LEVEL_COLOURS.get(one, "grey"), marker=_MARKERS[k % len(_MARKERS)], linewidth=2) for k, one in enumerate(levels)]
+    lines = [Line2D([], [], color=_LEVEL_COLOURS.get(level, "grey"), marker=_MARKERS[k % len(_MARKERS)], linewidth=2) for k, level in enumerate(levels)]
     notes = [Line2D([], [], color="grey", marker=">", linestyle="none"), Line2D([], [], color="white", marker="o", markeredgecolor="grey", linestyle="none")]
     figure.legend(
         [*lines, *notes], [*levels, "more than was tried", "unresolved"], loc="outside lower center", ncols=min(5, len(levels) + 2), frameon=False, fontsize=8
@@ -317,7 +316,7 @@ def protecting(table: pd.DataFrame, folder: Path, stem: str = "protecting_ratios
 
 
 def success_profiles(records: pd.DataFrame, folder: Path) -> str | None:
-    """The share of inputs of which the best attack gets at least so much, one panel a metric and one curve a ratio; None where there is nothing to draw."""
+    """Draws the share of inputs on which the best attack passes each threshold, one panel per metric, one curve per ratio; None if there is nothing to draw."""
     shown = headline(records)
     data = pd.DataFrame() if shown is None else profiles(records, shown.name)
     if shown is None or data.empty or data["num_inputs"].max() < 2:
@@ -331,11 +330,11 @@ def success_profiles(records: pd.DataFrame, folder: Path) -> str | None:
     figure, axes = _panels(len(groups))
     for axis, ((setting, curve), part) in zip(axes, groups, strict=True):
         for colour, ratio in zip(colours, ratios, strict=True):
-            one = part[part["ratio"] == ratio].sort_values("threshold", ascending=not shown.lower_is_better)
-            if len(one):
+            profile = part[part["ratio"] == ratio].sort_values("threshold", ascending=not shown.lower_is_better)
+            if len(profile):
                 # All inputs pass a threshold below the worst of them, and none one above the best.
-                x = np.concatenate([one["threshold"], one["threshold"].iloc[-1:]])
-                y = np.concatenate([one["share"], [0.0]])
+                x = np.concatenate([profile["threshold"], profile["threshold"].iloc[-1:]])
+                y = np.concatenate([profile["share"], [0.0]])
                 axis.step(
                     np.concatenate([[data["threshold"].max() if shown.lower_is_better else data["threshold"].min()], x]), [1.0, *y], where="pre", color=colour
                 )
@@ -352,7 +351,7 @@ def success_profiles(records: pd.DataFrame, folder: Path) -> str | None:
 
 
 def _mosaic(truth: Any, rows: list[list[Any]], names: list[str], titles: list[str], below: list[list[str]]) -> Figure:
-    """The truth above rows of pictures of its shape, a word below each, in one pair of axes: axes of its own for each take ten times as long to draw."""
+    """Draws the truth above rows of pictures of its shape, a word below each, all in one pair of axes: separate axes take ten times as long to draw."""
     height, width = truth.shape[:2]
     gap, above = -(-height // (6 if any(map(any, below)) else 16)), -(-height // 4)
     left = lambda j: j * (width + gap)
@@ -382,7 +381,7 @@ def _mosaic(truth: Any, rows: list[list[Any]], names: list[str], titles: list[st
 
 
 def _levels_by_title(records: pd.DataFrame | None) -> dict[tuple[Any, ...], str]:
-    """What the attack got of each kept input, by the titles of a gallery: of the first seed, as galleries are."""
+    """Returns the level that the attack reached on each kept input, by the titles of a gallery; for the first seed, as in galleries."""
     if records is None or "level" not in records:
         return {}
     first = records.drop_duplicates([*SETTING, "attack_label", "metric_label", "selector_label", "ratio", "sample"])
@@ -393,12 +392,12 @@ def _levels_by_title(records: pd.DataFrame | None) -> dict[tuple[Any, ...], str]
 
 
 def galleries(out: Path, folder: Path, records: pd.DataFrame | None = None) -> list[str]:
-    """Per attack and kept sample: the truth above, below it reconstructions by metric (rows) and ratio (columns), each with what it gives away.
+    """Draws a gallery per attack and kept sample: the truth, and below it reconstructions by metric (rows) and ratio (columns), each with its level.
 
     Args:
       out: the sweep's folder.
-      folder: for the figures.
-      records: of the sweep; without them pictures have no words.
+      folder: where the figures are written.
+      records: records of the sweep; without them pictures have no words.
     """
     levels = _levels_by_title(records)
     kept = Images(out)
@@ -424,8 +423,8 @@ def galleries(out: Path, folder: Path, records: pd.DataFrame | None = None) -> l
         digest = _digest(cells, truth, sorted(words.items()), *(rows[i]["pixels"] for i in cells.index))
         if _is_drawn(folder, stem, digest):
             continue
-        found = {(row.row, row.ratio): tile(rows[row.Index]["pixels"]) for row in cells.itertuples()}
-        pictures = [[found.get((name, ratio)) for ratio in ratios] for name in names]
+        tiles = {(row.row, row.ratio): tile(rows[row.Index]["pixels"]) for row in cells.itertuples()}
+        pictures = [[tiles.get((name, ratio)) for ratio in ratios] for name in names]
         below = [[words.get((name, ratio), "") for ratio in ratios] for name in names]
         figure = _mosaic(truth, pictures, names, [f"{100 * ratio:g} %" for ratio in ratios], below)
         figure.axes[0].set_title(f"{cells['title'].iloc[0]}: {attack}, sample {sample}", fontsize=9, pad=16)
@@ -434,12 +433,12 @@ def galleries(out: Path, folder: Path, records: pd.DataFrame | None = None) -> l
 
 
 def finite(value: float) -> bool:
-    """Whether a table cell has a number to show."""
+    """Returns whether a table cell has a number to show."""
     return not math.isnan(value)
 
 
 def mask_leaks(table: pd.DataFrame, folder: Path) -> str:
-    """Three panels of bars, what masks tell of labels, of inputs and of their support, by metric, selector and ratio; returns the file's stem."""
+    """Draws three panels of bars, what masks reveal about labels, inputs and their support, by metric, selector and ratio; returns the file's stem."""
     names = table["metric"].astype(str)
     if table["selector"].nunique() > 1:
         names = names + ", " + table["selector"]
@@ -447,21 +446,21 @@ def mask_leaks(table: pd.DataFrame, folder: Path) -> str:
     groups, ratios = list(dict.fromkeys(table["name"])), sorted(table["ratio"].unique())
     panels = [("label_accuracy", "labels named right"), ("input_explained", "variance of inputs explained"), ("support_auc", "support of inputs (AUC)")]
     panels = [(column, title) for column, title in panels if table[column].notna().any()]
-    # Names beside the bars need room of their own.
+    # The names to the left of the bars need room of their own.
     size = (2.8 * len(panels) + 0.075 * max(map(len, groups)), 1.1 + 0.13 * len(groups) * max(len(ratios), 2))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True)
-    place, height = np.arange(len(groups)), 0.8 / len(ratios)
+    positions, height = np.arange(len(groups)), 0.8 / len(ratios)
     for axis, (column, title) in zip(np.atleast_1d(axes), panels, strict=True):
         for k, ratio in enumerate(ratios):
             rows = table[table["ratio"] == ratio].set_index("name")[column].reindex(groups)
-            axis.barh(place + (k - (len(ratios) - 1) / 2) * height, rows, height, color=_COLOURS[k % len(_COLOURS)], label=f"{100 * ratio:g} % encrypted")
+            axis.barh(positions + (k - (len(ratios) - 1) / 2) * height, rows, height, color=_COLOURS[k % len(_COLOURS)], label=f"{100 * ratio:g} % encrypted")
         guess = float(table["label_chance"].iloc[0]) if column == "label_accuracy" else 0.5 if column == "support_auc" else 0.0
         axis.axvline(guess, color="black", linewidth=0.8, linestyle=":")
         axis.set_xlim(0, 1)
         axis.set_title(title, fontsize=10)
     first = np.atleast_1d(axes)[0]
-    first.set_yticks(place, groups)
+    first.set_yticks(positions, groups)
     first.invert_yaxis()
     handles, labels = first.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(ratios)), frameon=False, fontsize=9)
@@ -470,11 +469,11 @@ def mask_leaks(table: pd.DataFrame, folder: Path) -> str:
 
 
 def federation(records: pd.DataFrame, folder: Path) -> str:
-    """Accuracy by round, and where a round's seconds and bytes go; the file's stem.
+    """Draws accuracy by round, and where a round's seconds and bytes go; returns the file's stem.
 
     Args:
-      records: of a federated run, one row a round.
-      folder: for the figure.
+      records: records of a federated run, one row per round.
+      folder: where the figure is written.
     """
     figure = Figure(figsize=(11, 3), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
@@ -500,11 +499,11 @@ _RUNGS = ("zero", "average", "ignore", "bounded", "complete", "learned")
 
 
 def ladder(table: pd.DataFrame, folder: Path) -> str:
-    """The smallest protecting ratio by metric, attack and rung, one grid per setting, each metric's worst rung of an attack in bold; the file's stem.
+    """Draws the smallest protecting ratio by metric, attack and rung, one grid per setting, worst rungs in bold; returns the file's stem.
 
     Args:
-      table: as `protecting_ratios` gives it.
-      folder: for the figure.
+      table: as `protecting_ratios` returns it.
+      folder: where the figure is written.
     """
     settings = list(dict.fromkeys(table["setting"]))
     attacks = {s: list(dict.fromkeys(table.loc[table["setting"] == s, "attack"])) for s in settings}
@@ -525,7 +524,7 @@ def ladder(table: pd.DataFrame, folder: Path) -> str:
                     axis.text(j, i, "-", ha="center", va="center", color="grey")
                     continue
                 row = part.loc[(metric, attack, hidden)]
-                # An attack that fails with nothing encrypted says nothing of the metric.
+                # An attack that fails with nothing encrypted says nothing about the metric.
                 never = row["ratio"] == 0
                 if never:
                     axis.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor="#eaeef2", edgecolor="#8c959f", hatch="///", linewidth=0))

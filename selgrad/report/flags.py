@@ -1,7 +1,7 @@
-"""Warnings that records raise of themselves: what makes a verdict on a defence worth less than it looks.
+"""Warnings that follow from the records themselves: symptoms that make a verdict on a defence worth less than it looks.
 
-After Carlini et al. 2019 (carlini2019evaluating), who list what a broken attack looks like; here each symptom is looked for in every table of records. From
-record files alone; nothing here imports JAX.
+Carlini et al. 2019 (carlini2019evaluating) list what a broken attack looks like; here every table of records is searched for each of these symptoms. All of
+it comes from record files; nothing here imports JAX.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from selgrad.report.statistics import paired
 from selgrad.report.tables import SETTING, with_labels
 
 RUNGS = ("zero", "average", "ignore", "bounded", "complete", "learned")
-"""What attacks make of encrypted entries, each knowing what the one before it knows, or more; the last three know different things."""
+"""How attacks treat encrypted entries; each rung knows at least what the one before it knows, except that the last three know different things."""
 TOO_OFTEN = 0.1
-"""Share of cells from which on a symptom is told."""
+"""Share of cells above which a symptom is reported."""
 SIGNIFICANT = 0.05
 SHARP = 0.01
-"""Posterior mean squared error of a pixel, 20 dB, below which what is visible determines a picture well enough for anybody to recognise it."""
+"""Posterior mean squared error per pixel (20 dB) below which what is visible determines a picture well enough for anyone to recognise it."""
 
 
 class Flag(NamedTuple):
@@ -43,7 +43,7 @@ _Check: TypeAlias = Callable[[pd.DataFrame], Iterator[Flag]]
 
 
 def flags(records: pd.DataFrame) -> list[Flag]:
-    """Every warning that some records raise, in the order of `CHECKS`; none where nothing looks wrong. Columns that older records lack are not asked."""
+    """Returns every warning that the records raise, in the order of `CHECKS`; checks whose columns older records lack are skipped."""
     if records.empty:
         return []
     table = with_labels(records)
@@ -51,7 +51,7 @@ def flags(records: pd.DataFrame) -> list[Flag]:
 
 
 def _plain(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The cells with nothing encrypted, by panel."""
+    """Yields the cells with nothing encrypted, by panel."""
     yield from table[table["ratio"] == 0].groupby("panel", sort=True)
 
 
@@ -60,7 +60,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def fails_plainly(table: pd.DataFrame) -> Iterator[Flag]:
-    """An attack that does not succeed with nothing encrypted."""
+    """Flags an attack that fails with nothing encrypted."""
     for panel, cells in _plain(table):
         failed = int((~cells["success"].astype(bool)).sum())
         if failed > TOO_OFTEN * len(cells):
@@ -68,7 +68,7 @@ def fails_plainly(table: pd.DataFrame) -> Iterator[Flag]:
 
 
 def weaker_rung_wins(table: pd.DataFrame) -> Iterator[Flag]:
-    """A rung that knows less reads significantly more than one that knows all of that too."""
+    """Flags a rung that reads significantly more than one that knows everything it knows, and more."""
     if "attack_arguments" not in table:
         return
     for (setting, same), cells in table.assign(setting=_setting(table), same=_without(table, "hidden")).groupby(["setting", "same"]):
@@ -81,21 +81,21 @@ def weaker_rung_wins(table: pd.DataFrame) -> Iterator[Flag]:
 
 
 def doubling_helps(table: pd.DataFrame) -> Iterator[Flag]:
-    """The same attack with twice the steps or more reads significantly more."""
+    """Flags an attack that reads significantly more with at least twice the steps."""
     if "attack_arguments" not in table:
         return
     steps = table["attack_arguments"].map(lambda text: json.loads(text).get("num_steps") or 0)
     for (setting, same), cells in table.assign(steps=steps, setting=_setting(table), same=_without(table, "num_steps")).groupby(["setting", "same"]):
-        found = sorted(cells["steps"].unique())
-        for few, many in itertools.pairwise(found):
+        step_counts = sorted(cells["steps"].unique())
+        for few, many in itertools.pairwise(step_counts):
             if few and many >= 2 * few:
                 yield from _compare(cells, "steps", many, few, "more steps read more", setting, same)
 
 
 def _compare(cells: pd.DataFrame, by: str, winner: object, loser: object, name: str, setting: str, same: str) -> Iterator[Flag]:
-    """Whether one reads significantly more than the other on the cells that they share, over all metrics and ratios."""
+    """Flags that the winner reads significantly more than the loser on the cells that they share, over all metrics and ratios."""
     both = cells[cells[by].isin([winner, loser])]
-    # With nothing encrypted all metrics are one, and count once.
+    # With nothing encrypted all metrics are the same and count once.
     both = both[(both["ratio"] > 0) | ~both.duplicated([name for name in (by, "ratio", "sample", "seed", "selector_label") if name in both])]
     keys = [key for key in ("metric_label", "selector_label", "ratio", "sample") if key in both]
     numbered = both.assign(sample=both.groupby(keys, sort=False).ngroup())
@@ -111,33 +111,33 @@ def _compare(cells: pd.DataFrame, by: str, winner: object, loser: object, name: 
 
 
 def _setting(table: pd.DataFrame) -> pd.Series:
-    """What an attack was run on, "" where all are run on the same."""
+    """Returns what each attack was run on, "" where all were run on the same setting."""
     varying = [name for name in SETTING if name in table and table[name].nunique() > 1]
     return table[varying].agg(" / ".join, axis=1) if varying else pd.Series("", index=table.index)
 
 
 def _without(table: pd.DataFrame, key: str) -> pd.Series:
-    """All arguments of an attack but one."""
-    made = {text: json.dumps({k: v for k, v in json.loads(text).items() if k != key}, sort_keys=True) for text in table["attack_arguments"].unique()}
-    return table["attack"] + " " + table["attack_arguments"].map(made)
+    """Returns each attack with all of its arguments but one."""
+    remaining = {text: json.dumps({k: v for k, v in json.loads(text).items() if k != key}, sort_keys=True) for text in table["attack_arguments"].unique()}
+    return table["attack"] + " " + table["attack_arguments"].map(remaining)
 
 
 def restarts_disagree(table: pd.DataFrame) -> Iterator[Flag]:
-    """Some starts find all that they look for and others do not, so that more starts would find more."""
+    """Flags attacks of which some starts converge and others do not, so that more starts would find more."""
     if "restarts_converged" not in table:
         return
     for panel, cells in table.groupby("panel", sort=True):
-        told = cells[cells["restarts_converged"].notna()]
-        differ = int(told["restarts_converged"].between(0, 1, inclusive="neither").sum())
-        if differ > TOO_OFTEN * len(told):
-            yield Flag("restarts disagree", panel, f"in {_share(differ, len(told))} cells some starts match the visible entries and others do not")
+        reported = cells[cells["restarts_converged"].notna()]
+        differ = int(reported["restarts_converged"].between(0, 1, inclusive="neither").sum())
+        if differ > TOO_OFTEN * len(reported):
+            yield Flag("restarts disagree", panel, f"in {_share(differ, len(reported))} cells some starts match the visible entries and others do not")
 
 
 def not_converged(table: pd.DataFrame) -> Iterator[Flag]:
-    """Searches that end before they match what is visible as well as the truth does, without having succeeded."""
+    """Flags unsuccessful searches that end before they match what is visible as well as the truth does."""
     if "converged" not in table:
         return
-    # What is in closed form is over at once.
+    # An attack in closed form has no search that could end early.
     searched = table[table["objective_at_truth"].notna()] if "objective_at_truth" in table else table
     for panel, cells in searched.groupby("panel", sort=True):
         lost = cells[~cells["success"].astype(bool)]
@@ -147,11 +147,11 @@ def not_converged(table: pd.DataFrame) -> Iterator[Flag]:
 
 
 def zero_leaf_used(table: pd.DataFrame) -> Iterator[Flag]:
-    """An attack that reads something off leaves whose gradient is zero, which hold nothing."""
+    """Flags an attack that uses leaves whose gradient is zero, which hold no information."""
     if "attack_report" not in table:
         return
-    told = table[table["attack_report"].fillna("") != ""]
-    for panel, cells in told.groupby("panel", sort=True):
+    reported = table[table["attack_report"].fillna("") != ""]
+    for panel, cells in reported.groupby("panel", sort=True):
         leaves = {text: _zero(text) for text in cells["attack_report"].unique()}
         used = int(cells["attack_report"].map(lambda text, leaves=leaves: bool(leaves[text])).sum())
         if used:
@@ -160,27 +160,29 @@ def zero_leaf_used(table: pd.DataFrame) -> Iterator[Flag]:
 
 
 def _zero(report: str) -> list[str]:
-    """The leaves of zeros that a report names; reports of somebody's own attack may be anything."""
+    """Returns the leaves of zeros that a report names; the report of a user's own attack may be any text."""
     try:
-        said = json.loads(report)
+        content = json.loads(report)
     except ValueError:
         return []
-    return [str(leaf) for leaf in said.get("zero", [])] if isinstance(said, dict) else []
+    return [str(leaf) for leaf in content.get("zero", [])] if isinstance(content, dict) else []
 
 
 def labels_wrong(table: pd.DataFrame) -> Iterator[Flag]:
-    """Labels that an attack gets wrong with nothing encrypted, where every published rule reads them."""
+    """Flags labels that an attack gets wrong with nothing encrypted, where every published rule recovers them."""
     if "label_correct" not in table:
         return
     for panel, cells in _plain(table):
-        told = cells[cells["label_correct"].notna() & ~cells["known_labels"].astype(bool)] if "known_labels" in cells else cells[cells["label_correct"].notna()]
-        wrong = int((told["label_correct"] < 1).sum())
-        if wrong > TOO_OFTEN * len(told):
-            yield Flag("labels are wrong", panel, f"in {_share(wrong, len(told))} cells at ratio 0")
+        inferred = (
+            cells[cells["label_correct"].notna() & ~cells["known_labels"].astype(bool)] if "known_labels" in cells else cells[cells["label_correct"].notna()]
+        )
+        wrong = int((inferred["label_correct"] < 1).sum())
+        if wrong > TOO_OFTEN * len(inferred):
+            yield Flag("labels are wrong", panel, f"in {_share(wrong, len(inferred))} cells at ratio 0")
 
 
 def no_better_than_the_mean(table: pd.DataFrame) -> Iterator[Flag]:
-    """What is returned with nothing encrypted, or by a decoder at any ratio, is farther from the truth than the mean of public data, or than grey."""
+    """Flags results, with nothing encrypted or by a decoder at any ratio, that are farther from the truth than the mean of public data, or than grey."""
     if "better_than_prior" not in table:
         return
     for panel, cells in table.groupby("panel", sort=True):
@@ -191,7 +193,7 @@ def no_better_than_the_mean(table: pd.DataFrame) -> Iterator[Flag]:
 
 
 def certificate_says_otherwise(table: pd.DataFrame) -> Iterator[Flag]:
-    """Pictures that no attack reads and that what is visible determines: a better attacker will, so they are not protected."""
+    """Flags pictures that no attack reads but that what is visible determines: a better attacker will read them, so they are not protected."""
     if not {"certificate_posterior_mse", "mse"} <= set(table.columns):
         return
     mask = [name for name in (*SETTING, "metric_label", "selector_label", "ratio", "sample", "seed") if name in table]
@@ -208,4 +210,4 @@ CHECKS: tuple[_Check, ...] = (
     fails_plainly, weaker_rung_wins, doubling_helps, restarts_disagree, not_converged, zero_leaf_used, labels_wrong, no_better_than_the_mean,
     certificate_says_otherwise,
 )  # fmt: skip
-"""Every symptom that is looked for."""
+"""The checks, one for each symptom."""

@@ -1,6 +1,6 @@
-"""Reconstructions that a sweep kept beside its records, read back: pixels, and sentences with what differs marked.
+"""Reads back the reconstructions that a sweep kept next to its records: pixels, and sentences with the differences marked.
 
-A damaged file is left out and named, since the records hold all that is measured.
+A damaged file is left out with a warning that names it, since the records hold all that is measured.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _TITLES = ("setting", "title", "sample", "ratio", "metric", "selector", "attack"
 
 
 class Images:
-    """The images of a sweep's folder; each file is read once, however often somebody asks while the sweep runs.
+    """The images of a sweep's folder; each file is read once, however often `update` is called while the sweep runs.
 
     Args:
       out: the folder.
 
     Attributes:
-      rows: one an image: its titles (setting, title, sample, ratio, metric, selector, attack), and `pixels`, (B, H, W, C) uint8.
+      rows: one per reconstruction: its titles (setting, title, sample, ratio, metric, selector, attack), and `pixels`, (B, H, W, C) uint8.
     """
 
     def __init__(self, out: Path) -> None:
@@ -51,18 +51,18 @@ class Images:
                     self.rows += [{name: values[i] for name, values in stored.items()} for i in range(len(stored.get("ratio", ())))]
 
     def truth(self, row: Mapping[str, Any]) -> Any:
-        """What the client of a row had, (B, H, W, C) uint8; None where it is lost."""
+        """Returns the true images of a row's client, (B, H, W, C) uint8; None where they are lost."""
         of_setting = self._truths.get(int(row["setting"]))
         return None if of_setting is None else of_setting[int(row["sample"])]
 
     def of(self, **titles: Any) -> list[dict[str, Any]]:
-        """The rows of these titles; none where two settings have the same."""
-        found = [row for row in self.rows if all(row[name] == value for name, value in titles.items())]
-        return found if len({int(row["setting"]) for row in found}) == 1 else []
+        """Returns the rows with these titles; none where two settings share them."""
+        matches = [row for row in self.rows if all(row[name] == value for name, value in titles.items())]
+        return matches if len({int(row["setting"]) for row in matches}) == 1 else []
 
 
 def _read(file: Path, names: Sequence[str]) -> dict[str, Any]:
-    """Arrays of one file; none where it is damaged, which is said."""
+    """Reads arrays of one file; returns none, with a warning, where it is damaged."""
     try:
         with np.load(file) as stored:
             return {name: stored[name] for name in names}
@@ -72,12 +72,12 @@ def _read(file: Path, names: Sequence[str]) -> dict[str, Any]:
 
 
 def tile(batch: Any) -> npt.NDArray[Any]:
-    """A batch (B, H, W, C) as one picture, its images side by side."""
+    """Returns a batch (B, H, W, C) as one picture, its images side by side."""
     return np.concatenate(list(batch), axis=1).squeeze()
 
 
 def kept_sentences(out: Path) -> list[dict[str, Any]]:
-    """Kept sentences, one entry per attack, sample, metric and ratio, with the titles that `Images` has, `truth` and `found`."""
+    """Reads kept sentences, one entry per attack, sample, metric and ratio, with the titles that `Images` has, `truth` and `found`."""
     rows: list[dict[str, Any]] = []
     for file in sorted((out / "reconstructions").glob("*.json")):
         try:
@@ -88,27 +88,27 @@ def kept_sentences(out: Path) -> list[dict[str, Any]]:
 
 
 def sentences(out: Path) -> list[dict[str, Any]]:
-    """`kept_sentences` in the order of a report, with what differs from the truth marked word by word (`pairs`)."""
+    """Returns `kept_sentences` in the order of a report, with what differs from the truth marked word by word (`pairs`)."""
     rows = kept_sentences(out)
     rows.sort(key=lambda r: (r["setting"], r["attack"], r["sample"], r["metric"], r["selector"], r["ratio"]))
     for row in rows:
-        row["pairs"] = [mark(truth, found) for truth, found in zip(row["truth"], row["found"], strict=True)]
+        row["pairs"] = [mark(truth, sentence) for truth, sentence in zip(row["truth"], row["found"], strict=True)]
     return rows
 
 
-def mark(truth: str, found: str) -> list[tuple[str, bool]]:
-    """The found sentence as (words, whether they are the truth's), by the longest matching runs.
+def mark(truth: str, sentence: str) -> list[tuple[str, bool]]:
+    """Splits a recovered sentence into (words, whether they are the truth's), by the longest matching runs.
 
     >>> mark("the cat sat down", "the dog sat down")
     [('the', True), ('dog', False), ('sat down', True)]
     """
-    a, b = truth.split(), found.split()
+    a, b = truth.split(), sentence.split()
     pieces: list[tuple[str, bool]] = []
-    at = 0
+    position = 0
     for match in difflib.SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks():
-        if match.b > at:
-            pieces.append((" ".join(b[at : match.b]), False))
+        if match.b > position:
+            pieces.append((" ".join(b[position : match.b]), False))
         if match.size:
             pieces.append((" ".join(b[match.b : match.b + match.size]), True))
-        at = match.b + match.size
+        position = match.b + match.size
     return pieces

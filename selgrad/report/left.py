@@ -1,6 +1,6 @@
-"""What each mask leaves to an attacker, beside its ratio: a ratio of one metric or model is not that of another.
+"""What each mask leaves to an attacker, shown next to its ratio: the same ratio of two metrics or models leaves different things.
 
-From record files alone; nothing here imports JAX.
+All of it comes from record files; nothing here imports JAX.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import pandas as pd
 from selgrad.report.verdicts import setting_names
 
 FEW = 8
-"""Layers that are all named; of more the least and the most hidden are."""
+"""The largest number of layers that are all named; of more, only the least and the most hidden are."""
 
 
 def what_is_left(records: pd.DataFrame) -> pd.DataFrame:
-    """One row for each setting, metric, selector and ratio; none for records that do not say.
+    """Summarises what masks leave, one row for each setting, metric, selector and ratio; no rows for records without these columns.
 
     Returns:
       Columns `setting`, `metric`, `selector`, `ratio`, `visible_per_unknown` (median over the masks), `posterior_mse` (mean of the certificates; NaN without
-      them), and `hidden`: layer -> mean share of its entries that nobody sees.
+      them), and `hidden`: layer -> mean share of its entries that are hidden.
     """
     columns = ["setting", "metric", "selector", "ratio", "visible_per_unknown", "posterior_mse", "hidden"]
     if not {"visible_per_unknown", "hidden_by_layer"} <= set(records.columns):
@@ -39,16 +39,16 @@ def what_is_left(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def layers_in_words(hidden: dict[str, float]) -> str:
-    """Each layer and how much of it is hidden, or where there are many of them the least and the most hidden."""
-    said = lambda name: f"{name} {100 * hidden[name]:.3g} %"
+    """Lists each layer and how much of it is hidden, or only the least and the most hidden where there are many layers."""
+    describe = lambda name: f"{name} {100 * hidden[name]:.3g} %"
     if len(hidden) <= FEW:
-        return ", ".join(map(said, hidden))
+        return ", ".join(map(describe, hidden))
     least, most = min(hidden, key=hidden.__getitem__), max(hidden, key=hidden.__getitem__)
-    return f"from {said(least)} to {said(most)} ({len(hidden)} layers)"
+    return f"from {describe(least)} to {describe(most)} ({len(hidden)} layers)"
 
 
 def left_rows(records: pd.DataFrame) -> list[list[Any]]:
-    """Header and rows as a page shows them; nothing where records do not say so, or nothing is encrypted."""
+    """Returns header and rows as a page shows them; an empty list where records lack these columns, or nothing is encrypted."""
     table = what_is_left(records)
     table = table[table["ratio"] > 0]
     if table.empty:

@@ -121,11 +121,11 @@ def _facts(records: pd.DataFrame) -> str:
         (records["sample"], "sample", "samples"),
         (records["seed"], "seed", "seeds"),
     ]
-    return ", ".join(f"{column.nunique()} {one if column.nunique() == 1 else many}" for column, one, many in parts)
+    return ", ".join(f"{column.nunique()} {singular if column.nunique() == 1 else plural}" for column, singular, plural in parts)
 
 
 def _texts(root: Path) -> list[dict[str, Any]]:
-    """Kept sentences grouped by setting, attack and sample."""
+    """Groups kept sentences by setting, attack and sample."""
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in sentences(root):
         key = (row["setting"], row["attack"], row["sample"])
@@ -135,13 +135,13 @@ def _texts(root: Path) -> list[dict[str, Any]]:
 
 
 def _reports(records: pd.DataFrame) -> list[dict[str, Any]]:
-    """Which leaves an exact attack could use, one row for each attack, metric, ratio and answer."""
+    """Lists which leaves an exact attack could use, one row for each attack, metric, ratio and report."""
     if "attack_report" not in records or not (records["attack_report"] != "").any():
         return []
     rows = []
-    told = with_labels(records)
-    told = told[told["attack_report"] != ""]
-    for (attack, metric, ratio, text), cells in told.groupby(["panel", "curve", "ratio", "attack_report"], sort=True):
+    table = with_labels(records)
+    table = table[table["attack_report"] != ""]
+    for (attack, metric, ratio, text), cells in table.groupby(["panel", "curve", "ratio", "attack_report"], sort=True):
         try:
             answer = json.loads(text)
         except ValueError:
@@ -152,7 +152,7 @@ def _reports(records: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _overlaps(root: Path) -> list[list[str]]:
-    """Header and rows of the table of overlaps; nothing where there is one metric."""
+    """Returns header and rows of the table of overlaps; an empty list where there is only one metric."""
     table = mask_overlaps(root)
     if table.empty:
         return []
@@ -161,22 +161,22 @@ def _overlaps(root: Path) -> list[list[str]]:
 
 
 def _levels(records: pd.DataFrame) -> list[list[Any]]:
-    """Header and rows of what is read at each level, cells with their colour; nothing where records do not say so."""
+    """Returns header and rows of what is read at each level, with each cell's colour; an empty list where records lack these columns."""
     if not {"level", "converged", "num_visible"} <= set(records.columns):
         return []
     table = by_level(records)
     names = list(dict.fromkeys(table["level"]))
     keys = [key for key in ("setting", "metric", "selector") if key == "metric" or table[key].nunique() > 1]
     rows: list[list[Any]] = [[*keys, "encrypted", *names]]
-    for place, cells in table.groupby([*keys, "ratio"], sort=False):
-        told = {row.level: row for row in cells.itertuples()}
-        shown = [("", "") if name not in told else _level_cell(told[name]) for name in names]
-        rows.append([*((str(part), "") for part in place[:-1]), (f"{100 * place[-1]:g} %", ""), *shown])
+    for key, cells in table.groupby([*keys, "ratio"], sort=False):
+        of_level = {row.level: row for row in cells.itertuples()}
+        shown = [("", "") if name not in of_level else _level_cell(of_level[name]) for name in names]
+        rows.append([*((str(part), "") for part in key[:-1]), (f"{100 * key[-1]:g} %", ""), *shown])
     return rows
 
 
 def _level_cell(row: Any) -> tuple[str, str]:
-    """In words, with the class of its colour."""
+    """Returns a row's cell in words, with the CSS class of its colour."""
     text, kind = level_cell(row)
     return text, {"attack failed": "never", "read": "succeeds", "unresolved": "open", "protected": "stopped"}[kind]
 

@@ -1,8 +1,8 @@
 """The record files of a sweep: one for each block as it ends, and a few large ones once there are many.
 
-A large file names in its metadata the blocks that it holds, and appears by a rename before their own files go. So a kill at any moment leaves every cell, and
-readers pass over what the large files hold already. What else lies there (copies that a file manager made, another sweep's files) is named and left out, and a
-cell counts once. Nothing here imports JAX.
+A large file names in its metadata the blocks that it holds, and appears by a rename before their own files are removed. So a kill at any moment loses no cell,
+and readers skip what the large files hold already. Other files in the folder (copies that a file manager made, another sweep's files) are named and left out,
+and each cell counts once. Nothing here imports JAX.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from selgrad import files
 from selgrad.errors import DamagedError, SelgradError
 
 _SWEEP = b"selgrad.sweep"
-"""In a file's metadata: the identity of the configuration that its cells are of."""
+"""In a file's metadata: the identity of the configuration that its cells belong to."""
 _BLOCKS = b"selgrad.blocks"
 _FACTS = b"selgrad.facts"
-"""In a file's metadata: a hash of its columns, types and rows, and of what pandas says of them, which no checksum of Parquet's covers."""
+"""In a file's metadata: a hash of its columns, types and number of rows, and of pandas' own metadata, which no Parquet checksum covers."""
 _NAME = re.compile(r"(part-)?[0-9a-f]{16}")
 _LARGE = "part-"
 _FILES, _ROWS = 2**14, 2**14
-"""Blocks in a large file, at most, and rows that are written together."""
+"""The largest number of blocks in a large file, and the number of rows that are written together."""
 
 
 class RecordFiles:
@@ -41,12 +41,12 @@ class RecordFiles:
 
     Args:
       out: the folder.
-      identity: of the sweep; None takes that of `plan.json`, or where there is none of most files.
+      identity: identity of the sweep; None takes that of `plan.json`, or where there is none, the most frequent one among the files.
 
     Attributes:
       large: each large file with the blocks that it holds.
       small: the files of other blocks, by block.
-      left_out: what lies there besides, by name, and why it is left out.
+      left_out: name of any other file there -> why it is left out.
 
     Raises:
       SelgradError: if a file is damaged.
@@ -54,21 +54,21 @@ class RecordFiles:
 
     def __init__(self, out: str | Path, identity: str | None = None) -> None:
         self._folder = Path(out) / "records"
-        # Tools keep hidden files of their own beside others' (._NAME.parquet).
+        # Some tools keep hidden files of their own next to others (._NAME.parquet).
         named = {file.stem: file for file in sorted(self._folder.glob("*.parquet"))}
         self.left_out = {file.name: "a copy, or no file of selgrad" for name, file in named.items() if not _NAME.fullmatch(name)}
-        found = {name: file for name, file in named.items() if _NAME.fullmatch(name)}
-        sweeps = {name: sweep_of(file) for name, file in found.items()}
+        matched = {name: file for name, file in named.items() if _NAME.fullmatch(name)}
+        sweeps = {name: sweep_of(file) for name, file in matched.items()}
         self._sweeps = list(sweeps.values())
         known = collections.Counter(sweep for sweep in sweeps.values() if sweep)
         mine = identity or _planned(Path(out)) or next((sweep for sweep, _ in known.most_common(1)), "")
         for name in [name for name, sweep in sweeps.items() if sweep and mine and sweep != mine]:
-            self.left_out[found.pop(name).name] = "of another sweep"
-        self.large = {file: _blocks_of(file) for name, file in found.items() if name.startswith(_LARGE)}
+            self.left_out[matched.pop(name).name] = "of another sweep"
+        self.large = {file: _blocks_of(file) for name, file in matched.items() if name.startswith(_LARGE)}
         held = {block for blocks in self.large.values() for block in blocks}
-        self.small = {name: file for name, file in found.items() if not name.startswith(_LARGE) and name not in held}
-        # What a kill left between the rename and the removal.
-        self._leftovers = [found[name] for name in held & found.keys()]
+        self.small = {name: file for name, file in matched.items() if not name.startswith(_LARGE) and name not in held}
+        # Files that a kill between the rename and the removal left behind.
+        self._leftovers = [matched[name] for name in held & matched.keys()]
 
     @property
     def blocks(self) -> set[str]:
@@ -76,13 +76,13 @@ class RecordFiles:
         return {*self.small, *(block for blocks in self.large.values() for block in blocks)}
 
     def is_of(self, identity: str) -> bool:
-        """Whether every file says that it is of this sweep."""
+        """Returns whether every file says that it belongs to this sweep."""
         return bool(self._sweeps) and set(self._sweeps) == {identity}
 
     def read(self) -> pd.DataFrame:
-        """All records, in no order, each cell once; equal texts of a column are one object.
+        """Reads all records, in no particular order, each cell once; equal texts of a column are one object.
 
-        Warns of files that are left out, and of cells that occur twice.
+        It warns of files that are left out, and of cells that occur twice.
 
         Raises:
           SelgradError: if a file is damaged.
@@ -90,7 +90,7 @@ class RecordFiles:
         for name, why in self.left_out.items():
             warnings.warn(f"{str(self._folder / name)!r} is left out: it is {why}", stacklevel=2)
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            # Not one schema for all: a sweep over images and text has columns of both, and a column may be empty in the first file alone.
+            # The files have different schemas: a sweep over images and text has columns of both, and a column may be empty in the first file alone.
             table = pa.concat_tables(pool.map(_read_coded, [*self.large, *self.small.values()]), promote_options="permissive")
         frame: pd.DataFrame = table.unify_dictionaries().to_pandas(split_blocks=True, self_destruct=True)
         for name, column in frame.items():
@@ -104,10 +104,10 @@ class RecordFiles:
         return frame
 
     def compact(self, at_least: int) -> None:
-        """Puts the files of blocks together in large ones if there are so many; the caller is the only one who writes.
+        """Merges the files of blocks into large ones if there are enough of them; the caller must be the only writer.
 
         Args:
-          at_least: files.
+          at_least: number of files from which on they are merged.
 
         Raises:
           SelgradError: if the disk is full, or a file is damaged.
@@ -118,20 +118,20 @@ class RecordFiles:
             return
         names = list(self.small)
         schema = self._common_schema()
-        for at in range(0, len(names), _FILES):
-            part = names[at : at + _FILES]
+        for start in range(0, len(names), _FILES):
+            part = names[start : start + _FILES]
             metadata = {**{name: text for name, text in (schema.metadata or {}).items() if name != _FACTS}, _BLOCKS: json.dumps(part).encode()}
             files.write(self._folder / f"{_LARGE}{part[0]}.parquet", functools.partial(self._write, part, schema.with_metadata(metadata)))
             for name in part:
                 self.small[name].unlink()
 
     def _common_schema(self) -> pa.Schema:
-        """Of all small files together."""
+        """Returns the schema of all small files together."""
         schemas = [_schema(file) for file in self.small.values()]
         return pa.unify_schemas([schema.remove_metadata() for schema in schemas], promote_options="permissive").with_metadata(schemas[0].metadata)
 
     def _write(self, names: list[str], schema: pa.Schema, path: Path) -> None:
-        """Some thousand rows at a time, so that little is held at once and readers skip what they do not want."""
+        """Writes some thousand rows at a time, so that little is held in memory and readers can skip what they do not need."""
         num_rows = 0
         with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
             tables: list[pa.Table] = []
@@ -146,18 +146,18 @@ class RecordFiles:
 
 
 def write_block(file: Path, records: pd.DataFrame, identity: str) -> None:
-    """The records of one block, with the identity of the sweep that they are of.
+    """Writes the records of one block, with the identity of the sweep that they belong to.
 
     Raises:
       SelgradError: if the disk is full or not writable.
     """
     table = files.as_table(records)
-    said = {**(table.schema.metadata or {}), _SWEEP: identity.encode()}
-    files.write_table(file, table.replace_schema_metadata({**said, _FACTS: _facts(table.schema, len(table))}))
+    metadata = {**(table.schema.metadata or {}), _SWEEP: identity.encode()}
+    files.write_table(file, table.replace_schema_metadata({**metadata, _FACTS: _facts(table.schema, len(table))}))
 
 
 def sweep_of(file: Path) -> str:
-    """The identity of the sweep whose cells a file holds; empty where it does not say so.
+    """Returns the identity of the sweep whose cells a file holds; empty where the file does not say.
 
     Raises:
       SelgradError: if it is damaged.
@@ -166,13 +166,13 @@ def sweep_of(file: Path) -> str:
 
 
 _APART = ("cell_id", "attack_report")
-"""Texts of which every cell has its own."""
+"""Text columns of which every cell has its own value."""
 
 
 def _facts(schema: pa.Schema, num_rows: int) -> bytes:
     plain = ((field.name, field.type.value_type if pa.types.is_dictionary(field.type) else field.type) for field in schema)
-    said = [num_rows, *(f"{name} {'string' if pa.types.is_large_string(kind) else kind}" for name, kind in plain)]
-    return hashlib.sha256(repr(said).encode() + (schema.metadata or {}).get(b"pandas", b"")).hexdigest().encode()
+    content = [num_rows, *(f"{name} {'string' if pa.types.is_large_string(kind) else kind}" for name, kind in plain)]
+    return hashlib.sha256(repr(content).encode() + (schema.metadata or {}).get(b"pandas", b"")).hexdigest().encode()
 
 
 def _schema(file: Path) -> pa.Schema:
@@ -191,7 +191,7 @@ def _read(file: Path, coded: list[str] | None = None) -> pa.Table:
         raise _damaged(str(error).partition("is damaged (")[2].rstrip(")"), file) from None
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(type(error).__name__, file) from None
-    # Files that somebody else made, or that are from before, say nothing of this; those of selgrad say something.
+    # Files from other programs or older versions may lack this hash; a file of selgrad's own has some metadata.
     gone = not table.schema.metadata and "selgrad_version" in table.column_names
     if gone or written not in (None, _facts(table.schema, len(table))):
         raise _damaged("its columns are not those that were written", file)
@@ -199,7 +199,7 @@ def _read(file: Path, coded: list[str] | None = None) -> pa.Table:
 
 
 def _read_coded(file: Path) -> pa.Table:
-    """With the few texts of a column, and which of them each row has; other programs write texts as `large_string`."""
+    """Reads a file with its text columns dictionary-encoded; other programs write texts as `large_string`."""
     texts = [field.name for field in _schema(file) if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
     return _read(file, [name for name in texts if name not in _APART])
 
@@ -213,7 +213,7 @@ def _blocks_of(file: Path) -> list[str]:
 
 
 def _planned(out: Path) -> str:
-    """The identity in `plan.json`, where it can be read."""
+    """Returns the identity in `plan.json`, or "" where it cannot be read."""
     try:
         return str(json.loads(files.read_text(out / "plan.json"))["identity"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,6 +1,6 @@
-"""Intervals of means over samples and weight draws, and tests between metrics on the same ones.
+"""Intervals of means over samples and weight draws, and tests between metrics on the same cells.
 
-Two cells of one sample share the sample and two of one seed share the weights, so neither are independent; nothing here imports JAX.
+Two cells of one sample share the sample and two of one seed share the weights, so neither pair is independent; nothing here imports JAX.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import pandas as pd
 
 
 def two_way_interval(cells: pd.DataFrame, column: str, *, num_resamples: int = 2000, level: float = 0.95) -> tuple[float, float]:
-    """A bootstrap interval of a mean over both samples and seeds: each draw takes as many of either, with replacement, and every cell they share.
+    """Computes a bootstrap interval of a mean over both samples and seeds: each draw takes as many of each, with replacement, and every cell they share.
 
-    Owen 2007 (owen2007pigeonhole): it never understates the variance of the mean, as a bootstrap over cells or over one of the two does.
+    It never understates the variance of the mean (Owen 2007, owen2007pigeonhole), unlike a bootstrap over cells or over one of the two.
 
     Args:
-      cells: with the columns `sample` and `seed`.
-      column: of which the mean is meant; NaN counts as not there.
-      num_resamples: draws.
-      level: of confidence, two-sided.
+      cells: a table with the columns `sample` and `seed`.
+      column: the column whose mean is meant; NaN counts as missing.
+      num_resamples: number of draws.
+      level: two-sided confidence level.
 
     Returns:
-      The ends; NaN where there is one sample alone.
+      The ends; NaN where there is only one sample.
     """
     table = cells[["sample", "seed", column]].dropna()
     if table["sample"].nunique() < 2:
@@ -45,7 +45,7 @@ def two_way_interval(cells: pd.DataFrame, column: str, *, num_resamples: int = 2
 
 
 def upper_bound(successes: int, trials: int, level: float = 0.95) -> float:
-    """The upper end of the exact one-sided interval of a share (Clopper and Pearson 1934, clopper1934use); 1 where nothing was tried.
+    """Returns the upper end of the exact one-sided interval of a share (Clopper and Pearson 1934, clopper1934use); 1 where nothing was tried.
 
     >>> round(upper_bound(0, 59), 3), round(upper_bound(0, 73), 3)
     (0.05, 0.04)
@@ -57,10 +57,10 @@ def upper_bound(successes: int, trials: int, level: float = 0.95) -> float:
 
 @functools.lru_cache(maxsize=4096)
 def evidence_above(successes: int, trials: int, rate: float) -> float:
-    """By how much cells speak for a success rate above `rate`: a betting capital that starts at 1 and is not expected to grow where it is not so.
+    """Returns the evidence for a success rate above `rate`: a betting capital that starts at 1 and is not expected to grow where the rate is not above it.
 
-    The likelihood ratio of all larger rates, weighed alike, against `rate` itself: whoever stops when it passes 1 / error is wrong with a probability of at
-    most `error`, however often they have looked (Ville's inequality; Ramdas et al. 2023, ramdas2023game).
+    It is the likelihood ratio of all larger rates, weighted equally, against `rate` itself: whoever stops when it passes 1 / error is wrong with a probability
+    of at most `error`, however often they have looked (Ville's inequality; Ramdas et al. 2023, ramdas2023game).
 
     >>> round(evidence_above(2, 2, 0.05)), round(evidence_above(0, 0, 0.05), 6)
     (140, 1.0)
@@ -74,7 +74,7 @@ def evidence_above(successes: int, trials: int, rate: float) -> float:
 
 
 def evidence_below(successes: int, trials: int, rate: float, expected: float) -> float:
-    """The same for a success rate below `rate`: the likelihood ratio of the rate that one expects against it (Wald 1945, wald1945sequential).
+    """Returns the evidence for a success rate below `rate`: the likelihood ratio of the expected rate against it (Wald 1945, wald1945sequential).
 
     >>> round(evidence_below(0, 86, 0.05, 0.005)), round(evidence_below(1, 136, 0.05, 0.005))
     (54, 52)
@@ -84,7 +84,7 @@ def evidence_below(successes: int, trials: int, rate: float, expected: float) ->
 
 
 def cells_needed(rate: float, expected: float, error: float, successes: int = 0) -> int:
-    """How many cells with so many successes show that a success rate lies below `rate`, by `evidence_below`.
+    """Returns how many cells, `successes` of them read, show that a success rate lies below `rate`, by `evidence_below`.
 
     >>> cells_needed(0.05, 0.005, 0.025), cells_needed(0.05, 0.005, 0.01875), cells_needed(0.05, 0.005, 0.01875, 1)
     (80, 86, 137)
@@ -94,26 +94,26 @@ def cells_needed(rate: float, expected: float, error: float, successes: int = 0)
 
 
 def anytime_bound(successes: int, trials: int, rate: float, expected: float, error: float) -> float:
-    """The smallest rate below which cells show a success rate to lie, wherever they stopped, where `rate` and `expected` were chosen before; 1 where none is.
+    """Returns the smallest bound that cells show for a success rate, wherever they stopped, if `rate` and `expected` were chosen before; 1 where there is none.
 
-    What is expected of a rate is the same share of it.
+    For each candidate bound the expected rate is the same share of it as `expected` is of `rate`.
     """
     from scipy.optimize import brentq
 
-    short = lambda at: math.log(evidence_below(successes, trials, at, at * expected / rate)) + math.log(error)
+    short = lambda candidate: math.log(evidence_below(successes, trials, candidate, candidate * expected / rate)) + math.log(error)
     most = 1 - 1e-9
     return 1.0 if trials == 0 or short(most) < 0 else float(brentq(short, max(successes / trials, 1e-9), most))
 
 
 def paired(records: pd.DataFrame, by: str = "curve", column: str = "success") -> pd.DataFrame:
-    """Every pair of metrics, say, compared on the cells that they have in common: McNemar's exact test (mcnemar1947note), corrected for the number of pairs.
+    """Compares every pair of metrics, say, on the cells that they share: McNemar's exact test (mcnemar1947note), corrected for the number of pairs.
 
-    A pair of cells that agree says nothing of which metric is better, so what is tested is whether those that differ go one way more often than a coin.
+    A pair of cells that agree says nothing about which metric is better, so the test is whether those that differ go one way more often than a coin would.
 
     Args:
       records: cells of one attack and ratio, with `sample` and `seed`.
       by: the column of what is compared.
-      column: of bool.
+      column: a column of bool.
 
     Returns:
       Columns `first`, `second`, `only_first` and `only_second` (cells where it holds for one alone), `num_pairs`, `p` and `p_corrected` (Holm 1979,
@@ -125,9 +125,9 @@ def paired(records: pd.DataFrame, by: str = "curve", column: str = "success") ->
     rows = []
     for first, second in itertools.combinations(grid.columns, 2):
         both = grid[[first, second]].dropna().astype(bool)
-        one, other = int((both[first] & ~both[second]).sum()), int((~both[first] & both[second]).sum())
-        p = float(binomtest(one, one + other).pvalue) if one + other else 1.0
-        rows.append({"first": first, "second": second, "only_first": one, "only_second": other, "num_pairs": len(both), "p": p})
+        only_first, only_second = int((both[first] & ~both[second]).sum()), int((~both[first] & both[second]).sum())
+        p = float(binomtest(only_first, only_first + only_second).pvalue) if only_first + only_second else 1.0
+        rows.append({"first": first, "second": second, "only_first": only_first, "only_second": only_second, "num_pairs": len(both), "p": p})
     table = pd.DataFrame(rows, columns=["first", "second", "only_first", "only_second", "num_pairs", "p"])
     # Holm: the smallest p counts for all pairs, the next for one pair less, and none falls below one before it.
     order = np.argsort(table["p"].to_numpy(float), kind="stable")

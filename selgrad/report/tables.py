@@ -1,4 +1,4 @@
-"""Tables of a report, from record files alone: curves with confidence bands, and what protections and masks leave.
+"""Tables of a report, computed from record files alone: curves with confidence bands, and what protections and masks leave to attackers.
 
 Nothing here imports JAX, so a report can be made on any machine that has the records.
 """
@@ -23,25 +23,25 @@ from selgrad.measures import Measure
 from selgrad.report.record_files import RecordFiles
 
 SETTING = ["dataset_label", "model_label", "update_label", "protection_label"]
-"""Columns of what an experiment is made of besides attacks and masks."""
+"""The columns that say what an experiment is made of besides attacks and masks."""
 _FEWEST_SAMPLES = 4
 
 
 def read_records(out: str | Path) -> pd.DataFrame:
-    """All records of a sweep's folder, one row per cell, sorted so that the order of blocks does not matter.
+    """Reads all records of a sweep's folder, one row per cell, sorted so that the order of blocks does not matter.
 
     Raises:
       SelgradError: if there are none, or a file is damaged.
     """
-    found = RecordFiles(out)
-    if not found.blocks:
+    record_files = RecordFiles(out)
+    if not record_files.blocks:
         raise SelgradError(f"{str(out)!r} holds no records; run `selgrad sweep CONFIG --out {out}` first")
-    table = found.read()
-    # Written before there were any.
+    table = record_files.read()
+    # Older records were written before protections existed.
     for name, plain in {"protection": "none", "protection_label": "none", "protection_arguments": "{}"}.items():
         table[name] = table[name].fillna(plain) if name in table else plain
     order = [*SETTING, "attack_label", "selector_label", "metric_label", "ratio", "sample", "seed"]
-    # By places in the order of each column's values: texts are compared once each and not once a row.
+    # Sorted by the rank of each value in its column: each text is compared once and not once per row.
     places = np.lexsort([pd.factorize(table[name], sort=True)[0] for name in reversed(order)])
     # Column by column, so that no second table is ever held.
     columns = {name: table.pop(name).array.take(places) for name in list(table.columns)}
@@ -49,7 +49,7 @@ def read_records(out: str | Path) -> pd.DataFrame:
 
 
 def _overlaps_of_whole_trees(out: str | Path) -> pd.DataFrame:
-    """The rows of a sweep's `equivalence.parquet` that speak of all leaves together; none where there is no such file yet."""
+    """Reads the rows of a sweep's `equivalence.parquet` that cover all leaves together; returns none where there is no such file yet."""
     file = Path(out) / "equivalence.parquet"
     if not file.exists():
         return pd.DataFrame(columns=["metric_a", "metric_b"])
@@ -57,26 +57,26 @@ def _overlaps_of_whole_trees(out: str | Path) -> pd.DataFrame:
         table = files.read_frame(file)
         return table[table["leaf"] == ""]
     except (DamagedError, KeyError):
-        # It follows from the configuration, and the sweep makes it anew.
+        # The file follows from the configuration, and the sweep writes it again.
         warnings.warn(f"{str(file)!r} is damaged and left out; `selgrad sweep` with the same --out makes it anew", stacklevel=2)
         return pd.DataFrame(columns=["metric_a", "metric_b"])
 
 
 def same_masks(out: str | Path) -> dict[str, list[str]]:
-    """Metrics that chose the same mask as another at every measured ratio between 0 and 1, for every sample and seed: label -> the others' labels.
+    """Finds metrics that chose the same mask as another at every measured ratio between 0 and 1, for every sample and seed: label -> the others' labels.
 
-    Reads the `equivalence.parquet` of a sweep's folder; empty where there is none yet.
+    It reads the `equivalence.parquet` of a sweep's folder, and returns an empty mapping where there is none yet.
     """
-    found: dict[str, list[str]] = {}
+    same: dict[str, list[str]] = {}
     for (a, b), rows in _overlaps_of_whole_trees(out).groupby(["metric_a", "metric_b"], sort=False):
         if rows["identical"].all():
-            found.setdefault(str(a), []).append(str(b))
-            found.setdefault(str(b), []).append(str(a))
-    return found
+            same.setdefault(str(a), []).append(str(b))
+            same.setdefault(str(b), []).append(str(a))
+    return same
 
 
 def mask_overlaps(out: str | Path) -> pd.DataFrame:
-    """Mean Jaccard index of every two metrics' masks, by selector and ratio: one row per pair, one column per ratio; empty where there is nothing."""
+    """Returns the mean Jaccard index of every two metrics' masks, by selector and ratio: one row per pair, one column per ratio; empty without overlaps."""
     whole = _overlaps_of_whole_trees(out)
     if whole.empty:
         return pd.DataFrame()
@@ -86,35 +86,35 @@ def mask_overlaps(out: str | Path) -> pd.DataFrame:
 
 
 def metric_label(records: pd.DataFrame) -> pd.Series:
-    """The name of a curve: the metric, with the selector where the records hold several."""
+    """Returns the name of each row's curve: the metric, with the selector where the records hold several."""
     if records["selector_label"].nunique() > 1:
         return _each(records, ["metric_label", "selector_label"], lambda metric, selector: f"{metric} / {selector}")
     return records["metric_label"]
 
 
 def _each(records: pd.DataFrame, columns: Sequence[str], label: Callable[..., str]) -> pd.Series:
-    """A text made of the values of some columns: once for each combination, of which there are few, and not once a row."""
+    """Returns each row's text, made from the values of some columns once for each combination, of which there are few, and not once per row."""
     codes = records.groupby(list(columns), sort=False, dropna=False).ngroup().to_numpy()
     first = np.unique(codes, return_index=True)[1]
-    made = np.asarray([label(*values) for values in records[list(columns)].iloc[first].itertuples(index=False)], object)
-    return pd.Series(made[codes] if len(records) else made, index=records.index, dtype=object)
+    texts = np.asarray([label(*values) for values in records[list(columns)].iloc[first].itertuples(index=False)], object)
+    return pd.Series(texts[codes] if len(records) else texts, index=records.index, dtype=object)
 
 
 def dataset_label(records: pd.DataFrame) -> pd.Series:
-    """The data set's label, with those arguments (path, split, count, offset) in which two of one label differ."""
+    """Returns the data set's label, with those arguments (path, split, count, offset) in which two data sets of one label differ."""
     pairs = records[["dataset_label", "dataset_arguments"]].drop_duplicates()
     names: dict[tuple[str, str], str] = {}
     for label, group in pairs.groupby("dataset_label"):
         arguments = {text: json.loads(text) for text in group["dataset_arguments"]}
-        keys = sorted({key for one in arguments.values() for key in one})
-        differing = [key for key in keys if len({json.dumps(one.get(key)) for one in arguments.values()}) > 1]
-        for text, one in arguments.items():
-            names[str(label), text] = f"{label}[{', '.join(f'{key}={one.get(key)}' for key in differing)}]" if differing else str(label)
+        keys = sorted({key for mapping in arguments.values() for key in mapping})
+        differing = [key for key in keys if len({json.dumps(mapping.get(key)) for mapping in arguments.values()}) > 1]
+        for text, mapping in arguments.items():
+            names[str(label), text] = f"{label}[{', '.join(f'{key}={mapping.get(key)}' for key in differing)}]" if differing else str(label)
     return _each(records, ["dataset_label", "dataset_arguments"], lambda *pair: names[pair])
 
 
 def attack_label(records: pd.DataFrame) -> pd.Series:
-    """The name of a panel: attack and rung of the ladder, or the full arguments where that is not unique; and the setting, if several."""
+    """Returns the name of each row's panel: attack and rung of the ladder, or the full arguments where that is ambiguous; and the setting, if several."""
     kinds = records[["attack", "hidden", "attack_label"]].drop_duplicates()
     shorts = (kinds["attack"] + ", hidden: " + kinds["hidden"]).tolist()
     full = dict(zip(kinds["attack_label"], shorts, strict=True))
@@ -127,33 +127,33 @@ def attack_label(records: pd.DataFrame) -> pd.Series:
 
 
 def with_labels(records: pd.DataFrame) -> pd.DataFrame:
-    """The records with the columns `panel` and `curve`; those that have them as they are."""
+    """Returns the records with the columns `panel` and `curve`; records that have them are returned as they are."""
     if "panel" in records and "curve" in records:
         return records
     return records.assign(panel=attack_label(records), curve=metric_label(records))
 
 
 def headline(records: pd.DataFrame) -> Measure | None:
-    """The measure that stands for the quality of what the records' attacks found; None where they have none."""
-    found = [one for one in measures.held(records, lambda measure: measure.headline) if records[one.name].notna().any()]
-    return found[0] if found else None
+    """Returns the measure that stands for the quality of the records' reconstructions; None where they have none."""
+    available = [measure for measure in measures.held(records, lambda measure: measure.headline) if records[measure.name].notna().any()]
+    return available[0] if available else None
 
 
 def profiles(records: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """On which share of the inputs the best attack gets at least so much, for every value that any of them gets: a verdict for each threshold.
+    """Returns the share of inputs on which the best attack reaches each threshold, for every value that occurs: a verdict for each threshold.
 
     Args:
-      records: of any attacks; on each input the one that gets most counts, as in a suite's verdict.
+      records: those of any attacks; on each input the attack that gets most counts, as in a suite's verdict.
       measure: a column of the records.
 
     Returns:
-      One row a setting, metric (`curve`), ratio and value that occurs: `setting`, `curve`, `ratio`, `threshold`, `share`, `num_inputs`.
+      One row per setting, metric (`curve`), ratio and value that occurs: `setting`, `curve`, `ratio`, `threshold`, `share`, `num_inputs`.
     """
     lower = measures.named(measure).lower_is_better
-    given = with_labels(records)
-    given = given.assign(setting=dataset_label(given) + " / " + given["model_label"] + " / " + given["update_label"]).dropna(subset=[measure])
+    table = with_labels(records)
+    table = table.assign(setting=dataset_label(table) + " / " + table["model_label"] + " / " + table["update_label"]).dropna(subset=[measure])
     keys = ["setting", "curve", "ratio"]
-    best = given.groupby([*keys, "sample", "seed"], sort=False, observed=True)[measure].agg("min" if lower else "max").reset_index()
+    best = table.groupby([*keys, "sample", "seed"], sort=False, observed=True)[measure].agg("min" if lower else "max").reset_index()
     rows = []
     for key, values in best.groupby(keys, sort=False, observed=True)[measure]:
         ordered = np.sort(values.to_numpy(float))
@@ -164,7 +164,7 @@ def profiles(records: pd.DataFrame, measure: str) -> pd.DataFrame:
 
 
 def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """The Wilson score interval of a share (Wilson 1927, wilson1927), 95 % by default.
+    """Returns the Wilson score interval of a share (Wilson 1927, wilson1927), 95 % by default.
 
     >>> tuple(round(x, 3) for x in wilson(0, 20))
     (0.0, 0.161)
@@ -179,13 +179,13 @@ def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
 
 @functools.lru_cache(maxsize=8)
 def _draws(num_samples: int, num_resamples: int) -> npt.NDArray[np.float64]:
-    """How often each sample occurs in each bootstrap draw of as many, (num_resamples, num_samples): one set of draws for all groups of a size."""
+    """Returns how often each sample occurs in each bootstrap draw, (num_resamples, num_samples): all groups of one size share one set of draws."""
     generator = np.random.default_rng(num_samples)
     return generator.multinomial(num_samples, np.full(num_samples, 1 / num_samples), size=num_resamples).astype(float)
 
 
 def _interval(cells: pd.DataFrame, measure: str, num_resamples: int) -> tuple[float, float]:
-    """Wilson's for a share; else a bootstrap that draws whole samples, since one sample's seeds are not independent cells."""
+    """Returns Wilson's interval for a share; otherwise a bootstrap that draws whole samples, since one sample's seeds are not independent cells."""
     if measures.named(measure).is_share:
         return wilson(int(cells[measure].sum()), len(cells))
     _, which = np.unique(cells["sample"].to_numpy(), return_inverse=True)
@@ -199,10 +199,10 @@ def _interval(cells: pd.DataFrame, measure: str, num_resamples: int) -> tuple[fl
 
 
 def curves(records: pd.DataFrame, measure: str, *, num_resamples: int = 1000) -> pd.DataFrame:
-    """Mean of a measure by panel, curve and ratio, with a 95 % interval.
+    """Returns the mean of a measure by panel, curve and ratio, with a 95 % interval.
 
-    The interval is Wilson's for `success`, and else a bootstrap over samples; it is NaN below four samples, which say nothing about others.
-    Diverged cells have no value and are left out; `num_cells` says how many are left, and the mean of none is NaN.
+    The interval is Wilson's for `success`, and otherwise a bootstrap over samples; it is NaN below four samples, which say nothing about others.
+    Diverged cells have no value and are left out; `num_cells` says how many remain, and the mean is NaN where none does.
     """
     rows = []
     table = with_labels(records)[["panel", "curve", "ratio", "sample", measure]].astype({measure: float})
@@ -215,7 +215,7 @@ def curves(records: pd.DataFrame, measure: str, *, num_resamples: int = 1000) ->
 
 
 def protections(records: pd.DataFrame) -> pd.DataFrame:
-    """What attacks read behind each protection with as little encrypted as was measured; empty where all cells have the same one.
+    """Returns what attacks read behind each protection at the smallest measured ratio; empty where all cells have the same protection.
 
     Returns:
       Columns `setting`, `protection`, `ratio` (the smallest), `attack`, `success` (share of cells), `num_cells`, `upper` (of the 95 % Wilson interval),
@@ -241,15 +241,15 @@ def protections(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def protecting_places(won: pd.DataFrame, generator: np.random.Generator, num_resamples: int) -> tuple[Any, npt.NDArray[np.int64], float, float]:
-    """Where each input is safe: the place, among the ratios and infinity, after the last at which an attack on it succeeded.
+    """Finds where each input is safe: the index, among the ratios and infinity, after the last one at which an attack on it succeeded.
 
     Args:
-      won: one row an input, one column a ratio in ascending order: whether an attack succeeded.
-      generator: of the bootstrap, which draws as many inputs with replacement and asks for the ratio that protects all of them.
-      num_resamples: draws.
+      won: one row per input, one column per ratio in ascending order: whether an attack succeeded.
+      generator: for the bootstrap, which draws as many inputs with replacement and finds the ratio that protects all of them.
+      num_resamples: number of draws.
 
     Returns:
-      The ratios with infinity at the end, the places, and the 95 % interval of the ratio that protects all.
+      The ratios with infinity at the end, the indices, and the 95 % interval of the ratio that protects all.
     """
     ratios = np.append(won.columns.to_numpy(float), math.inf)
     places = np.array([int(np.flatnonzero(row)[-1]) + 1 if row.any() else 0 for row in won.to_numpy(bool)])
@@ -259,10 +259,10 @@ def protecting_places(won: pd.DataFrame, generator: np.random.Generator, num_res
 
 
 def protecting_ratios(records: pd.DataFrame, *, num_resamples: int = 1000) -> pd.DataFrame:
-    """Per setting, metric, attack and rung of the ladder the smallest measured ratio from which on no sample's attack succeeded.
+    """Finds, per setting, metric, attack and rung of the ladder, the smallest measured ratio from which on the attack succeeded on no sample.
 
-    The interval is a bootstrap over samples: each draw takes as many samples with replacement and asks for the smallest ratio that protects all of them.
-    It cannot exceed `ratio`; how often an attack on another sample may still succeed there is `upper`.
+    The interval is a bootstrap over samples: each draw takes as many samples with replacement and finds the smallest ratio that protects all of them.
+    It cannot exceed `ratio`; `upper` bounds how often an attack on another sample may still succeed there.
 
     Returns:
       Columns `setting`, `metric`, `attack`, `hidden`, `ratio`, `low`, `high` (inf where the attack still succeeds at the largest ratio), `num_samples`,
@@ -290,15 +290,15 @@ def protecting_ratios(records: pd.DataFrame, *, num_resamples: int = 1000) -> pd
 
 
 def ranking_changes(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Where the order of the metrics under the rung `zero` is not their order under each one's strongest rung.
+    """Compares the order of the metrics under the rung `zero` with their order under each one's strongest rung.
 
     Args:
-      table: as `protecting_ratios` gives it.
+      table: as `protecting_ratios` returns it.
 
     Returns:
       One entry per setting and attack: both orders, metrics with the smallest protecting ratio first and equal ones together, and whether they differ.
     """
-    found = []
+    changes = []
     for (setting, attack), rows in table.groupby(["setting", "attack"], sort=False):
         zero = rows[rows["hidden"] == "zero"].set_index("metric")["ratio"]
         if zero.empty:
@@ -306,5 +306,5 @@ def ranking_changes(table: pd.DataFrame) -> list[dict[str, Any]]:
         strongest = rows.groupby("metric", sort=False)["ratio"].max().reindex(zero.index)
         orders = [[{"ratio": None if math.isinf(r) else r, "metrics": sorted(g.index)} for r, g in s.groupby(s)] for s in (zero, strongest)]
         differs = [group["metrics"] for group in orders[0]] != [group["metrics"] for group in orders[1]]
-        found.append({"setting": setting, "attack": attack, "zero": orders[0], "strongest": orders[1], "differs": differs})
-    return found
+        changes.append({"setting": setting, "attack": attack, "zero": orders[0], "strongest": orders[1], "differs": differs})
+    return changes

@@ -1,6 +1,6 @@
-"""Verdicts: what each cell says of a defence, and the smallest ratio that stops each attack, with what that is worth.
+"""Verdicts: what each cell says about a defence, and the smallest ratio that stops each attack, with the strength of that evidence.
 
-From record files alone; nothing here imports JAX.
+They are computed from record files alone; nothing here imports JAX.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from selgrad.measures import LEVELS
 from selgrad.report.tables import SETTING, dataset_label, protecting_places, wilson, with_labels
 
 OUTCOMES = ("read", "attack failed", "unresolved", "protected")
-"""What a cell can say of a defence, from bad to good for it; the middle two say nothing."""
+"""What a cell can say about a defence, from bad to good for it; the middle two say nothing."""
 
 
 def reached(records: pd.DataFrame, level: str) -> pd.DataFrame:
-    """The records with success judged anew: whether an attack got as much of its input as a level says (`selgrad.measures.LEVELS`), or more."""
+    """Returns the records with success redefined as reaching a level: whether an attack got at least that much of its input (`selgrad.measures.LEVELS`)."""
     enough = list(LEVELS[LEVELS.index(level) :])
     plain = records.drop(columns="outcome", errors="ignore")
     return plain.assign(success=records["level"].isin(enough), success_rule=f"level: {level}")
 
 
 def with_outcomes(records: pd.DataFrame) -> pd.DataFrame:
-    """The records with the column `outcome`: what a cell says of the defence.
+    """Returns the records with the column `outcome`: what a cell says about the defence.
 
-    `read`: the attack succeeded. `attack failed`: it did not, and neither did it on the same sample with nothing encrypted; a defence is never credited with
-    that. `unresolved`: it did there, and here it ended before it matched what is visible as well as the truth does, so a better search may succeed.
-    `protected`: what it found explains all that is visible as well as the truth, and is not the truth; or nothing is visible. Records of versions that did
+    `read`: the attack succeeded. `attack failed`: it failed, as it did on the same sample with nothing encrypted; a defence is never credited with that.
+    `unresolved`: it succeeded there, and here it ended before it matched what is visible as well as the truth does, so a better search may succeed.
+    `protected`: its result explains all that is visible as well as the truth does, and is not the truth; or nothing is visible. Records of versions that did
     not say whether attacks converged are unresolved at best.
     """
     if "outcome" in records:
         return records
     table = records if "converged" in records else records.assign(converged=False)
     success = table["success"].astype(bool)
-    # With nothing encrypted all metrics and selectors are one.
+    # With nothing encrypted all metrics and selectors are the same.
     cell = [name for name in (*SETTING, "dataset_arguments", "attack_label", "sample", "seed") if name in table]
     plain = table["ratio"] == 0
     works = success[plain].groupby([table.loc[plain, name] for name in cell], sort=False).any().rename("works").reset_index()
-    found = table[cell].merge(works, how="left", on=cell)["works"].to_numpy()
-    # Where nobody tried, nobody knows; it is not held against the attack.
-    failed = ~np.where(pd.isna(found), True, found).astype(bool)
+    works_plainly = table[cell].merge(works, how="left", on=cell)["works"].to_numpy()
+    # An attack that was not tried with nothing encrypted is assumed to work there.
+    failed = ~np.where(pd.isna(works_plainly), True, works_plainly).astype(bool)
     hidden = table["num_visible"] == 0 if "num_visible" in table else table["ratio"] == 1
     outcome = np.where(failed, "attack failed", np.where(table["converged"].astype(bool) | hidden, "protected", "unresolved"))
     return records.assign(outcome=np.where(success, "read", outcome))
@@ -55,11 +55,11 @@ _CELL = ("metric_label", "selector_label", "ratio", "sample", "seed")
 
 
 def worst_of(records: pd.DataFrame) -> pd.DataFrame:
-    """One row for each mask of each input: what the attack says of it that got most, as a suite's verdict is.
+    """Returns one row for each mask of each input: the outcome of the attack that got most, which is a suite's verdict.
 
-    An input is read where one attack reads it. It is protected where none does and one that reads it with nothing encrypted has found another explanation of
-    all that is visible, which no longer search tells from the truth. It is unresolved where all that read it then ended too early; an attack without an
-    objective, such as one in closed form, explains a part of what is visible at most, and protects nothing by its failure.
+    An input is read where any attack reads it. It is protected where none does and one that reads it with nothing encrypted has found another explanation of
+    all that is visible, which no longer search tells from the truth. It is unresolved where all attacks that read it then ended too early; an attack without
+    an objective, such as one in closed form, explains at most a part of what is visible, and its failure protects nothing.
 
     Returns:
       Columns of the setting, `metric_label`, `selector_label`, `ratio`, `sample`, `seed`, `outcome`, and `by`: how many attacks read it.
@@ -67,30 +67,30 @@ def worst_of(records: pd.DataFrame) -> pd.DataFrame:
     table = with_outcomes(records)
     keys = [name for name in (*SETTING, "dataset_arguments", *_CELL) if name in table]
     order = ("read", "protected", "unresolved", "attack failed")
-    place = table["outcome"].map({outcome: i for i, outcome in enumerate(order)}).astype(int)
+    rank = table["outcome"].map({outcome: i for i, outcome in enumerate(order)}).astype(int)
     if "objective_at_truth" in table:
         hidden = table["num_visible"] == 0 if "num_visible" in table else table["ratio"] == 1
-        place = place.where((place != 1) | table["objective_at_truth"].notna() | hidden, 2)
-    grouped = table[keys].assign(place=place, by=place == 0).groupby(keys, sort=False, observed=True)
-    found = grouped.agg(place=("place", "min"), by=("by", "sum")).reset_index()
-    return found.assign(outcome=found["place"].map(dict(enumerate(order)))).drop(columns="place")
+        rank = rank.where((rank != 1) | table["objective_at_truth"].notna() | hidden, 2)
+    grouped = table[keys].assign(rank=rank, by=rank == 0).groupby(keys, sort=False, observed=True)
+    worst = grouped.agg(rank=("rank", "min"), by=("by", "sum")).reset_index()
+    return worst.assign(outcome=worst["rank"].map(dict(enumerate(order)))).drop(columns="rank")
 
 
 def worst_at(records: pd.DataFrame, level: str) -> pd.DataFrame:
-    """`worst_of` at a level; what a mask protects from less, it protects from more.
+    """Returns `worst_of` at a level; a mask that protects an input at a lower level protects it at every higher one.
 
-    An input that no attack recognises, though one was searched to its end that recognises it with nothing encrypted, is not read exactly either, whether or not
-    any of them would read it exactly with nothing encrypted.
+    Where no attack recognises an input, although one that recognises it with nothing encrypted was searched to its end, the input is not read exactly either,
+    whether or not any of them would read it exactly with nothing encrypted.
     """
-    found = worst_of(reached(records, level))
+    worst = worst_of(reached(records, level))
     for weaker in LEVELS[1 : LEVELS.index(level)]:
-        implied = (worst_of(reached(records, weaker))["outcome"] == "protected") & (found["outcome"] != "read")
-        found = found.assign(outcome=found["outcome"].where(~implied, "protected"))
-    return found
+        implied = (worst_of(reached(records, weaker))["outcome"] == "protected") & (worst["outcome"] != "read")
+        worst = worst.assign(outcome=worst["outcome"].where(~implied, "protected"))
+    return worst
 
 
 def setting_names(table: pd.DataFrame) -> list[str]:
-    """Data set, model and update of each row, and its protection where several were tried."""
+    """Returns data set, model and update of each row, and its protection where several were tried."""
     parts_of = [dataset_label(table) if "dataset_arguments" in table else table["dataset_label"], table["model_label"], table["update_label"]]
     if "protection_label" in table and table["protection_label"].nunique() > 1:
         parts_of.append(table["protection_label"])
@@ -98,7 +98,7 @@ def setting_names(table: pd.DataFrame) -> list[str]:
 
 
 def by_level(records: pd.DataFrame) -> pd.DataFrame:
-    """How many inputs the attacks read together, at each level, behind each mask.
+    """Counts the inputs that the attacks read together, at each level, behind each mask.
 
     Returns:
       Columns `setting`, `metric`, `selector`, `ratio`, `level`, `read`, `num_cells` (of those on which an attack reaches the level with nothing encrypted),
@@ -111,22 +111,22 @@ def by_level(records: pd.DataFrame) -> pd.DataFrame:
         worst = worst_at(narrow, level)
         worst = worst.assign(setting=setting_names(worst))
         for (setting, metric, selector, ratio), cells in worst.groupby(["setting", "metric_label", "selector_label", "ratio"], sort=True):
-            told = cells[cells["outcome"] != "attack failed"]
-            read, unresolved = int((told["outcome"] == "read").sum()), int((told["outcome"] == "unresolved").sum())
-            found = {"read": read, "num_cells": len(told), "unresolved": unresolved, "upper": wilson(read, len(told))[1]}
-            parts.append({"setting": setting, "metric": metric, "selector": selector, "ratio": ratio, "level": level, **found})
+            informative = cells[cells["outcome"] != "attack failed"]
+            read, unresolved = int((informative["outcome"] == "read").sum()), int((informative["outcome"] == "unresolved").sum())
+            counts = {"read": read, "num_cells": len(informative), "unresolved": unresolved, "upper": wilson(read, len(informative))[1]}
+            parts.append({"setting": setting, "metric": metric, "selector": selector, "ratio": ratio, "level": level, **counts})
     return pd.DataFrame(parts, columns=["setting", "metric", "selector", "ratio", "level", "read", "num_cells", "unresolved", "upper"])
 
 
 def protecting_by_level(records: pd.DataFrame, *, num_resamples: int = 1000) -> pd.DataFrame:
-    """From which measured share of encrypted entries on no input is read, for each level and metric, by the attacks together.
+    """Finds the measured share of encrypted entries from which on the attacks together read no input, for each level and metric.
 
-    The interval is a bootstrap over inputs: each draw takes as many with replacement and asks the same of them.
+    The interval is a bootstrap over inputs: each draw takes as many with replacement and finds the share for them.
 
     Returns:
       Columns `setting`, `metric` (with the selector where there are several), `level`, `ratio`, `low`, `high` (inf where an input is still read at the largest
-      share), `read_at` (the largest measured share at which one is read; NaN where none is), `num_inputs` (on which an attack reaches the level with nothing
-      encrypted), and `resolved`: whether no search ended too early from there on.
+      share), `read_at` (the largest measured share at which one is read; NaN where none is), `num_inputs` (those on which an attack reaches the level with
+      nothing encrypted), and `resolved`: whether no search ended too early from there on.
     """
     needed = {*SETTING, "dataset_arguments", "attack_label", *_CELL, "level", "converged", "num_visible", "objective_at_truth"}
     narrow, generator, rows = records[[name for name in records.columns if name in needed]], np.random.default_rng(0), []
@@ -152,7 +152,7 @@ def protecting_by_level(records: pd.DataFrame, *, num_resamples: int = 1000) -> 
 
 
 def level_cell(row: Any) -> tuple[str, str]:
-    """A row of `by_level` in words, and what it is for the defence: "read", "unresolved", "protected", or "attack failed", as a table colours it."""
+    """Returns a row of `by_level` in words, and its outcome, by which a table colours it: "read", "unresolved", "protected" or "attack failed"."""
     if not row.num_cells:
         return "attacks fail", "attack failed"
     left = f", {row.unresolved} open" if row.unresolved else ""
@@ -161,7 +161,7 @@ def level_cell(row: Any) -> tuple[str, str]:
 
 
 def contributions(records: pd.DataFrame) -> pd.DataFrame:
-    """What each attack of a suite adds: how many inputs it reads, how many of them nothing else does, and what it costs.
+    """Returns what each attack of a suite adds: how many inputs it reads, how many of them no other attack reads, and what it costs.
 
     Returns:
       Columns `attack`, `read`, `alone` (cells that no other attack reads), `num_cells`, `num_evaluations` (mean) and `seconds` (mean, of a cell).
@@ -182,11 +182,11 @@ def contributions(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def stopping_ratios(records: pd.DataFrame) -> pd.DataFrame:
-    """Per attack and metric the smallest measured ratio from which on no cell succeeded, and what that is worth.
+    """Finds, per attack and metric, the smallest measured ratio from which on no cell succeeded, and the strength of that evidence.
 
-    "Stopped" is said where every cell from there on is protected (`with_outcomes`), together with how many there are and the upper end of the 95 % interval of
-    the success rate, and with "≤" where no smaller ratio was tried. A search that ended too early stops nothing, and neither does one that fails with
-    nothing encrypted.
+    The verdict is "stopped" where every cell from there on is protected (`with_outcomes`), together with their number and the upper end of the 95 % interval
+    of the success rate, and with "≤" where no smaller ratio was tried. A search that ended too early is not evidence of protection, and neither is one that
+    fails with nothing encrypted.
 
     Returns:
       Columns `panel`, `curve`, `ratio` (NaN where the attack still succeeds at the largest ratio, or fails with nothing encrypted), `verdict`,
@@ -222,7 +222,7 @@ def stopping_ratios(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def _verdict(ratios: npt.NDArray[np.float64], position: int, num_cells: int, unresolved: int) -> str:
-    """What no success from a ratio on amounts to."""
+    """Puts into words what the absence of success from a ratio on amounts to."""
     ratio, bound = ratios[position], f"0 of {num_cells}, < {wilson(0, num_cells)[1]:.0%}"
     if ratios[0] > 0:
         return f"no success from {ratio:g} on ({bound}); not tried with nothing encrypted"
@@ -233,18 +233,18 @@ def _verdict(ratios: npt.NDArray[np.float64], position: int, num_cells: int, unr
 
 
 def verdict_grid(stops: pd.DataFrame, same: Mapping[str, Sequence[str]] | None = None) -> tuple[list[str], list[list[str]]]:
-    """The stopping ratios as a grid: header, then one row per curve with one column per panel; the other way round where panels are many and curves few.
+    """Arranges the stopping ratios as a grid: header, then one row per curve and one column per panel; transposed where panels are many and curves few.
 
     Args:
-      stops: as `stopping_ratios` gives it.
-      same: as `same_masks` gives it; a metric whose masks are another's says so.
+      stops: as `stopping_ratios` returns it.
+      same: as `same_masks` returns it; a metric whose masks equal another's says so.
     """
     panels: Sequence[str] = list(dict.fromkeys(stops["panel"]))
     body = []
     for curve, rows in stops.groupby("curve", sort=True):
-        found = dict(zip(rows["panel"], rows["verdict"], strict=True))
+        verdicts = dict(zip(rows["panel"], rows["verdict"], strict=True))
         others = (same or {}).get(str(curve).split(" / ")[0], [])
-        body.append([f"{curve} (same masks as {', '.join(others)})" if others else str(curve), *(found.get(panel, "") for panel in panels)])
+        body.append([f"{curve} (same masks as {', '.join(others)})" if others else str(curve), *(verdicts.get(panel, "") for panel in panels)])
     if len(panels) > max(8, len(body)):
         return ["attack", *(row[0] for row in body)], [[panel, *(row[1 + i] for row in body)] for i, panel in enumerate(panels)]
     return ["metric", *panels], body
