@@ -1,4 +1,4 @@
-"""What encrypting each selection of a sweep costs: measured once for every setting, metric, selector and ratio, and joined to the records.
+"""The cost of encrypting each selection of a sweep, measured once for every setting, metric, selector and ratio, and joined to the records.
 
 Each client encrypts its own update under the first sample's mask, the server adds, and the decrypted integers are compared with the plain sum.
 """
@@ -16,7 +16,7 @@ from selgrad.config import EncryptionConfig, SweepConfig
 from selgrad.experiment import Lane, SchemeCache, Setting, encryption_cost
 
 Costs = dict[tuple[int, str, str, float], encryption.Cost]
-"""By (setting, metric, selector, ratio)."""
+"""(setting, metric, selector, ratio) -> cost."""
 
 
 def measure_costs(
@@ -26,9 +26,9 @@ def measure_costs(
 
     Args:
       config: the axes.
-      options: of the encryption.
-      settings: each with its index.
-      saved: what was measured before, by name; what is measured now is added.
+      options: options of the encryption.
+      settings: each setting with its index.
+      saved: earlier measurements, by name; new ones are added.
       on_event: called with a line before each measurement.
     """
     schemes, result, seed = SchemeCache(options), {}, config.seeds[0]

@@ -1,6 +1,6 @@
-"""One block from its first step to its last, with checkpoints in between: a kill loses a minute of it.
+"""Runs one block from its first step to its last, with checkpoints in between, so that a kill loses about a minute of work.
 
-It knows an engine's protocol and nothing of sweeps.
+The module knows an engine's protocol and nothing about sweeps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CHECKPOINT_SECONDS = 60.0
 
 
 class Prepared(NamedTuple):
-    """A block before its first step: its program, what its attackers hold, and what they say of how they came by it."""
+    """A block before its first step: its program, what its attackers hold, and their reports on how they obtained it."""
 
     engine: Engine
     held: Any
@@ -30,7 +30,7 @@ class Prepared(NamedTuple):
 
 
 class Attacked(NamedTuple):
-    """What the attacks of a block found, on the host, and what they say of themselves; `seconds` of them, compilation and preparation apart."""
+    """The outcome of a block's attacks on the host, their reports, and their run time in `seconds`, without compilation and preparation."""
 
     outcome: Outcome
     reports: Reports
@@ -38,17 +38,17 @@ class Attacked(NamedTuple):
 
 
 def run_attacks(prepared: Prepared, series: checkpoints.Series, on_steps: Callable[[int], None], on_saved: Callable[[], None]) -> Attacked:
-    """Runs the attacks of a block that is prepared; arguments as `drive` has them."""
+    """Runs the attacks of a prepared block; the arguments are those of `drive`."""
     engine, held, reports = prepared
     begun = time.perf_counter()
-    outcome, said = engine.finish(held, drive(engine, held, series, on_steps, on_saved))
+    outcome, attack_reports = engine.finish(held, drive(engine, held, series, on_steps, on_saved))
     outcome = jax.device_get(outcome)
-    return Attacked(outcome, {**reports, **said}, time.perf_counter() - begun)
+    return Attacked(outcome, {**reports, **attack_reports}, time.perf_counter() - begun)
 
 
 @contextlib.contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turns what JAX raises when a device has no memory left into an OutOfMemoryError."""
+    """Turns the error that JAX raises when a device runs out of memory into an OutOfMemoryError."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -58,12 +58,12 @@ def memory_errors() -> Iterator[None]:
 
 
 def drive(engine: Engine, held: Any, series: checkpoints.Series, on_steps: Callable[[int], None], on_saved: Callable[[], None] = lambda: None) -> Any:
-    """The state after the last step, begun anew or from the newest checkpoint.
+    """Runs all steps, from the start or from the newest checkpoint, and returns the state after the last one.
 
     Args:
-      engine: compiled.
-      held: as it observed.
-      series: of the block.
+      engine: the compiled engine.
+      held: what its `observe` returned.
+      series: checkpoints of the block.
       on_steps: called with the number of steps done since the last call.
       on_saved: called after each checkpoint.
     """
@@ -80,7 +80,7 @@ def drive(engine: Engine, held: Any, series: checkpoints.Series, on_steps: Calla
         now = time.perf_counter()
         done += chunk
         on_steps(chunk)
-        # About a second between two looks at the clock: often enough for a bar, Ctrl-C and checkpoints, rare enough to cost nothing.
+        # About a second between two looks at the clock: often enough for the progress bar, Ctrl-C and checkpoints, and rare enough to cost nothing.
         chunk = max(1, int(chunk * min(2.0, 1.0 / max(now - before, 1e-3))))
         if now - saved > CHECKPOINT_SECONDS and done < total:
             series.save(done, *engine.arrays(state))

@@ -1,6 +1,6 @@
-"""Reconstructions that a sweep keeps beside its records: of the first samples and the first seed, with the truth once a setting.
+"""Reconstructions that a sweep keeps next to its records: those of the first samples and the first seed, with the truth once per setting.
 
-In which files they lie is their modality's.
+Their modality decides the file format.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from selgrad.sweep.store import RunFolder
 
 
 def keep_truth(folder: RunFolder, config: SweepConfig, index: int, setting: Setting) -> None:
-    """What a setting's clients had, unless it is there."""
+    """Keeps the true inputs of a setting's clients, unless they are there already."""
     stem, count = folder.gallery_file(f"truth-{index}"), min(config.gallery, setting.num_samples)
     if count and not list(stem.parent.glob(f"{stem.name}.*")):
         setting.modality.keep_truth(stem, jax.tree.map(lambda leaf: leaf[:count], setting.batches))
 
 
-def keep_gallery(folder: RunFolder, config: SweepConfig, setting: Setting, part: BlockPlan, found: dict[tuple[int, int], LaneResult]) -> None:
-    """What a block's attacks made of it."""
+def keep_gallery(folder: RunFolder, config: SweepConfig, setting: Setting, part: BlockPlan, results: dict[tuple[int, int], LaneResult]) -> None:
+    """Keeps what a block's attacks reconstructed."""
     kept = [
         Kept(
             {
                 "setting": part.setting, "title": setting.title, "sample": lane.sample, "ratio": lane.ratio, "metric": lane.metric.label,
                 "selector": lane.selector.label, "attack": part.attack.label,
             },
-            found[i, j],
+            results[i, j],
         )
         for i, row in enumerate(part.lanes)
         for j, lane in enumerate(row)

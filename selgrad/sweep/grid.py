@@ -1,6 +1,6 @@
-"""What a sweep's axes become once they are built: settings, attacks and compiled programs, held as long as they fit.
+"""The objects that a sweep's axes describe: settings, attacks and compiled programs, held as long as they fit in memory.
 
-`selgrad.sweep.plan` says which blocks there are, and this what each of them needs.
+`selgrad.sweep.plan` says which blocks there are, and this module provides what each of them needs.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from selgrad.sweep.plan import BlockPlan, most_updates
 from selgrad.sweep.programs import Programs
 
 MANY_SETTINGS = 8
-"""Beyond so many, compiled programs and what was computed on a setting are let go with it: a process holds some hundred memory maps for each."""
+"""With more settings, compiled programs and cached results are dropped with their setting, since each program takes some hundred memory maps."""
 
 
 def _digest(content: Any) -> str:
-    """Of the arrays in a container; what is not an array is left out."""
-    found = hashlib.sha256()
+    """Returns a hash of the arrays in a container; other leaves are left out."""
+    hasher = hashlib.sha256()
     for leaf in jax.tree.leaves(content):
         if isinstance(leaf, np.ndarray | jax.Array):
-            found.update(f"{leaf.dtype}{leaf.shape}".encode())
-            found.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
-    return found.hexdigest()[:16]
+            hasher.update(f"{leaf.dtype}{leaf.shape}".encode())
+            hasher.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+    return hasher.hexdigest()[:16]
 
 
 class Grid:
@@ -42,7 +42,7 @@ class Grid:
 
     Attributes:
       settings: one for each data set, model, update and protection.
-      scattered: whether the lanes of a block may be of any samples, and not of neighbours alone.
+      scattered: whether the lanes of a block may belong to any samples, and not only to neighbouring ones.
 
     Raises:
       UsageError: if something cannot be built, or certificates do not fit in memory.
@@ -62,31 +62,31 @@ class Grid:
         self._certifiers = [Certifier(setting) for setting in self.settings]
         self._exposed = [Exposed(setting) for setting in self.settings]
         if config.certificates:
-            # Before anything runs: records are written with them.
+            # Checked before anything runs, since every record is written with certificates.
             for certifier in self._certifiers:
                 certifier.require_possible()
         self._attacks = {spec: spec.build() for spec in config.attack}
-        # Settings that do not fit in memory together, or are many, are held one at a time.
+        # Settings that do not fit in memory together, or are numerous, are held one at a time.
         self._is_crowded = len(self.settings) > MANY_SETTINGS or sum(setting.num_bytes for setting in self.settings) > devices.memory_budget()
         self._held = self._left = 0
         self._programs = Programs(config, self._attacks, min(len(self.settings), MANY_SETTINGS), self._most_updates)
 
     def inputs(self) -> dict[str, str]:
-        """A digest of what each data set and each checkpoint held when it was read, by what a configuration calls it."""
-        found: dict[str, str] = {}
+        """Returns a digest of the contents of each data set and each checkpoint as they were read, by their names in the configuration."""
+        digests: dict[str, str] = {}
         for setting in self.settings:
             dataset, model = setting.specs[:2]
-            for spec, given in ((dataset, setting.dataset), *(((self.config.public, setting.public),) if self.config.public is not None else ())):
+            for spec, data in ((dataset, setting.dataset), *(((self.config.public, setting.public),) if self.config.public is not None else ())):
                 name = f"{spec.label} {spec.get('path', '')}".strip()
-                if name not in found:
-                    found[name] = _digest(vars(given) if is_dataclass(given) else given)
-            place = model.get("checkpoint") or model.get("pretrained")
-            if place is not None and f"{model.label} {place}" not in found:
-                found[f"{model.label} {place}"] = _digest(setting.weights(self.config.seeds[0]))
-        return found
+                if name not in digests:
+                    digests[name] = _digest(vars(data) if is_dataclass(data) else data)
+            source = model.get("checkpoint") or model.get("pretrained")
+            if source is not None and f"{model.label} {source}" not in digests:
+                digests[f"{model.label} {source}"] = _digest(setting.weights(self.config.seeds[0]))
+        return digests
 
     def _use(self, index: int) -> Setting:
-        """A setting that is about to be read."""
+        """Returns a setting that is about to be used; where settings are held one at a time, the caches of the previous one are dropped."""
         if self._is_crowded and index != self._held:
             self.settings[self._held].clear_caches()
             self._left += 1
@@ -100,14 +100,14 @@ class Grid:
             yield index, self._use(index)
 
     def _most_updates(self, num_samples: int, num_lanes: int) -> int:
-        """How many samples the lanes of one row can be of."""
+        """Returns how many samples the lanes of one row can belong to at most."""
         return min(num_samples, num_lanes) if self.scattered else most_updates(self.config, num_samples, num_lanes)
 
     def _engine(self, plan: BlockPlan) -> Engine:
         return self._programs.engine(self._use(plan.setting), plan)
 
     def _arrays(self, plan: BlockPlan, engine: Engine) -> tuple[Any, Any]:
-        """Weights and lanes of a block; short rows and few seeds are padded so that the last block needs no compilation of its own."""
+        """Returns weights and lanes of a block; short rows and missing seeds are padded so that the last block needs no compilation of its own."""
         padded = [[*row, *([row[-1]] * (engine.num_lanes - len(row)))] for row in plan.lanes]
         missing = engine.num_seeds - len(plan.seeds)
         setting = self._use(plan.setting)
@@ -115,24 +115,24 @@ class Grid:
         return assemble(setting, [*plan.seeds, *plan.seeds[-1:] * missing], [*padded, *padded[-1:] * missing], rows)
 
     def _ordered(self, blocks: list[BlockPlan]) -> list[BlockPlan]:
-        # Attacks innermost: what a seed's clients choose is scored once for all of them, however little fits in memory.
+        # Attacks are innermost, so that a seed's clients are scored once for all of them, however little fits in memory.
         return sorted(blocks, key=lambda block: (block.setting, self.config.seeds.index(block.seeds[0]), self._position(block)))
 
     def program(self, block: BlockPlan) -> Hashable:
-        """What a block has in common with those that the same compiled program runs."""
+        """Returns a key that a block shares with those that the same compiled program runs."""
         first = block.lanes[0][0]
         chosen_by = (first.metric, first.selector) if self._attacks[block.attack].evidence else None
         return self.settings[block.setting].compile_key, block.attack, block.lanes_per_block, chosen_by
 
     def on_device(self, block: BlockPlan) -> bool:
-        """Whether a block is compiled for the devices, or runs on the host."""
+        """Returns whether a block is compiled for the devices; otherwise it runs on the host."""
         return self._attacks[block.attack].traceable
 
     def prepares(self, block: BlockPlan) -> bool:
-        """Whether attackers work on the host before the first step of a block."""
+        """Returns whether attackers work on the host before the first step of a block."""
         return self._attacks[block.attack].prepare is not None
 
     def _position(self, block: BlockPlan) -> tuple[int, int, int]:
-        """Where a block's first lane stands among those of its seed."""
+        """Returns the position of a block's first lane among those of its seed."""
         first = block.lanes[0][0]
         return self.config.metric.index(first.metric), self.config.selector.index(first.selector), first.sample

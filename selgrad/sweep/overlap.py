@@ -1,6 +1,6 @@
-"""How alike the masks of two metrics are, by leaf and for the whole tree.
+"""The similarity of two metrics' masks, by leaf and for the whole tree.
 
-Two metrics whose masks are the same are one metric under two names, which tables then say.
+Two metrics whose masks are the same are one metric under two names, and tables say so.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ COLUMNS = ("setting", "title", "selector", "ratio", "metric_a", "metric_b", "lea
 
 
 def overlap(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8], sizes: Sequence[int]) -> tuple[Any, Any]:
-    """Entries in both masks and in either, by sample: (samples, 1 + leaves), the whole tree first.
+    """Counts the entries in both masks and in either, by sample: (samples, 1 + leaves), the whole tree first.
 
     Args:
-      a, b: masks, (samples, ceil(n / 8)), as `numpy.packbits` has them.
-      sizes: of the leaves.
+      a, b: masks, (samples, ceil(n / 8)), as `numpy.packbits` returns them.
+      sizes: sizes of the leaves.
     """
 
     def by_leaf(packed: npt.NDArray[np.uint8]) -> Any:
-        found = np.stack([counts(row, sizes) for row in packed])
-        return np.concatenate([found.sum(axis=1, keepdims=True), found], axis=1)
+        per_leaf = np.stack([counts(row, sizes) for row in packed])
+        return np.concatenate([per_leaf.sum(axis=1, keepdims=True), per_leaf], axis=1)
 
     return by_leaf(a & b), by_leaf(a | b)
 
 
 def equivalence(config: SweepConfig, settings: Iterable[tuple[int, Setting]]) -> pd.DataFrame:
-    """How alike the masks of every two metrics are.
+    """Measures how similar the masks of every two metrics are.
 
     Args:
       config: the axes.
-      settings: each with its index.
+      settings: each setting with its index.
 
     Returns:
       Columns `setting`, `title`, `selector`, `ratio`, `metric_a`, `metric_b`, `leaf` ("" for the whole tree), `jaccard` (mean over samples and seeds; NaN
@@ -58,11 +58,11 @@ def equivalence(config: SweepConfig, settings: Iterable[tuple[int, Setting]]) ->
                 masks = [(setting.masks(a, selector, seed, ratio, page), setting.masks(b, selector, seed, ratio, page)) for seed, page in pages]
                 both, either = (np.concatenate(parts) for parts in zip(*(overlap(mine, theirs, sizes) for mine, theirs in masks), strict=True))
                 for j, leaf in enumerate(names):
-                    seen = either[:, j] > 0
+                    occurs = either[:, j] > 0
                     rows.append(
                         {
                             "setting": index, "title": setting.title, "selector": selector.label, "ratio": ratio, "metric_a": a.label,
-                            "metric_b": b.label, "leaf": leaf, "jaccard": float((both[seen, j] / either[seen, j]).mean()) if seen.any() else math.nan,
+                            "metric_b": b.label, "leaf": leaf, "jaccard": float((both[occurs, j] / either[occurs, j]).mean()) if occurs.any() else math.nan,
                             "identical": bool((both[:, j] == either[:, j]).all()),
                         }
                     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The compiled programs of a sweep: made from shapes alone, shared by the blocks that they fit, and let go when there are many.
+"""The compiled programs of a sweep: made from shapes alone, shared by the blocks that they fit, and dropped when there are many.
 
 A compiled program holds memory and some hundred memory maps, of which a process may have no more than the kernel allows.
 """
@@ -17,16 +17,16 @@ from selgrad.sweep.plan import BlockPlan, block_shape
 
 
 class Programs:
-    """What is compiled for a sweep.
+    """Compiles and holds the programs of a sweep.
 
     Args:
       config: the axes.
-      attacks: as built.
-      num_settings: whose programs are held at once; those used least lately go first.
-      most_updates: (samples of a setting, lanes of a row) -> how many samples these lanes can be of.
+      attacks: the attacks, built.
+      num_settings: number of settings whose programs are held at once; the least recently used are dropped first.
+      most_updates: (samples of a setting, lanes of a row) -> how many samples these lanes can belong to.
 
     Attributes:
-      compile_seconds: of each program, in the order in which they were compiled.
+      compile_seconds: compilation time of each program, in the order in which they were compiled.
     """
 
     def __init__(self, config: SweepConfig, attacks: Mapping[Spec, Attack], num_settings: int, most_updates: Callable[[int, int], int]) -> None:
@@ -37,11 +37,11 @@ class Programs:
         self.compile_seconds: list[float] = []
 
     def __len__(self) -> int:
-        """How many are held."""
+        """The number of programs that are held."""
         return len(self._held)
 
     def engine(self, setting: Setting, plan: BlockPlan) -> Engine:
-        """The program of a block; nothing is computed for it. All blocks of an attack on a setting share one, and settings that compile alike do."""
+        """Returns the program of a block without running anything; all blocks of an attack on a setting share it, and so do settings that compile alike."""
         first = plan.lanes[0][0]
         chosen_by = (first.metric, first.selector)
         by_metric = self._attacks[plan.attack].evidence
@@ -55,12 +55,12 @@ class Programs:
             )  # fmt: skip
             engine.compile(*shapes(setting, num_seeds, engine.num_lanes, self._most_updates(setting.num_samples, engine.num_lanes)))
             self.compile_seconds.append(engine.compile_seconds)
-        # The one that was used last stands last.
+        # The most recently used program stands last.
         self._held[key] = engine
         while len(self._held) > self._most:
             del self._held[next(iter(self._held))]
         return engine
 
     def drop(self, engine: Engine) -> None:
-        """Lets a program go that no block will use."""
-        self._held = {key: one for key, one in self._held.items() if one is not engine}
+        """Drops a program that no block will use."""
+        self._held = {key: held for key, held in self._held.items() if held is not engine}

@@ -1,6 +1,6 @@
-"""Records: one row a cell, every column documented here and nowhere else; `docs/records.md` is printed from this table.
+"""Records: one row per cell, with every column documented here and nowhere else; `docs/records.md` is printed from this table.
 
-Columns of measures and certificates are theirs (`selgrad.measures`, `selgrad.evaluation.certificates`); a measure that the data do not have is not a column.
+Measures and certificates define their own columns (`selgrad.measures`, `selgrad.evaluation.certificates`); a measure that the data do not have has no column.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _facts(spec: Spec) -> list[Any]:
 
 
 def cell_id(config: SweepConfig, setting: Setting, attack: Spec, lane: Lane) -> str:
-    """The hash of everything that decides a cell's result; what came later than a cell and is not used by it leaves its hash as it was."""
+    """Returns the hash of everything that decides a cell's result; later features that a cell does not use leave its hash unchanged."""
     dataset, model, update = setting.specs
     named = {"dataset": dataset, "model": model, "update": update, "metric": lane.metric, "selector": lane.selector, "attack": attack}
     identity = {kind: _facts(spec) for kind, spec in named.items()}
@@ -105,19 +105,19 @@ def cell_id(config: SweepConfig, setting: Setting, attack: Spec, lane: Lane) -> 
 
 
 def cell_ids(config: SweepConfig, setting: Setting, part: BlockPlan) -> Iterator[str]:
-    """Those of a block's cells."""
+    """Yields the hashes of a block's cells."""
     return (cell_id(config, setting, part.attack, lane) for lanes in part.lanes for lane in lanes)
 
 
 def certificate_columns(config: SweepConfig, certifier: Certifier, setting: Setting, lane: Lane) -> dict[str, Any]:
-    """The columns `certificate_*` of one cell, computed for all ratios of the sample at once."""
+    """Returns the columns `certificate_*` of one cell, computed for all ratios of the sample at once."""
     if not config.certificates:
         return {}
     counts = tuple(sorted({setting.num_selected(ratio) for ratio in config.ratio}))
     certificates, bounds = certifier.certificates(lane.metric, lane.selector, lane.seed, counts)
-    at = counts.index(setting.num_selected(lane.ratio))
-    found = dataclasses.asdict(certificates[lane.sample][at])
-    return {**{f"certificate_{name}": value for name, value in found.items()}, "certificate_van_trees_mse": bounds[at]}
+    index = counts.index(setting.num_selected(lane.ratio))
+    certificate = dataclasses.asdict(certificates[lane.sample][index])
+    return {**{f"certificate_{name}": value for name, value in certificate.items()}, "certificate_van_trees_mse": bounds[index]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,11 +125,11 @@ class Origin:
     """What all cells of a block have in common.
 
     Attributes:
-      config: of the sweep.
-      setting, certifier, exposed: of the block.
-      attack: as built.
-      costs: of the encryption by metric, selector and ratio labels; None where there is none.
-      run_id: of the folder.
+      config: the sweep's configuration.
+      setting, certifier, exposed: those of the block.
+      attack: the attack, built.
+      costs: costs of the encryption by metric label, selector label and ratio; None where nothing is encrypted.
+      run_id: the folder's run id.
     """
 
     config: SweepConfig
@@ -141,17 +141,17 @@ class Origin:
     run_id: str
 
 
-def row(origin: Origin, spec: Spec, lane: Lane, found: LaneResult, report: str, attack_seconds: float) -> dict[str, Any]:
-    """The record of one cell."""
+def row(origin: Origin, spec: Spec, lane: Lane, result: LaneResult, report: str, attack_seconds: float) -> dict[str, Any]:
+    """Returns the record of one cell."""
     config, setting = origin.config, origin.setting
     selected, visible = setting.num_selected(lane.ratio), setting.num_visible(lane)
     left = origin.exposed.left(lane)
     bits, score_seconds, mask_seconds = setting.chosen(lane)
-    rule, level = SuccessRule.of(config.success, setting), setting.modality.level(found.measures, config.known_labels)
+    rule, level = SuccessRule.of(config.success, setting), setting.modality.level(result.measures, config.known_labels)
     cost = None if origin.costs is None else origin.costs[lane.metric.label, lane.selector.label, lane.ratio]
     dataset, model, update = setting.specs
     specs = dict(zip(_KINDS, (dataset, model, update, lane.metric, lane.selector, spec, setting.protection_spec), strict=True))
-    said = ("diverged", "moved", "converged", "better_than_prior", "restart", "num_evaluations")
+    separate = ("diverged", "moved", "converged", "better_than_prior", "restart", "num_evaluations")
     return {
         "cell_id": cell_id(config, setting, spec, lane),
         "sweep": config.name,
@@ -167,15 +167,15 @@ def row(origin: Origin, spec: Spec, lane: Lane, found: LaneResult, report: str, 
         "known_padding": config.known_padding,
         "num_rounds": config.rounds.count,
         **setting.modality.columns(setting.model),
-        **{k: float(value) for k, value in found.measures.items() if k not in said},
+        **{k: float(value) for k, value in result.measures.items() if k not in separate},
         **certificate_columns(config, origin.certifier, setting, lane),
         "level": level,
         "num_others": len(setting.others),
-        "success": rule(found.measures, level),
+        "success": rule(result.measures, level),
         "success_rule": str(rule),
-        **{k: bool(found.measures[k]) for k in said[:4]},
-        "restart": int(found.measures["restart"]),
-        "num_evaluations": int(found.measures["num_evaluations"]),
+        **{k: bool(result.measures[k]) for k in separate[:4]},
+        "restart": int(result.measures["restart"]),
+        "num_evaluations": int(result.measures["num_evaluations"]),
         "num_total": setting.num_total,
         "num_selected": selected,
         "num_visible": visible,
@@ -203,10 +203,10 @@ def row(origin: Origin, spec: Spec, lane: Lane, found: LaneResult, report: str, 
     }
 
 
-def frame(origin: Origin, part: BlockPlan, found: dict[tuple[int, int], LaneResult], reports: dict[tuple[int, int], str], seconds: float) -> pd.DataFrame:
-    """The records of a block."""
+def frame(origin: Origin, part: BlockPlan, results: dict[tuple[int, int], LaneResult], reports: dict[tuple[int, int], str], seconds: float) -> pd.DataFrame:
+    """Returns the records of a block."""
     cells = [(i, j, lane) for i, lanes in enumerate(part.lanes) for j, lane in enumerate(lanes)]
-    table = pd.DataFrame([row(origin, part.attack, lane, found[i, j], reports.get((i, j), ""), seconds) for i, j, lane in cells])
+    table = pd.DataFrame([row(origin, part.attack, lane, results[i, j], reports.get((i, j), ""), seconds) for i, j, lane in cells])
     whole = dict.fromkeys((name for name, (kind, _) in COLUMNS.items() if kind == "int or null"), "Int64")
     real = dict.fromkeys((name for name, (kind, _) in COLUMNS.items() if kind == "float or NaN"), "float64")
     return table.astype({**whole, **real})

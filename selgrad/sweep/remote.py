@@ -1,7 +1,7 @@
-"""A run's folder that lies elsewhere: any place that fsspec reaches, such as `s3://` or `gs://`, with a local copy to work in.
+"""A run's folder in remote storage: any place that fsspec reaches, such as `s3://` or `gs://`, with a local copy to work in.
 
-Object stores cannot rename or lock, but what they are given appears whole. So files are made here and sent when they are whole; a block's records are one file,
-and a block that runs twice writes the same.
+Object stores cannot rename or lock, but an uploaded object appears whole or not at all. So files are written locally and uploaded once complete; a block's
+records are one file, and a block that runs twice writes the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from selgrad.errors import SelgradError, UsageError
 
 
 def is_remote(place: str | Path) -> bool:
-    """Whether a place is a URL and not a path."""
+    """Returns whether a place is a URL and not a path."""
     return "://" in str(place)
 
 
@@ -26,8 +26,8 @@ def _filesystem(url: str) -> tuple[Any, str]:
     import fsspec
 
     try:
-        found: tuple[Any, str] = fsspec.core.url_to_fs(url)
-        return found
+        filesystem: tuple[Any, str] = fsspec.core.url_to_fs(url)
+        return filesystem
     except ImportError as error:
         raise UsageError(f"{url!r}: {error}") from None
     except ValueError as error:
@@ -35,14 +35,14 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 class Mirror:
-    """A folder elsewhere and its copy here.
+    """A remote folder and its local copy.
 
     Args:
-      url: of the folder.
-      local: of the copy; by default one of this user's, the same whenever this place is used, so that nothing is read twice.
+      url: URL of the folder.
+      local: folder of the copy; by default one of this user's, the same whenever this place is used, so that nothing is read twice.
 
     Raises:
-      UsageError: if nothing reaches the place.
+      UsageError: if fsspec cannot reach the place.
     """
 
     def __init__(self, url: str, local: Path | None = None) -> None:
@@ -54,11 +54,11 @@ class Mirror:
 
     @classmethod
     def private(cls, url: str) -> Mirror:
-        """With a copy of this process's own, which the system's folder for temporary files holds."""
+        """Returns a mirror whose copy belongs to this process alone, in the system's folder for temporary files."""
         return cls(url, Path(tempfile.mkdtemp(prefix="selgrad-run-")))
 
     def fetch(self, name: str = "") -> None:
-        """Copies a file, or all files of a folder, here, unless they are here already.
+        """Downloads a file, or all files of a folder, unless they are here already.
 
         Raises:
           SelgradError: if the place cannot be read.
@@ -66,8 +66,8 @@ class Mirror:
         where = f"{self._root}/{name}".rstrip("/")
         try:
             self._files.invalidate_cache()
-            found: dict[str, Any] = self._files.find(where, detail=True) if self._files.exists(where) else {}
-            for path, facts in found.items():
+            remote_files: dict[str, Any] = self._files.find(where, detail=True) if self._files.exists(where) else {}
+            for path, facts in remote_files.items():
                 inside = path[len(self._root) :].lstrip("/")
                 target = self.local / inside
                 if not target.exists() or target.stat().st_size != facts["size"] or inside == "plan.json":
@@ -80,14 +80,14 @@ class Mirror:
             raise SelgradError(f"cannot read {self.url!r}: {error}") from None
 
     def publish(self) -> None:
-        """Sends what was written here since the last call, and removes there what was removed here.
+        """Uploads what was written here since the last call, and removes there what was removed here.
 
         Raises:
-          SelgradError: if the place cannot be written; what is here stays.
+          SelgradError: if the place cannot be written; the local files stay.
         """
         try:
             present = dict(self._present())
-            # A plan names blocks that others will ask for, so what they need is there before it is.
+            # A plan names blocks that others will ask for, so the files they need are uploaded before it.
             for inside in sorted(present, key=lambda name: (name == "plan.json", name)):
                 if self._known.get(inside) != present[inside]:
                     where = f"{self._root}/{inside}"

@@ -1,6 +1,6 @@
-"""A sweep: plans by memory, proves the encryption, and runs blocks, each of which leaves a record file.
+"""A sweep: it plans by memory, proves the encryption, and runs blocks, each of which leaves a record file.
 
-What is pure stands in `plan`, what is built in `grid`, what a record holds in `records`, where files lie in `store`, and who runs the blocks in `executors`.
+The pure functions are in `plan`, built objects in `grid`, the columns of records in `records`, file locations in `store`, and the executors in `executors`.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Sweep(Grid):
 
     Args:
       config: what to run.
-      out: the folder, or a URL that fsspec reaches; made if it is missing, continued if it holds the same sweep.
-      mirror: of the URL, where there is one already.
+      out: the folder, or a URL that fsspec reaches; created if it is missing, continued if it holds the same sweep.
+      mirror: the mirror of the URL, where there is one already.
 
     Attributes:
       place: the folder or URL, as other processes find it.
-      out: the folder here.
+      out: the local folder.
 
     Raises:
       UsageError: if the folder holds another sweep.
@@ -68,10 +68,10 @@ class Sweep(Grid):
 
     @classmethod
     def of_folder(cls, place: str) -> Sweep:
-        """A sweep whose configuration lies in its folder, for a process that works for whoever began it.
+        """Returns the sweep whose configuration lies in its folder, for a process that works for the one that began it.
 
         Raises:
-          SelgradError: if there is none, or the configuration is another than the plan's.
+          SelgradError: if there is none, or the configuration differs from the plan's.
         """
         mirror = Mirror.private(place) if is_remote(place) else None
         for name in ("plan.json", "config.yaml", "decoders"):
@@ -81,7 +81,7 @@ class Sweep(Grid):
 
     @property
     def run_id(self) -> str:
-        """The same whenever this sweep goes on."""
+        """The id of the run, the same whenever this sweep is resumed."""
         return self.folder.run_id
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
@@ -89,18 +89,18 @@ class Sweep(Grid):
         return self.folder.lock()
 
     def record_file(self, plan: BlockPlan) -> Path:
-        """Where a block writes its records."""
+        """Returns the file to which a block writes its records."""
         return self.folder.record_file(plan.identity)
 
     def is_done(self, plan: BlockPlan) -> bool:
-        """Whether a block has its records."""
+        """Returns whether a block has its records."""
         if self.folder.has_records(plan.identity) or not self.folder.is_recovered:
             return self.folder.has_records(plan.identity)
-        # The plan was lost, and blocks may be cut otherwise than before.
+        # The plan was lost, and blocks may be cut differently than before.
         return self.folder.cells.issuperset(rows.cell_ids(self.config, self.settings[plan.setting], plan))
 
     def missing(self, blocks: Iterable[BlockPlan]) -> list[BlockPlan]:
-        """Those that have none yet, in their order."""
+        """Returns the blocks that have no records yet, in their order."""
         return [block for block in blocks if not self.is_done(block)]
 
     # Planning
@@ -135,7 +135,7 @@ class Sweep(Grid):
                     engine = self._engine(parts[0])
                     if engine.memory_bytes <= budget or lanes_per_block == 1 or name in sizes:
                         break
-                    # Memory grows with the lanes, so one program that is too large tells which one fits.
+                    # Memory grows with the lanes, so the size of a program that is too large tells how many lanes fit.
                     lanes = engine.num_seeds * engine.num_lanes
                     lanes_per_block = fitting(lanes_per_block, lanes, engine.memory_bytes, engine.shared_bytes, budget)
                     self._programs.drop(engine)
@@ -164,14 +164,14 @@ class Sweep(Grid):
         """Writes what another process needs to work for this sweep.
 
         Raises:
-          UsageError: if it holds objects of this process, which no other can make.
+          UsageError: if the configuration holds objects of this process, which no other process can build.
         """
         self.folder.write_text("config.yaml", portable(self.config))
         self.folder.save()
         self.folder.publish()
 
     def block(self, identity: str) -> BlockPlan:
-        """The block of an identity, of this plan or of what was cut since.
+        """Returns the block of an identity, from the plan or from blocks that were cut since.
 
         Raises:
           SelgradError: if there is none.
@@ -184,7 +184,7 @@ class Sweep(Grid):
         return self._named[identity]
 
     def blocks(self) -> list[BlockPlan]:
-        """Every block of a planned sweep, in the order in which they run."""
+        """Returns every block of a planned sweep, in the order in which they run."""
         sizes = self.folder.block_sizes
         pairs = itertools.product(range(len(self.settings)), self.config.attack)
         return self._ordered([block for index, attack in pairs for block in self._split(index, attack, sizes[f"{index}:{attack.label}"])])
@@ -192,10 +192,10 @@ class Sweep(Grid):
     # Encryption
 
     def costs(self, on_event: OnEvent = lambda _: None) -> Costs | None:
-        """Proves the round trip on real selected entries and measures its cost, as `measure_costs` says.
+        """Proves the round trip on real selected entries and measures its cost, as `measure_costs` does.
 
         Returns:
-          None where encryption is off or does not load here (`encryption_note` says why).
+          The costs, or None where encryption is off or does not load here (`encryption_note` says why).
         """
         if self.config.encryption is None:
             return None
@@ -204,23 +204,23 @@ class Sweep(Grid):
             return None
         saved = self.folder.saved.setdefault("costs", {})
         before = len(saved)
-        found = measure_costs(self.config, self.config.encryption, self._each_setting(), saved, on_event)
+        measured = measure_costs(self.config, self.config.encryption, self._each_setting(), saved, on_event)
         if len(saved) > before:
             self.folder.save()
-        return found
+        return measured
 
     @property
     def encryption_note(self) -> str | None:
-        """Why costs are empty, where they are."""
+        """The reason why there are no costs, or None."""
         return self._encryption_note
 
     # Running
 
     def keep_inputs(self) -> None:
-        """What every block starts from, kept beside the records: weights, and the truth for a gallery."""
+        """Keeps what every block starts from next to the records: weights, and the truth for a gallery."""
         for index, setting in self._each_setting():
             # Weights depend on data and model; updates and protections share them.
-            is_first = [one.specs[:2] for one in self.settings].index(setting.specs[:2]) == index
+            is_first = [other.specs[:2] for other in self.settings].index(setting.specs[:2]) == index
             for seed in self.config.seeds:
                 folder = self.folder.model_folder(index, seed)
                 if is_first and not folder.exists():
@@ -228,10 +228,10 @@ class Sweep(Grid):
             keep_truth(self.folder, self.config, index, setting)
 
     def halve(self, failed: BlockPlan, waiting: Iterable[BlockPlan]) -> list[BlockPlan]:
-        """What is left to run after a block ran out of memory: it and the others of its program cut in two, which is written down for whoever goes on.
+        """Returns what is left to run after a block ran out of memory: it and the others of its program cut in two, which is saved for a resumed sweep.
 
         Raises:
-          SelgradError: if it held one lane.
+          SelgradError: if the block held one lane.
         """
         if failed.lanes_per_block == 1:
             raise SelgradError("the device ran out of memory with one lane in a block; finished blocks are kept, take fewer restarts or a smaller model")
@@ -243,20 +243,20 @@ class Sweep(Grid):
         return list(refined(left, self.folder.refined))
 
     def run_block(self, part: BlockPlan, costs: Costs | None, on_progress: OnProgress = lambda *_: None) -> pd.DataFrame:
-        """Runs one block and writes its records. It reads nothing that other blocks write, so any process may run it, and twice does no harm.
+        """Runs one block and writes its records. It reads nothing that other blocks write, so any process may run it, even twice.
 
         Args:
-          part: of this sweep's plan.
+          part: a block of this sweep's plan.
           costs: as `costs` returns them.
-          on_progress: called with cells finished since the last call (a fraction) and a line on what runs.
+          on_progress: called with the cells finished since the last call (a fraction) and a line about what runs.
 
         Raises:
-          OutOfMemoryError: if the device has not enough for the block; `halve` says what to run in its place.
+          OutOfMemoryError: if the device has too little memory for the block; `halve` says what to run in its place.
         """
         return self.record_block(part, self.attack_block(part, self.prepare_block(part, on_progress), on_progress), costs)
 
     def prepare_block(self, part: BlockPlan, on_progress: OnProgress = lambda *_: None) -> Prepared:
-        """The first third of `run_block`: program, arrays, and what attackers learn or fill in on the host. Threads may call it, and the others, at once."""
+        """Does the first third of `run_block`: program, arrays, and what attackers learn or fill in on the host. All three are safe to call from threads."""
         with memory_errors():
             with self._one_at_a_time:
                 engine = self._engine(part)
@@ -265,33 +265,33 @@ class Sweep(Grid):
             return Prepared(engine, *engine.observe(*arrays, checkpoints.DiskCache(self.out / "decoders"), say))
 
     def attack_block(self, part: BlockPlan, prepared: Prepared, on_progress: OnProgress = lambda *_: None) -> Attacked:
-        """The second third, after which no device is needed."""
+        """Does the second third of `run_block`, after which no device is needed."""
         what = f"{part.attack.label} on {self.settings[part.setting].specs[1].label}"
         on_steps = lambda steps: on_progress(part.num_cells * steps / prepared.engine.num_steps, what)
         with memory_errors():
             return run_attacks(prepared, checkpoints.Series(self.folder.checkpoint_folder(part.identity)), on_steps, self.folder.publish)
 
     def record_block(self, part: BlockPlan, attacked: Attacked, costs: Costs | None) -> pd.DataFrame:
-        """The last third: measures, masks and certificates of every cell as records, and what the gallery keeps, written to the folder."""
+        """Does the last third of `run_block`: writes measures, masks and certificates of every cell as records, and what the gallery keeps."""
         with self._one_at_a_time:
             setting = self._use(part.setting)
-            found = {(i, j): decode_lane(setting, attacked.outcome, i, j, lane) for i, row in enumerate(part.lanes) for j, lane in enumerate(row)}
+            results = {(i, j): decode_lane(setting, attacked.outcome, i, j, lane) for i, row in enumerate(part.lanes) for j, lane in enumerate(row)}
             mine = None if costs is None else {key[1:]: cost for key, cost in costs.items() if key[0] == part.setting}
             origin = rows.Origin(
                 self.config, setting, self._certifiers[part.setting], self._exposed[part.setting], self._attacks[part.attack], mine, self.run_id
             )
-            records = rows.frame(origin, part, found, attacked.reports, attacked.seconds / part.num_cells)
-            keep_gallery(self.folder, self.config, setting, part, found)
+            records = rows.frame(origin, part, results, attacked.reports, attacked.seconds / part.num_cells)
+            keep_gallery(self.folder, self.config, setting, part, results)
         write_block(self.record_file(part), records, self.config.identity)
         checkpoints.Series(self.folder.checkpoint_folder(part.identity)).remove()
         self.folder.publish()
         return records
 
     def equivalence(self) -> pd.DataFrame:
-        """How alike the masks of every two metrics are, as `selgrad.sweep.overlap.equivalence` says, kept in `equivalence.parquet`."""
+        """Returns how similar the masks of every two metrics are, by `selgrad.sweep.overlap.equivalence`, and keeps it in `equivalence.parquet`."""
         file = self.out / "equivalence.parquet"
         if file.exists():
-            # Damaged, it is made anew.
+            # A damaged file is computed again.
             with contextlib.suppress(DamagedError):
                 return cast(pd.DataFrame, files.read_frame(file))
         table = equivalence(self.config, self._each_setting())

@@ -27,18 +27,18 @@ from selgrad.report.tables import read_records, same_masks
 from selgrad.report.verdicts import stopping_ratios, verdict_grid
 
 _SECONDS = 15.0
-"""Between two lines on what is being done, where there is no terminal."""
+"""Seconds between two lines about the progress, where there is no terminal."""
 
 
 def duration(seconds: float) -> str:
-    """Such as `4 s`, `3 min`, `2.5 h`."""
+    """Formats a duration, such as `4 s`, `3 min`, `2.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _told(screen: Console, status: Status, prefix: str = "") -> Callable[[str], None]:
-    """Shows what is being done: beside a spinner on a terminal, elsewhere as a line every so often."""
+def _announcer(screen: Console, status: Status, prefix: str = "") -> Callable[[str], None]:
+    """Returns a function that shows what is being done: next to a spinner on a terminal, elsewhere as a line every so often."""
     last = [-_SECONDS]
 
     def tell(line: str) -> None:
@@ -51,7 +51,7 @@ def _told(screen: Console, status: Status, prefix: str = "") -> Callable[[str], 
 
 
 def summary_table(records: pd.DataFrame, out: Path) -> Table:
-    """The smallest ratio that stops each attack, one row per metric and one column per attack."""
+    """Returns a table of the smallest ratio that stops each attack, one row per metric and one column per attack."""
     header, grid = verdict_grid(stopping_ratios(records), same_masks(out))
     table = Table(title="Smallest measured ratio that stops the attack", title_justify="left")
     for column in header:
@@ -68,7 +68,7 @@ def run_sweep(
     """Runs or continues a sweep in a folder.
 
     Args:
-      config: parsed, or a mapping as the YAML file holds it.
+      config: a parsed configuration, or a mapping as the YAML file holds it.
       out: folder for `config.yaml`, `records/`, `figures/`, `report.html`, or a URL that fsspec reaches.
       engine: who runs the blocks: a name, or a mapping of `name` and arguments, as `selgrad list engine` shows them.
       wandb: "disabled", "offline" or "online".
@@ -95,7 +95,7 @@ def run_sweep(
     say = functools.partial(screen.print, markup=False)
     checked = config if isinstance(config, SweepConfig) else parse(config)
     executor: Executor = Spec.of("engine", engine).build()
-    # Elsewhere other devices compute than this process sees.
+    # Other executors compute on devices that this process does not see.
     is_here = isinstance(executor, Local)
     with screen.status("loading data and models"):
         sweep = Sweep(checked, out)
@@ -103,7 +103,7 @@ def run_sweep(
         tracker = make_tracker(wandb, sweep.out, checked.name, sweep.run_id, checked.to_dict(), checked.wandb.model_dump())
         tracker.open()
         with screen.status("planning") as status:
-            plan = executor.plan(sweep, _told(screen, status, "planning: "))
+            plan = executor.plan(sweep, _announcer(screen, status, "planning: "))
         waiting = sweep.missing(plan.blocks)
         say(
             f"{checked.name}: {plan.num_cells:,} cells in {len(plan.blocks)} blocks of {plan.num_programs} compiled programs; "
@@ -117,7 +117,7 @@ def run_sweep(
         if is_here and (idle := devices.unused_accelerator()):
             say(idle, style="yellow", soft_wrap=True)
         with screen.status("measuring the encryption") as status:
-            costs = sweep.costs(on_event=_told(screen, status))
+            costs = sweep.costs(on_event=_announcer(screen, status))
         if sweep.encryption_note is not None:
             say(f"cost columns stay empty: {sweep.encryption_note}", style="yellow", soft_wrap=True)
         elif costs:

@@ -1,7 +1,7 @@
-"""The folder of a run: whose it is, who works in it, and where its files lie, here or elsewhere; every file appears whole or not at all.
+"""The folder of a run: which sweep owns it, which process works in it, and where its files lie, here or remotely; every file appears whole or not at all.
 
-`plan.json` names the configuration by its identity, so that a folder is continued by the same sweep and refused to another. It has a checksum; where it is
-damaged or gone, a sweep goes on from `config.yaml` and the records, of which a cell that is there is not run again.
+`plan.json` names the configuration by its identity, so that the same sweep continues the folder and any other is refused. It has a checksum; where it is
+damaged or gone, the sweep continues from `config.yaml` and the records, and no cell that is on record is run again.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class RunFolder:
     """The folder of a sweep.
 
     Args:
-      out: made when it is first written to, continued if it holds the same sweep.
-      identity: of the configuration.
-      mirror: where the folder lies elsewhere, of which `out` is the copy here.
+      out: the folder; created when it is first written to, continued if it holds the same sweep.
+      identity: identity of the configuration.
+      mirror: the mirror of a remote folder, of which `out` is the local copy.
 
     Raises:
       UsageError: if the folder holds another sweep.
@@ -37,17 +37,17 @@ class RunFolder:
     def __init__(self, out: Path, identity: str, mirror: Mirror | None = None) -> None:
         self.out, self._identity, self._mirror, self._sending = out, identity, mirror, threading.Lock()
         self.saved = self._adopt()
-        # Looked up at once; what ends later has a file of its own.
+        # Read once; a block that ends later has a file of its own.
         self._finished = RecordFiles(out, identity).blocks
 
     @property
     def run_id(self) -> str:
-        """12 hexadecimal digits, the same whenever this sweep goes on."""
+        """12 hexadecimal digits, the same whenever this sweep is resumed."""
         return str(self.saved["run_id"])
 
     @property
     def block_sizes(self) -> dict[str, int]:
-        """Lanes per block, once decided, by setting and attack."""
+        """Lanes per block by setting and attack, once decided."""
         sizes: dict[str, int] = self.saved["block_sizes"]
         return sizes
 
@@ -58,18 +58,18 @@ class RunFolder:
         return sizes
 
     def publish(self) -> None:
-        """Sends what was written to where the folder lies, if that is elsewhere."""
+        """Uploads what was written, if the folder is remote."""
         if self._mirror is not None:
             with self._sending:
                 self._mirror.publish()
 
     def fetch(self, name: str = "") -> None:
-        """Brings a file, or all files of a folder, from where the folder lies, if that is elsewhere."""
+        """Downloads a file, or all files of a folder, if the folder is remote."""
         if self._mirror is not None:
             self._mirror.fetch(name)
 
     def reload(self) -> None:
-        """Reads again what was decided, by another process perhaps."""
+        """Reads the plan again, which another process may have changed."""
         self.fetch("plan.json")
         self.saved = self._adopt()
         self._finished = RecordFiles(self.out, self._identity).blocks
@@ -79,15 +79,15 @@ class RunFolder:
             raise UsageError(f"{str(self.out)!r} is a file; choose a folder for --out")
         saved = _read_plan(self.out / "plan.json")
         if saved is None:
-            return self._anew()
+            return self._new_plan()
         if saved["identity"] != self._identity:
             raise UsageError(f"folder {str(self.out)!r} holds another sweep (its config.yaml differs, or your own code has changed); choose another --out")
         if saved.get("version") != __version__:
             raise UsageError(f"folder {str(self.out)!r} was begun by selgrad {saved.get('version')}, this is {__version__}; choose another --out")
         return saved
 
-    def _anew(self) -> dict[str, Any]:
-        """A plan where there is none: of a new folder, or of one whose plan is damaged or gone and that holds this sweep's records."""
+    def _new_plan(self) -> dict[str, Any]:
+        """Returns a plan for a new folder, or for one that holds this sweep's records and whose plan is damaged or gone."""
         fresh = {"identity": self._identity, "run_id": uuid.uuid4().hex[:12], "version": __version__, "block_sizes": {}}
         known = RecordFiles(self.out, self._identity)
         if not (self.out / "plan.json").exists() and not known.blocks and not known.left_out:
@@ -101,20 +101,20 @@ class RunFolder:
         return {**fresh, "recovered": True}
 
     def _is_mine(self) -> bool:
-        """Whether `config.yaml` is of this sweep, or where that cannot be read, its records say that they are."""
+        """Returns whether `config.yaml` belongs to this sweep, or, where that cannot be read, whether the records say that they do."""
         try:
             return load(self.out / "config.yaml").identity == self._identity
         except SelgradError:
             return RecordFiles(self.out, self._identity).is_of(self._identity)
 
     def require_inputs(self, digests: dict[str, str]) -> None:
-        """Refuses to go on with other data under the same names: records of both would be one table.
+        """Refuses to continue with other data under the same names, since one table would mix the records of both.
 
         Args:
-          digests: of what was read, by name.
+          digests: digests of the inputs that were read, by name.
 
         Raises:
-          UsageError: if what was read is not what the sweep began with.
+          UsageError: if the inputs are not those that the sweep began with.
         """
         known = self.saved.setdefault("inputs", digests)
         changed = [name for name, digest in digests.items() if known.get(name, digest) != digest]
@@ -124,48 +124,48 @@ class RunFolder:
 
     @property
     def is_recovered(self) -> bool:
-        """Whether the plan was lost once, so that blocks may be cut otherwise than those that the records are of."""
+        """Whether the plan was lost once, so that blocks may be cut differently from those that wrote the records."""
         return bool(self.saved.get("recovered"))
 
     @functools.cached_property
     def cells(self) -> set[str]:
-        """The `cell_id` of every record that was there when this was first asked for."""
-        found = RecordFiles(self.out, self._identity)
-        return set(found.read()["cell_id"]) if found.blocks else set()
+        """The `cell_id` of every record that was there when this property was first read."""
+        record_files = RecordFiles(self.out, self._identity)
+        return set(record_files.read()["cell_id"]) if record_files.blocks else set()
 
     def save(self) -> None:
-        """Writes down what was decided."""
+        """Writes the plan to `plan.json`."""
         files.write_json(self.out / "plan.json", self.saved)
 
     def write_text(self, name: str, text: str) -> None:
-        """A text file in the folder."""
+        """Writes a text file in the folder."""
         files.write_text(self.out / name, text)
 
     def record_file(self, block: str) -> Path:
-        """Where a block writes its records."""
+        """Returns the file to which a block writes its records."""
         return self.out / "records" / f"{block}.parquet"
 
     def has_records(self, block: str) -> bool:
-        """Whether a block is finished."""
+        """Returns whether a block is finished."""
         file = self.record_file(block)
         return block in self._finished or (file.exists() and sweep_of(file) in ("", self._identity))
 
     def compact(self, at_least: int = 64) -> None:
-        """Puts the records of many blocks together; whoever holds the folder may do so while nobody writes there."""
+        """Merges the records of many blocks; only the process that holds the folder may do so, while no other writes there."""
         RecordFiles(self.out, self._identity).compact(at_least)
         self._finished = RecordFiles(self.out, self._identity).blocks
         self.publish()
 
     def model_folder(self, setting: int, seed: int) -> Path:
-        """Where the weights of a setting lie."""
+        """Returns the folder of a setting's weights."""
         return self.out / "models" / f"setting-{setting}-seed-{seed}"
 
     def checkpoint_folder(self, block: str) -> Path:
-        """Where a block's state lies while it runs."""
+        """Returns the folder of a block's state while it runs."""
         return self.out / "checkpoints" / block
 
     def gallery_file(self, stem: str) -> Path:
-        """Where reconstructions lie, without the ending that their modality gives them."""
+        """Returns the path of reconstructions, without the ending that their modality adds."""
         return self.out / "reconstructions" / stem
 
     @contextlib.contextmanager
@@ -185,7 +185,7 @@ class RunFolder:
 
 
 def _read_plan(file: Path) -> dict[str, Any] | None:
-    """What was decided; None where there is no plan, or it is not as it was written."""
+    """Reads a plan; returns None where there is none, or it is damaged."""
     try:
         saved = files.read_json(file)
         whole = isinstance(saved["identity"], str) and isinstance(saved["run_id"], str) and isinstance(saved["block_sizes"], dict)

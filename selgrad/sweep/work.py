@@ -1,7 +1,7 @@
-"""What any process can do for a sweep, given its folder alone: plan it, run one of its blocks, compare its masks.
+"""The tasks that any process can do for a sweep, given only its folder: plan it, run one of its blocks, compare its masks.
 
-These are what executors hand to other machines. Each reads the folder and writes files that appear whole; none takes a lock, and what is done twice is the
-same.
+Executors hand these functions to other machines. Each reads the folder and writes files that appear whole; none takes a lock, and doing a task twice gives the
+same result.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from selgrad.sweep.run import Sweep
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a process works for a sweep, as whoever sent it stood.
+    """Where a process works for a sweep: the environment of the process that sent it.
 
     Attributes:
       out: the folder or URL of the sweep.
-      folder: where paths in the configuration begin.
+      folder: the working directory, to which paths in the configuration are relative.
       path: where modules are found.
-      memory_share: of the machine, that this process may take: several work on one.
+      memory_share: share of the machine's memory that this process may take, since several may work on one machine.
     """
 
     out: str
@@ -37,23 +37,23 @@ class Place:
 
     @classmethod
     def here(cls, out: str, memory_share: float = 1.0) -> Place:
-        """As this process stands."""
+        """Returns the place of this process."""
         return cls(out, os.getcwd(), tuple(sys.path), memory_share)
 
     def enter(self) -> None:
-        """Makes this process stand there."""
+        """Moves this process to the place."""
         if Path(self.folder).is_dir():
             os.chdir(self.folder)
         sys.path.extend(entry for entry in self.path if entry not in sys.path)
         os.environ["SELGRAD_MEMORY_SHARE"] = repr(self.memory_share)
-        # Before anything computes: where compiled programs are kept, and how many devices there are.
+        # Set before anything computes: where compiled programs are kept, and how many devices there are.
         from selgrad import devices
 
         devices.configure()
 
 
 class Ended(NamedTuple):
-    """How a block ended: a message where it failed for good."""
+    """How a block ended, with a message where it failed for good."""
 
     how: Literal["done", "too large", "failed"]
     message: str = ""
@@ -61,28 +61,28 @@ class Ended(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def _sweep(out: str) -> Sweep:
-    """The sweep of a folder, kept: compiled programs and masks are used again by the next block."""
+    """Returns the sweep of a folder, cached so that the next block uses its compiled programs and masks again."""
     return Sweep.of_folder(out)
 
 
 @functools.lru_cache(maxsize=1)
 def _costs(out: str) -> Costs | None:
-    """What `plan` measured, or whoever began the sweep."""
+    """Returns the costs that `plan`, or the process that began the sweep, measured."""
     return _sweep(out).costs()
 
 
 def plan(out: str) -> Plan:
     """Plans a sweep whose configuration lies in its folder, proves its encryption, and keeps what blocks start from."""
     sweep = _sweep(out)
-    made = sweep.plan()
+    planned = sweep.plan()
     sweep.costs()
     sweep.keep_inputs()
     sweep.folder.publish()
-    return made
+    return planned
 
 
 def attempt(what: Literal["plan", "compare"], out: str) -> Plan | Ended | None:
-    """`plan` or `compare`, or what there is to say where it failed: errors of one process are read in another."""
+    """Runs `plan` or `compare`; returns an error as a message, since another process reads it."""
     try:
         if what == "plan":
             return plan(out)
@@ -97,7 +97,7 @@ def run_block(out: str, block: str) -> Ended:
 
     Args:
       out: the sweep's folder or URL.
-      block: its identity.
+      block: the block's identity.
     """
     try:
         sweep = _sweep(out)

@@ -1,6 +1,6 @@
-"""Who runs the blocks of a sweep: this process, the actors of a Ray cluster, or the jobs of a SLURM cluster; one file each.
+"""Executors, which run the blocks of a sweep: this process, the actors of a Ray cluster, or the jobs of a SLURM cluster; one file each.
 
-Scheduling is theirs (Ray, submitit); a sweep only says which blocks wait, and a block's records are the same whoever ran it.
+Scheduling is left to Ray and submitit; a sweep only says which blocks wait, and a block's records do not depend on who ran it.
 """
 
 from collections.abc import Callable
@@ -18,10 +18,10 @@ ENGINES = {"local": local, "ray": ray_actors, "submitit": submitit_jobs}
 
 
 def adapt(item: Any) -> Callable[..., Any]:
-    """A factory of an executor: a registry's own as it is, and one for what somebody brings.
+    """Returns a factory of executors: a factory as it is, or one that returns a user's own executor.
 
     Raises:
-      UsageError: if it is none.
+      UsageError: if the item is neither.
     """
     if isinstance(item, Executor) and not isinstance(item, type):
         return constant(item)

@@ -1,6 +1,6 @@
-"""In this process, on its own devices, which do not wait for the host: what a block found becomes records beside the next block.
+"""Runs blocks in this process, on its own devices, which do not wait for the host: a block's records are made while the next block runs.
 
-Attacks that run on the host, such as DAGER, have threads of their own. A block's lanes are spread over the devices by `selgrad.experiment.block`.
+Attacks that run on the host, such as DAGER, have threads of their own. `selgrad.experiment.block` spreads a block's lanes over the devices.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _StoppedError(Exception):
 
 
 class _Counted:
-    """The progress of one block, so that it can be taken back where the block runs again in two."""
+    """Counts the progress of one block, so that it can be taken back if the block is run again in two halves."""
 
     def __init__(self, on_progress: OnProgress) -> None:
         self.cells, self._on_progress = 0.0, on_progress
@@ -39,12 +39,12 @@ class _Counted:
 
 
 class _Run:
-    """One run of a sweep: blocks that wait, and threads beside the one that drives it."""
+    """One run of a sweep: the waiting blocks, and the threads besides the one that drives it."""
 
     def __init__(self, sweep: Sweep, plan: Plan, costs: Costs | None, on_block: OnBlock, on_progress: OnProgress) -> None:
         self._sweep, self._costs, self._on_block, self._on_progress = sweep, costs, on_block, on_progress
         self._ended: queue.SimpleQueue[tuple[BlockPlan, pd.DataFrame | BaseException]] = queue.SimpleQueue()
-        # The lock is of progress and of what waits.
+        # The lock guards progress and the waiting blocks.
         self._stopped, self._lock = threading.Event(), threading.Lock()
         self._on_device: deque[BlockPlan] = deque()
         self._on_host: deque[BlockPlan] = deque()
@@ -59,7 +59,7 @@ class _Run:
         """Runs every block.
 
         Args:
-          num_threads: for attacks on the host.
+          num_threads: number of threads for attacks on the host.
           beside: whether these run while a device is busy, or after all blocks that need one.
         """
         num_threads = min(num_threads, len(self._on_host))
@@ -73,11 +73,11 @@ class _Run:
                 finally:
                     self._stopped.set()
         except BaseException:
-            self._tell_the_rest()
+            self._report_the_rest()
             raise
 
     def _progress(self, cells: float, line: str) -> None:
-        """Told by threads."""
+        """Reports the progress of a thread."""
         if self._stopped.is_set():
             raise _StoppedError
         with self._lock:
@@ -97,12 +97,12 @@ class _Run:
     # Blocks on the devices
 
     def _drive(self, writer: ThreadPoolExecutor, helper: ThreadPoolExecutor | None) -> None:
-        """Blocks that need a device: no more than one waits for its records, and no more than one is prepared ahead."""
+        """Runs the blocks that need a device; at most one waits for its records, and at most one is prepared ahead."""
         prepared: Prepared | None = None
         ahead: Future[Prepared] | None = None
         while (part := self._next(self._on_device)) is not None:
             if self._writing is not None and self._writing[0].setting != part.setting:
-                # What was computed on a setting may be let go when the next one is used.
+                # Results computed on a setting may be dropped when the next one is used.
                 self._finish()
             counted = _Counted(self._progress)
             try:
@@ -111,13 +111,13 @@ class _Run:
                 attacked = self._sweep.attack_block(part, prepared, counted)
             except OutOfMemoryError:
                 if ahead is not None:
-                    # Of another size than what will run now.
+                    # It was prepared for another block size than the one that will run now.
                     ahead.exception()
                     ahead = None
                 self._halve(part, self._on_device, counted)
                 continue
             finally:
-                # What attackers held lies on the devices, where the next block needs the room.
+                # What attackers held lies on the devices, where the next block needs the memory.
                 prepared = None
             self._finish()
             self._writing = part, writer.submit(self._sweep.record_block, part, attacked, self._costs)
@@ -125,7 +125,7 @@ class _Run:
         self._finish()
 
     def _ahead(self, part: BlockPlan, prepared: Prepared, helper: ThreadPoolExecutor) -> Future[Prepared] | None:
-        """Begins to prepare the block after this one, if that is work for the host and both fit on the device."""
+        """Begins to prepare the following block, if that is work for the host and both fit on the device."""
         following = self._on_device[0] if self._on_device else None
         if following is None or following.setting != part.setting or not self._sweep.prepares(following):
             return None
@@ -142,9 +142,9 @@ class _Run:
     # Blocks on the host
 
     def _work(self, index: int) -> None:
-        """Blocks on the host, until none is left."""
+        """Runs blocks on the host until none is left."""
         each = jax.local_devices()
-        # What they compute on a device is spread over these; on a CPU each is a core.
+        # Their computations on a device are spread over these; on a CPU each is a core.
         with jax.default_device(each[index % len(each)]):
             while not self._stopped.is_set() and (part := self._next(self._on_host)) is not None:
                 counted = _Counted(self._progress)
@@ -166,32 +166,32 @@ class _Run:
         self._take()
 
     def _take(self, timeout: float = 0.0) -> None:
-        """What threads have ended since the last call; waits for the first of it."""
+        """Handles the blocks that threads have finished since the last call; with a timeout it waits for the first one."""
         while True:
             try:
-                part, found = self._ended.get(timeout=timeout) if timeout else self._ended.get_nowait()
+                part, result = self._ended.get(timeout=timeout) if timeout else self._ended.get_nowait()
             except queue.Empty:
                 return
-            if isinstance(found, BaseException):
-                raise found
-            self._on_block(part.attack.short, found)
+            if isinstance(result, BaseException):
+                raise result
+            self._on_block(part.attack.short, result)
             timeout = 0.0
 
-    def _tell_the_rest(self) -> None:
-        """Of blocks whose records are there when a sweep ends early: whoever goes on will not run them again."""
+    def _report_the_rest(self) -> None:
+        """Reports blocks whose records are there when a sweep ends early, since a resumed sweep will not run them again."""
         if self._writing is not None and self._writing[1].exception() is None:
             self._finish()
         while not self._ended.empty():
-            part, found = self._ended.get()
-            if not isinstance(found, BaseException):
-                self._on_block(part.attack.short, found)
+            part, result = self._ended.get()
+            if not isinstance(result, BaseException):
+                self._on_block(part.attack.short, result)
 
 
 class Local:
-    """Runs blocks here.
+    """Runs blocks in this process.
 
     Args:
-      host_threads: blocks of attacks on the host at once; None is one on a CPU, and beside an accelerator one a core, four at most.
+      host_threads: number of blocks that attacks on the host run at once; None means one on a CPU, and next to an accelerator one per core, at most four.
     """
 
     def __init__(self, host_threads: int | None = None) -> None:
@@ -205,14 +205,14 @@ class Local:
         """Runs every block that has no record file, and compares masks at the end."""
         sweep.keep_inputs()
         on_cpu = jax.default_backend() == "cpu"
-        # On a CPU a second one would wait for the same memory.
+        # On a CPU a second thread would wait for the same memory.
         threads = self._host_threads or (1 if on_cpu else min(4, devices.num_cores()))
-        # Where the devices are the cores, attacks on the host would only take them from each other, and the seconds of both would say nothing.
+        # Where the devices are the cores, attacks on the host and on the device would compete for them, and the seconds of both would be meaningless.
         _Run(sweep, plan, costs, on_block, on_progress).whole(threads, beside=not on_cpu)
         sweep.equivalence()
 
     def close(self) -> None:
-        """Holds nothing."""
+        """Does nothing, since there is nothing to release."""
 
 
 def local(*, host_threads: int | None = None) -> Executor:

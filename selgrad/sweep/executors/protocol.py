@@ -1,6 +1,6 @@
-"""What an executor is, and the blocks that wait for one.
+"""The protocol of an executor, and the queue of blocks that wait for one.
 
-Executors differ in how workers come and go; which block is next, and what becomes of one that was lost or did not fit, is the same for all.
+Executors differ in how workers come and go; which block is next, and what happens to one that was lost or did not fit, is the same for all.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ OnBlock = Callable[[str, pd.DataFrame], None]
 
 @runtime_checkable
 class Executor(Protocol):
-    """Runs what a sweep is made of."""
+    """Runs the blocks of a sweep."""
 
     def plan(self, sweep: Sweep, on_event: OnEvent) -> Plan:
-        """Plans where the blocks will run, since their size follows from memory there."""
+        """Plans on the machine where the blocks will run, since their size follows from the memory there."""
         ...
 
     def run(self, sweep: Sweep, plan: Plan, costs: Costs | None, on_block: OnBlock, on_progress: OnProgress) -> None:
@@ -39,18 +39,18 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Gives back what it holds."""
+        """Releases the resources that the executor holds."""
         ...
 
 
 class Queue:
-    """The blocks of a sweep that wait, for executors whose workers come and go.
+    """The waiting blocks of a sweep, for executors whose workers come and go.
 
     Args:
-      sweep: planned.
-      blocks: of its plan.
+      sweep: the sweep, already planned.
+      blocks: the blocks of its plan.
       retries: how often a block may be lost with its worker before the sweep gives up.
-      on_block, on_progress: told of each block that is done.
+      on_block, on_progress: called for each block that is done.
     """
 
     def __init__(self, sweep: Sweep, blocks: Iterable[BlockPlan], retries: int, on_block: OnBlock, on_progress: OnProgress) -> None:
@@ -64,23 +64,23 @@ class Queue:
                 self._waiting.append(block)
 
     def __len__(self) -> int:
-        """How many wait."""
+        """The number of waiting blocks."""
         return len(self._waiting)
 
     def take(self, program: Hashable = None, busy: Sequence[Hashable] = ()) -> BlockPlan | None:
-        """The next block: of a worker's own program, which it has compiled, or of one that no worker is busy with, or the first.
+        """Takes the next block: one of the program that the worker has compiled, else one of a program that no worker is busy with, else the first.
 
         Args:
-          program: that the worker ran last; None where it has run nothing.
+          program: the program that the worker ran last; None where it has run nothing.
           busy: programs of the other workers.
         """
         if not self._waiting:
             return None
         programs = [self._sweep.program(block) for block in self._waiting]
-        at = next((i for i, one in enumerate(programs) if one == program), None)
-        if at is None:
-            at = next((i for i, one in enumerate(programs) if one not in busy), 0)
-        return self._waiting.pop(at)
+        index = next((i for i, waiting_program in enumerate(programs) if waiting_program == program), None)
+        if index is None:
+            index = next((i for i, waiting_program in enumerate(programs) if waiting_program not in busy), 0)
+        return self._waiting.pop(index)
 
     def all(self) -> list[BlockPlan]:
         """Takes every block."""
@@ -88,10 +88,10 @@ class Queue:
         return taken
 
     def ended(self, block: BlockPlan, how: Ended) -> None:
-        """What a worker said of a block.
+        """Handles the end of a block as its worker reported it.
 
         Raises:
-          SelgradError: if it failed for good.
+          SelgradError: if the block failed for good.
         """
         if how.how == "failed":
             raise SelgradError(how.message)
@@ -106,7 +106,7 @@ class Queue:
         self._on_block(block.attack.short, records)
 
     def lost(self, block: BlockPlan, reason: str) -> None:
-        """A worker ended before its block did.
+        """Puts a block back whose worker ended before the block did.
 
         Raises:
           SelgradError: if that has happened to the block too often.

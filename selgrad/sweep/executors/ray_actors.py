@@ -1,6 +1,6 @@
-"""On a Ray cluster: actors that hold compiled programs, each with one block at a time.
+"""Runs blocks on a Ray cluster: actors hold compiled programs, and each runs one block at a time.
 
-Ray Core places and restarts; see https://docs.ray.io/en/latest/ray-core/actors.html.
+Ray Core places and restarts actors; see https://docs.ray.io/en/latest/ray-core/actors.html.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ PATIENCE = 5.0
 
 
 class NodeLostError(SelgradError):
-    """The node through which the driver is in the cluster ended."""
+    """The node through which the driver had joined the cluster ended."""
 
 
 class Worker:
-    """What an actor is."""
+    """The class that runs as an actor."""
 
     def __init__(self, place: Place) -> None:
         place.enter()
         self._out = place.out
 
     def ready(self) -> int:
-        """The process, once it is there."""
+        """Returns the process id, once the actor has started."""
         return os.getpid()
 
     def attempt(self, what: Any) -> Plan | Ended | None:
@@ -55,9 +55,9 @@ class RayActors:
     """Runs blocks on actors.
 
     Args:
-      address: of the cluster; None starts one on this machine.
-      workers: how many actors at most; None is one a GPU, or one a machine where there are none.
-      cpus, gpus: that each reserves.
+      address: address of the cluster; None starts one on this machine.
+      workers: the largest number of actors; None means one per GPU, or one per machine where there are none.
+      cpus, gpus: number of cores and GPUs that each actor reserves.
       retries: how often a block may be lost with its worker.
     """
 
@@ -66,7 +66,7 @@ class RayActors:
             self._ray: Any = importlib.import_module("ray")
         except ImportError:
             raise UsageError("--engine ray needs Ray; install selgrad with the extra `ray`: uv sync --extra ray") from None
-        # Nothing is sent anywhere.
+        # No usage statistics are sent.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         self._mine, self._address = not self._ray.is_initialized(), address
         if self._mine:
@@ -75,9 +75,9 @@ class RayActors:
         on_gpus = sum(int(node.get("GPU", 0) // gpus) for node in alive) if gpus else 0
         self._options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
         self._workers, self._retries = workers or on_gpus or len(alive), retries
-        # Those on one machine share its memory; each has a GPU's to itself.
+        # Actors on one machine share its memory; an actor on a GPU has that GPU's memory to itself.
         self._share = 1.0 if gpus else 1 / math.ceil(self._workers / max(1, len(alive)))
-        # One that has planned has compiled, and one that has run blocks holds masks: whatever comes next has it first.
+        # An actor that has planned holds compiled programs, and one that has run blocks holds masks, so it is kept for the next task.
         self._spare: Any = None
 
     def _connect(self) -> None:
@@ -85,7 +85,7 @@ class RayActors:
         mine = {"include_dashboard": False} if self._address is None else {}
         try:
             with warnings.catch_warnings():
-                # That workers without a GPU see none is as it should be, and Ray says that it may change.
+                # Workers without a GPU should see none, and Ray warns that this may change.
                 warnings.simplefilter("ignore", FutureWarning)
                 with signals_kept():
                     self._ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR, **mine)
@@ -96,9 +96,9 @@ class RayActors:
         return str(self._ray.get_runtime_context().get_node_id())
 
     def _require_node(self) -> None:
-        """Raises NodeLostError once the node is dead through which this process is in the cluster.
+        """Raises NodeLostError once the node through which this process had joined the cluster is dead.
 
-        Ray ends the job of such a process, but the process is not told: whatever it asks for is put off without end.
+        Ray ends the job of such a process without telling it: all of its requests then wait forever.
         """
         here = self._node()
         if not any(node["NodeID"] == here and node["Alive"] for node in self._ray.nodes()):
@@ -118,18 +118,18 @@ class RayActors:
         return self._ray.remote(Worker).options(**self._options).remote(Place.here(sweep.place, self._share))
 
     def _alone(self, sweep: Sweep, what: str) -> Any:
-        """Has one actor do something, and another where that one is lost."""
+        """Runs a task on one actor, and on another if that one is lost."""
         for attempt in range(1, self._retries + 2):
             actor = self._start(sweep)
             try:
                 ref = actor.attempt.remote(what)
                 while not self._ray.wait([ref], timeout=PATIENCE)[0]:
                     self._require_node()
-                found = self._ray.get(ref)
+                result = self._ray.get(ref)
                 self._spare = actor
-                if isinstance(found, Ended):
-                    raise SelgradError(found.message)
-                return found
+                if isinstance(result, Ended):
+                    raise SelgradError(result.message)
+                return result
             except NodeLostError as error:
                 self._reconnect(error, attempt)
             except self._ray.exceptions.RayTaskError:
@@ -140,16 +140,16 @@ class RayActors:
         raise AssertionError
 
     def plan(self, sweep: Sweep, on_event: OnEvent) -> Plan:
-        """Plans on an actor, unless all is planned and done."""
+        """Plans on an actor, where the blocks will run."""
         sweep.publish_config()
         on_event(f"on a Ray cluster with {self._workers} workers, through node {self._node()[:8]}")
-        made = self._alone(sweep, "plan")
+        planned = self._alone(sweep, "plan")
         sweep.folder.reload()
-        assert isinstance(made, Plan)
-        return made
+        assert isinstance(planned, Plan)
+        return planned
 
     def run(self, sweep: Sweep, plan: Plan, costs: Costs | None, on_block: OnBlock, on_progress: OnProgress) -> None:
-        """Runs every block that has no record file; an actor has one block at a time, so that the loss of one loses no more."""
+        """Runs every block that has no record file; an actor has one block at a time, so losing it loses only that block."""
         queue = Queue(sweep, plan.blocks, self._retries, on_block, on_progress)
         losses = 0
         while len(queue):
@@ -164,7 +164,7 @@ class RayActors:
         sweep.folder.fetch()
 
     def _run(self, sweep: Sweep, queue: Queue) -> None:
-        """Runs the blocks of a queue; raises NodeLostError, with every block that has not ended in the queue again."""
+        """Runs the blocks of a queue; raises NodeLostError after putting every unfinished block back into the queue."""
         actors: list[Any] = []
         pending: dict[Any, tuple[Any, BlockPlan | None]] = {}
         idle: list[Any] = []
@@ -172,7 +172,7 @@ class RayActors:
 
         def start() -> None:
             actors.append(self._start(sweep))
-            # A block is given to an actor that is there, never to one that waits for a machine.
+            # A block is given only to an actor that has started, never to one that waits for a machine.
             pending[actors[-1].ready.remote()] = (actors[-1], None)
 
         try:
@@ -181,7 +181,7 @@ class RayActors:
             while len(queue) or any(block is not None for _, block in pending.values()):
                 while idle and len(queue):
                     actor = idle.pop()
-                    block = queue.take(last.get(actor), [program for one, program in last.items() if one != actor])
+                    block = queue.take(last.get(actor), [program for other, program in last.items() if other != actor])
                     assert block is not None
                     last[actor] = sweep.program(block)
                     pending[actor.run_block.remote(block.identity)] = (actor, block)
@@ -191,7 +191,7 @@ class RayActors:
                 for ref in ended:
                     actor, block = pending.pop(ref)
                     try:
-                        found = self._ray.get(ref)
+                        result = self._ray.get(ref)
                     except self._ray.exceptions.RayTaskError:
                         raise
                     except self._ray.exceptions.RayError as error:
@@ -202,7 +202,7 @@ class RayActors:
                         start()
                         continue
                     if block is not None:
-                        queue.ended(block, found)
+                        queue.ended(block, result)
                     idle.append(actor)
             self._spare = idle[-1] if idle else None
         except NodeLostError:
@@ -216,7 +216,7 @@ class RayActors:
                     self._ray.kill(actor)
 
     def close(self) -> None:
-        """Leaves the cluster, unless whoever called was in it before."""
+        """Leaves the cluster, unless the calling process had joined it before."""
         if self._spare is not None:
             self._ray.kill(self._spare)
             self._spare = None
@@ -225,7 +225,7 @@ class RayActors:
 
 
 def _require_answer(address: str | None) -> None:
-    """Ray itself tries for minutes."""
+    """Checks that the cluster's address answers, since Ray itself would keep trying for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         try:

@@ -1,6 +1,6 @@
-"""On a SLURM cluster: arrays of jobs, requeued from the newest checkpoint where they are preempted or run out of time.
+"""Runs blocks on a SLURM cluster: arrays of jobs, requeued from the newest checkpoint where they are preempted or run out of time.
 
-submitit submits and requeues; see https://github.com/facebookincubator/submitit.
+submitit submits and requeues jobs; see https://github.com/facebookincubator/submitit.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from selgrad.sweep.work import Ended, Place
 
 
 class Job:
-    """What a job runs: blocks of one program, one after the other. One that is requeued begins again and passes over what is done.
+    """The task of a job: blocks of one program, one after the other. A requeued job begins again and skips the blocks that are done.
 
     Args:
-      place: where it works.
+      place: where the job works.
     """
 
     def __init__(self, place: Place) -> None:
         self._place = place
 
     def __call__(self, what: Literal["plan", "compare", "blocks"], blocks: Sequence[str] = ()) -> Any:
-        """Plans, compares, or runs blocks: how each ended."""
+        """Plans, compares, or runs blocks and returns how each ended."""
         self._place.enter()
         if what == "blocks":
             return {block: work.run_block(self._place.out, block) for block in blocks}
         return work.attempt(what, self._place.out)
 
     def checkpoint(self, *arguments: Any) -> Any:
-        """What submitit queues again when a job is preempted: the same, since a block goes on from its own checkpoint."""
+        """Returns what submitit requeues when a job is preempted: the same task, since a block resumes from its own checkpoint."""
         return importlib.import_module("submitit").helpers.DelayedSubmission(self, *arguments)
 
 
@@ -45,10 +45,10 @@ class SubmititJobs:
     """Runs blocks in jobs.
 
     Args:
-      cluster: "slurm", "local" or "debug"; None is SLURM where there is one, and this machine where there is none.
-      workers: jobs at once.
+      cluster: "slurm", "local" or "debug"; None means SLURM where it is available, and this machine otherwise.
+      workers: number of jobs at once.
       retries: how often a block may be lost with its job.
-      parameters: of submitit.
+      parameters: parameters of submitit.
     """
 
     def __init__(self, cluster: str | None, workers: int, retries: int, parameters: dict[str, Any]) -> None:
@@ -59,7 +59,7 @@ class SubmititJobs:
         self._cluster, self._workers, self._retries, self._parameters = cluster, workers, retries, parameters
 
     def _executor(self, sweep: Sweep) -> Any:
-        # Job files lie where every machine of the cluster finds them: beside the records, or here where those lie in an object store.
+        # Job files lie where every machine of the cluster finds them: next to the records, or here if those lie in an object store.
         executor = self._submitit.AutoExecutor(folder=sweep.out / "jobs", cluster=self._cluster)
         known = {"slurm_array_parallelism": self._workers} if executor.cluster == "slurm" else {}
         executor.update_parameters(name="selgrad", **known, **self._parameters)
@@ -73,24 +73,24 @@ class SubmititJobs:
         for attempt in range(self._retries + 1):
             job = executor.submit(self._job(executor, sweep), what)
             try:
-                found = job.result()
+                result = job.result()
             except Exception as error:  # what a job died of is submitit's to say, in errors of many kinds
                 if attempt == self._retries:
                     raise SelgradError(f"job {job.job_id} failed {attempt + 1} times: {_reason(error)}; its log is {job.paths.stderr}") from None
                 continue
-            if isinstance(found, Ended):
-                raise SelgradError(found.message)
-            return found
+            if isinstance(result, Ended):
+                raise SelgradError(result.message)
+            return result
         raise AssertionError
 
     def plan(self, sweep: Sweep, on_event: OnEvent) -> Plan:
         """Plans in a job, where the blocks will run."""
         sweep.publish_config()
         on_event("in a job")
-        made = self._alone(sweep, "plan")
+        planned = self._alone(sweep, "plan")
         sweep.folder.reload()
-        assert isinstance(made, Plan)
-        return made
+        assert isinstance(planned, Plan)
+        return planned
 
     def run(self, sweep: Sweep, plan: Plan, costs: Costs | None, on_block: OnBlock, on_progress: OnProgress) -> None:
         """Submits every block that has no record file, in arrays, until all have one."""
@@ -101,7 +101,7 @@ class SubmititJobs:
                 jobs = [executor.submit(self._job(executor, sweep), "blocks", [block.identity for block in part]) for part in parts]
             running = dict(zip(jobs, parts, strict=True))
             while running:
-                for job in [one for one in running if one.done()]:
+                for job in [running_job for running_job in running if running_job.done()]:
                     part = running.pop(job)
                     try:
                         ended = job.result()
@@ -117,16 +117,16 @@ class SubmititJobs:
         sweep.folder.fetch()
 
     def close(self) -> None:
-        """Jobs end by themselves."""
+        """Does nothing, since jobs end by themselves."""
 
 
 def _parts(sweep: Sweep, blocks: Sequence[BlockPlan], workers: int) -> list[list[BlockPlan]]:
-    """Blocks by program, in as many jobs as can run at once or a few more: a job compiles its program once."""
+    """Groups blocks by program into as many jobs as can run at once or a few more, so that a job compiles its program once."""
     programs: dict[Any, list[BlockPlan]] = {}
     for block in blocks:
         programs.setdefault(sweep.program(block), []).append(block)
     size = max(1, -(-len(blocks) // workers))
-    return [part[at : at + size] for part in programs.values() for at in range(0, len(part), size)]
+    return [part[start : start + size] for part in programs.values() for start in range(0, len(part), size)]
 
 
 def _reason(error: Exception) -> str:
