@@ -1,6 +1,6 @@
-"""The only corridor between the rooms: from a data set, a model and an update to a compiled block of attack cells.
+"""The corridor between the rooms (docs/design.md): from a data set, a model and an update to a compiled block of attack cells.
 
-`run_cell` runs one; `selgrad.sweep` runs many with the same parts.
+`run_cell` runs one cell; `selgrad.sweep` runs many with the same parts.
 """
 
 from selgrad.experiment.assemble import assemble, num_updates, shapes

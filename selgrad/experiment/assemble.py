@@ -1,6 +1,6 @@
-"""From the lanes of a block to its arrays: the updates of the samples that occur in it, and of each lane whose it is, what of it is hidden, and which start.
+"""Assembles the arrays of a block: the updates of the samples that occur in it, and each lane's index into them, its hidden entries, and its start.
 
-All of it is NumPy on the host; a compiled block moves it to the devices at once and puts the observations together there.
+All of it is NumPy on the host; a compiled block moves it to the devices at once and assembles the observations there.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ def _starts(seeds: Any, samples: Any) -> Any:
 
 
 def num_updates(lanes: Sequence[Sequence[Lane]]) -> int:
-    """How many samples occur in a row of lanes, at most."""
+    """Returns the largest number of samples that occur in a row of lanes."""
     return max(len({lane.sample for lane in row}) for row in lanes)
 
 
 def shapes(setting: Setting, num_seeds: int, num_lanes: int, num_updates: int) -> tuple[Tables, Lanes]:
-    """What `assemble` gives for so many seeds, lanes and updates in a row, as shapes: nothing is computed, so that a block too large for memory can be planned.
+    """Returns the shapes of what `assemble` returns for these sizes; nothing is computed, so that a block too large for memory can be planned.
 
     Returns:
-      As `assemble`, with a `jax.ShapeDtypeStruct` in the place of each array.
+      The same as `assemble`, with a `jax.ShapeDtypeStruct` in the place of each array.
     """
     params = jax.eval_shape(lambda: setting.model.init(jax.random.key(0)))
     batch = setting.dataset.batch(setting.samples[0], setting.update.batch_size)
@@ -51,10 +51,10 @@ def shapes(setting: Setting, num_seeds: int, num_lanes: int, num_updates: int) -
 
 
 def assemble(setting: Setting, seeds: Sequence[int], lanes: Sequence[Sequence[Lane]], num_updates: int) -> tuple[Tables, Lanes]:
-    """The arrays of a block.
+    """Returns the arrays of a block.
 
     Args:
-      setting: to read from.
+      setting: the setting to read from.
       seeds: one per row.
       lanes: one row of lanes per seed, all of one length.
       num_updates: rows of the tables, at least as many as samples occur in a row of lanes.
@@ -74,7 +74,7 @@ def assemble(setting: Setting, seeds: Sequence[int], lanes: Sequence[Sequence[La
         held = [*samples, *samples[-1:] * (num_updates - len(samples))]
         updates.append(tuple(_stack([setting.sent(seed, t, sample).grads for sample in held]) for t in rounds))
         noises.append(_stack([setting.noise(seed, sample) for sample in held]))
-    # One start per sample and seed, shared by all metrics and ratios: differences between them are not luck.
+    # One start per sample and seed, shared by all metrics and ratios, so that differences between them are not due to luck.
     keys = _starts(np.asarray(seeds, np.int32), np.asarray([[setting.samples[lane.sample] for lane in row] for row in lanes], np.int32))
     weights = tuple(_stack([setting.weights(seed, t) for seed in seeds]) for t in rounds)
     return Tables(weights, _stack(updates), _stack(noises)), Lanes(keys, *_stack(rows))

@@ -1,6 +1,6 @@
 """One cell, and lanes of one block: what `selgrad.run_cell`, audits and sweeps run.
 
-The same code as a sweep, with one lane.
+A cell runs the same code as a sweep, with one lane.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ OnProgress = Callable[[int, int], None]
 
 
 def bind(attack: Spec, input_spec: InputSpec | TextSpec) -> tuple[Attack, Any]:
-    """The attack, and what the attacker brings: the parameters of its language model, where it names one.
+    """Builds the attack, and loads what the attacker brings: the parameters of its language model, where it names one.
 
     Raises:
-      UsageError: if the data are not text, or the language model has another vocabulary than the clients.
+      UsageError: if the data are not text, or the language model has a different vocabulary from the clients'.
     """
     built: Attack = attack.build()
     if built.language_model is None or built.bind is None:
@@ -49,15 +49,15 @@ def bind(attack: Spec, input_spec: InputSpec | TextSpec) -> tuple[Attack, Any]:
 def make_engine(
     setting: Setting, attack: Spec, *, threat: Threat, num_seeds: int, num_lanes: int, chosen_by: tuple[Spec, Spec], model_devices: int = 1
 ) -> Engine:
-    """A compiled block, or one on the host where the attack cannot be traced.
+    """Makes a compiled block, or one on the host where the attack cannot be traced.
 
     Args:
       setting: data, model, update.
-      attack: spec.
+      attack: spec of the attack.
       threat: what the attacker is told.
       num_seeds, num_lanes: sizes of the two axes.
-      chosen_by: metric and selector of the lanes; of one that stands for all, where the attack does not read masks as evidence.
-      model_devices: that share the weights and gradients of one model; attacks on the host have one.
+      chosen_by: metric and selector of the lanes, or of any one lane where the attack does not read masks as evidence.
+      model_devices: number of devices that share the weights and gradients of one model; attacks on the host use one.
     """
     built, auxiliary = bind(attack, setting.input_spec)
     observer = Observer(setting, threat, evidence_for(built, setting, *chosen_by))
@@ -67,7 +67,7 @@ def make_engine(
 
 
 class LaneRuns(NamedTuple):
-    """What `run_lanes` gives: per lane what was found and what the attack says of itself, and the seconds of all, compilation and preparation apart."""
+    """The result of `run_lanes`: per lane the result and the attack's report, and the seconds of all lanes, without compilation and preparation."""
 
     found: list[LaneResult]
     reports: list[str]
@@ -78,9 +78,9 @@ def run_lanes(setting: Setting, attack: Spec, lanes: Sequence[Lane], *, threat: 
     """Runs one attack on lanes of one seed, of one metric and one selector, as one block.
 
     Args:
-      setting: of the lanes.
-      attack: spec.
-      lanes: one or more.
+      setting: setting of the lanes.
+      attack: spec of the attack.
+      lanes: one or more lanes.
       threat: what the attacker is told.
       on_progress: called with (steps done, steps in all) about every twentieth of the attack.
     """
@@ -101,8 +101,10 @@ def run_lanes(setting: Setting, attack: Spec, lanes: Sequence[Lane], *, threat: 
     outcome, reports = engine.finish(held, state)
     outcome = jax.device_get(outcome)
     seconds = time.perf_counter() - started
-    said = {**prepared, **reports}
-    return LaneRuns([decode_lane(setting, outcome, 0, j, lane) for j, lane in enumerate(lanes)], [said.get((0, j), "") for j in range(len(lanes))], seconds)
+    all_reports = {**prepared, **reports}
+    return LaneRuns(
+        [decode_lane(setting, outcome, 0, j, lane) for j, lane in enumerate(lanes)], [all_reports.get((0, j), "") for j in range(len(lanes))], seconds
+    )
 
 
 def run_cell(
@@ -130,14 +132,14 @@ def run_cell(
       dataset, model, attack, metric, update, selector: a name, a mapping of `name` and arguments, or an object of your own (docs/own.md): a pair of
         arrays, a Flax module, a function of a gradient pytree, an `Attack`.
       ratio: share of entries to encrypt, a number in [0, 1].
-      sample: which batch of the data set.
-      seed: of weights, metric and attack.
+      sample: index of the batch in the data set.
+      seed: seed of weights, metric and attack.
       known_labels: whether the attacker is given the labels.
       known_padding: whether it is told which positions of a text are padding.
-      public: a data set that everybody has, for amortised metrics and learned attackers.
-      rounds: a mapping of `count` and `server_learning_rate`: so many updates of the same data, all of which the attacker has; None is one.
+      public: a data set that everyone has, for amortised metrics and learned attackers.
+      rounds: a mapping of `count` and `server_learning_rate`: the attacker has `count` updates of the same data; None means one.
       protection: what the client does to its update besides encrypting.
-      encryption: a mapping of `profile`, `num_clients`, `bound`, to encrypt the selection with CKKS and measure it; None leaves it out.
+      encryption: a mapping of `profile`, `num_clients`, `bound`, to encrypt the selection with CKKS and measure its cost; None leaves that out.
       on_progress: called with (steps done, steps in all) about every twentieth of the attack.
 
     Raises:
@@ -154,13 +156,13 @@ def run_cell(
     selected = setting.num_selected(ratio)
     cost = None if options is None else encryption_cost(setting, lane, SchemeCache(options))
     ran = run_lanes(setting, Spec.of("attack", attack), [lane], threat=Threat(known_labels, known_padding), on_progress=on_progress)
-    found = ran.found[0]
-    truth, shown = setting.modality.shown(jax.tree.map(lambda leaf: leaf[0], setting.batches), found)
+    result = ran.found[0]
+    truth, shown = setting.modality.shown(jax.tree.map(lambda leaf: leaf[0], setting.batches), result)
     return CellResult(
-        measures=found.measures,
+        measures=result.measures,
         truth=truth,
         reconstruction=shown,
-        labels=found.labels,
+        labels=result.labels,
         num_selected=selected,
         num_total=setting.num_total,
         num_visible=setting.num_visible(lane),

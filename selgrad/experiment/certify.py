@@ -1,6 +1,6 @@
 """Certificates of a setting: what its masks leave identifiable, for any attacker, from the Jacobian of the update by the inputs.
 
-`selgrad.evaluation.certificates` has the theory; here the rows of all rounds, the noise and the prior of a setting come together.
+`selgrad.evaluation.certificates` has the theory; this module combines the rows of all rounds, the noise and the prior of a setting.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from selgrad.registry import Spec
 
 
 class Certifier:
-    """Certificates of the masks of one setting, kept by metric, selector and seed."""
+    """Computes certificates of the masks of one setting, cached by metric, selector and seed."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
         self.certificates = functools.lru_cache(maxsize=32)(self._certificates)
 
     def require_possible(self) -> jax.ShapeDtypeStruct:
-        """The shape of one batch's embedded inputs, whose Jacobian certificates need.
+        """Returns the shape of one batch's embedded inputs, whose Jacobian certificates need.
 
         Raises:
-          UsageError: if it does not fit in memory, or a protection leaves entries out.
+          UsageError: if the Jacobian does not fit in memory, attackers know more than what is sent, or a protection leaves entries out.
         """
         setting = self._setting
         embedded = setting.embedded
@@ -53,7 +53,7 @@ class Certifier:
         return embedded
 
     def _certificates(self, metric: Spec, selector: Spec, seed: int, counts: tuple[int, ...]) -> tuple[list[list[Certificate]], list[float]]:
-        """What masks of so many hidden entries (ascending) leave identifiable; noise is float32's rounding and the protection's, labels count as known.
+        """Certifies masks of `counts` hidden entries (ascending); noise is float32's rounding and the protection's, and labels count as known.
 
         Returns:
           Certificates by sample and count; and for each count a lower bound on the MSE of any attacker, averaged over the samples and their masks (NaN for
@@ -64,14 +64,14 @@ class Certifier:
         """
         setting = self._setting
         each = [self.certify(metric, selector, seed, counts, sample) for sample in range(setting.num_samples)]
-        # A Gaussian tells the least of all noise of a variance, so with other noise the bound would be none.
+        # Gaussian noise is the least informative of its variance, so the bound would not hold for other noise.
         if not setting.modality.bounds_all_samples or not setting.protection.gaussian:
-            return [found for found, _, _ in each], [math.nan] * len(counts)
-        informations = zip(*(known for _, known, _ in each), strict=True)
-        return [found for found, _, _ in each], [van_trees(known, each[0][2]) for known in informations]
+            return [certificates for certificates, _, _ in each], [math.nan] * len(counts)
+        informations = zip(*(information for _, information, _ in each), strict=True)
+        return [certificates for certificates, _, _ in each], [van_trees(information, each[0][2]) for information in informations]
 
     def certify(self, metric: Spec, selector: Spec, seed: int, counts: tuple[int, ...], sample: int) -> tuple[list[Certificate], list[Any], Any]:
-        """One sample's certificates by count, of all rounds together, the Fisher information of what each mask leaves visible, and the prior's precision.
+        """Returns one sample's certificates by count over all rounds, the Fisher information of what each mask leaves visible, and the prior's precision.
 
         Raises:
           UsageError: if the Jacobian does not fit in memory.
@@ -79,7 +79,7 @@ class Certifier:
         setting = self._setting
         rounds = range(setting.num_rounds)
         flat = lambda t: np.concatenate([np.asarray(leaf[sample]).reshape(-1) for leaf in jax.tree.leaves(setting.ranks(metric, selector, seed, t)[0])])
-        # The rounds' rows one below the other; with these ranks the first count * rounds of all are the first count of each.
+        # The rounds' rows are stacked; with these ranks the first count * rounds of all rows are the first count of each round.
         ranks = np.concatenate([flat(t).astype(np.int64) * setting.num_rounds + t for t in rounds])
         counts = tuple(count * setting.num_rounds for count in counts)
         parts = [self._jacobian(seed, sample, t) for t in rounds]
@@ -89,7 +89,7 @@ class Certifier:
         return certify(matrix, grads, ranks, counts, noise=noise, prior=prior, informations=informations), informations, prior
 
     def _jacobian(self, seed: int, sample: int, round_index: int) -> tuple[Any, Any, Any, Any]:
-        """J (n, d) in float64 by the inputs that an attacker does not know, the update, its noise, and the prior's precision."""
+        """Returns J (n, d) in float64 by the inputs that an attacker does not know, the update, its noise, and the prior's precision."""
         setting, embedded = self._setting, self.require_possible()
         params = setting.weights(seed, round_index)
         own = jax.tree.map(lambda leaf: leaf[sample], setting.batches), setting.sent(seed, round_index, sample).grads
@@ -101,11 +101,11 @@ class Certifier:
 
         with devices.double_precision():
             arguments = jax.tree.map(widen, (params, batch, grads))
-            found = np.asarray(setting.compiled("jacobian", every, *arguments)(*arguments))
+            matrix = np.asarray(setting.compiled("jacobian", every, *arguments)(*arguments))
         unknown = setting.modality.unknown(batch, embedded.shape)
-        found = found if unknown.all() else found[:, unknown]
+        matrix = matrix if unknown.all() else matrix[:, unknown]
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(grads)]
         flat: Any = np.concatenate([leaf.astype(np.float64).reshape(-1) for leaf in leaves])
         added = zip(jax.tree.leaves(setting.protection.noise(grads)), leaves, strict=True)
         noise = np.hypot(float32_noise(leaves), np.concatenate([np.full(leaf.size, float(std)) for std, leaf in added]))
-        return found, flat, noise, setting.modality.prior(setting.model, params, setting.public)
+        return matrix, flat, noise, setting.modality.prior(setting.model, params, setting.public)

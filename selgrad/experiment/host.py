@@ -1,6 +1,6 @@
-"""An attack that cannot be traced, behind the same protocol as a compiled block: one lane after the other, a lane being a step.
+"""Runs an attack that cannot be traced behind the same protocol as a compiled block: one lane after the other, each lane being a step.
 
-Its reports are text of any length, kept as a list beside the arrays.
+Its reports are text of any length, kept in a list next to the arrays.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from selgrad.modality.protocol import NUMBERS
 
 @dataclasses.dataclass(frozen=True)
 class HostState:
-    """What the lanes so far have found; `reports` has one entry a lane that is done."""
+    """The results of the lanes so far; `reports` has one entry per finished lane."""
 
     arrays: dict[str, Any]
     reports: tuple[str, ...] = ()
 
 
 class HostHeld(NamedTuple):
-    """What a block on the host works on.
+    """The data that a block on the host works on.
 
     Attributes:
       rows: tables of each seed, without their leading axis.
-      lanes: leading axes (seeds, lanes).
+      lanes: the lanes, leading axes (seeds, lanes).
       cache: keeps what an attack learns.
     """
 
@@ -49,20 +49,20 @@ class HostHeld(NamedTuple):
 
 
 def with_zero_leaves(report: str, observation: Observation) -> str:
-    """A report with those leaves under `zero` that it says it used and whose visible entries are 0 in every round: they hold nothing."""
+    """Adds to a report, under `zero`, the leaves that it says it used and whose visible entries are 0 in every round: they hold no information."""
     try:
-        said = json.loads(report)
+        content = json.loads(report)
     except ValueError:
         return report
-    if not isinstance(said, dict):
+    if not isinstance(content, dict):
         return report
-    used = {str(leaf).partition(" (")[0] for leaf in said.get("used", [])}
+    used = {str(leaf).partition(" (")[0] for leaf in content.get("used", [])}
     zero = []
-    for at, path in enumerate(trees.paths(observation.visible)):
-        seen = [(jax.tree.leaves(one.visible)[at], jax.tree.leaves(one.mask)[at]) for one in observation.sent] if path in used else []
-        if any(not np.all(mask) for _, mask in seen) and not any(np.any(visible) for visible, _ in seen):
+    for index, path in enumerate(trees.paths(observation.visible)):
+        pairs = [(jax.tree.leaves(shown.visible)[index], jax.tree.leaves(shown.mask)[index]) for shown in observation.sent] if path in used else []
+        if any(not np.all(mask) for _, mask in pairs) and not any(np.any(visible) for visible, _ in pairs):
             zero.append(path)
-    return json.dumps({**said, "zero": zero}) if zero else report
+    return json.dumps({**content, "zero": zero}) if zero else report
 
 
 class HostBlock:
@@ -70,9 +70,9 @@ class HostBlock:
 
     Args:
       setting: data, model, update.
-      attack: what runs.
+      attack: the attack that runs.
       auxiliary: what the attacker brings, a pytree of arrays.
-      observer: what it holds of each lane.
+      observer: computes what the attacker holds of each lane.
       num_seeds, num_lanes: sizes of the two axes.
     """
 
@@ -85,16 +85,16 @@ class HostBlock:
         self._setting, self._auxiliary, self._observer, self._see = setting, auxiliary, observer, jax.jit(observer.see)
 
     def compile(self, tables: Tables, lanes: Lanes) -> None:
-        """Nothing to do before the first lane."""
+        """Does nothing, since there is nothing to compile."""
 
     def observe(self, tables: Tables, lanes: Lanes, cache: Cache | None = no_cache, on_event: OnEvent = lambda _: None) -> tuple[HostHeld, Reports]:
-        """Tables of each seed, on the device, and lanes as they are; each attack says for itself what it uses."""
-        # Moved once: all lanes of a seed have the same weights, and attacks may keep what they make of them.
+        """Returns tables of each seed, on the device, and lanes as they are; each attack reports for itself what it uses."""
+        # Moved once: all lanes of a seed have the same weights, and attacks may cache what they compute from them.
         rows = (jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), tables) for i in range(self.num_seeds))
         return HostHeld(tuple(rows), lanes, no_cache if cache is None else cache), {}
 
     def start(self, held: HostHeld) -> HostState:
-        """Room for what each lane will have found."""
+        """Returns empty arrays for the result of each lane."""
         lanes = held.lanes
         size, spec = len(lanes.batch.inputs[0, 0]), self._setting.input_spec
         return HostState(
@@ -114,32 +114,32 @@ class HostBlock:
                 i, j = divmod(done, self.num_lanes)
                 of_row, lane = held.rows[i], held.lanes.at(i, j)
                 observation = self._observer.observation((of_row.weights, self._auxiliary), self._see(self._auxiliary, of_row, lane))
-                found = self.attack.reconstruct(lane.key, observation, held.cache)
-                arrays["outputs"][i, j], arrays["labels"][i, j] = np.asarray(found.inputs), np.asarray(found.labels)
-                arrays["numbers"][i, j] = [float(getattr(found, name)) for name in NUMBERS]
-                reports.append(with_zero_leaves(found.report or "", observation))
+                reconstruction = self.attack.reconstruct(lane.key, observation, held.cache)
+                arrays["outputs"][i, j], arrays["labels"][i, j] = np.asarray(reconstruction.inputs), np.asarray(reconstruction.labels)
+                arrays["numbers"][i, j] = [float(getattr(reconstruction, name)) for name in NUMBERS]
+                reports.append(with_zero_leaves(reconstruction.report or "", observation))
                 arrays["done"] = np.asarray(done + 1)
         return HostState(arrays, tuple(reports))
 
     def finish(self, held: HostHeld, state: HostState) -> tuple[Outcome, Reports]:
-        """What was found."""
+        """Returns measures and reconstructions, and the reports by lane."""
         guess = self._setting.modality.guess(self._setting.public, self._setting.dataset)
 
-        def one(batch: Batch, inputs: Array, labels: Array, numbers: Array) -> Outcome:
+        def measure_lane(batch: Batch, inputs: Array, labels: Array, numbers: Array) -> Outcome:
             objective, diverged, restart, evaluations, moved = numbers
             every = (inputs[None], labels[None], objective[None])
-            found = Reconstruction(inputs, labels, objective, diverged > 0, restart, *every, evaluations, moved=moved > 0)
-            outcome = self._setting.modality.measure(batch, found, guess)
-            return outcome._replace(measures={**outcome.measures, **judged(self._setting, self.attack, None, batch, found)})
+            reconstruction = Reconstruction(inputs, labels, objective, diverged > 0, restart, *every, evaluations, moved=moved > 0)
+            outcome = self._setting.modality.measure(batch, reconstruction, guess)
+            return outcome._replace(measures={**outcome.measures, **judged(self._setting, self.attack, None, batch, reconstruction)})
 
         arrays = state.arrays
-        outcome = jax.jit(jax.vmap(jax.vmap(one)))(held.lanes.batch, arrays["outputs"], arrays["labels"], arrays["numbers"].astype(np.float32))
+        outcome = jax.jit(jax.vmap(jax.vmap(measure_lane)))(held.lanes.batch, arrays["outputs"], arrays["labels"], arrays["numbers"].astype(np.float32))
         return outcome, {divmod(k, self.num_lanes): report for k, report in enumerate(state.reports)}
 
     def arrays(self, state: HostState) -> tuple[Any, Sequence[str]]:
-        """The arrays, and the reports as notes."""
+        """Returns the arrays, and the reports as notes."""
         return state.arrays, state.reports
 
     def restore(self, state: HostState, arrays: Any, notes: Sequence[str]) -> HostState:
-        """The state that was kept."""
+        """Returns the stored state."""
         return HostState(arrays, tuple(notes))

@@ -1,7 +1,7 @@
 """A data set, a model, an update and a protection, built; and what clients and defenders compute on them: updates, scores and masks.
 
-Samples come in pages: all of a seed's in one where they fit in memory, and as many as do where they do not. A page's updates are computed at once and kept as
-long as there is room; nothing here knows of attacks.
+Samples come in pages: all of a seed's samples in one page if they fit in memory, otherwise as many as do. A page's updates are computed together and kept as
+long as there is room; nothing here knows about attacks.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Setting:
 
     Args:
       dataset, model, update: specs.
-      samples: which batches of the data set; all of them by default.
-      public: data that everybody has, for metrics and attackers that learn from them.
-      rounds: how often each client sends an update of the same data, and the `server_learning_rate` times the mean of the samples' updates that the
-        global weights lose between two rounds; None is one round.
-      protection: what clients do to their updates besides encrypting; None is nothing.
-      features: a trained network, in whose features images are compared too.
+      samples: indices of batches of the data set; all of them by default.
+      public: data that everyone has, for metrics and attackers that learn from them.
+      rounds: how often each client sends an update of the same data, and the `server_learning_rate` by which the mean of the samples' updates is multiplied
+        before it is subtracted from the global weights between two rounds; None means one round.
+      protection: what clients do to their updates besides encrypting; None means nothing.
+      features: a trained network in whose features images are compared too.
 
     Raises:
       UsageError: if the data set is smaller than one batch, has no such sample, or one gradient does not fit in memory.
@@ -88,7 +88,7 @@ class Setting:
         self.num_total = trees.size(self.shapes)
         self.always = [trees.matches(path, self.model.always_encrypted) for path in trees.paths(self.shapes)]
         self.num_always = sum(int(np.prod(leaf.shape)) for leaf, yes in zip(jax.tree.leaves(self.shapes), self.always, strict=True) if yes)
-        # A gradient, one metric's scores and what ranks them, and the weights.
+        # Memory for a gradient, one metric's scores and their ranking, and the weights.
         each, budget = 4 * 4 * self.num_total * self.num_rounds, devices.memory_budget()
         if each > budget:
             raise UsageError(
@@ -104,16 +104,16 @@ class Setting:
         self.hold(2, 32)
 
     def hold(self, num_seeds: int, num_choices: int, counts: Sequence[int] = (), budget: int | None = None) -> None:
-        """Keeps the updates of so many seeds and the masks of so many (metric, selector, seed), or as many of either as fit; what was kept is dropped.
+        """Keeps the updates of `num_seeds` and the masks of `num_choices` (metric, selector, seed), or as many as fit; those kept before are dropped.
 
         Args:
-          num_seeds, num_choices: that will be read again and again.
-          counts: of selected entries that masks will be asked for.
-          budget: bytes; by default half of what is free, since blocks need the other half.
+          num_seeds, num_choices: the numbers that will be read again and again.
+          counts: the numbers of selected entries at which masks will be needed.
+          budget: bytes; by default half of the free memory, since blocks need the other half.
         """
         entries = max(1, self.page_size * self.num_total * self.num_rounds)
         updates, masks = 4 * entries, max(1, entries * max(1, len(counts)) // 8)
-        # Scores, and what ranks them, are there while masks are made.
+        # Scores and their ranking are in memory while masks are made.
         room = (devices.memory_budget() // 2 if budget is None else budget) - 2 * updates
         seeds = max(1, min(num_seeds * self.num_pages, room // 2 // updates))
         choices = max(1, min(num_choices * self.num_pages, (room - seeds * updates) // masks))
@@ -123,11 +123,11 @@ class Setting:
         self.choices.hold(choices, counts)
 
     def page(self, page: int) -> tuple[int, ...]:
-        """The samples of a page, as the data set numbers its batches."""
+        """Returns the samples of a page, as the data set numbers its batches."""
         return self.samples[page * self.page_size : (page + 1) * self.page_size]
 
     def weights(self, seed: int, round_index: int = 0) -> Params:
-        """The global weights that a round starts from."""
+        """Returns the global weights that a round starts from."""
         return self._global_weights(seed, round_index)
 
     @functools.cached_property
@@ -138,60 +138,60 @@ class Setting:
 
     @functools.cached_property
     def embedded(self) -> jax.ShapeDtypeStruct:
-        """The shape of one batch's embedded inputs, which an attacker looks for."""
+        """The shape of one batch's embedded inputs, which an attacker tries to recover."""
         params = jax.eval_shape(self.model.init, jax.random.key(0))
         return jax.eval_shape(self.model.embed, params, self.dataset.batch(self.samples[0], self.update.batch_size).inputs)
 
     @functools.cached_property
     def others(self) -> Any:
-        """Other inputs of the same data set, from which a reconstruction has to tell the truth."""
+        """Other inputs of the same data set, among which a reconstruction has to identify the truth."""
         spec, everything = self.specs[0], self.dataset
         if spec.get("count") is not None or spec.get("offset"):
             everything = spec.changed(count=None, offset=0).build()
-        found = self.modality.others(everything, self.dataset)
-        return found if len(found) > self.update.batch_size else found[:0]
+        inputs = self.modality.others(everything, self.dataset)
+        return inputs if len(inputs) > self.update.batch_size else inputs[:0]
 
     def client(self, seed: int, round_index: int = 0, page: int = 0) -> Client:
-        """The updates of a page's samples in a round, as they are sent, with the weights that they started from."""
+        """Returns the updates of a page's samples in a round, as they are sent, with the weights that they started from."""
         return self._clients(seed, round_index, page)
 
     def sent(self, seed: int, round_index: int, sample: int) -> Sent:
-        """One sample's update of a round, as it is sent, as NumPy arrays."""
-        page, at = divmod(sample, self.page_size)
+        """Returns one sample's update of a round, as it is sent, as NumPy arrays."""
+        page, index = divmod(sample, self.page_size)
         client = self.client(seed, round_index, page)
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[at], Sent(client.grads, client.withheld))
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[index], Sent(client.grads, client.withheld))
 
     def noise(self, seed: int, sample: int) -> Grads | None:
-        """The standard deviation of the noise that a protection adds to each leaf of one sample's first update; None where it adds none."""
-        page, at = divmod(sample, self.page_size)
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[at], self.client(seed, 0, page).noise)
+        """Returns the standard deviation of the noise that a protection adds to each leaf of one sample's first update; None where it adds none."""
+        page, index = divmod(sample, self.page_size)
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[index], self.client(seed, 0, page).noise)
 
     def chosen(self, lane: Lane, round_index: int = 0) -> Chosen:
-        """The mask of a lane in a round, without what is not sent: `bits` (ceil(n / 8),) as `numpy.packbits` has them, and the seconds it took."""
-        page, at = divmod(lane.sample, self.page_size)
-        found = self.choices.masks(lane.metric, lane.selector, lane.seed, round_index, page, self.num_selected(lane.ratio))
-        return found._replace(bits=found.bits[at])
+        """Returns the mask of a lane in a round, without withheld entries: `bits` (ceil(n / 8),) as `numpy.packbits` returns them, and the seconds it took."""
+        page, index = divmod(lane.sample, self.page_size)
+        chosen = self.choices.masks(lane.metric, lane.selector, lane.seed, round_index, page, self.num_selected(lane.ratio))
+        return chosen._replace(bits=chosen.bits[index])
 
     def masks(self, metric: Spec, selector: Spec, seed: int, ratio: float, page: int) -> Any:
-        """The masks of a page's samples in the first round, packed: (samples, ceil(n / 8))."""
+        """Returns the masks of a page's samples in the first round, packed: (samples, ceil(n / 8))."""
         return self.choices.masks(metric, selector, seed, 0, page, self.num_selected(ratio)).bits
 
     def mask(self, lane: Lane, round_index: int = 0) -> Mask:
-        """The same as a pytree of bool."""
+        """Returns the mask of a lane in a round as a pytree of bool."""
         return jax.tree.unflatten(jax.tree.structure(self.shapes), topk.unpack(self.chosen(lane, round_index).bits, self.shapes))
 
     def hidden(self, lane: Lane, round_index: int = 0) -> Any:
-        """Which entries of a lane's update of a round nobody sees, packed: the encrypted ones and those that are not sent."""
+        """Returns which entries of a lane's update of a round are hidden, packed: the encrypted ones and those that are not sent."""
         withheld = self.sent(lane.seed, round_index, lane.sample).withheld
         bits = self.chosen(lane, round_index).bits
         return bits if withheld is None else bits | np.packbits(np.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(withheld)]))
 
     def ranks(self, metric: Spec, selector: Spec, seed: int, round_index: int = 0) -> tuple[Ranks, float, float]:
-        """Ranks of every sample (NumPy, leading axis), seconds per sample to score, seconds per sample to rank; masks are far smaller."""
+        """Returns ranks of every sample (NumPy, leading axis), seconds per sample to score, and seconds per sample to rank; masks are far smaller."""
         return self.choices.ranks(metric, selector, seed, round_index)
 
     def _public(self, spec: Spec) -> Batch:
-        """Every batch of the public data, stacked."""
+        """Loads every batch of the public data, stacked."""
         size = self.update.batch_size
 
         def load(max_length: int | None) -> Dataset | TextDataset:
@@ -207,22 +207,22 @@ class Setting:
 
     @property
     def compile_key(self) -> Any:
-        """What compiled attacks depend on: settings of which this is equal share them. Noise and rounding are in the data."""
+        """What compiled attacks depend on: settings with equal keys share them. Noise and rounding are in the data."""
         return self.specs[:2], self.update, self._public_spec, self.num_rounds, self.samples, self.protection.changes
 
     @property
     def title(self) -> str:
-        """Labels of data set, model and update, and of a protection where there is one."""
+        """The labels of data set, model and update, and of a protection where there is one."""
         shown = (*self.specs, self.protection_spec) if self.protection.changes else self.specs
         return " / ".join(spec.label for spec in shown)
 
     @property
     def input_spec(self) -> InputSpec | TextSpec:
-        """Of the model, which may have more classes than the data set."""
+        """The input spec of the model, which may have more classes than the data set."""
         return self.model.input_spec
 
     def num_selected(self, ratio: float) -> int:
-        """Encrypted entries: those that always are, and the ratio of the others."""
+        """Returns the number of encrypted entries: those that always are, and the given share of the others."""
         return self.num_always + trees.count(ratio, self.num_total - self.num_always)
 
     @property
@@ -236,20 +236,20 @@ class Setting:
         return jax.eval_shape(lambda update: self.protection(update, jax.random.key(0)), self.shapes).withheld is not None
 
     def clear_caches(self) -> None:
-        """Drops weights, updates and masks, and the programs that compute them; they are made again when they are asked for."""
+        """Drops weights, updates and masks, and the programs that compute them; they are made again when they are needed."""
         self._programs.clear()
         self._clients.cache_clear()
         self._global_weights.cache_clear()
         self.choices.clear()
 
     def num_visible(self, lane: Lane) -> int:
-        """Entries of a lane's first update that are sent in the clear."""
+        """Returns the number of entries of a lane's first update that are sent in the clear."""
         if not self.leaves_out:
             return self.num_total - self.num_selected(lane.ratio)
         return self.num_total - int(np.bitwise_count(self.hidden(lane)).sum())
 
     def _weights(self, seed: int, round_index: int) -> Params:
-        """A stored checkpoint's or fresh ones, and after a round what the samples' mean update makes of these."""
+        """Returns a stored checkpoint's weights or fresh ones; in later rounds, the previous weights after a step by the samples' mean update."""
         if round_index:
             sent, frozen = self.model.split(self.weights(seed, round_index - 1))
             for page in range(self.num_pages):
@@ -266,13 +266,13 @@ class Setting:
         keys = each_key(seed_key(seed, "protection", round_index), samples)
 
         def every(params: Params, items: tuple[Batch, Key]) -> tuple[Sent, Grads | None]:
-            def one(item: tuple[Batch, Key]) -> tuple[Sent, Grads | None]:
+            def client_update(item: tuple[Batch, Key]) -> tuple[Sent, Grads | None]:
                 batch, key = item
                 labels = jax.nn.one_hot(self.model.targets(batch), self.input_spec.num_classes)
                 update = self.update.client(self.model, params, batch, labels)
                 return self.protection(update, key), self.protection.noise(update) if self.protection.changes else None
 
-            return jax.lax.map(one, items)
+            return jax.lax.map(client_update, items)
 
         sent, noise = self.compiled(("update", len(samples)), every, params, (stacked, keys))(params, (stacked, keys))
         trees.require_finite(sent.grads, f"the client update of {self.specs[1].label} (seed {seed})")
@@ -285,7 +285,7 @@ class Setting:
         return Client(params, stacked, sent.grads, sent.withheld, noise)
 
     def compiled(self, name: Any, function: Any, *arguments: Any) -> Any:
-        """The function compiled in full float32 precision, once for all seeds."""
+        """Returns the function compiled in full float32 precision; it is compiled once for all seeds."""
         if name not in self._programs:
             with jax.default_matmul_precision("highest"):
                 self._programs[name] = jax.jit(function).lower(*arguments).compile()

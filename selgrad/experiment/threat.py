@@ -1,6 +1,6 @@
 """What an attacker is told besides what it sees: labels, padding, and how the client chose.
 
-The threat model of a run in one object (docs/threat_model.md), so that every engine asks the same one.
+One object holds the threat model of a run (docs/threat_model.md), so that every engine asks the same one.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class Threat:
     """What an attacker is told.
 
     Attributes:
-      known_labels: the labels.
-      known_padding: which positions of a text are padding.
+      known_labels: whether it is told the labels.
+      known_padding: whether it is told which positions of a text are padding.
     """
 
     known_labels: bool = False
@@ -27,14 +27,14 @@ class Threat:
 
 
 TOLD_PADDING = Threat()
-"""What attackers are told unless somebody says otherwise: which positions of a text are padding."""
+"""What attackers are told by default: which positions of a text are padding."""
 
 
 def evidence_for(attack: Attack, setting: Setting, metric: Spec, selector: Spec) -> Evidence | None:
-    """The client's metric, where an attack reads masks as evidence.
+    """Returns the client's metric, where an attack reads masks as evidence.
 
     Raises:
-      UsageError: if the masks are not those of the largest scores alone.
+      UsageError: if the masks do not follow from the largest scores alone, or attackers know more than what is sent.
     """
     if not attack.evidence:
         return None

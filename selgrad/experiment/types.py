@@ -1,6 +1,6 @@
-"""The arrays and results that the parts of an experiment hand to each other.
+"""The arrays and results that the parts of an experiment pass to each other.
 
-A block has two axes, seeds and lanes; what belongs to a round is an entry of a tuple that has one entry at least.
+A block has two axes, seeds and lanes; whatever belongs to a round is an entry of a tuple with at least one entry.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from selgrad.registry import Spec
 
 
 def fold(key: Key, *names: str | int) -> Key:
-    """A key for a named purpose, the same in every process and for every size of sweep."""
+    """Derives a key for a named purpose, the same in every process and for every size of sweep."""
     for name in names:
         key = jax.random.fold_in(key, _code(name))
     return key
@@ -33,7 +33,7 @@ def _code(name: str | int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Lane:
-    """Names one lane: everything that varies inside a block."""
+    """Identifies one lane by everything that varies inside a block."""
 
     seed: int
     sample: int
@@ -44,7 +44,7 @@ class Lane:
 
 @dataclasses.dataclass(frozen=True)
 class Client:
-    """One seed's weights, and every sample's batch, update as it is sent, what of it is not sent, and the noise on each leaf, stacked along a leading axis."""
+    """One seed's weights, and every sample's batch, sent update, withheld entries, and the noise on each leaf, stacked along a leading axis."""
 
     params: Params
     batches: Batch
@@ -54,21 +54,21 @@ class Client:
 
 
 class Shown(NamedTuple):
-    """What a lane's attacker sees of one round's update: its visible entries, the others being 0, and where those are."""
+    """What a lane's attacker sees of one round's update: its visible entries, with hidden ones set to 0, and the mask of the hidden ones."""
 
     visible: Grads
     mask: Mask
 
 
 class Seen(NamedTuple):
-    """What an attacker holds of one lane besides what everybody knows: an `Observation` as arrays alone.
+    """What an attacker holds of one lane besides public knowledge: an `Observation` as arrays alone.
 
     Attributes:
-      sent: one entry a round, with what it knows although nobody sends it.
-      labels, valid: where the threat model gives them away.
-      estimate: a decoder's, where the attack has one.
-      noise: of a protection.
-      completed: one entry a round, where the attack fills in entries.
+      sent: one entry per round, including what the attacker knows although it is not sent.
+      labels, valid: where the threat model reveals them.
+      estimate: a decoder's estimate, where the attack has one.
+      noise: the noise of a protection.
+      completed: one entry per round, where the attack fills in entries.
     """
 
     sent: tuple[Shown, ...]
@@ -80,18 +80,18 @@ class Seen(NamedTuple):
 
     @classmethod
     def of(cls, observation: Observation) -> Seen:
-        """Of an observation."""
-        shown = tuple(Shown(one.visible, one.mask) for one in observation.sent)
+        """Returns the arrays of an observation."""
+        shown = tuple(Shown(update.visible, update.mask) for update in observation.sent)
         return cls(shown, observation.labels, observation.valid, observation.estimate, observation.noise, observation.completed)
 
 
 class Tables(NamedTuple):
-    """What the lanes of a block have in common, so that it is held once and not by each.
+    """What the lanes of a block have in common, held once for all of them.
 
     Attributes:
-      weights: of each round, leading axis (seeds,).
-      updates: of each round, as they are sent: leading axes (seeds, updates), every sample of a row once.
-      noise: of a protection on the first round's, the same axes.
+      weights: weights of each round, leading axis (seeds,).
+      updates: updates of each round, as they are sent: leading axes (seeds, updates), every sample of a row once.
+      noise: noise of a protection on the first round's updates, the same axes.
     """
 
     weights: tuple[Params, ...]
@@ -103,10 +103,10 @@ class Lanes(NamedTuple):
     """What each lane of a block has of its own; every leaf has the leading axes (seeds, lanes).
 
     Attributes:
-      key: of each attack.
-      batch: the truth, which only measures and what a threat model gives away read.
-      update: int32 (NumPy on the host, as `hidden`), the lane's place in the tables.
-      hidden: one entry a round, (ceil(n / 8),) uint8: which entries nobody sees, as `numpy.packbits` has them.
+      key: key of each attack.
+      batch: the truth, read only by measures and for what a threat model reveals.
+      update: int32 (NumPy on the host, as `hidden`), the lane's index in the tables.
+      hidden: one entry per round, (ceil(n / 8),) uint8: which entries are hidden, as `numpy.packbits` returns them.
     """
 
     key: Key
@@ -116,14 +116,14 @@ class Lanes(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Seeds and lanes."""
+        """The number of seeds and of lanes."""
         rows, columns = self.key.shape[:2]
         return int(rows), int(columns)
 
     def at(self, row: int, column: int) -> Lanes:
-        """One lane, without the two leading axes."""
-        one: Lanes = jax.tree.map(lambda leaf: leaf[row, column], self)
-        return one
+        """Returns one lane, without the two leading axes."""
+        lane: Lanes = jax.tree.map(lambda leaf: leaf[row, column], self)
+        return lane
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,12 +134,12 @@ class CellResult:
       measures: `objective`, `label_correct`, `diverged`, `restart`, `num_evaluations`; of images `mse`, `psnr` (dB), `ssim`; of text `rouge1`,
         `rouge2`, `rougeL`, `token_accuracy`, `exact_match`.
       truth, reconstruction: (B, *shape) pixels in [0, 1], or decoded sentences.
-      labels: (B, *label_shape) as recovered.
-      num_selected, num_total: encrypted entries and all entries.
-      num_visible: entries sent in the clear.
-      seconds: of the attack, compilation apart.
-      cost: of the encryption, where it was asked for.
-      report: what an attack on the host says of itself, as JSON.
+      labels: (B, *label_shape), the recovered labels.
+      num_selected, num_total: number of encrypted entries and of all entries.
+      num_visible: number of entries sent in the clear.
+      seconds: run time of the attack, without compilation.
+      cost: cost of the encryption, where it was requested.
+      report: the report of an attack on the host, as JSON.
     """
 
     measures: dict[str, float]
@@ -161,12 +161,12 @@ class CellResult:
 
 
 def widen(leaf: Any) -> Any:
-    """A float32 array in float64; others as they are."""
+    """Converts a float32 array to float64; others are returned as they are."""
     return leaf.astype(np.float64) if leaf.dtype == np.float32 else leaf
 
 
 def seed_key(seed: int, *names: str | int) -> Key:
-    """The key of a seed for a named purpose, as `fold` gives it; at most four names."""
+    """Returns the key of a seed for a named purpose, as `fold` derives it; at most four names."""
     codes = np.zeros(4, np.uint32)
     codes[: len(names)] = [_code(name) for name in names]
     return _seed_key(np.int32(seed), codes, np.int32(len(names)))
@@ -178,7 +178,7 @@ def _seed_key(seed: Any, codes: Any, count: Any) -> Key:
 
 
 def each_key(key: Key, samples: Sequence[int]) -> Key:
-    """One key a sample, the same whichever others there are."""
+    """Returns one key per sample, which does not depend on the other samples."""
     return _each_key(key, np.asarray(samples, np.int32))
 
 

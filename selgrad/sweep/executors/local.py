@@ -191,7 +191,7 @@ class Local:
     """Runs blocks in this process.
 
     Args:
-      host_threads: number of blocks that attacks on the host run at once; None means one on a CPU, and next to an accelerator one per core, at most four.
+      host_threads: number of blocks of host attacks that run at once; None means one on a CPU, and next to an accelerator one per core, at most four.
     """
 
     def __init__(self, host_threads: int | None = None) -> None:
@@ -219,11 +219,11 @@ def local(*, host_threads: int | None = None) -> Executor:
     """Runs blocks in this process, on all of its devices.
 
     Args:
-      host_threads: blocks at once of attacks that run on the host, such as DAGER; none is one on a CPU, and beside an
-        accelerator one for each core, four at most.
+      host_threads: number of blocks at once of attacks that run on the host, such as DAGER; none means one on a CPU, and next
+        to an accelerator one for each core, at most four.
 
     Raises:
-      UsageError: for fewer than one.
+      UsageError: if there are fewer than one.
     """
     if host_threads is not None and host_threads < 1:
         raise UsageError(f"host_threads={host_threads} must be at least 1")

@@ -242,10 +242,10 @@ def ray_actors(*, address: str | None = None, workers: int | None = None, cpus: 
     """Runs blocks on the actors of a Ray cluster.
 
     Args:
-      address: of a running cluster, such as `auto` or `10.0.0.1:6379`; none starts one on this machine.
-      workers: actors at most; none is one for each GPU, or one for each machine where `gpus` is 0.
-      cpus: cores that each reserves.
-      gpus: GPUs that each reserves.
+      address: address of a running cluster, such as `auto` or `10.0.0.1:6379`; none starts one on this machine.
+      workers: largest number of actors; none means one for each GPU, or one for each machine where `gpus` is 0.
+      cpus: number of cores that each actor reserves.
+      gpus: number of GPUs that each actor reserves.
       retries: how often a block may be lost with its worker before the sweep ends.
 
     Raises:

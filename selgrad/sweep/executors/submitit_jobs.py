@@ -141,14 +141,14 @@ def submitit_jobs(
     """Runs blocks in the jobs of a SLURM cluster.
 
     Args:
-      cluster: `slurm`, `local` (processes of this machine) or `debug` (this process); none is SLURM where there is one and `local` where there is none.
-      workers: jobs at once.
-      timeout_min: minutes of a job; one that needs more is queued again and goes on from its checkpoint.
-      gpus_per_node: GPUs of a job.
-      cpus_per_task: cores of a job.
-      mem_gb: memory of a job.
-      slurm_partition: where jobs are queued.
-      slurm_account: that pays.
+      cluster: `slurm`, `local` (processes of this machine) or `debug` (this process); none means SLURM where it is available, and `local` otherwise.
+      workers: number of jobs at once.
+      timeout_min: time limit of a job in minutes; one that needs more is queued again and goes on from its checkpoint.
+      gpus_per_node: number of GPUs of a job.
+      cpus_per_task: number of cores of a job.
+      mem_gb: memory of a job in GB.
+      slurm_partition: partition in which jobs are queued.
+      slurm_account: account to which jobs are charged.
       retries: how often a block may be lost with its job before the sweep ends.
 
     Raises:
