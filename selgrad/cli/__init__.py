@@ -1,6 +1,6 @@
-"""The command line: one file a command, `options` and `render` for what they share, `group` for the group and its errors.
+"""The command line: one file per command, `options` and `render` for what they share, `group` for the group and its errors.
 
-Modules here import click and the standard library only, so `--help` answers at once; each command imports what it runs.
+Modules here import only click and the standard library, so `--help` answers at once; each command imports what it runs.
 """
 
 import atexit
@@ -17,11 +17,11 @@ _SECONDS = 10.0
 
 
 class Terminated(KeyboardInterrupt):
-    """What a cluster sends before it kills (SIGTERM) ends a command as Ctrl-C does."""
+    """Raised on SIGTERM, which a cluster sends before it kills, so that it ends a command as Ctrl-C does."""
 
 
-_came: list[int] = []
-"""The signals that have come: a library may make an error of its own of the exception that one raises."""
+_received: list[int] = []
+"""The signals received so far: a library may turn the exception that one raises into an error of its own."""
 
 
 _PATIENCE = 30.0
@@ -29,14 +29,14 @@ _PATIENCE = 30.0
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    _came.append(number)
+    _received.append(number)
     _later(_PATIENCE, number)
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 def _later(seconds: float, number: int) -> None:
     def send() -> None:
-        if _came:
+        if _received:
             os.kill(os.getpid(), number)
 
     timer = threading.Timer(seconds, send)
@@ -45,7 +45,7 @@ def _later(seconds: float, number: int) -> None:
 
 
 def _again(otherwise: Callable[[Any], Any]) -> Callable[[Any], None]:
-    """Sends a signal once more that came within a callback of the garbage collector, where Python lets no exception out."""
+    """Returns a hook that sends a signal again if it came within a callback of the garbage collector, where Python lets no exception out."""
 
     def hook(unraisable: Any) -> None:
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
@@ -58,9 +58,9 @@ def _again(otherwise: Callable[[Any], Any]) -> Callable[[Any], None]:
 
 
 def _end(code: int) -> NoReturn:
-    """Ends the process after an interruption: other threads may still be in native code, which crashes where Python takes itself apart around them.
+    """Ends the process after an interruption at once: other threads may still be in native code, which crashes while the interpreter shuts down.
 
-    What libraries put in order at the end has some seconds for it, and none after a second Ctrl-C.
+    The exit handlers of libraries have some seconds to run, and none after a second Ctrl-C.
     """
     with contextlib.suppress(BaseException):
         ordering = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
@@ -74,8 +74,8 @@ def _end(code: int) -> NoReturn:
 
 def main() -> None:
     """Runs the command line; errors are one line on standard error, 2 for usage and 1 for failure, 130 after Ctrl-C and 143 after SIGTERM."""
-    with contextlib.suppress(ValueError):  # in a thread of somebody's program
-        _came.clear()
+    with contextlib.suppress(ValueError):  # raised in a thread of another program
+        _received.clear()
         signal.signal(signal.SIGTERM, _stop)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it is ignored in the background of a shell
             signal.signal(signal.SIGINT, _stop)
@@ -83,15 +83,15 @@ def main() -> None:
     try:
         from selgrad.cli.group import run
 
-        code = run(_came)
+        code = run(_received)
     except KeyboardInterrupt:
-        code = 128 + (_came[0] if _came else signal.SIGINT)
-        _came.clear()
+        code = 128 + (_received[0] if _received else signal.SIGINT)
+        _received.clear()
         with contextlib.suppress(KeyboardInterrupt):
             sys.stderr.write("selgrad: interrupted; finished blocks are kept, run the same command to go on\n")
         _end(code)
     with contextlib.suppress(ValueError):
-        # Nothing is left to be put in order: a signal that comes now ends the process at once.
+        # Nothing is left to clean up: a signal that comes now ends the process at once.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(code)

@@ -1,6 +1,6 @@
 """Runs the command line as `python -m selgrad.cli`.
 
-The same as the installed `selgrad` and as `python -m selgrad`.
+This does the same as the installed `selgrad` and `python -m selgrad`.
 """
 
 from selgrad.cli import main

@@ -23,13 +23,13 @@ AXES = ("dataset", "model", "update", "protection", "metric", "selector", "attac
 
 
 def _written(spec: Spec) -> str:
-    """An entry of a registry as the command line takes it."""
-    given = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in spec.arguments if key in spec.given]
-    return f"{spec.name}:{','.join(given)}" if given else spec.name
+    """Writes an entry of a registry as the command line takes it."""
+    arguments = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in spec.arguments if key in spec.given]
+    return f"{spec.name}:{','.join(arguments)}" if arguments else spec.name
 
 
 def _sweep_file(config: Path, out: Path) -> str:
-    """What `wandb sweep` reads: an axis with several values is a parameter, and all else stays in the configuration."""
+    """Returns the file that `wandb sweep` reads: an axis with several values is a parameter, and all else stays in the configuration."""
     import yaml
 
     from selgrad import load_config
@@ -69,7 +69,7 @@ def _sweep_file(config: Path, out: Path) -> str:
 @click.option("--attack", default=None, help=NAMED)
 @click.option("--ratio", type=float, default=None, help="Share of entries to encrypt.")
 @json_option
-def agent(config: Path, out: Path, sweep_file: Path | None, ratio: float | None, as_json: bool, **given: str | None) -> None:
+def agent(config: Path, out: Path, sweep_file: Path | None, ratio: float | None, as_json: bool, **replaced: str | None) -> None:
     r"""Run one configuration of CONFIG (a YAML file), as `wandb agent` does.
 
     \b
@@ -92,7 +92,7 @@ def agent(config: Path, out: Path, sweep_file: Path | None, ratio: float | None,
     content = read_file(config)
     if not isinstance(content, dict):
         raise UsageError(f"configuration {str(config)!r} holds no mapping of keys; see docs/configuration.md")
-    content |= {kind: entry(kind, text) for kind, text in given.items() if text is not None}
+    content |= {kind: entry(kind, text) for kind, text in replaced.items() if text is not None}
     checked = parse(content | ({} if ratio is None else {"ratio": ratio}))
     for kind in (*AXES, "ratio"):
         values = getattr(checked, kind)

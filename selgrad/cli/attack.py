@@ -1,6 +1,6 @@
 """`selgrad attack`: one cell, with what the attacker sees and finds.
 
-`selgrad.experiment.run_cell` does the work; what cannot be shown as asked is refused before it runs.
+`selgrad.experiment.run_cell` does the work; output that cannot be written as requested is refused before it runs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from selgrad.errors import UsageError, require_ratio
 @click.option("--out", type=PATH, help="PNG file for truth and reconstruction side by side.")
 @json_option
 def attack(
-    ratio: float, sample: int, seed: int, known_labels: bool, public: str | None, rounds: int, num_clients: int, out: Path | None, as_json: bool, **given: str
+    ratio: float, sample: int, seed: int, known_labels: bool, public: str | None, rounds: int, num_clients: int, out: Path | None, as_json: bool, **specs: str
 ) -> None:
     r"""Attack one gradient at one ratio, and say what was found.
 
@@ -52,7 +52,7 @@ def attack(
     devices.configure()
     from selgrad.experiment import run_cell
 
-    entries: dict[str, Any] = {kind: entry(kind, given[kind]) for kind in ("dataset", "model", "update", "metric", "selector", "attack", "protection")}
+    entries: dict[str, Any] = {kind: entry(kind, specs[kind]) for kind in ("dataset", "model", "update", "metric", "selector", "attack", "protection")}
     dataset = entries["dataset"] if out is None else _pictures(entries["dataset"], out)
     with progress() as show:
 
@@ -69,13 +69,13 @@ def attack(
     if as_json:
         click.echo(json.dumps({**entries, "ratio": ratio, "sample": sample, "seed": seed, **_document(result)}))
         return
-    _print(result, given)
+    _print(result, specs)
     if out is not None:
         click.echo(f"picture    {out} (truth left, reconstruction right)")
 
 
 def _pictures(dataset: dict[str, Any], out: Path) -> Any:
-    """The data set, loaded, if it holds images."""
+    """Loads the data set, which must hold images."""
     from selgrad.data import Dataset
     from selgrad.registry import Spec
 
@@ -86,25 +86,25 @@ def _pictures(dataset: dict[str, Any], out: Path) -> Any:
 
 
 def _document(result: Any) -> dict[str, Any]:
-    found = finite(result.measures)
+    document = finite(result.measures)
     if isinstance(result.truth, tuple):
-        found |= {"truth": list(result.truth), "found": list(result.reconstruction), "report": json.loads(result.report or "null")}
+        document |= {"truth": list(result.truth), "found": list(result.reconstruction), "report": json.loads(result.report or "null")}
     counts = {name: getattr(result, name) for name in ("num_selected", "num_total", "num_visible", "seconds")}
-    return {**found, "labels": result.labels.tolist(), **counts, "cost": None if result.cost is None else dataclasses.asdict(result.cost)}
+    return {**document, "labels": result.labels.tolist(), **counts, "cost": None if result.cost is None else dataclasses.asdict(result.cost)}
 
 
-def _print(result: Any, given: dict[str, str]) -> None:
+def _print(result: Any, specs: dict[str, str]) -> None:
     from selgrad import measures
 
-    click.echo(f"encrypted  {result.num_selected:,} of {result.num_total:,} gradient entries ({given['metric']}, {given['selector']})")
+    click.echo(f"encrypted  {result.num_selected:,} of {result.num_total:,} gradient entries ({specs['metric']}, {specs['selector']})")
     if result.cost is not None:
         paid = result.cost
         click.echo(
             f"CKKS       {paid.num_ciphertexts} ciphertexts, {paid.ciphertext_bytes:,} bytes per client; encrypt {1e3 * paid.encrypt_seconds:.1f} ms, add "
             f"{1e3 * paid.add_seconds:.1f} ms, decrypt {1e3 * paid.decrypt_seconds:.1f} ms; {paid.num_clipped} entries clipped"
         )
-    sent = "" if given["protection"] == "none" else f", sent under {given['protection']}"
-    click.echo(f"exposed    {result.num_visible:,} entries to {given['attack']}{sent}")
+    sent = "" if specs["protection"] == "none" else f", sent under {specs['protection']}"
+    click.echo(f"exposed    {result.num_visible:,} entries to {specs['attack']}{sent}")
     if result.diverged:
         click.echo("verdict    the attack diverged: no restart stayed finite")
         return
@@ -115,9 +115,9 @@ def _print(result: Any, given: dict[str, str]) -> None:
     if not math.isnan(result.objective_at_truth):
         ended = "found all that it looks for" if result.converged else "the search ended too early: its failure would say nothing of the defence"
         click.echo(f"converged  {'yes' if result.converged else 'no'}: the objective is {result.objective_at_truth:.3g} at the truth, so {ended}")
-    told = measures.held(result.measures, lambda one: one.reads not in ("labels", "verdicts"))
-    click.echo(f"quality    {', '.join(one.quality(result.measures[one.name]) for one in told)}")
+    shown = measures.held(result.measures, lambda measure: measure.reads not in ("labels", "verdicts"))
+    click.echo(f"quality    {', '.join(measure.quality(result.measures[measure.name]) for measure in shown)}")
     if isinstance(result.truth, tuple):
-        for truth, found in zip(result.truth, result.reconstruction, strict=True):
-            click.echo(f"truth      {truth}\nfound      {found}")
+        for truth, reconstruction in zip(result.truth, result.reconstruction, strict=True):
+            click.echo(f"truth      {truth}\nfound      {reconstruction}")
     click.echo(f"labels     {result.label_correct:.0%} correct: {result.labels.tolist()}")

@@ -49,8 +49,8 @@ def audit(
     Is it safe to encrypt everything but the last layer? The certificate and the strongest attack answer:
       selgrad audit --dataset digits --encrypt 'conv*/**'
     """
-    for one in ratio:
-        require_ratio(one)
+    for share in ratio:
+        require_ratio(share)
     if ordered and encrypt:
         raise UsageError("--ordered reads lists of chosen entries and --encrypt names whole leaves; leave one of them out")
     if samples < 1:
@@ -63,24 +63,24 @@ def audit(
     from selgrad.audit import audit_masks, audit_paths
     from selgrad.terminal import console
 
-    given: dict[str, Any] = {kind: entry(kind, texts[kind]) for kind in ("dataset", "model", "update", "protection")}
+    components: dict[str, Any] = {kind: entry(kind, texts[kind]) for kind in ("dataset", "model", "update", "protection")}
     if public is not None:
-        given["public"] = entry("public", public)
+        components["public"] = entry("public", public)
     with console(stderr=True).status("starting") as status:
         say = lambda line: status.update(Text(line))
         if encrypt:
-            attacks = [entry("attack", one) for one in attack]
-            asked = audit_paths(encrypt, **given, attacks=attacks, samples=range(samples), seed=seed, on_event=say)
+            attacks = [entry("attack", text) for text in attack]
+            asked = audit_paths(encrypt, **components, attacks=attacks, samples=range(samples), seed=seed, on_event=say)
         else:
-            chosen = {"metrics": [entry("metric", one) for one in metric], "selectors": [entry("selector", one) for one in selector]}
-            table = audit_masks(**given, **chosen, ratios=ratio, seed=seed, ordered=ordered, on_event=say)
+            chosen = {"metrics": [entry("metric", text) for text in metric], "selectors": [entry("selector", text) for text in selector]}
+            table = audit_masks(**components, **chosen, ratios=ratio, seed=seed, ordered=ordered, on_event=say)
     if encrypt:
-        _tell_paths(asked, out, as_json)
+        _print_paths(asked, out, as_json)
     else:
-        _tell_masks(table, out, as_json)
+        _print_masks(table, out, as_json)
 
 
-def _tell_masks(table: Any, out: Path | None, as_json: bool) -> None:
+def _print_masks(table: Any, out: Path | None, as_json: bool) -> None:
     stem = ""
     if out is not None:
         from selgrad.report.figures import mask_leaks
@@ -95,18 +95,20 @@ def _tell_masks(table: Any, out: Path | None, as_json: bool) -> None:
         click.echo(f"records  {out / 'audit.parquet'}\nfigure   {out / 'figures' / f'{stem}.png'}")
 
 
-def _tell_paths(asked: Any, out: Path | None, as_json: bool) -> None:
-    found = asked.certificate
+def _print_paths(asked: Any, out: Path | None, as_json: bool) -> None:
+    certificate = asked.certificate
     if out is not None:
         write_audit(asked.attacks, out)
     if as_json:
-        certificate = None if found is None else dataclasses.asdict(found)
-        told = {"certificate": certificate, "attacks": asked.attacks.to_dict("records"), "measure": asked.measure.name, "safe": asked.safe}
-        click.echo(json.dumps(finite({**dataclasses.asdict(asked), **told})))
+        as_dict = None if certificate is None else dataclasses.asdict(certificate)
+        document = {"certificate": as_dict, "attacks": asked.attacks.to_dict("records"), "measure": asked.measure.name, "safe": asked.safe}
+        click.echo(json.dumps(finite({**dataclasses.asdict(asked), **document})))
         return
     click.echo(f"encrypted    {asked.num_selected:,} of {asked.num_total:,} entries: {', '.join(asked.encrypted)}")
-    if found is not None:
-        click.echo(f"certificate  {found.verdict}; posterior MSE {found.posterior_mse:.2g}, {found.identified:.0%} of the directions identified")
+    if certificate is not None:
+        click.echo(
+            f"certificate  {certificate.verdict}; posterior MSE {certificate.posterior_mse:.2g}, {certificate.identified:.0%} of the directions identified"
+        )
     else:
         click.echo("certificate  none: the Jacobian does not fit in memory, or a protection leaves entries out")
     for row in asked.attacks.itertuples():

@@ -29,7 +29,7 @@ def _registry(kind: str) -> dict[str, Any]:
         try:
             factory, arguments_of = lookup(kind, name), parameters(kind, name)
         except UsageError as error:
-            # Somebody's installed package is broken, and the rest is still worth a list.
+            # An installed package is broken, and the rest is still worth listing.
             entries[name] = {"summary": str(error), "source": "", "arguments": {}}
             continue
         module = inspect.getdoc(inspect.getmodule(factory)) or ""
@@ -46,7 +46,7 @@ def _registry(kind: str) -> dict[str, Any]:
 
 
 def _abouts(docstring: str) -> dict[str, str]:
-    r"""What a docstring says of each argument.
+    r"""Returns what a docstring says about each argument.
 
     >>> _abouts("Does it.\n\nArgs:\n  a: one\n    line.\n  b, c: two.\n\nRaises:\n  d: no.")
     {'a': 'one line.', 'b': 'two.', 'c': 'two.'}
@@ -55,8 +55,8 @@ def _abouts(docstring: str) -> dict[str, str]:
     if section is None:
         return {}
     lines = textwrap.dedent(section[1])
-    found = re.findall(r"^(\w[\w, ]*): (.*?)(?=^\w|\Z)", lines, re.MULTILINE | re.DOTALL)
-    return {name: " ".join(text.split()) for names, text in found for name in names.split(", ")}
+    matches = re.findall(r"^(\w[\w, ]*): (.*?)(?=^\w|\Z)", lines, re.MULTILINE | re.DOTALL)
+    return {name: " ".join(text.split()) for names, text in matches for name in names.split(", ")}
 
 
 def _measures() -> dict[str, Any]:
@@ -108,7 +108,7 @@ def catalogue(name: str | None, as_json: bool) -> None:
     arguments are explained then.
     """
     kinds = [name] if name in _KINDS else list(_KINDS)
-    document = {one: _APART[one]() if one in _APART else _registry(one) for one in kinds}
+    document = {kind: _APART[kind]() if kind in _APART else _registry(kind) for kind in kinds}
     is_entry = name is not None and name not in _KINDS
     if is_entry:
         every = [entry for entries in document.values() for entry in entries]
@@ -122,8 +122,8 @@ def catalogue(name: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(document))
         return
-    for one, entries in document.items():
-        click.secho(f"\n{one}", bold=True)
+    for kind, entries in document.items():
+        click.secho(f"\n{kind}", bold=True)
         for entry_name, entry in entries.items():
             _entry(entry_name, entry, is_entry)
     if not is_entry:

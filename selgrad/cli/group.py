@@ -1,6 +1,6 @@
-"""The group of all commands, and how an error becomes one line and an exit code.
+"""The group of all commands, which turns an error into one line and an exit code.
 
-Exit codes are 2 for what was wrongly asked, and 1 for what failed; signals are of `selgrad.cli`.
+Exit codes are 2 for wrong usage and 1 for a failure; `selgrad.cli` handles signals.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _show_warning(message: Warning | str, category: type[Warning], filename: str
 
 
 def _log_of(error: BaseException) -> str:
-    """Where the traceback of an error lies that nobody foresaw."""
+    """Writes the traceback of an unforeseen error to a log file and returns its path."""
     import tempfile
     import traceback
 
@@ -80,11 +80,11 @@ def _log_of(error: BaseException) -> str:
         return f"nowhere, since it could not be written ({full.strerror})"
 
 
-def run(came: Sequence[int] = ()) -> int:
+def run(received: Sequence[int] = ()) -> int:
     """Runs the command line; errors are one line on standard error.
 
     Args:
-      came: the signals that have come: whatever error a command ends with after one is of its making.
+      received: the signals received so far; any error that a command ends with after one counts as an interruption.
 
     Returns:
       The exit code: 2 for usage and 1 for failure.
@@ -97,7 +97,7 @@ def run(came: Sequence[int] = ()) -> int:
         try:
             code = cli.main(standalone_mode=False)
         except Exception as error:
-            if came:
+            if received:
                 raise KeyboardInterrupt from error
             raise
     except click.exceptions.NoArgsIsHelpError as error:
@@ -117,9 +117,9 @@ def run(came: Sequence[int] = ()) -> int:
     except MemoryError:
         click.echo("selgrad: error: this process got no more memory; take a smaller model, batch or block_size, or another machine", err=True)
         return 1
-    except Exception as error:  # the last net: a bug is one line too, and its traceback can be sent to whoever mends it
-        said = " ".join(str(error).split())[:200]
+    except Exception as error:  # the last resort: a bug is one line too, and its traceback can be sent to the maintainers
+        message = " ".join(str(error).split())[:200]
         log = _log_of(error)
-        click.echo(f"selgrad: error: {type(error).__name__} that nobody foresaw ({said}); its traceback lies in {log}, please report it", err=True)
+        click.echo(f"selgrad: error: {type(error).__name__} that nobody foresaw ({message}); its traceback lies in {log}, please report it", err=True)
         return 1
     return code if isinstance(code, int) else 0

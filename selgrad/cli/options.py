@@ -1,6 +1,6 @@
-"""What commands have in common on the way in: options, and the reading of `NAME:key=value,...`.
+"""The input side that commands share: options, and the parsing of `NAME:key=value,...`.
 
-An option is a decorator; every option that names an entry of a registry is read by `entry`.
+An option is a decorator; `entry` parses every option that names an entry of a registry.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ NAMED = "NAME or NAME:key=value,..."
 """How an entry of a registry is written."""
 
 PATH: click.Path = click.Path(path_type=Path)
-"""The type of files and folders, there or not."""
+"""The type of files and folders, whether they exist or not."""
 
 
 def named_option(kind: str, default: str, about: str = "") -> Callable[[Any], Any]:
-    """An option that names one entry of a registry."""
+    """Returns an option that names one entry of a registry."""
     return click.option(f"--{kind}", default=default, show_default=True, help=f"{NAMED}{about}")
 
 
@@ -46,16 +46,16 @@ def _parts(text: str) -> Iterator[str]:
       UsageError: if a quote or a bracket is not closed.
     """
     closing: list[str] = []
-    start = at = 0
-    while at < len(text):
-        sign, two = text[at], text[at : at + 2]
+    start = position = 0
+    while position < len(text):
+        sign, two = text[position], text[position : position + 2]
         if closing and closing[-1] in "\"'":
             if (two == "''" and closing[-1] == "'") or (sign == "\\" and closing[-1] == '"'):
-                # What stands for a quote within quotes, as in YAML.
-                at += 1
+                # An escaped quote within quotes, as in YAML.
+                position += 1
             elif sign == closing[-1]:
                 closing.pop()
-        elif sign in "\"'" and (at == 0 or text[at - 1] in "=,[{: "):
+        elif sign in "\"'" and (position == 0 or text[position - 1] in "=,[{: "):
             # Elsewhere it is an apostrophe.
             closing.append(sign)
         elif sign in "[{":
@@ -63,29 +63,29 @@ def _parts(text: str) -> Iterator[str]:
         elif closing and sign == closing[-1]:
             closing.pop()
         elif sign == "," and not closing:
-            yield text[start:at]
-            start = at + 1
-        at += 1
+            yield text[start:position]
+            start = position + 1
+        position += 1
     if closing:
         raise UsageError(f"{text!r} is not valid YAML: {closing[-1]} is missing at the end")
     yield text[start:]
 
 
 def _is_text(annotation: Any) -> bool:
-    """Whether an argument takes text and nothing else but none."""
+    """Returns whether an argument takes only text or None."""
     inner = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else (annotation,)
-    return all(one in (str, type(None)) for one in inner) and str in inner
+    return all(part in (str, type(None)) for part in inner) and str in inner
 
 
 def entry(kind: str, text: str) -> dict[str, Any]:
-    """`name` or `name:key=value,key=value` as a mapping.
+    """Parses `name` or `name:key=value,key=value` into a mapping.
 
-    A value is taken as it is where the argument is text, such as a path (`null` is none, and quotes protect a comma), and read as YAML elsewhere; a comma
+    A value is taken as it is where the argument is text, such as a path (`null` means None, and quotes protect a comma), and parsed as YAML elsewhere; a comma
     inside quotes or brackets belongs to a value. A name may be a place, `file.py:attribute` or `package.module:attribute`, with arguments after another colon.
 
     Args:
       kind: name of the option, for messages.
-      text: its value.
+      text: value of the option.
 
     Raises:
       UsageError: for a part that is not key=value, a key that stands twice, or a value that is not valid YAML.
@@ -96,12 +96,12 @@ def entry(kind: str, text: str) -> dict[str, Any]:
     arguments = re.match(r"(.*?):(\w+\s*=.*)$", text, re.DOTALL)
     name, rest = (text, "") if arguments is None else arguments.groups()
     if arguments is None and ":" in text and not re.search(r"[./]", text.partition(":")[0]):
-        # No place: arguments without a value.
+        # The name is not a place, so these are arguments without a value.
         name, _, rest = text.partition(":")
     result: dict[str, Any] = {"name": name}
     allowed: Mapping[str, Any] = {}
     if rest:
-        with contextlib.suppress(UsageError):  # of an unknown name, which is refused with its arguments
+        with contextlib.suppress(UsageError):  # an unknown name is refused later, with its arguments
             allowed = parameters(kind if kind in REGISTRIES else "dataset", name)
     try:
         parts = [part for part in _parts(rest) if part]

@@ -25,7 +25,7 @@ from selgrad.cli.suite import budget_option, read_setting, with_setting
 @click.option("--check", is_flag=True, help="Try the answer on other inputs and other weights.")
 @click.option("--out", type=PATH, default=Path("recommend-run"), show_default=True, help="Folder of the records; the same command goes on where it stopped.")
 @json_option
-def recommend(level: str, rate: float, confidence: float, budget: Any, check: bool, out: Path, as_json: bool, **given: Any) -> None:
+def recommend(level: str, rate: float, confidence: float, budget: Any, check: bool, out: Path, as_json: bool, **options: Any) -> None:
     r"""Look for the cheapest metric and ratio at which no attack of a suite gets more than a level allows.
 
     \b
@@ -42,11 +42,11 @@ def recommend(level: str, rate: float, confidence: float, budget: Any, check: bo
     from selgrad.suites.recommend import recommend as search
 
     question = Question(level=level, rate=rate, confidence=confidence)
-    setting = read_setting(**given)
+    setting = read_setting(**options)
     with progress() as show:
         show(total=None)
-        found = search(setting, out, question=question, budget=budget, check=check, on_event=lambda line: show(description=line))
+        result = search(setting, out, question=question, budget=budget, check=check, on_event=lambda line: show(description=line))
     if as_json:
-        click.echo(json.dumps(finite(found.document())))
+        click.echo(json.dumps(finite(result.document())))
         return
-    print_recommendation(found, out)
+    print_recommendation(result, out)

@@ -1,6 +1,6 @@
-"""What commands have in common on the way out: JSON, a progress bar, tables and pictures.
+"""The output side that commands share: JSON, a progress bar, tables and pictures.
 
-Documents and text go to standard output, progress to standard error.
+Documents and text go to standard output, progress goes to standard error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from selgrad.errors import SelgradError
 
 
 def finite(value: Any) -> Any:
-    """A value as JSON can hold it, which knows neither NaN nor infinity."""
+    """Returns a value as JSON can hold it, which knows neither NaN nor infinity."""
     if isinstance(value, dict):
         return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -27,7 +27,7 @@ def finite(value: Any) -> Any:
 
 @contextlib.contextmanager
 def progress(total: float = 100) -> Iterator[Callable[..., None]]:
-    """A bar on a terminal's standard error, and nothing elsewhere; what it gives takes `completed`, `total` and `description`."""
+    """Shows a bar on a terminal's standard error, and nothing elsewhere; the function it yields takes `completed`, `total` and `description`."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 
     from selgrad.terminal import console, description
@@ -44,7 +44,7 @@ def progress(total: float = 100) -> Iterator[Callable[..., None]]:
 
 
 def print_summary(records: Any, out: Path) -> None:
-    """Where a sweep's records and report lie and what stops each attack, as one JSON document."""
+    """Prints where a sweep's records and report lie and what stops each attack, as one JSON document."""
     from selgrad.report.verdicts import stopping_ratios
 
     stops = json.loads(stopping_ratios(records).to_json(orient="records"))
@@ -52,14 +52,14 @@ def print_summary(records: Any, out: Path) -> None:
 
 
 def write_audit(table: Any, out: Path) -> None:
-    """A table of an audit as `audit.parquet` in a folder."""
+    """Writes an audit's table as `audit.parquet` in a folder."""
     from selgrad import files
 
     files.write_table(out / "audit.parquet", table)
 
 
 def print_leaks(table: Any) -> None:
-    """What masks tell, one row per metric, selector and ratio."""
+    """Prints what masks reveal, one row per metric, selector and ratio."""
     from rich.table import Table
 
     from selgrad.terminal import wide
@@ -81,7 +81,7 @@ def print_leaks(table: Any) -> None:
 
 
 def print_levels(table: Any, suite: str) -> None:
-    """How many inputs are read at each level behind each mask: one row per metric, selector and ratio."""
+    """Prints how many inputs are read at each level behind each mask, one row per metric, selector and ratio."""
     from rich.table import Table
 
     from selgrad.terminal import console
@@ -94,8 +94,8 @@ def print_levels(table: Any, suite: str) -> None:
         shown.add_column(level, justify="right")
     several = table["selector"].nunique() > 1
     for (metric, selector, ratio), rows in table.groupby(["metric", "selector", "ratio"], sort=False):
-        told = {row.level: row for row in rows.itertuples()}
-        cells = [_read_cell(told[level]) if level in told else "" for level in levels]
+        of_level = {row.level: row for row in rows.itertuples()}
+        cells = [_read_cell(of_level[level]) if level in of_level else "" for level in levels]
         shown.add_row(f"{metric} / {selector}" if several else str(metric), f"{ratio:.4g}", *cells)
     console().print(shown)
 
@@ -111,58 +111,59 @@ def _read_cell(row: Any) -> Any:
 
 
 def print_flags(raised: Any) -> None:
-    """What makes a verdict worth less than it looks."""
+    """Prints what makes a verdict worth less than it looks."""
     for flag in raised:
         click.echo(f"{click.style('warning', fg='yellow')}  {flag.panel}: {flag.name}; {flag.detail}")
 
 
-def print_recommendation(found: Any, out: Path) -> None:
-    """The answer, what it costs, what else there is, and what it is worth."""
+def print_recommendation(result: Any, out: Path) -> None:
+    """Prints the answer, its cost, the alternatives, and how well it is supported."""
     from rich.table import Table
 
     from selgrad.terminal import wide
 
-    question = found.question
-    shown = Table(title=f"{found.title}: where at most {question.rate:.3g} of the inputs are {question.level} by {found.suite}", title_justify="left")
+    question = result.question
+    shown = Table(title=f"{result.title}: where at most {question.rate:.3g} of the inputs are {question.level} by {result.suite}", title_justify="left")
     for name in ("metric", "verdict", "ratio", "not enough", "read", "at most", "kB a client", "seconds"):
         shown.add_column(name)
     money = lambda value, form: "" if value != value else format(value, form)
-    for row in found.table.itertuples():
+    for row in result.table.itertuples():
         open_cells = f", {row.unresolved} open" if row.unresolved else ""
         shown.add_row(
             row.metric, row.verdict, money(row.ratio, ".4g"), f"{row.low:.4g}", f"{row.read} of {row.num_cells}{open_cells}", f"{row.bound:.1%}",
             money(row.bytes / 1000, ",.0f"), money(row.seconds, ".3f"),
         )  # fmt: skip
     wide(120).print(shown)
-    if found.chosen is None:
+    if result.chosen is None:
         click.echo("answer     none: no metric was shown to protect; more inputs, more weight draws or a larger budget may show one")
     else:
-        best = found.table.iloc[0]
+        best = result.table.iloc[0]
         if best["ratio"] == 1:
-            partly = bool((found.table["verdict"] == "protected").any())
+            partly = bool((result.table["verdict"] == "protected").any())
             why = "a part would do, but takes more bytes with the list of what is encrypted" if partly else "no part was shown to protect"
             click.echo(f"answer     encrypt everything; {why}")
         else:
-            click.echo(f"answer     encrypt {best['ratio']:.4g} of the entries by {found.chosen}; {best['low']:.4g} is not enough")
-    for one in found.alternatives:
-        click.echo(f"instead    {one.name}: {one.num_entries:,} entries, {one.bytes / 1000:,.0f} kB a client, {one.seconds:.3f} s; {one.about}")
+            click.echo(f"answer     encrypt {best['ratio']:.4g} of the entries by {result.chosen}; {best['low']:.4g} is not enough")
+    for other in result.alternatives:
+        click.echo(f"instead    {other.name}: {other.num_entries:,} entries, {other.bytes / 1000:,.0f} kB a client, {other.seconds:.3f} s; {other.about}")
     click.echo("instead    noise: `selgrad sweep` with protection: {name: dp_gaussian, noise: [...]} says how much stops the same attacks")
-    if found.note:
-        click.echo(f"costs      not measured: {found.note}")
-    click.echo(f"searched   {found.num_cells:,} attacks; the grid with as many inputs would have been {found.num_grid:,}")
-    if found.checked is not None:
-        one = found.checked
+    if result.note:
+        click.echo(f"costs      not measured: {result.note}")
+    click.echo(f"searched   {result.num_cells:,} attacks; the grid with as many inputs would have been {result.num_grid:,}")
+    if result.checked is not None:
+        checked = result.checked
         click.echo(
-            f"checked    {one.verdict} on other inputs and weights: {one.read} of {one.num_cells} read, {one.unresolved} open, at most {one.bound:.1%} (exact)"
+            f"checked    {checked.verdict} on other inputs and weights: {checked.read} of {checked.num_cells} read, "
+            f"{checked.unresolved} open, at most {checked.bound:.1%} (exact)"
         )
-    for name, why in found.left_out.items():
+    for name, why in result.left_out.items():
         click.echo(f"not run    {name}: {why}")
-    print_flags(found.flags)
+    print_flags(result.flags)
     click.echo(f"records    {out / 'search' / 'records'}\nanswer     {out / 'recommendation.json'}")
 
 
 def save_pair(path: Path, truth: Any, reconstruction: Any) -> None:
-    """Images and what was found of them side by side, one row an image, as a PNG file.
+    """Saves images and their reconstructions side by side, one row per image, as a PNG file.
 
     Raises:
       SelgradError: if the file cannot be written.

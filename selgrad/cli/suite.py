@@ -33,14 +33,14 @@ setting_options = [
 
 
 def with_setting(command: Any) -> Any:
-    """The options that say what is attacked."""
+    """Adds the options that say what is attacked."""
     for option in reversed(setting_options):
         command = option(command)
     return command
 
 
 def read_setting(config: Path | None, metrics: Sequence[str], selectors: Sequence[str], seeds: int | None, **named: str | None) -> dict[str, Any]:
-    """The keys of a sweep that a file and options give.
+    """Returns the keys of a sweep from a file and options.
 
     Raises:
       UsageError: if they name no data set or model.
@@ -72,7 +72,7 @@ def read_setting(config: Path | None, metrics: Sequence[str], selectors: Sequenc
 @click.option("--out", type=PATH, help="Folder for records, figures and report; without it the attacks are shown and nothing is run.")
 @wandb_option
 @json_option
-def suite(name: str | None, ratios: Sequence[float], budget: Any, out: Path | None, wandb: str, as_json: bool, **given: Any) -> None:
+def suite(name: str | None, ratios: Sequence[float], budget: Any, out: Path | None, wandb: str, as_json: bool, **setting: Any) -> None:
     r"""Run the frozen suite of attacks NAME (images or text) and judge each input by the attack that gets most of it.
 
     \b
@@ -97,7 +97,7 @@ def suite(name: str | None, ratios: Sequence[float], budget: Any, out: Path | No
         raise UsageError("name a suite to run: images or text")
     from selgrad.suites.recommend import run_suite
 
-    records = run_suite(read_setting(**given), ratios or (0.1, 0.5), out, suite=name, budget=budget, wandb=wandb)
+    records = run_suite(read_setting(**setting), ratios or (0.1, 0.5), out, suite=name, budget=budget, wandb=wandb)
     levels, raised = by_level(records), flags(records)
     if as_json:
         attacks = json.loads(contributions(records).to_json(orient="records"))
@@ -109,20 +109,20 @@ def suite(name: str | None, ratios: Sequence[float], budget: Any, out: Path | No
 
 
 def _show(suites: Sequence[Any], as_json: bool) -> None:
-    """What suites hold."""
+    """Prints the members of suites."""
     if as_json:
         rows = [
-            {"suite": one.label(budget), "attacks": [spec.label for member in one.members for spec in member.specs(budget)]}
-            for one in suites
+            {"suite": current.label(budget), "attacks": [spec.label for member in current.members for spec in member.specs(budget)]}
+            for current in suites
             for budget in _BUDGETS
         ]
         click.echo(json.dumps(rows))
         return
-    for one in suites:
-        click.secho(f"\n{one.name}, version {one.version}", bold=True)
-        for member in one.members:
+    for current in suites:
+        click.secho(f"\n{current.name}, version {current.version}", bold=True)
+        for member in current.members:
             click.echo(f"  {click.style(member.attack, fg='cyan')}: {member.why}")
             for budget in _BUDGETS:
                 specs = member.specs(budget)
                 click.echo(f"      {budget}: {', '.join(spec.label for spec in specs) or 'not run'}")
-        click.echo("  hashes: " + ", ".join(f"{budget} {one.hash(budget)}" for budget in _BUDGETS))
+        click.echo("  hashes: " + ", ".join(f"{budget} {current.hash(budget)}" for budget in _BUDGETS))

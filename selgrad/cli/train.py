@@ -69,7 +69,7 @@ def train(
     recipe = training.Recipe(epochs, batch_size, optimiser, learning_rate, weight_decay, augmentation, seed)  # type: ignore[arg-type]
     to_learn, to_test = images("--dataset", dataset), None if test_set is None else images("--test", test_set)
     with progress(1) as show:
-        found = training.train(
+        results = training.train(
             to_learn,
             entry("model", model),
             out,
@@ -78,8 +78,10 @@ def train(
             on_progress=lambda done, total, loss: show(completed=done, total=total, description=f"loss {loss:.3f}"),
         )
     if as_json:
-        click.echo(json.dumps({"out": str(out), **found}))
+        click.echo(json.dumps({"out": str(out), **results}))
         return
-    click.echo(f"accuracy  {found['accuracy']:.1%} of {found['test_samples']:,} images that were held out, {found['train_accuracy']:.1%} of those trained on")
+    click.echo(
+        f"accuracy  {results['accuracy']:.1%} of {results['test_samples']:,} images that were held out, {results['train_accuracy']:.1%} of those trained on"
+    )
     joined = "," if ":" in model else ":"
     click.echo(f"weights   {out / 'weights'} (Orbax); attack them with --model {model}{joined}checkpoint={out / 'weights'}")

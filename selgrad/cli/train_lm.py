@@ -46,12 +46,12 @@ def train_lm(dataset: str, size: str, steps: int, batch_size: int, learning_rate
         def on_progress(done: int, total: int, loss: float) -> None:
             show(completed=done, description=f"loss {loss:.3f}")
 
-        found = language_model.train(
+        results = language_model.train(
             loaded, out, size=size, num_steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed, on_progress=on_progress
         )
     if as_json:
-        click.echo(json.dumps({"out": str(out), **found}))
+        click.echo(json.dumps({"out": str(out), **results}))
         return
-    click.echo(f"loss        {found['loss']:.3f} nats a token in the last step")
-    click.echo(f"perplexity  {found['held_out_perplexity']:.1f} on held-out samples; word frequencies alone give {found['unigram_perplexity']:.1f}")
+    click.echo(f"loss        {results['loss']:.3f} nats a token in the last step")
+    click.echo(f"perplexity  {results['held_out_perplexity']:.1f} on held-out samples; word frequencies alone give {results['unigram_perplexity']:.1f}")
     click.echo(f"model       {out} (config.json, model.safetensors)")

@@ -35,8 +35,8 @@ class Images:
     """Images of one shape and normalisation.
 
     Attributes:
-      spec: of the images.
-      features: of a trained network, in which they are compared beside their pixels.
+      spec: spec of the images.
+      features: features of a trained network, in which images are compared in addition to their pixels.
     """
 
     spec: InputSpec
@@ -44,7 +44,7 @@ class Images:
 
     @property
     def name(self) -> str:
-        """Images."""
+        """The name "images"."""
         return "images"
 
     @property
@@ -59,62 +59,62 @@ class Images:
 
     @property
     def output_dtype(self) -> Any:
-        """Float pixels."""
+        """The dtype of pixels."""
         return np.float32
 
     @property
     def bounds_all_samples(self) -> bool:
-        """Every pixel of every sample is unknown."""
+        """True, since every pixel of every sample is unknown."""
         return True
 
     def require_fitting(self, dataset: Dataset | TextDataset, model: Model) -> None:
-        """Every picture of the shape is understood, if it is one.
+        """Accepts all images of the shape, unless they are too small.
 
         Raises:
-          UsageError: if it has fewer than three pixels a side, on which no structure can be measured.
+          UsageError: if images have fewer than three pixels on a side, where no structure can be measured.
         """
         if min(self.spec.shape[:2]) < 3:
             raise UsageError(f"images of {self.spec.shape[0]} x {self.spec.shape[1]} pixels are too small to be measured; give at least 3 x 3")
 
     def require_telling(self, dataset: Dataset | TextDataset, rows: Sequence[int]) -> None:
-        """Every picture can be measured."""
+        """Accepts all samples, since every image can be measured."""
 
     def guess(self, public: Batch | None, dataset: Dataset | TextDataset) -> Any:
-        """The mean of public images, or grey; in the units that the model reads."""
+        """Returns the mean of public images, or grey, in the units that the model reads."""
         if public is not None:
             return np.asarray(public.inputs).reshape(-1, *self.spec.shape).mean(axis=0)
         return self.spec.normalise(np.full(self.spec.shape, 0.5, np.float32))
 
     def near(self, embedded: Array) -> Array:
-        """By one part in a million of the range of a pixel."""
+        """Moves inputs by one part in a million of the range of a pixel."""
         return embedded + rounding(embedded) / jnp.asarray(self.spec.std, embedded.dtype)
 
-    def measure(self, batch: Batch, found: Reconstruction, guess: Any) -> Outcome:
+    def measure(self, batch: Batch, reconstruction: Reconstruction, guess: Any) -> Outcome:
         """Aligns reconstructed images with the truth and measures them."""
-        aligned = align(self.spec, batch, found)
-        measures: dict[str, Array] = {name: getattr(found, name) for name in NUMBERS}
-        for one in _MINE:
-            assert one.of is not None
-            measures[one.name] = jnp.where(found.diverged, jnp.nan, one.of(self.spec, batch, aligned))
+        aligned = align(self.spec, batch, reconstruction)
+        measures: dict[str, Array] = {name: getattr(reconstruction, name) for name in NUMBERS}
+        for measure in _MINE:
+            assert measure.of is not None
+            measures[measure.name] = jnp.where(reconstruction.diverged, jnp.nan, measure.of(self.spec, batch, aligned))
         pixels = lambda inputs: jnp.clip(self.spec.pixels(inputs), 0, 1)
         error = lambda inputs: mse(pixels(batch.inputs), pixels(inputs)).mean()
-        measures["better_than_prior"] = ~found.diverged & (error(aligned.inputs) < error(jnp.broadcast_to(jnp.asarray(guess), batch.inputs.shape)))
+        measures["better_than_prior"] = ~reconstruction.diverged & (error(aligned.inputs) < error(jnp.broadcast_to(jnp.asarray(guess), batch.inputs.shape)))
         return Outcome(measures, jnp.clip(self.spec.pixels(aligned.inputs), 0, 1), aligned.labels)
 
-    def finish(self, dataset: Dataset | TextDataset, model: Model, batch: Batch, found: LaneResult, guess: Any, others: Any) -> LaneResult:
-        """Compares with the others; pixels need no decoding."""
-        if found.measures["diverged"]:
+    def finish(self, dataset: Dataset | TextDataset, model: Model, batch: Batch, result: LaneResult, guess: Any, others: Any) -> LaneResult:
+        """Compares with the other inputs; pixels need no decoding."""
+        if result.measures["diverged"]:
             unknown = dict.fromkeys(["identified", *(["feature_distance"] if self.features else [])], float("nan"))
-            return found._replace(measures={**found.measures, **unknown})
+            return result._replace(measures={**result.measures, **unknown})
         truths = self.spec.pixels(np.asarray(batch.inputs))
         apart, features, more = _apart(others, truths), None, {}
         if self.features is not None:
-            features = self.features(truths), self.features(np.nan_to_num(found.outputs)), self.features.kept(others)[apart]
+            features = self.features(truths), self.features(np.nan_to_num(result.outputs)), self.features.kept(others)[apart]
             more = {"feature_distance": float(1 - (features[0] * features[1]).sum(axis=1).mean())}
-        return found._replace(measures={**found.measures, "identified": identified_images(truths, found.outputs, others[apart], features), **more})
+        return result._replace(measures={**result.measures, "identified": identified_images(truths, result.outputs, others[apart], features), **more})
 
     def others(self, everything: Dataset | TextDataset, own: Dataset | TextDataset) -> Any:
-        """Pixels (N, *shape) in [0, 1]."""
+        """Returns pixels (N, *shape) in [0, 1]."""
         assert isinstance(everything, Dataset)
         assert isinstance(own, Dataset)
         mine = {image.tobytes() for image in own.pixels}
@@ -122,7 +122,7 @@ class Images:
         return np.concatenate([everything.pixels[rows], own.pixels[drawn(len(own))][: NUM_OTHERS - len(rows)]])
 
     def level(self, measures: Mapping[str, float], told_labels: bool) -> str:
-        """Exact is a root mean squared error of less than half a grey level. What has not moved is a draw from what was known before."""
+        """Returns the level; exact is a root mean squared error below half a grey level. A result that has not moved is a draw from prior knowledge."""
         if not measures["moved"]:
             return "nothing"
         if measures["mse"] < (0.5 / 255) ** 2:
@@ -131,43 +131,43 @@ class Images:
             return "recognisable"
         return "attribute" if measures["label_correct"] == 1 and not told_labels else "nothing"
 
-    def shown(self, batch: Batch, found: LaneResult) -> tuple[Any, Any]:
-        """Pixels in [0, 1], (B, *shape)."""
-        return np.asarray(self.spec.pixels(batch.inputs)), found.outputs
+    def shown(self, batch: Batch, result: LaneResult) -> tuple[Any, Any]:
+        """Returns pixels in [0, 1], (B, *shape)."""
+        return np.asarray(self.spec.pixels(batch.inputs)), result.outputs
 
     def public(self, load: Any, dataset: Dataset | TextDataset, label: str) -> Dataset | TextDataset:
-        """Images of the clients' shape."""
+        """Returns public images, which must have the clients' shape."""
         data: Dataset | TextDataset = load(None)
         if not isinstance(data.spec, InputSpec) or data.spec.shape != self.spec.shape:
             raise UsageError(f"public: {label} holds inputs of shape {data.spec.shape}, and the clients' have shape {self.spec.shape}")
         return data
 
     def unknown(self, batch: Batch, shape: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """All of them."""
+        """Returns True for every coordinate."""
         return np.ones(int(np.prod(shape)), bool)
 
     def prior(self, model: Model, params: Params, public: Batch | None) -> Any:
-        """A Gaussian fitted to the public images, or uniform pixels."""
+        """Returns the precision of a Gaussian fitted to the public images, or of uniform pixels."""
         if public is not None:
             return gaussian_prior(np.asarray(public.inputs))
         return 12 / float(np.mean([(high - low) ** 2 for low, high in zip(self.spec.low, self.spec.high, strict=True)]))
 
     def columns(self, model: Model) -> dict[str, str]:
-        """None is of interest."""
+        """Returns an empty embedding, since images have none."""
         return {"embedding": ""}
 
     def keep_truth(self, file: Path, batch: Batch) -> None:
-        """Pixels and labels as `<stem>.npz`."""
+        """Keeps pixels and labels as `<stem>.npz`."""
         _write_npz(file.with_suffix(".npz"), pixels=_to_uint8(self.spec.pixels(np.asarray(batch.inputs))), labels=np.asarray(batch.labels))
 
     def keep_gallery(self, file: Path, kept: Sequence[Kept]) -> None:
-        """Pixels with their titles as `<stem>.npz`."""
-        titles = {key: np.asarray([one.title[key] for one in kept]) for key in kept[0].title}
-        _write_npz(file.with_suffix(".npz"), pixels=_to_uint8(np.stack([one.found.outputs for one in kept])), **titles)
+        """Keeps pixels with their titles as `<stem>.npz`."""
+        titles = {key: np.asarray([entry.title[key] for entry in kept]) for key in kept[0].title}
+        _write_npz(file.with_suffix(".npz"), pixels=_to_uint8(np.stack([entry.found.outputs for entry in kept])), **titles)
 
 
 def _apart(others: npt.NDArray[np.float32], truths: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Which of the others are none of the truths, which have been through a normalisation and back."""
+    """Returns which of the others are not among the truths, whose pixels were normalised and restored."""
     sums, apart = others.sum(axis=(1, 2, 3)), np.ones(len(others), bool)
     for truth in truths:
         near = np.flatnonzero(np.abs(sums - truth.sum()) < 1e-4 * truth.size)

@@ -40,7 +40,7 @@ class Text:
 
     @property
     def name(self) -> str:
-        """Text."""
+        """The name "text"."""
         return "text"
 
     @property
@@ -55,18 +55,18 @@ class Text:
 
     @property
     def output_dtype(self) -> Any:
-        """Token ids."""
+        """The dtype of token ids."""
         return np.int32
 
     @property
     def bounds_all_samples(self) -> bool:
-        """Sentences have different numbers of unknown coordinates."""
+        """False, since sentences have different numbers of unknown coordinates."""
         return False
 
     def require_fitting(self, dataset: Dataset | TextDataset, model: Model) -> None:
-        """The tokens must be those that the checkpoint was trained on.
+        """Requires that the tokens are those that the checkpoint was trained on.
 
-        Its own tokenizer files say so by encoding the data alike; where it has none, the sizes of the vocabularies, up to padding.
+        The checkpoint's own tokenizer files must encode the data alike; where it has none, the sizes of the vocabularies must agree up to padding.
         """
         assert isinstance(dataset, TextDataset)
         pretrained, size = getattr(model, "pretrained", None), getattr(model, "vocabulary_size", self.spec.vocabulary_size)
@@ -76,7 +76,7 @@ class Text:
         try:
             theirs = tokenizers.from_files(pretrained)
         except DataError:
-            # A checkpoint without tokenizer files; vocabularies are padded to a multiple of 128 at most.
+            # The checkpoint has no tokenizer files; vocabularies are padded to a multiple of at most 128.
             if size - self.spec.vocabulary_size >= _PADDING:
                 raise UsageError(
                     f"the data set's tokenizer knows {self.spec.vocabulary_size:,} tokens and the checkpoint {pretrained!r} was trained on {size:,}; "
@@ -88,10 +88,10 @@ class Text:
             raise UsageError(f"the data set's tokenizer is not that of the checkpoint {pretrained!r}, which would read other words; {remedy}")
 
     def require_telling(self, dataset: Dataset | TextDataset, rows: Sequence[int]) -> None:
-        """Refuses sentences without a word, of which nothing could be measured.
+        """Refuses sentences without a word, on which nothing could be measured.
 
         Raises:
-          UsageError: naming the first.
+          UsageError: if there is such a sentence; the message names the first.
         """
         assert isinstance(dataset, TextDataset)
         for row in rows:
@@ -100,7 +100,7 @@ class Text:
                 raise UsageError(f"sentence {row} of the data set, {text!r}, holds no word, so nothing of it can be measured; leave it out")
 
     def guess(self, public: Batch | None, dataset: Dataset | TextDataset) -> Any:
-        """Some public sentences, none where there are no public data."""
+        """Returns some public sentences, or none without public data."""
         if public is None:
             return ()
         assert isinstance(dataset, TextDataset)
@@ -108,15 +108,15 @@ class Text:
         return tuple(dataset.decode(sequence) for sequence in tokens[:_GUESSES])
 
     def near(self, embedded: Array) -> Array:
-        """By one part in a million of the embeddings' root mean square."""
+        """Moves embeddings by one part in a million of their root mean square."""
         return embedded + rounding(embedded) * jnp.sqrt(jnp.mean(embedded**2))
 
-    def measure(self, batch: Batch, found: Reconstruction, guess: Any) -> Outcome:
-        """What the attack says of itself; sentences are measured where they are decoded."""
-        return Outcome({name: getattr(found, name) for name in NUMBERS}, found.inputs, found.labels)
+    def measure(self, batch: Batch, reconstruction: Reconstruction, guess: Any) -> Outcome:
+        """Returns the numbers that the attack reports; sentences are measured on the host, where they are decoded."""
+        return Outcome({name: getattr(reconstruction, name) for name in NUMBERS}, reconstruction.inputs, reconstruction.labels)
 
     def others(self, everything: Dataset | TextDataset, own: Dataset | TextDataset) -> Any:
-        """Sentences."""
+        """Returns sentences."""
         assert isinstance(everything, TextDataset)
         assert isinstance(own, TextDataset)
         mine = dict.fromkeys(own.decode(tokens) for tokens in own.tokens)
@@ -124,44 +124,47 @@ class Text:
         return (*(text for text in texts if text not in mine), *mine)[:NUM_OTHERS]
 
     def level(self, measures: Mapping[str, float], told_labels: bool) -> str:
-        """Exact is a sentence without an error; its class, or half of its words, are attributes. What has not moved is a draw from what was known before."""
+        """Returns the level; exact is a sentence without an error, and its class or half of its words are attributes.
+
+        A result that has not moved is a draw from prior knowledge.
+        """
         if not measures["moved"]:
             return "nothing"
         if measures["exact_match"] > 0:
             return "exact"
         if measures["identified"] > 0:
             return "recognisable"
-        told = measures["label_correct"] == 1 and not told_labels
-        return "attribute" if told or measures["rouge1"] >= 0.5 else "nothing"
+        label_found = measures["label_correct"] == 1 and not told_labels
+        return "attribute" if label_found or measures["rouge1"] >= 0.5 else "nothing"
 
-    def finish(self, dataset: Dataset | TextDataset, model: Model, batch: Batch, found: LaneResult, guess: Any, others: Any) -> LaneResult:
+    def finish(self, dataset: Dataset | TextDataset, model: Model, batch: Batch, result: LaneResult, guess: Any, others: Any) -> LaneResult:
         """Decodes, aligns and measures."""
         assert isinstance(dataset, TextDataset)
-        truths, texts = ([dataset.decode(sequence) for sequence in tokens] for tokens in (batch.inputs, found.outputs))
+        truths, texts = ([dataset.decode(sequence) for sequence in tokens] for tokens in (batch.inputs, result.outputs))
         order = align_texts(truths, texts)
-        outputs, labels, texts = found.outputs[order], found.labels[order], [texts[i] for i in order]
+        outputs, labels, texts = result.outputs[order], result.labels[order], [texts[i] for i in order]
         content = np.asarray(batch.valid) & ~np.isin(batch.inputs, self.spec.special_ids)
-        measures = {one.name: float(one.of(batch.inputs, outputs, content)) for one in _TOKENS if one.of is not None}
-        for one in _SENTENCES:
-            assert one.of is not None
-            measures[one.name] = float(np.mean([one.of(t, f) for t, f in zip(truths, texts, strict=True)]))
+        measures = {measure.name: float(measure.of(batch.inputs, outputs, content)) for measure in _TOKENS if measure.of is not None}
+        for measure in _SENTENCES:
+            assert measure.of is not None
+            measures[measure.name] = float(np.mean([measure.of(t, f) for t, f in zip(truths, texts, strict=True)]))
         measures["identified"] = identified_sentences(truths, texts, tuple(text for text in others if text not in truths))
         judge = self.judge
         assert judge.of is not None
         guessed = [float(np.mean([judge.of(t, g) for g in guess])) if guess else 0.0 for t in truths]
-        measures["better_than_prior"] = float(not found.measures["diverged"] and measures[judge.name] > np.mean(guessed))
+        measures["better_than_prior"] = float(not result.measures["diverged"] and measures[judge.name] > np.mean(guessed))
         wanted = np.asarray(model.targets(jax.tree.map(jnp.asarray, batch)))
         measures["label_correct"] = float((labels == wanted)[wanted >= 0].mean())
-        if found.measures["diverged"]:
+        if result.measures["diverged"]:
             measures = {**dict.fromkeys(measures, float("nan")), "better_than_prior": 0.0}
-        return LaneResult({**found.measures, **measures}, outputs, labels, tuple(truths), tuple(texts))
+        return LaneResult({**result.measures, **measures}, outputs, labels, tuple(truths), tuple(texts))
 
-    def shown(self, batch: Batch, found: LaneResult) -> tuple[Any, Any]:
-        """Sentences."""
-        return found.truth, found.texts
+    def shown(self, batch: Batch, result: LaneResult) -> tuple[Any, Any]:
+        """Returns sentences."""
+        return result.truth, result.texts
 
     def public(self, load: Any, dataset: Dataset | TextDataset, label: str) -> Dataset | TextDataset:
-        """Cut and padded to the clients' length, as an attacker would, with their vocabulary."""
+        """Returns public text cut and padded to the clients' length, as an attacker would, with their vocabulary."""
         length = self.spec.shape[0]
         data: Dataset | TextDataset = load(length)
         if isinstance(data, TextDataset) and data.spec.shape[0] < length:
@@ -173,24 +176,24 @@ class Text:
         return data
 
     def unknown(self, batch: Batch, shape: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """Padding and the tokens that open and close a sentence are known."""
+        """Returns all coordinates except those of padding and of the tokens that open and close a sentence, which are known."""
         unknown = np.ones(batch.inputs.shape, bool) if batch.valid is None else np.asarray(batch.valid)
         unknown = unknown & ~np.isin(np.asarray(batch.inputs), self.spec.special_ids)
         return np.broadcast_to(unknown[..., None], shape).reshape(-1)
 
     def prior(self, model: Model, params: Params, public: Batch | None) -> Any:
-        """The variance of a random token's embedding."""
+        """Returns the inverse variance of a random token's embedding."""
         words = jnp.arange(self.spec.vocabulary_size)[None]
         return 1 / float(jnp.var(model.embed(params, words[:, : self.spec.shape[0]])))
 
     def columns(self, model: Model) -> dict[str, str]:
-        """Whether word embeddings are frozen, sent, or always encrypted."""
+        """Returns whether word embeddings are frozen, sent, or always encrypted."""
         return {"embedding": model.exposure if isinstance(model, TextModel) else ""}
 
     def keep_truth(self, file: Path, batch: Batch) -> None:
-        """Nothing: galleries of text hold the truth themselves."""
+        """Does nothing, since galleries of text hold the truth themselves."""
 
     def keep_gallery(self, file: Path, kept: Sequence[Kept]) -> None:
-        """Sentences with their titles as `<stem>.json`."""
-        rows = [{**one.title, "truth": list(one.found.truth), "found": list(one.found.texts)} for one in kept]
+        """Keeps sentences with their titles as `<stem>.json`."""
+        rows = [{**entry.title, "truth": list(entry.found.truth), "found": list(entry.found.texts)} for entry in kept]
         files.write_json(file.with_suffix(".json"), {"sentences": rows})
