@@ -1,7 +1,7 @@
 """A compiled block: one `jit(shard_map(vmap(vmap(cell))))` over seeds and lanes; restarts are an axis inside the attack.
 
 A lane is one (sample, metric, selector, ratio). Metrics, ratios, samples, seeds and restarts are array axes, never Python loops. What attackers hold is
-made once a block and stays on the devices; a step of an attack reads it and moves nothing.
+made once per block and stays on the devices; a step of an attack reads it and moves nothing.
 """
 
 from __future__ import annotations

@@ -45,9 +45,9 @@ def judged(setting: Setting, attack: Attack, observation: Observation | None, ba
         return {"objective_at_truth": jnp.full((), jnp.nan), "converged": ended, "restarts_converged": ended.astype(jnp.float32)}
     model = observation.model
     embedded = setting.modality.near(model.embed(observation.params, batch.inputs))
-    beside = attack.objective(observation, embedded, model.targets(batch))
-    every = jnp.mean((reconstruction.all_objectives <= beside).astype(jnp.float32))
-    return {"objective_at_truth": beside, "converged": reconstruction.objective <= beside, "restarts_converged": every}
+    near_truth = attack.objective(observation, embedded, model.targets(batch))
+    every = jnp.mean((reconstruction.all_objectives <= near_truth).astype(jnp.float32))
+    return {"objective_at_truth": near_truth, "converged": reconstruction.objective <= near_truth, "restarts_converged": every}
 
 
 @dataclasses.dataclass(frozen=True)

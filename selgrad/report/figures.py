@@ -223,7 +223,7 @@ def cost_against_protection(records: pd.DataFrame, folder: Path) -> str | None:
 
 
 def levels_against_ratio(records: pd.DataFrame, folder: Path) -> str | None:
-    """Draws the share of inputs that the attacks together read, one panel per setting and level; returns None where records do not say so."""
+    """Draws the share of inputs that the attacks together read, one panel per setting and level; returns None where records lack these columns."""
     if not {"level", "converged", "num_visible"} <= set(records.columns):
         return None
     data = by_level(records)

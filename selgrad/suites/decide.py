@@ -127,7 +127,7 @@ class Answer:
 
 
 def _informative(outcomes: Mapping[int, str]) -> list[str]:
-    """Returns the outcomes that say something of the mask; where the attack fails with nothing encrypted, a cell says nothing."""
+    """Returns the outcomes that say something about the mask; where the attack fails with nothing encrypted, a cell says nothing."""
     return [outcome for outcome in outcomes.values() if outcome != "attack failed"]
 
 

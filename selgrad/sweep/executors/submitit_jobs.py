@@ -74,7 +74,7 @@ class SubmititJobs:
             job = executor.submit(self._job(executor, sweep), what)
             try:
                 result = job.result()
-            except Exception as error:  # what a job died of is submitit's to say, in errors of many kinds
+            except Exception as error:  # submitit raises errors of many kinds for a job that died
                 if attempt == self._retries:
                     raise SelgradError(f"job {job.job_id} failed {attempt + 1} times: {_reason(error)}; its log is {job.paths.stderr}") from None
                 continue
