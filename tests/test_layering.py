@@ -1,4 +1,4 @@
-"""The direction of imports is the design: rooms import base, trees, jacobian and errors, never one another."""
+"""The direction of imports is the design: component packages import base, trees, jacobian and errors, never one another."""
 
 import ast
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "selgrad"
-# They compose the rooms.
+# They compose the component packages.
 CORRIDORS = {"federation", "experiment", "sweep", "suites", "modality", "cli"}
-ROOMS = sorted(p.name for p in PACKAGE.iterdir() if p.is_dir() and (p / "__init__.py").exists() and p.name not in CORRIDORS)
+COMPONENTS = sorted(p.name for p in PACKAGE.iterdir() if p.is_dir() and (p / "__init__.py").exists() and p.name not in CORRIDORS)
 SHARED = {f"selgrad.{name}" for name in ("base", "trees", "jacobian", "errors", "callables", "measures", "sources", "files")}
 
 
@@ -22,25 +22,25 @@ def imports(file: Path) -> set[str]:
     return found
 
 
-def test_rooms_are_those_of_the_design():
-    assert ROOMS == ["attacks", "data", "encryption", "evaluation", "gradients", "masks", "models", "protections", "report", "significance"]
+def test_component_packages_are_those_of_the_design():
+    assert COMPONENTS == ["attacks", "data", "encryption", "evaluation", "gradients", "masks", "models", "protections", "report", "significance"]
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_no_other_room(room):
-    for file in (PACKAGE / room).rglob("*.py"):
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_a_component_package_imports_no_other(component):
+    for file in (PACKAGE / component).rglob("*.py"):
         ours = {name for name in imports(file) if name == "selgrad" or name.startswith("selgrad.")}
-        foreign = {name for name in ours if name not in SHARED and not name.startswith(f"selgrad.{room}")}
+        foreign = {name for name in ours if name not in SHARED and not name.startswith(f"selgrad.{component}")}
         assert not foreign, f"{file.relative_to(PACKAGE)} imports {foreign}"
 
 
 @pytest.mark.parametrize(
-    ("package", "room"), [("openfhe", "encryption"), ("flwr", "federation"), ("wandb", "tracking"), ("orbax", "checkpoints"), ("matplotlib", "report")]
+    ("package", "home"), [("openfhe", "encryption"), ("flwr", "federation"), ("wandb", "tracking"), ("orbax", "checkpoints"), ("matplotlib", "report")]
 )
-def test_one_place_knows_each_heavy_package(package, room):
+def test_one_place_knows_each_heavy_package(package, home):
     for file in PACKAGE.rglob("*.py"):
         if any(name == package or name.startswith(f"{package}.") for name in imports(file)):
-            assert file.relative_to(PACKAGE).parts[0].removesuffix(".py") == room
+            assert file.relative_to(PACKAGE).parts[0].removesuffix(".py") == home
 
 
 def test_report_needs_no_jax():

@@ -1,4 +1,4 @@
-"""The corridor between the rooms (docs/design.md): from a data set, a model and an update to a compiled block of attack cells.
+"""Composes the component packages (docs/design.md): from a data set, a model and an update to a compiled block of attack cells.
 
 `run_cell` runs one cell; `selgrad.sweep` runs many with the same parts.
 """
