@@ -4,17 +4,21 @@ Run: uv run python docs/generate.py   (a test says when it is due)
 """
 
 import json
+import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jupytext
+import pandas as pd
 
 from selgrad import measures
 from selgrad.config import EncryptionConfig, FeaturesConfig, RoundsConfig, Section, SuccessConfig, SweepConfig, WandbConfig
 from selgrad.federation.config import ClientsConfig, Content, FaultConfig, KeysConfig, LocalConfig
 from selgrad.federation.journal import ROUND_COLUMNS
 from selgrad.registry import REGISTRIES, describe
+from selgrad.report import figures
 from selgrad.sweep.records import COLUMNS
 
 HERE = Path(__file__).parent
@@ -334,6 +338,17 @@ SUMMARY = """
 The share of encrypted entries from which on no attack makes an input recognisable, that is, has it told from 1,000 others. Bold: fewer than 5 % of the
 inputs are read, with 95 % confidence. None: not even the largest share that was tried protects.
 """
+PICTURE = """
+![The share of encrypted entries that protects, by model, metric and level](figures/protecting.png)
+
+A line runs from the largest share that was shown not to protect to the smallest that was shown to, a filled marker where it was; an arrow says that not even
+the largest share that was tried protects.
+"""
+_SHORT = {
+    "sensitivity(target=inputs)": "sensitivity (inputs)",
+    "sensitivity(num_probes=16,target=inputs)": "sensitivity (inputs)",
+    "sensitivity(num_probes=16, target=inputs)": "sensitivity (inputs)",
+}
 _MODELS = {"bert": "BERT, 2 layers", "gpt2": "GPT-2, 2 layers", "lenet-10": "LeNet, 10 classes", "mlp": "MLP, sigmoid"}
 _DATA = {"cola": "CoLA", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 
@@ -341,8 +356,12 @@ _DATA = {"cola": "CoLA", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"
 def summary() -> str:
     """What is shared by README and the guidelines: per model and metric the share that protects, at the level of recognition."""
     rows = sorted(_result("suites")["rows"], key=lambda row: row["title"])
-    short = lambda name: "sensitivity (inputs)" if name.startswith("sensitivity(") and "target=inputs" in name else name
-    tables = [({short(one["metric"]): one for one in answer["table"]}, row) for row in rows for answer in row["answers"] if answer["level"] == "recognisable"]
+    tables = [
+        ({_SHORT.get(one["metric"], one["metric"]): one for one in answer["table"]}, row)
+        for row in rows
+        for answer in row["answers"]
+        if answer["level"] == "recognisable"
+    ]
     metrics = sorted({metric for table, _ in tables for metric in table}, key=lambda name: (name != "magnitude", name))
 
     def cell(one: Any) -> str:
@@ -354,13 +373,48 @@ def summary() -> str:
         told = f"{one['read']} of {one['num_cells']} read"
         return f"**{share}** ({told})" if one["verdict"] == "protected" else f"{share}, {one['verdict']} ({told})"
 
-    named = lambda row: f"{_MODELS.get(row['setting'], row['setting'])}, {_DATA.get(row['title'].split('(')[0].split(' /')[0], '')}"
-    return _rows(["model, data", *metrics], [[named(row), *(cell(table.get(metric)) for metric in metrics)] for table, row in tables])
+    return _rows(["model, data", *metrics], [[_named(row), *(cell(table.get(metric)) for metric in metrics)] for table, row in tables])
+
+
+def _named(row: Any) -> str:
+    """A setting of the suites by its model and data set."""
+    return f"{_MODELS.get(row['setting'], row['setting'])}, {_DATA.get(row['title'].split('(')[0].split(' /')[0], '')}"
+
+
+def searched() -> pd.DataFrame:
+    """The ends of all searches as `selgrad.report.figures.protecting` draws them: per setting, metric and level the share that protects, and its interval."""
+    rows = []
+    for row in sorted(_result("suites")["rows"], key=lambda row: row["title"]):
+        for answer in sorted(row["answers"], key=lambda answer: ("exact", "recognisable", "attribute").index(answer["level"])):
+            for end in answer["table"]:
+                nothing_less = end["verdict"] in ("encrypt everything", "attacks fail")
+                rows.append(
+                    {
+                        "setting": _named(row),
+                        "metric": _SHORT.get(end["metric"], end["metric"]),
+                        "level": answer["level"],
+                        "ratio": float("inf") if nothing_less else end["ratio"],
+                        "low": end["low"],
+                        "high": float("inf") if nothing_less else end["ratio"],
+                        "read_at": float("nan"),
+                        "num_inputs": max(other["num_cells"] for other in answer["table"]),
+                        "resolved": end["verdict"] != "unresolved",
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def draw() -> None:
+    """Draws the figure of the guidelines, and keeps the numbers behind it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        figures.protecting(searched(), Path(scratch), "protecting")
+        shutil.copy(Path(scratch) / "protecting.png", HERE / "figures" / "protecting.png")
+    searched().to_csv(HERE / "figures" / "protecting.csv", index=False)
 
 
 def guidelines() -> str:
     """The page of advice."""
-    parts = [GUIDELINES, SUMMARY, summary()]
+    parts = [GUIDELINES, SUMMARY, summary(), PICTURE]
     for row in sorted(_result("suites")["rows"], key=lambda row: row["title"]):
         answers = {answer["level"]: answer for answer in row["answers"]}
         tables = {level: {one["metric"]: one for one in answer["table"]} for level, answer in answers.items()}
@@ -551,3 +605,4 @@ PAGES = {
 if __name__ == "__main__":
     for name, page in PAGES.items():
         (HERE / name).write_text(page())
+    draw()

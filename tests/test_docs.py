@@ -40,6 +40,7 @@ def test_generated_pages_are_current():
     specification.loader.exec_module(generate)
     for name, page in generate.PAGES.items():
         assert (ROOT / "docs" / name).read_text() == page(), f"docs/{name} is not what the code says; run docs/generate.py"
+    assert (ROOT / "docs" / "figures" / "protecting.csv").read_text() == generate.searched().to_csv(index=False), "run docs/generate.py"
 
 
 def test_readme_is_short_and_its_table_is_what_was_measured():

@@ -304,7 +304,8 @@ def protecting(table: pd.DataFrame, folder: Path, stem: str = "protecting_ratios
         axis.set_ylim(len(metrics) - 0.5, -0.5)
         axis.set_xlim(0, 103)
         axis.grid(alpha=0.25, axis="x")
-        axis.set_title(f"{setting} (n = {int(part['num_inputs'].max())})", fontsize=9)
+        num_inputs = int(part["num_inputs"].max())
+        axis.set_title(f"{setting} (n = {num_inputs})" if num_inputs else setting, fontsize=9)
         axis.set_xlabel("entries to encrypt (%)")
     lines = [Line2D([], [], color=_LEVEL_COLOURS.get(level, "grey"), marker=_MARKERS[k % len(_MARKERS)], linewidth=2) for k, level in enumerate(levels)]
     notes = [Line2D([], [], color="grey", marker=">", linestyle="none"), Line2D([], [], color="white", marker="o", markeredgecolor="grey", linestyle="none")]
