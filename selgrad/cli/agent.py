@@ -19,8 +19,6 @@ from selgrad.errors import UsageError
 if TYPE_CHECKING:
     from selgrad.registry import Spec
 
-AXES = ("dataset", "model", "update", "protection", "metric", "selector", "attack")
-
 
 def _written(spec: Spec) -> str:
     """Writes an entry of a registry as the command line takes it."""
@@ -33,10 +31,11 @@ def _sweep_file(config: Path, out: Path) -> str:
     import yaml
 
     from selgrad import load_config
+    from selgrad.report.groups import KINDS
 
     checked = load_config(config)
     parameters: dict[str, Any] = {}
-    for kind in AXES:
+    for kind in KINDS:
         values = [_written(spec) for spec in getattr(checked, kind)]
         if len(values) > 1:
             parameters[kind] = {"values": values}
@@ -84,6 +83,7 @@ def agent(config: Path, out: Path, sweep_file: Path | None, ratio: float | None,
     """
     from selgrad import files, run_sweep
     from selgrad.config import parse, read_file
+    from selgrad.report.groups import KINDS
 
     if sweep_file is not None:
         files.write_text(sweep_file, _sweep_file(config, out))
@@ -94,7 +94,7 @@ def agent(config: Path, out: Path, sweep_file: Path | None, ratio: float | None,
         raise UsageError(f"configuration {str(config)!r} holds no mapping of keys; see docs/configuration.md")
     content |= {kind: entry(kind, text) for kind, text in replaced.items() if text is not None}
     checked = parse(content | ({} if ratio is None else {"ratio": ratio}))
-    for kind in (*AXES, "ratio"):
+    for kind in (*KINDS, "ratio"):
         values = getattr(checked, kind)
         if len(values) > 1:
             raise UsageError(f"{kind} has {len(values)} values and an agent runs one configuration; give --{kind}, or run all of them with `selgrad sweep`")

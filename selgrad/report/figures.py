@@ -23,8 +23,7 @@ from matplotlib.patches import Rectangle
 from selgrad import files, measures
 from selgrad.measures import Measure
 from selgrad.report.gallery import Images, tile
-from selgrad.report.tables import SETTING, curves, headline, profiles, wilson, with_labels
-from selgrad.report.verdicts import by_level
+from selgrad.report.tables import SETTING, curves, headline, profiles, setting_title, wilson, with_labels
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 _MARKERS = "osD^vPX*"
@@ -222,12 +221,14 @@ def cost_against_protection(records: pd.DataFrame, folder: Path) -> str | None:
     return stem
 
 
-def levels_against_ratio(records: pd.DataFrame, folder: Path) -> str | None:
-    """Draws the share of inputs that the attacks together read, one panel per setting and level; returns None where records lack these columns."""
-    if not {"level", "converged", "num_visible"} <= set(records.columns):
-        return None
-    data = by_level(records)
-    data = data[data["num_cells"] > 0]
+def levels_against_ratio(table: pd.DataFrame, folder: Path) -> str | None:
+    """Draws the share of inputs that the attacks together read, one panel per setting and level; returns None if there is nothing to draw.
+
+    Args:
+      table: as `selgrad.report.verdicts.by_level` returns it.
+      folder: where the figure is written.
+    """
+    data = table[table["num_cells"] > 0]
     if data.empty:
         return None
     stem, digest = "levels_against_ratio", _digest(data)
@@ -386,9 +387,7 @@ def _levels_by_title(records: pd.DataFrame | None) -> dict[tuple[Any, ...], str]
     if records is None or "level" not in records:
         return {}
     first = records.drop_duplicates([*SETTING, "attack_label", "metric_label", "selector_label", "ratio", "sample"])
-    named = first["dataset_label"] + " / " + first["model_label"] + " / " + first["update_label"]
-    named = named.where(first["protection_label"] == "none", named + " / " + first["protection_label"])
-    keys = zip(named, first["attack_label"], first["metric_label"], first["selector_label"], first["ratio"], first["sample"], strict=True)
+    keys = zip(setting_title(first), first["attack_label"], first["metric_label"], first["selector_label"], first["ratio"], first["sample"], strict=True)
     return dict(zip(keys, first["level"].astype(str), strict=True))
 
 

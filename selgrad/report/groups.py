@@ -15,7 +15,7 @@ import pandas as pd
 
 from selgrad import measures
 from selgrad.measures import LEVELS
-from selgrad.report.tables import wilson
+from selgrad.report.tables import setting_title, wilson
 from selgrad.report.verdicts import with_outcomes
 
 KINDS = ("dataset", "model", "update", "protection", "metric", "selector", "attack")
@@ -112,8 +112,11 @@ def sizes_of(records: pd.DataFrame) -> dict[Key, int]:
 def shown_as(cells: pd.DataFrame) -> dict[str, Any]:
     """Returns the titles under which reconstructions of a group are kept (`selgrad.report.gallery`)."""
     first = cells.iloc[0]
-    names = [str(first[f"{kind}_label"]) for kind in KINDS[: 4 if first["protection_label"] != "none" else 3]]
-    return {"title": " / ".join(names), **{kind: str(first[f"{kind}_label"]) for kind in ("metric", "selector", "attack")}, "ratio": float(first["ratio"])}
+    return {
+        "title": setting_title(cells.head(1)).iloc[0],
+        **{kind: str(first[f"{kind}_label"]) for kind in ("metric", "selector", "attack")},
+        "ratio": float(first["ratio"]),
+    }
 
 
 def title(cells: pd.DataFrame) -> str:

@@ -160,11 +160,10 @@ def _overlaps(root: Path) -> list[list[str]]:
     return [header, *([f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in table.itertuples(index=False))]
 
 
-def _levels(records: pd.DataFrame) -> list[list[Any]]:
-    """Returns header and rows of what is read at each level, with each cell's colour; an empty list where records lack these columns."""
-    if not {"level", "converged", "num_visible"} <= set(records.columns):
+def _levels(table: pd.DataFrame | None) -> list[list[Any]]:
+    """Returns header and rows of `by_level`'s table, with each cell's colour; an empty list where there is no table."""
+    if table is None:
         return []
-    table = by_level(records)
     names = list(dict.fromkeys(table["level"]))
     keys = [key for key in ("setting", "metric", "selector") if key == "metric" or table[key].nunique() > 1]
     rows: list[list[Any]] = [[*keys, "encrypted", *names]]
@@ -199,7 +198,9 @@ def make_report(out: str | Path) -> Path:
     records["panel"], records["curve"] = attack_label(records), metric_label(records)
     folder = root / "figures"
     leading, sections = [], []
-    level = figures.levels_against_ratio(records, folder)
+    # Records of earlier versions lack these columns.
+    by = by_level(records) if {"level", "converged", "num_visible"} <= set(records.columns) else None
+    level = None if by is None else figures.levels_against_ratio(by, folder)
     if level is not None:
         protecting = figures.protecting(protecting_by_level(records), folder)
         caption = (
@@ -258,7 +259,7 @@ def make_report(out: str | Path) -> Path:
         protections=protections(records).to_dict("records"),
         diverged=int(records["diverged"].sum()),
         flags=flags(records),
-        levels=_levels(records),
+        levels=_levels(by),
         left=left_rows(records),
         suite=next((text for text in records.get("suite", []) if text), ""),
         others=f"{int(records['num_others'].max()):,}" if "num_others" in records else "",

@@ -126,6 +126,13 @@ def attack_label(records: pd.DataFrame) -> pd.Series:
     return _each(table, list(table.columns), lambda *values: prefix(values[:-1]) + names[values[-1]])
 
 
+def setting_title(records: pd.DataFrame) -> pd.Series:
+    """Returns each row's setting as `Setting.title` names it, under which reconstructions are kept: data set, model, update, and any protection."""
+    title = records["dataset_label"].astype(str).str.cat([records[name].astype(str) for name in SETTING[1:3]], sep=" / ")
+    protection = records["protection_label"].astype(str)
+    return title.where(protection == "none", title + " / " + protection)
+
+
 def with_labels(records: pd.DataFrame) -> pd.DataFrame:
     """Returns the records with the columns `panel` and `curve`; records that have them are returned as they are."""
     if "panel" in records and "curve" in records:
