@@ -134,6 +134,23 @@ def unused_accelerator() -> str:
     return ""
 
 
+_NUMERICAL = {
+    "jax_enable_x64": False,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_default_matmul_precision": None,
+    "jax_threefry_partitionable": True,
+}
+"""JAX's settings that change results, and the values that selgrad's own results were computed with."""
+
+
+def numerical_settings() -> str:
+    """Returns the settings of JAX that change results and differ from their defaults, such as `jax_enable_x64=True`; an empty text if there are none."""
+    import jax
+
+    values = {name: getattr(jax.config, name, default) for name, default in _NUMERICAL.items()}
+    return ", ".join(f"{name}={value}" for name, value in values.items() if value != _NUMERICAL[name])
+
+
 def mesh(num_lanes: int, model_devices: int = 1) -> Any:
     """A mesh with the axes `lanes`, over at most as many groups of devices as there are lanes, and `model`, over the devices of a group.
 

@@ -129,6 +129,28 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path):
     assert run_program(tmp_path)[0] is None
 
 
+def test_settings_of_jax_that_change_results_are_named():
+    assert devices.numerical_settings() == ""
+    with jax.default_matmul_precision("bfloat16"), devices.double_precision():
+        assert devices.numerical_settings() == "jax_enable_x64=True, jax_default_matmul_precision=bfloat16"
+
+
+@pytest.mark.once
+def test_records_name_settings_that_change_results(tmp_path):
+    given = {
+        "dataset": {"name": "digits", "count": 1},
+        "model": {"name": "mlp", "width": 8},
+        "attack": "rank_one",
+        "metric": "magnitude",
+        "ratio": 0.1,
+        "encryption": "none",
+    }
+    for name, value, expected in [("JAX_DEFAULT_PRNG_IMPL", "rbg", "jax_default_prng_impl=rbg"), ("JAX_ENABLE_X64", "1", "jax_enable_x64=True")]:
+        program = f"import selgrad; print(selgrad.run_sweep({given!r}, {str(tmp_path / name)!r}).jax_settings[0])"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ | {name: value})
+        assert done.stdout.splitlines()[-1] == expected and f"JAX is set to {expected}" in done.stderr, done.stderr[-2000:]
+
+
 def test_double_precision_is_of_the_thread_that_asks_for_it():
     """Records are made beside the next block, and certificates of them in float64: what the block traces meanwhile must stay float32."""
     with devices.double_precision(), ThreadPoolExecutor(1) as other:

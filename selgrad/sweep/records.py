@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from selgrad import __version__, encryption
+from selgrad import __version__, devices, encryption
 from selgrad.base import Attack
 from selgrad.config import SweepConfig
 from selgrad.experiment import Certifier, Exposed, Lane, Setting, SuccessRule
@@ -77,6 +77,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "attack_report": ("JSON or empty", "What an attack on the host says of itself: leaves used, not used (with reasons), and used although they are 0."),
     "selgrad_version": ("text", "That ran it."),
     "jax_version": ("text", "That ran it."),
+    "jax_settings": ("text", "JAX's settings that change results and were not at their defaults, such as `jax_enable_x64=True`; empty where all were."),
     "device": ("text", "Kind of accelerator."),
     "run_id": ("text", "Of the sweep's folder."),
 }
@@ -198,6 +199,7 @@ def row(origin: Origin, spec: Spec, lane: Lane, result: LaneResult, report: str,
         "attack_report": report,
         "selgrad_version": __version__,
         "jax_version": jax.__version__,
+        "jax_settings": devices.numerical_settings(),
         "device": jax.local_devices()[0].device_kind,
         "run_id": origin.run_id,
     }

@@ -114,6 +114,8 @@ def run_sweep(
             f"{where}at most {plan.memory_bytes / 1e6:,.0f} MB at once, compiled in {duration(plan.compile_seconds)}, attacks take at most "
             f"{duration(plan.seconds)}; records go to {sweep.out / 'records'}"
         )
+        if is_here and (unusual := devices.numerical_settings()):
+            say(f"JAX is set to {unusual}: results differ from those of its defaults, and records name it (jax_settings)", style="yellow", soft_wrap=True)
         if is_here and (idle := devices.unused_accelerator()):
             say(idle, style="yellow", soft_wrap=True)
         with screen.status("measuring the encryption") as status:
