@@ -278,7 +278,7 @@ def load_params(model: Transformer, fresh: Params) -> Params:
         if stored is None:
             if path.startswith(_FRESH):
                 continue
-            raise DataError(f"checkpoint {source!r} lacks the tensor {name!r}; it is of another model or damaged")
+            raise DataError(f"checkpoint {source!r} lacks the tensor {name!r}; {_why_missing(tensors, name.removeprefix(prefix))}")
         value = stored.T if transposed else stored
         if value.shape != leaves[path].shape:
             raise DataError(f"checkpoint {source!r}: {name!r} has shape {stored.shape}, which gives {value.shape} and not {leaves[path].shape}")
@@ -289,6 +289,14 @@ def load_params(model: Transformer, fresh: Params) -> Params:
     if unknown:
         raise DataError(f"checkpoint {source!r} holds {len(unknown)} tensors that no part of the model reads, such as {unknown[0]!r}; it is of another model")
     return jax.tree.unflatten(treedef, list(leaves.values()))
+
+
+def _why_missing(tensors: Mapping[str, Any], name: str) -> str:
+    """Says why a tensor may be missing: a prefix that is not known to us, or another model."""
+    longer = next((other for other in tensors if other.endswith(f".{name}")), None)
+    if longer is None:
+        return "it is of another model or damaged"
+    return f"it has {longer!r}, so strip the prefix {longer.removesuffix(name)!r} from the names of its tensors"
 
 
 def save_pretrained(model: Transformer, params: Params, folder: str | Path) -> None:

@@ -69,6 +69,19 @@ class TestCheckpoint:
         with pytest.raises(DataError, match="lacks the shard"):
             MODELS[name](SPEC, task=task, pretrained=str(folder)).init(jax.random.key(9))
 
+    @pytest.mark.parametrize(("wrapper", "is_known"), [("module.", True), ("_orig_mod.", True), ("student.", False)])
+    def test_a_prefix_of_a_wrapper_is_removed_or_named(self, name, task, saved, wrapper, is_known):
+        model, params, folder = saved
+        tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+        unseal(folder)
+        safetensors.numpy.save_file({wrapper + key: value for key, value in tensors.items()}, folder / "model.safetensors")
+        loaded = MODELS[name](SPEC, task=task, pretrained=str(folder))
+        if is_known:
+            np.testing.assert_array_equal(apply(model, loaded.init(jax.random.key(9))), apply(model, params))
+        else:
+            with pytest.raises(DataError, match=f"strip the prefix '{wrapper}"):
+                loaded.init(jax.random.key(9))
+
 
 class TestRefusals:
     @pytest.fixture
