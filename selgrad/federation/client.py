@@ -207,12 +207,12 @@ def _trained(task: Task, seat: Seat, request: Message, bits: Bits, weights: str)
     if not np.isfinite(update).all():
         raise SelgradError(f"client {number}: the update of round {round_number} is not finite; lower local.learning_rate")
     # Noise that the server could reproduce would protect nothing.
-    update, num_bytes = task.protect(update, secrets.token_bytes(16))
+    update, num_bytes = task.protect(update, secrets.token_bytes(16), bits)
     weighted = (np.float32(task.weight(number)) * update).astype(np.float32)
     plain, sealed, tags, clipped = weighted[~bits].tobytes(), b"", b"", 0
     if config.encrypts:
         sealed, tags = _sealed(task, seat, weighted[bits], round_number, request["mask_hash"], weights)
-        clipped, num_bytes = int((np.abs(weighted[bits]) > task.profile.bound).sum()), len(plain)
+        clipped = int((np.abs(weighted[bits]) > task.profile.bound).sum())
     seconds = {"train_seconds": trained - started, "encrypt_seconds": time.perf_counter() - trained}
     return {"plain": plain, "sealed": sealed, "tags": tags, "plain_bytes": num_bytes, "clipped": clipped, **seconds}
 

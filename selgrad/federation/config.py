@@ -68,7 +68,10 @@ class Content(Section):
     metric: Any = pydantic.Field(None, description="Magnitude by default.")
     ratio: float = pydantic.Field(0.1, description="Share of entries to encrypt, in [0, 1].")
     agreement: str = pydantic.Field("vote", description="On one mask.")
-    protection: Any = pydantic.Field(None, description="`selective` by default: encryption of `ratio`.")
+    protection: Any = pydantic.Field(
+        None,
+        description="`selective` by default: encryption of `ratio`; `{name: selective, exposed: PROTECTION}` adds noise or rounding to what is not encrypted.",
+    )
     encryption: Any = pydantic.Field({}, description="How updates are encrypted.")
     timeout: float = pydantic.Field(600.0, description="Seconds to wait for replies in each phase; two minutes at least for participants that are starting.")
     min_clients: int | None = pydantic.Field(None, description="Without so many updates a round changes nothing; 2 by default where anything is encrypted.")
@@ -91,7 +94,7 @@ class FederationConfig:
       ratio: share of entries to encrypt, in [0, 1].
       agreement: how clients agree on one mask, a name in `AGREEMENTS`.
       protection: `selective` (encryption of `ratio`), `full` (encryption of everything), or the name of another protection, which encrypts nothing.
-      baseline: the protection that clients apply to their updates before sending them; `none` where they encrypt.
+      baseline: the protection that clients apply to the entries that they send in the clear; under `selective` what `exposed` names, and `none` by default.
       encryption: `profile` and `bound`.
       timeout: seconds to wait for replies in each phase; at least two minutes for participants that are starting.
       min_clients: with fewer updates a round changes nothing, and no sum over fewer is decrypted; by default 2 where anything is encrypted.
@@ -141,7 +144,9 @@ class FederationConfig:
         for name, spec in specs.items():
             content[name] = None if spec is None else spec.name
             content |= {} if spec is None else {f"{name}.{key}": value for key, value in spec.arguments}
-        content |= {"protection": self.protection, "min_clients": self.min_clients} | {f"protection.{key}": value for key, value in self.baseline.arguments}
+        arguments = {} if self.baseline.name in ("none", self.protection) else {"protection.exposed": self.baseline.name}
+        arguments |= {f"protection.{key}": value for key, value in self.baseline.arguments}
+        content |= {"protection": self.protection, "min_clients": self.min_clients} | arguments
         return cast(dict[str, Any], content)
 
     @property
@@ -168,12 +173,24 @@ def _protection(entry: Any, has_ratio: bool) -> tuple[str, Spec]:
     if name in ("selective", "full"):
         if entry in (name, {"name": name}):
             return str(name), make_spec("protection", "none")
-        raise UsageError(f"protection {name!r} takes no arguments; ratio, agreement and encryption are keys of their own")
+        if name == "selective" and set(entry) == {"name", "exposed"}:
+            return str(name), _exposed(entry["exposed"])
+        takes = "only the argument exposed" if name == "selective" else "no arguments"
+        raise UsageError(f"protection {name!r} takes {takes}; ratio, agreement and encryption are keys of their own")
     if name == "pruning" and has_ratio and not (isinstance(entry, Mapping) and "ratio" in entry):
         raise UsageError("protection 'pruning' does not read the key ratio, which is the share to encrypt; write {name: pruning, ratio: 0.9, order: smallest}")
     baseline = one("protection", entry)
     baseline.build()
     return baseline.name, baseline
+
+
+def _exposed(entry: Any) -> Spec:
+    """The spec of what clients do to the entries that they do not encrypt."""
+    spec = one("protection", entry)
+    spec.build()
+    if spec.name == "pruning":
+        raise UsageError("protection 'selective': exposed='pruning' would leave out entries that the mask counts as sent; give dp_gaussian or quantised")
+    return spec
 
 
 def _positive(section: str, values: Mapping[str, Any]) -> None:

@@ -132,16 +132,20 @@ class Task:
     def _train(self) -> Callable[..., Array]:
         return jax.jit(lambda params, batch: trees.ravel(self._local.client(self._model, params, batch, self._targets(batch))))
 
-    def protect(self, update: Flat, secret: bytes) -> tuple[Flat, int]:
+    def protect(self, update: Flat, secret: bytes, hidden: npt.NDArray[np.bool_]) -> tuple[Flat, int]:
         """Applies the configuration's baseline protection to an update; returns it with the number of bytes that it takes in the clear.
+
+        Noise and rounding act on the exposed entries alone, and what is deterministic (clipping) on the encrypted ones too, which have one norm with them.
 
         Args:
           update: flat.
           secret: 16 bytes that seed noise and rounding; whoever knows them can subtract the noise, and learns more about what was rounded.
+          hidden: which entries are encrypted, of the update's shape.
         """
         run: Callable[..., Any] = self._protect
-        protected, num_withheld = run(jnp.asarray(update), np.frombuffer(secret, np.uint32))
-        return np.asarray(protected), self._baseline.num_bytes(update.size - int(num_withheld), update.size)
+        protected, deterministic, num_withheld = run(jnp.asarray(update), np.frombuffer(secret, np.uint32))
+        num_exposed = update.size - int(hidden.sum())
+        return np.where(hidden, deterministic, protected), self._baseline.num_bytes(num_exposed - int(num_withheld), num_exposed)
 
     @cached_property
     def _baseline(self) -> Protection:
@@ -149,13 +153,13 @@ class Task:
         return protection
 
     @cached_property
-    def _protect(self) -> Callable[..., tuple[Array, Array]]:
+    def _protect(self) -> Callable[..., tuple[Array, Array, Array]]:
         @jax.jit
-        def protect(flat: Array, secret: Array) -> tuple[Array, Array]:
-            deterministic = self._baseline.deterministic_part or (lambda update: update)
-            key = jax.random.wrap_key_data(secret, impl="rbg")
-            protected = self._baseline(deterministic(trees.unravel(flat, self._like)), key)
-            return trees.ravel(protected.grads), jnp.int32(0) if protected.withheld is None else trees.ravel(protected.withheld).sum()
+        def protect(flat: Array, secret: Array) -> tuple[Array, Array, Array]:
+            deterministic = (self._baseline.deterministic_part or (lambda update: update))(trees.unravel(flat, self._like))
+            protected = self._baseline(deterministic, jax.random.wrap_key_data(secret, impl="rbg"))
+            num_withheld = jnp.int32(0) if protected.withheld is None else trees.ravel(protected.withheld).sum()
+            return trees.ravel(protected.grads), trees.ravel(deterministic), num_withheld
 
         return protect
 

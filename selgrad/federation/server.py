@@ -181,7 +181,7 @@ class Server:
 
     def _verified(self, number: int, weights: Flat, update: npt.NDArray[np.float64], bits: agreement.Bits, clients: list[int], share: float) -> dict[str, Any]:
         """How far the step is from plain FedAvg over the same clients, and the bound due to quantisation: half a grid step per client."""
-        if not self.config.verify or self.config.protection not in ("selective", "full", "none"):
+        if not self.config.verify or self.config.baseline.name != "none":
             return {"difference": np.nan, "difference_bound": np.nan, "verified": None}
         task = self._task
         weighted_updates = [np.float32(task.weight(client)) * task.update(weights, client, number) for client in clients]

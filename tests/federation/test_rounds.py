@@ -134,6 +134,34 @@ def test_protections_without_encryption_cost_accuracy_as_they_are_strong(tmp_pat
     assert found["much"] < 0.3
 
 
+def test_noise_falls_on_what_is_exposed_and_encrypted_entries_stay_exact(openfhe, tmp_path):
+    """SelectiveShield and FAS: clipping holds for the whole update, the noise is of the exposed entries alone, and clients' noise is their own."""
+    std, ended, records = 0.001, [], []
+    for noise in (0.002, 0.0):
+        transport, exposed = InProcess(), {"name": "dp_gaussian", "clip": 0.5, "noise": noise}
+        given = {
+            "rounds": 1,
+            "ratio": 0.5,
+            "agreement": "fixed",
+            "clients": {"count": 3, "alpha": 0.0},
+            "protection": {"name": "selective", "exposed": exposed},
+        }
+        table, server = run(tmp_path / str(noise), transport, **given)
+        ended.append(Server(server.config, transport.enrol(server.config), tmp_path / str(noise)))
+        records.append(table)
+    server, silent = ended
+    mask, weights, reference = server._mask, server._weights, silent._weights
+    updates = np.stack([server._task.weight(c) * server._task.update(server._task.initial, c, 1) for c in range(3)])
+    norms = np.linalg.norm([server._task.update(server._task.initial, c, 1) for c in range(3)], axis=1)
+    clipped = (updates * np.minimum(1, 0.5 / norms)[:, None]).sum(axis=0)
+    assert norms.min() > 0.5 and records[0]["verified"].tolist() == [None] and records[0]["sealed_bytes"].iloc[0] > 0
+    np.testing.assert_allclose(reference, server._task.initial - clipped, atol=1e-6)
+    np.testing.assert_allclose(weights[mask], reference[mask], atol=1e-6)
+    expected = std * np.linalg.norm([server._task.weight(c) for c in range(3)])
+    assert (weights - reference)[~mask].std() == pytest.approx(expected, rel=0.1)
+    assert server.config.to_dict()["protection.exposed"] == "dp_gaussian"
+
+
 class TestFailures:
     @pytest.mark.parametrize(("kind", "status"), [("die", "died"), ("late", "missing"), ("malformed", "malformed"), ("nan", "malformed")])
     def test_a_round_goes_on_without_the_client(self, openfhe, tmp_path, kind, status):
@@ -279,6 +307,8 @@ def test_a_split_gives_every_sample_to_one_client(alpha, seed):
 @pytest.mark.parametrize(("change", "said"), [
     ({"rounds": 0}, "rounds=0 must be positive"), ({"ratio": 1.5}, "ratio=1.5"), ({"agreement": "votes"}, "vote"), ({"clients": {"number": 3}}, "no key 'number'"),
     ({"protection": "prune"}, "pruning"), ({"protection": {"name": "full", "ratio": 0.5}}, "takes no arguments"), ({"protection": {"name": "quantised", "bits": 40}}, "bits=40"),
+    ({"protection": {"name": "selective", "ratio": 0.5}}, "only the argument exposed"), ({"protection": {"name": "selective", "exposed": "pruning"}}, "would leave out"),
+    ({"protection": {"name": "selective", "exposed": {"name": "quantised", "bits": 40}}}, "bits=40"),
     ({"protection": "pruning", "ratio": 0.1}, "does not read the key ratio"), ({"encryption": {"profile": "exact", "bound": 1e9}}, "no room for bound"),
     ({"clients": {"count": 500}}, "holds .181."), ({"min_clients": 9}, "more than the 3 clients"), ({"faults": [{"client": 7}]}, "client=7"),
     ({"min_clients": 1}, "alone"), ({"seed": -1}, "seed=-1"), ({"encryption": {"keys": "somewhere"}}, "no key 'keys'"),
