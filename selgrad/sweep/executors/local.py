@@ -55,19 +55,19 @@ class _Run:
             else:
                 (self._on_device if sweep.on_device(part) else self._on_host).append(part)
 
-    def whole(self, num_threads: int, overlap: bool) -> None:
+    def whole(self, num_threads: int, beside: bool) -> None:
         """Runs every block.
 
         Args:
           num_threads: number of threads for attacks on the host.
-          overlap: whether these run while a device is busy, or after all blocks that need one.
+          beside: whether these run while a device is busy, or after all blocks that need one.
         """
         num_threads = min(num_threads, len(self._on_host))
         try:
             with devices.one_blas_thread(), ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as helper, ThreadPoolExecutor(max(1, num_threads)) as hosts:
                 try:
-                    threads = [hosts.submit(self._work, index) for index in range(num_threads)] if overlap else []
-                    self._drive(writer, helper if overlap else None)
+                    threads = [hosts.submit(self._work, index) for index in range(num_threads)] if beside else []
+                    self._drive(writer, helper if beside else None)
                     threads = threads or [hosts.submit(self._work, index) for index in range(num_threads)]
                     self._wait(threads)
                 finally:
@@ -208,7 +208,7 @@ class Local:
         # On a CPU a second thread would wait for the same memory.
         threads = self._host_threads or (1 if on_cpu else min(4, devices.num_cores()))
         # Where the devices are the cores, attacks on the host and on the device would compete for them, and the seconds of both would be meaningless.
-        _Run(sweep, plan, costs, on_block, on_progress).whole(threads, overlap=not on_cpu)
+        _Run(sweep, plan, costs, on_block, on_progress).whole(threads, beside=not on_cpu)
         sweep.equivalence()
 
     def close(self) -> None:
