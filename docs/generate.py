@@ -54,13 +54,13 @@ def _table(section: type[Section]) -> str:
 VARIABLES = {
     "JAX_COMPILATION_CACHE_DIR": "Folder in which JAX keeps compiled programs; by default `selgrad/compiled` in the user's folder for caches, at most 2 GB.",
     "SELGRAD_COMPILATION_CACHE": "`off` keeps no compiled programs on disk.",
-    "SELGRAD_FACTORS": "`0` writes every gradient out instead of reading a batch of one's dense layers as outer products: slower, and equal but for rounding.",
-    "SELGRAD_LOCK": "`off` goes on where the file system of a sweep's folder cannot lock files; make sure that no other process uses the folder.",
-    "SELGRAD_MEMORY_SHARE": "Of the memory that blocks may take, the part that this process may; executors set it where several workers share a machine.",
-    "SELGRAD_STRIDE": "Steps of an attack between two looks at whether all of its restarts are done: 8, and 1 on a CPU, where a look costs nothing.",
-    "XLA_FLAGS": "XLA's own; where it does not say how many devices a CPU has, it has one a core.",
+    "SELGRAD_FACTORS": "`0` computes every gradient explicitly instead of using outer products for the dense layers of a single row: slower, with equal results up to rounding.",
+    "SELGRAD_LOCK": "`off` continues where the file system of a sweep's folder cannot lock files; make sure that no other process uses the folder.",
+    "SELGRAD_MEMORY_SHARE": "Share of the memory for blocks that this process may take; executors set it where several workers share a machine.",
+    "SELGRAD_STRIDE": "Number of steps of an attack between two checks whether all of its restarts are done: 8, and 1 on a CPU, where a check is free.",
+    "XLA_FLAGS": "XLA's own flags; unless they say how many devices a CPU has, it has one per core.",
 }
-"""What the environment may say."""
+"""Environment variables and what they do."""
 
 
 def configuration() -> str:
@@ -82,7 +82,10 @@ def configuration() -> str:
     for title, section in (("clients", ClientsConfig), ("local", LocalConfig), ("encryption", KeysConfig), ("faults", FaultConfig)):
         parts += [f"\n### `{title}` of a federated run\n\n{(section.__doc__ or '').strip()}\n", _table(section)]
     rows = [(f"`{name}`", about) for name, about in VARIABLES.items()]
-    parts += ["\n## Environment variables\n\nNone of them changes what a sweep is, so a folder goes on under others.\n", _rows(("variable", ""), rows)]
+    parts += [
+        "\n## Environment variables\n\nNone of them changes the identity of a sweep, so a sweep continues in the same folder under other values.\n",
+        _rows(("variable", ""), rows),
+    ]
     return "\n".join(parts) + "\n"
 
 

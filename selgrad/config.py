@@ -76,9 +76,11 @@ def explained(section: type[Section], what: str, error: pydantic.ValidationError
 class EncryptionConfig(Section):
     """How selections are encrypted and costs measured."""
 
-    profile: str = pydantic.Field("exact", description="Of the encryption; `selgrad profiles` shows them.")
-    num_clients: int = pydantic.Field(10, description="Whose updates are summed.")
-    bound: float | None = pydantic.Field(None, description="Largest absolute value of an entry, beyond which it is clipped and counted; none is the profile's.")
+    profile: str = pydantic.Field("exact", description="Encryption profile; `selgrad profiles` lists them.")
+    num_clients: int = pydantic.Field(10, description="Number of clients whose updates are summed.")
+    bound: float | None = pydantic.Field(
+        None, description="Largest absolute value of an entry; larger values are clipped and counted. None takes the profile's bound."
+    )
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> EncryptionConfig:
@@ -117,8 +119,8 @@ class EncryptionConfig(Section):
 class RoundsConfig(Section):
     """How many updates of the same data clients send, all of which the attacker has."""
 
-    count: int = pydantic.Field(1, description="Of updates.")
-    server_learning_rate: float = pydantic.Field(0.1, description="By which the mean update moves the global weights between two of them.")
+    count: int = pydantic.Field(1, description="Number of updates.")
+    server_learning_rate: float = pydantic.Field(0.1, description="Learning rate with which the mean update moves the global weights between two updates.")
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> RoundsConfig:
@@ -141,9 +143,9 @@ class RoundsConfig(Section):
 class FeaturesConfig(Section):
     """A trained network in whose features reconstructed images are compared, in addition to their pixels."""
 
-    model: Any = pydantic.Field(description="Named as a model is, with its checkpoint.")
+    model: Any = pydantic.Field(description="The network, named like a model, with its checkpoint.")
     normalisation: Literal["data", "none", "imagenet", "cifar10"] = pydantic.Field(
-        "data", description="What it was trained with: that of the data set, none, or the constants of a published one."
+        "data", description="Normalisation of its training inputs: the data set's, none, or the constants of a published one."
     )
 
     @pydantic.field_validator("model")
@@ -176,12 +178,12 @@ class SuccessConfig(Section):
 
     level: str | None = pydantic.Field(
         None,
-        description="That an attack must reach: exact, recognisable or attribute; none is recognisable, or where the data set has no other inputs to tell "
-        "the truth from, mse < 1e-3 and rougeL > 0.5.",
+        description="Level that an attack must reach: exact, recognisable or attribute. None takes recognisable or, if the data set has no other inputs "
+        "among which to identify the truth, mse < 1e-3 and rougeL > 0.5.",
     )
-    measure: str | None = pydantic.Field(None, description="That judges in place of a level.")
+    measure: str | None = pydantic.Field(None, description="Measure that decides instead of a level.")
     threshold: float | None = pydantic.Field(
-        None, description="Below which an error, or above which a quality, is a success; alone it is that of mse or rougeL."
+        None, description="Value below which an error, or above which a quality, is a success; without a measure it applies to mse or rougeL."
     )
 
     @pydantic.model_validator(mode="after")
@@ -207,12 +209,12 @@ class WandbConfig(Section):
     """Where Weights & Biases files a run."""
 
     project: str = pydantic.Field("selgrad", description="Project.")
-    entity: str | None = pydantic.Field(None, description="Team or user; none is the login's.")
-    group: str | None = pydantic.Field(None, description="Of the runs; none is the sweep's name.")
-    tags: list[str] = pydantic.Field([], description="Of the runs.")
+    entity: str | None = pydantic.Field(None, description="Team or user; none takes that of the login.")
+    group: str | None = pydantic.Field(None, description="Group of the runs; none takes the sweep's name.")
+    tags: list[str] = pydantic.Field([], description="Tags of the runs.")
     runs: Literal["cell_group", "attack", "sweep"] = pydantic.Field(
         "cell_group",
-        description="Beside the run of the whole sweep, one for each configuration (model, metric, ratio, attack and so on), one an attack, or none.",
+        description="Runs besides that of the whole sweep: one per configuration (model, metric, ratio, attack and so on), one per attack, or none.",
     )
 
 
@@ -260,50 +262,52 @@ def _plain(function: Any) -> Any:
 class SweepConfig(Section):
     """A sweep: its cells are the product of its axes, one per field."""
 
-    name: str = pydantic.Field("sweep", description="Of the sweep, also in W&B.")
+    name: str = pydantic.Field("sweep", description="Name of the sweep, also in W&B.")
     dataset: Annotated[tuple[Spec, ...], _plain(partial(_axis, "dataset"))] = pydantic.Field(description="Data sets.")
     model: Annotated[tuple[Spec, ...], _plain(partial(_axis, "model"))] = pydantic.Field(description="Models.")
     update: Annotated[tuple[Spec, ...], _plain(partial(_axis, "update"))] = pydantic.Field(
-        "gradient", validate_default=True, description="What a client sends: a gradient, or the result of local training."
+        "gradient", validate_default=True, description="The update that a client sends: a gradient, or the result of local training."
     )
     protection: Annotated[tuple[Spec, ...], _plain(partial(_axis, "protection"))] = pydantic.Field(
-        "none", validate_default=True, description="What clients do to their updates besides encrypting."
+        "none", validate_default=True, description="Protections that clients apply to their updates besides encryption."
     )
     metric: Annotated[tuple[Spec, ...], _plain(partial(_axis, "metric"))] = pydantic.Field(description="Significance metrics.")
     selector: Annotated[tuple[Spec, ...], _plain(partial(_axis, "selector"))] = pydantic.Field(
-        "global_top", validate_default=True, description="From scores to masks."
+        "global_top", validate_default=True, description="Rules that turn scores into masks."
     )
     attack: Annotated[tuple[Spec, ...], _plain(partial(_axis, "attack"))] = pydantic.Field(description="Gradient inversion attacks.")
     ratio: Annotated[tuple[float, ...], _plain(partial(_numbers, "ratio", float, "give shares of entries to encrypt, such as [0, 0.1, 0.5]"))] = pydantic.Field(
         description="Shares of entries to encrypt, in [0, 1]."
     )
     seeds: Annotated[tuple[int, ...], _plain(partial(_numbers, "seeds", int, "give integers such as [0, 1]"))] = pydantic.Field(
-        (0,), description="Of model weights, metric and attack; samples share starts across metrics and ratios, so that differences are not luck."
+        (0,), description="Seeds of model weights, metrics and attacks; metrics and ratios share attack starts, so that differences are not due to luck."
     )
     encryption: Annotated[EncryptionConfig | None, _plain(EncryptionConfig.parse)] = pydantic.Field(
-        {}, validate_default=True, description="How selections are encrypted; none leaves encryption out."
+        {}, validate_default=True, description="How the selected entries are encrypted; none leaves encryption out."
     )
-    known_labels: bool = pydantic.Field(False, description="Whether the threat model gives the labels away.")
-    known_padding: bool = pydantic.Field(True, description="Whether it says which positions of a text are padding, as LAMP's does.")
+    known_labels: bool = pydantic.Field(False, description="Whether the attacker is given the labels.")
+    known_padding: bool = pydantic.Field(True, description="Whether the attacker knows which positions of a text are padding, as in LAMP.")
     public: Annotated[Spec | None, _plain(_public)] = pydantic.Field(
-        None, description="Data that everybody has, for amortised metrics and learned attackers; none where nobody has any."
+        None, description="Public data for amortised metrics and learned attackers; none if there are none."
     )
     features: Annotated[FeaturesConfig | None, _plain(FeaturesConfig.parse)] = pydantic.Field(
-        None, description="A trained network in whose features reconstructed images are compared beside their pixels."
+        None, description="A trained network in whose features reconstructed images are compared, in addition to their pixels."
     )
     rounds: Annotated[RoundsConfig, _plain(RoundsConfig.parse)] = pydantic.Field(
-        {}, validate_default=True, description="Updates of the same data, all of which the attacker has."
+        {}, validate_default=True, description="How many updates of the same data the attacker has."
     )
-    certificates: bool = pydantic.Field(False, description="Whether records hold what each mask leaves identifiable; it needs the whole Jacobian in memory.")
+    certificates: bool = pydantic.Field(
+        False, description="Whether records hold certificates of what each mask leaves identifiable; they need the whole Jacobian in memory."
+    )
     success: Annotated[SuccessConfig, _plain(lambda value: SuccessConfig.read(value, "success"))] = pydantic.Field(
-        {}, validate_default=True, description="When an attack has succeeded."
+        {}, validate_default=True, description="When an attack counts as successful."
     )
-    suite: str = pydantic.Field("", description="Of which suite the attacks are, as `selgrad suite` writes it; empty where somebody chose them.")
-    gallery: int = pydantic.Field(4, description="Samples whose reconstructions are kept.")
-    block_size: int = pydantic.Field(0, description="Attacks (lanes times restarts) per compiled block; 0 chooses by memory.")
-    model_devices: int = pydantic.Field(1, description="Devices that share the weights and gradients of one model, for one too large for a device.")
+    suite: str = pydantic.Field("", description="The suite that the attacks belong to, as `selgrad suite` writes it; empty if attacks were chosen one by one.")
+    gallery: int = pydantic.Field(4, description="Number of samples whose reconstructions are kept.")
+    block_size: int = pydantic.Field(0, description="Number of attacks (lanes times restarts) in a compiled block; 0 chooses by memory.")
+    model_devices: int = pydantic.Field(1, description="Number of devices that share one model's weights and gradients, for a model too large for one device.")
     wandb: Annotated[WandbConfig, _plain(lambda value: WandbConfig.read(value, "wandb"))] = pydantic.Field(
-        {}, validate_default=True, description="Where Weights & Biases files the run."
+        {}, validate_default=True, description="How the sweep is logged to Weights & Biases."
     )
 
     @pydantic.model_validator(mode="after")

@@ -161,7 +161,7 @@ def require_sealed(folder: Path) -> None:
             same = False
         if not same:
             raise DamagedError(
-                f"{str(folder / name)!r} is not what was written; it is damaged, fetch it again or make it anew (or remove {_SUMS} if you changed it yourself)"
+                f"{str(folder / name)!r} is not what was written; it is damaged, fetch or write it again (or remove {_SUMS} if you changed it yourself)"
             )
 
 

@@ -138,7 +138,7 @@ def test_a_damaged_side_file_is_made_again(folder):
     make_report(folder)
     for content in (b"", b"PAR1", b"\x00" * 1000):
         (folder / "equivalence.parquet").write_bytes(content)
-        with pytest.warns(UserWarning, match="makes it anew"):
+        with pytest.warns(UserWarning, match="computes it again"):
             make_report(folder)
     run_sweep(CONFIG, folder, quiet=True)
     assert len(files.read_frame(folder / "equivalence.parquet"))

@@ -120,6 +120,6 @@ def run(received: Sequence[int] = ()) -> int:
     except Exception as error:  # the last resort: a bug is one line too, and its traceback can be sent to the maintainers
         message = " ".join(str(error).split())[:200]
         log = _log_of(error)
-        click.echo(f"selgrad: error: {type(error).__name__} that nobody foresaw ({message}); its traceback lies in {log}, please report it", err=True)
+        click.echo(f"selgrad: error: {type(error).__name__} that was not expected ({message}); its traceback lies in {log}, please report it", err=True)
         return 1
     return code if isinstance(code, int) else 0

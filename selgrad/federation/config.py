@@ -26,59 +26,61 @@ FAULTS = ("die", "late", "malformed", "nan", "twice")
 
 
 class ClientsConfig(Section):
-    """Who takes part."""
+    """The clients and how the data are divided."""
 
-    count: int = pydantic.Field(5, description="Clients.")
-    alpha: float = pydantic.Field(0.5, description="Of the Dirichlet distribution by which each class is divided among them; 0 divides evenly at random.")
+    count: int = pydantic.Field(5, description="Number of clients.")
+    alpha: float = pydantic.Field(0.5, description="Parameter of the Dirichlet distribution that divides each class among clients; 0 divides evenly at random.")
 
 
 class LocalConfig(Section):
     """Each client's gradient descent in a round."""
 
-    num_steps: int = pydantic.Field(10, description="Of gradient descent.")
-    batch_size: int = pydantic.Field(32, description="Samples a step.")
-    learning_rate: float = pydantic.Field(0.1, description="Of a step.")
+    num_steps: int = pydantic.Field(10, description="Number of steps of gradient descent.")
+    batch_size: int = pydantic.Field(32, description="Samples in a step.")
+    learning_rate: float = pydantic.Field(0.1, description="Learning rate of a step.")
 
 
 class KeysConfig(Section):
     """How updates are encrypted."""
 
-    profile: str = pydantic.Field("exact", description="Of the encryption; `selgrad profiles` shows them.")
-    bound: float | None = pydantic.Field(None, description="Largest absolute value of an entry; none is the profile's.")
+    profile: str = pydantic.Field("exact", description="Encryption profile; `selgrad profiles` lists them.")
+    bound: float | None = pydantic.Field(None, description="Largest absolute value of an entry; none takes the profile's bound.")
 
 
 class FaultConfig(Section):
     """A deliberate fault of a client, to test how the run handles it."""
 
-    client: int = pydantic.Field(0, description="Which.")
-    round: int = pydantic.Field(1, description="When.")
-    kind: str = pydantic.Field("die", description="Of `FAULTS`.")
+    client: int = pydantic.Field(0, description="Number of the client.")
+    round: int = pydantic.Field(1, description="Round in which the fault happens.")
+    kind: str = pydantic.Field("die", description="Kind of fault, one of `FAULTS`.")
 
 
 class Content(Section):
     """The keys of a run's file."""
 
-    name: str = pydantic.Field("federation", description="Of the run, also in W&B.")
-    dataset: Any = pydantic.Field(None, description="What clients share; digits by default.")
-    test: Any = pydantic.Field(None, description="What accuracy is measured on.")
-    model: Any = pydantic.Field(None, description="LeNet by default.")
-    clients: Any = pydantic.Field({}, description="Who takes part.")
-    rounds: int = pydantic.Field(5, description="Of federated averaging.")
+    name: str = pydantic.Field("federation", description="Name of the run, also in W&B.")
+    dataset: Any = pydantic.Field(None, description="Data set that is divided among clients; digits by default.")
+    test: Any = pydantic.Field(None, description="Data set on which accuracy is measured.")
+    model: Any = pydantic.Field(None, description="Model; LeNet by default.")
+    clients: Any = pydantic.Field({}, description="The clients and how the data are divided.")
+    rounds: int = pydantic.Field(5, description="Number of rounds of federated averaging.")
     local: Any = pydantic.Field({}, description="Each client's gradient descent in a round.")
-    metric: Any = pydantic.Field(None, description="Magnitude by default.")
+    metric: Any = pydantic.Field(None, description="Significance metric; magnitude by default.")
     ratio: float = pydantic.Field(0.1, description="Share of entries to encrypt, in [0, 1].")
-    agreement: str = pydantic.Field("vote", description="On one mask.")
+    agreement: str = pydantic.Field("vote", description="How clients agree on one mask.")
     protection: Any = pydantic.Field(
         None,
         description="`selective` by default: encryption of `ratio`; `{name: selective, exposed: PROTECTION}` adds noise or rounding to what is not encrypted.",
     )
     encryption: Any = pydantic.Field({}, description="How updates are encrypted.")
     timeout: float = pydantic.Field(600.0, description="Seconds to wait for replies in each phase; two minutes at least for participants that are starting.")
-    min_clients: int | None = pydantic.Field(None, description="Without so many updates a round changes nothing; 2 by default where anything is encrypted.")
-    seed: int = pydantic.Field(0, description="Of weights, split, batches and masks.")
+    min_clients: int | None = pydantic.Field(
+        None, description="Smallest number of updates with which a round takes a step; 2 by default if anything is encrypted."
+    )
+    seed: int = pydantic.Field(0, description="Seed of weights, split, batches and masks.")
     verify: bool = pydantic.Field(True, description="Whether the server compares global weights with plain FedAvg; for experiments, where it has the data.")
-    faults: list[Any] | None = pydantic.Field(None, description="What clients are to do wrong.")
-    wandb: Any = pydantic.Field({}, description="As for sweeps.")
+    faults: list[Any] | None = pydantic.Field(None, description="Deliberate faults of clients.")
+    wandb: Any = pydantic.Field({}, description="How the run is logged to W&B, as for sweeps.")
 
 
 @dataclasses.dataclass(frozen=True)

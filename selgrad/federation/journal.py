@@ -25,29 +25,34 @@ ROUND_COLUMNS: dict[str, tuple[str, str]] = {
     "metric": ("text", "Name of the metric with the arguments that differ from their defaults."),
     "ratio": ("float", "Share of entries to encrypt, in [0, 1]."),
     "agreement": ("text", "How clients agree on one mask."),
-    "protection": ("text", "`selective`, `full`, or what clients do to their updates instead."),
-    "num_clients": ("int", "Whose updates were summed."),
-    "num_selected": ("int", "Encrypted entries."),
-    "num_total": ("int", "Entries of an update."),
-    "difference": ("float or NaN", "Largest difference of a weight's step from plain FedAvg's; NaN where that is not checked."),
-    "difference_bound": ("float or NaN", "What quantisation allows of it: half a grid step of each client."),
+    "protection": ("text", "`selective`, `full`, or the protection that clients apply to their updates instead."),
+    "num_clients": ("int", "Number of clients whose updates were summed."),
+    "num_selected": ("int", "Number of encrypted entries."),
+    "num_total": ("int", "Number of entries of an update."),
+    "difference": ("float or NaN", "Largest difference of a weight's step from plain FedAvg's; NaN where it is not checked."),
+    "difference_bound": ("float or NaN", "Largest difference that quantisation allows: half a grid step for each client."),
     "verified": ("bool or null", "Whether the difference is within the bound."),
-    "accuracy": ("float", "On the test data, in [0, 1], after the round."),
+    "accuracy": ("float", "Accuracy on the test data after the round, in [0, 1]."),
     **{
         f"{name}_seconds": ("float", about)
         for name, about in {
-            "agree": "To agree on a mask; 0 where there is one.", "exchange": "To send weights and gather updates.", "add": "To add ciphertexts.",
-            "decrypt": "Of the sum.", "evaluate": "To measure accuracy.", "train": "Mean over clients.", "encrypt": "Mean over clients.",
+            "agree": "Seconds to agree on a mask; 0 in rounds that already have one.",
+            "exchange": "Seconds to send weights and gather updates.",
+            "add": "Seconds to add ciphertexts.",
+            "decrypt": "Seconds to decrypt the sum.",
+            "evaluate": "Seconds to measure accuracy.",
+            "train": "Seconds to train, mean over clients.",
+            "encrypt": "Seconds to encrypt, mean over clients.",
         }.items()
     },
-    "weights_bytes": ("int", "Of the global weights, to each client."),
-    "mask_bytes": ("int", "Of the list of encrypted entries, to each client that has none yet."),
-    "agreement_bytes": ("int", "All messages about the mask."),
-    "plain_bytes": ("float", "Sent in the clear, mean over clients."),
-    "sealed_bytes": ("float", "Ciphertexts, mean over clients."),
-    "clipped": ("int", "Values beyond the public bound, over all clients."),
-    "bytes_down": ("int", "All that the server sent in the round."),
-    "bytes_up": ("int", "All that it received."),
+    "weights_bytes": ("int", "Bytes of the global weights sent to each client."),
+    "mask_bytes": ("int", "Bytes of the list of encrypted entries sent to each client that does not have it yet."),
+    "agreement_bytes": ("int", "Bytes of all messages about the mask."),
+    "plain_bytes": ("float", "Bytes of a client's entries sent in the clear, mean over clients."),
+    "sealed_bytes": ("float", "Bytes of a client's ciphertexts, mean over clients."),
+    "clipped": ("int", "Number of values beyond the public bound, over all clients."),
+    "bytes_down": ("int", "Bytes that the server sent in the round."),
+    "bytes_up": ("int", "Bytes that the server received in the round."),
 }  # fmt: skip
 """The columns of `rounds.parquet`, each with its type and description."""
 
@@ -91,7 +96,7 @@ class Journal:
           SelgradError: if a file is damaged or missing, so that the run would silently start over or lose rounds.
         """
         stored = self._series.newest({"weights": initial, "mask": np.zeros(initial.size, np.bool_)})
-        remedy = "put it back, or choose another --out to begin anew"
+        remedy = "put it back, or choose another --out to start again"
         if stored is None:
             # The process may have been killed between the first round's record and its checkpoint.
             if self._series.has_begun or self._last_round() > 1:

@@ -58,7 +58,7 @@ def _overlaps_of_whole_trees(out: str | Path) -> pd.DataFrame:
         return table[table["leaf"] == ""]
     except (DamagedError, KeyError):
         # The file follows from the configuration, and the sweep writes it again.
-        warnings.warn(f"{str(file)!r} is damaged and left out; `selgrad sweep` with the same --out makes it anew", stacklevel=2)
+        warnings.warn(f"{str(file)!r} is damaged and left out; `selgrad sweep` with the same --out computes it again", stacklevel=2)
         return pd.DataFrame(columns=["metric_a", "metric_b"])
 
 
