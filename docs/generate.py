@@ -54,7 +54,7 @@ def _table(section: type[Section]) -> str:
 VARIABLES = {
     "JAX_COMPILATION_CACHE_DIR": "Folder in which JAX keeps compiled programs; by default `selgrad/compiled` in the user's folder for caches, at most 2 GB.",
     "SELGRAD_COMPILATION_CACHE": "`off` keeps no compiled programs on disk.",
-    "SELGRAD_FACTORS": "`0` computes every gradient explicitly instead of using outer products for the dense layers of a single row: slower, with equal results up to rounding.",
+    "SELGRAD_FACTORS": "`0` computes every gradient explicitly instead of as outer products where dense layers see one row: slower, and equal up to rounding.",
     "SELGRAD_LOCK": "`off` continues where the file system of a sweep's folder cannot lock files; make sure that no other process uses the folder.",
     "SELGRAD_MEMORY_SHARE": "Share of the memory for blocks that this process may take; executors set it where several workers share a machine.",
     "SELGRAD_STRIDE": "Number of steps of an attack between two checks whether all of its restarts are done: 8, and 1 on a CPU, where a check is free.",
