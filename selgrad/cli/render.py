@@ -87,7 +87,7 @@ def print_levels(table: Any, suite: str) -> None:
     from selgrad.terminal import console
 
     levels = list(dict.fromkeys(table["level"]))
-    shown = Table(title=f"inputs read by the worst attack of {suite}, of those that it reads with nothing encrypted; at most (95 %)", title_justify="left")
+    shown = Table(title=f"inputs read by the strongest attack of {suite}, of those that it reads with nothing encrypted; at most (95 %)", title_justify="left")
     for name in ("metric", "encrypted"):
         shown.add_column(name, no_wrap=True)
     for level in levels:

@@ -204,34 +204,35 @@ def make_report(out: str | Path) -> Path:
     if level is not None:
         protecting = figures.protecting(protecting_by_level(records), folder)
         caption = (
-            "Share of inputs that the attacks read together, with 95 % Wilson intervals; n counts inputs of which an attack gets as much with nothing encrypted. Below, the "
-            "share from which on none is read, with a bootstrap interval over inputs: it is a statement about these inputs and attacks, and hollow marks hide searches that ended too early."
+            "Share of inputs that at least one attack recovers, with 95 % Wilson intervals; n counts the inputs that an attack recovers as well with nothing encrypted. Below: the "
+            "smallest share of encrypted entries that leaves none recovered, with a bootstrap interval over inputs. It holds for these inputs and attacks only; hollow markers mean "
+            "that searches ended too early."
         )
         stems = [level] if protecting is None else [level, protecting]
-        leading.append(("What is read, and from which share on nothing", caption, [_image(folder, stem, "svg") for stem in stems]))
+        leading.append(("What is recovered, and which share of encrypted entries prevents it", caption, [_image(folder, stem, "svg") for stem in stems]))
     quality = [figures.quality_against_ratio(records, folder, measure.name) for measure in figures.drawn_measures(records)]
     caption = (
         "One curve per metric, mean over samples and seeds, with 95 % bands (bootstrap over samples, none below four; Wilson's for shares). Lower is "
-        "better protected. An attack that reads a wrong label off a half-hidden last layer fails for that reason alone: compare the labels recovered."
+        "better protected. An attack that infers a wrong label from a half-hidden last layer fails for that reason alone, so compare the recovered labels as well."
     )
     sections.append(("Quality of the reconstruction against the ratio encrypted", caption, [_image(folder, stem, "svg") for stem in quality]))
     profile = figures.success_profiles(records, folder)
     if profile is not None:
         caption = (
-            "How well the best attack on each input does, without a threshold: a curve is the share of inputs of which it gets at least what the axis says. "
-            "Where it falls far to the left, nobody's idea of success is met."
+            "Quality of the best attack on each input, without a threshold: each curve is the share of inputs recovered at least as well as the axis says. "
+            "A curve that falls far to the left means protection by any definition of success."
         )
         sections.append(("Success at every threshold", caption, [_image(folder, profile, "svg")]))
     cost = figures.cost_against_protection(records, folder)
     if cost is not None:
         caption = (
-            "What one client sends in all: ciphertexts, measured with real CKKS on its own selected entries, the list of what is encrypted, and the rest in the clear. "
-            "A ciphertext has room for thousands of entries, so shares that need as many cost nearly the same; the dotted line is the gradient without any encryption."
+            "Everything that one client sends: ciphertexts, measured with real CKKS on its own selected entries, the list of encrypted entries, and the rest in the clear. "
+            "A ciphertext holds thousands of entries, so shares that need the same number of ciphertexts cost nearly the same. The dotted line is the gradient without encryption."
         )
         sections.append(("Cost against protection", caption, [_image(folder, cost, "svg")]))
     pictures = figures.galleries(root, folder, records)
     if pictures:
-        caption = "The truth above; below it what the attack returned, by metric (rows) and share of entries encrypted (columns), and what it gives away of this input."
+        caption = "The truth is above; below it are the reconstructions by metric (rows) and share of encrypted entries (columns), each with the level that it reaches."
         sections.append(("Reconstructions", caption, [_image(folder, stem, "png") for stem in pictures]))
     stops = stopping_ratios(records)
     files.write_text(folder / "stopping_ratios.csv", stops.to_csv(index=False))
