@@ -345,7 +345,7 @@ def test_the_sweep_says_how_alike_its_metrics_masks_are(finished):
     table = pd.read_parquet(out / "equivalence.parquet")
     assert set(table["leaf"]) == {"", *(f"fc_{i}/{part}" for i in range(3) for part in ("bias", "kernel"))}
     assert set(table["ratio"]) == {0.2} and table["jaccard"].between(0, 1).all() and not table["identical"].any()
-    assert "How alike the masks are" in make_report(out).read_text()
+    assert "How similar the masks are" in make_report(out).read_text()
 
 
 def test_stored_parameters_start_a_model_and_wrong_ones_are_refused(finished, tmp_path):

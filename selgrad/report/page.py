@@ -48,15 +48,15 @@ _PAGE = jinja2.Template(
 {% endmacro %}
 {% for one in leading %}{{ section(*one) }}{% endfor %}
 {% if levels %}<details {% if not leading %}open{% endif %}><summary>What is read at each level, in numbers</summary>
-<p>Each input is judged by the attack that gets most of it{% if suite %} (suite {{ suite }}){% endif %}: inputs read, of those on which an attack gets as much with nothing
- encrypted, and the upper end of the 95 % interval of that share. <i>Exact</i> is to the grey level, or the identical text; <i>recognisable</i> is told from {{ others }}
- other inputs of the data set; <i>attribute</i> is the class, or half of the words. Open: no attack read the input, and none that works was searched to its end.</p>
+<p>Each input counts with the attack that recovers most of it{% if suite %} (suite {{ suite }}){% endif %}. Shown are the inputs read, out of those that an attack reads with nothing
+ encrypted, and the upper end of the 95 % interval of that share. <i>Exact</i> means to the grey level, or the identical text; <i>recognisable</i> means identified among {{ others }}
+ other inputs of the data set; <i>attribute</i> means the class, or half of the words. Open: no attack read the input, and none that works converged.</p>
 <table><tr>{% for cell in levels[0] %}<th>{{ cell }}</th>{% endfor %}</tr>
 {% for row in levels[1:] %}<tr>{% for cell, kind in row %}<td class="{{ kind }}">{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table></details>{% endif %}
 {% if left %}<details><summary>What each ratio leaves</summary>
-<p>A ratio of one metric is not that of another: visible entries that are not 0, for each coordinate of the input that the attacker does not know, and the share of each
- layer's entries that nobody sees.{% if 'posterior MSE' in left[0] %} The posterior MSE is the certificate's: what is left to an attacker who knows what images look like.{% endif %}</p>
+<p>Equal ratios of two metrics do not hide the same: shown are the visible non-zero entries for each unknown coordinate of the input, and the share of each layer's entries that is
+ hidden.{% if 'posterior MSE' in left[0] %} The posterior MSE is the certificate: the error that remains for an attacker who knows the distribution of images.{% endif %}</p>
 <table><tr>{% for cell in left[0] %}<th>{{ cell }}</th>{% endfor %}</tr>
 {% for row in left[1:] %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table></details>{% endif %}
@@ -64,33 +64,33 @@ _PAGE = jinja2.Template(
 <table><tr>{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr>
 {% for row in grid %}<tr>{% for cell in row %}<td class="{{ 'succeeds' if 'still' in cell else 'stopped' if 'stopped' in cell else 'open' if 'no success' in cell else 'never' if 'fails' in cell else '' }}">{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>
-<p>“Stopped at r” means that every attack at r and at each larger measured ratio found another explanation of all that is visible; how many cells that rests on, and the
- upper end of the 95 % Wilson interval of the success rate, stand beside it. “No success from r on … unresolved”: some searches ended before that, and a better one may
- succeed. “Attack fails with nothing encrypted” says nothing of any metric (a protection besides may have stopped it). “≤”: no smaller ratio was tried.</p>
+<p>“Stopped at r” means that every attack, at r and at each larger measured ratio, converged to another explanation of everything visible; it is given with the number of cells and the
+ upper end of the 95 % Wilson interval of the success rate. “No success from r on … unresolved”: some searches had not converged, and a better one may succeed. “Attack fails with
+ nothing encrypted” says nothing about any metric (another protection may have stopped it). “≤”: no smaller ratio was tried.</p>
 <details><summary>With confidence and cost</summary>
 <table><tr><th>attack</th><th>metric</th><th>verdict</th><th>success at ratio 0</th><th>cells at r</th><th>success rate at most</th><th>ciphertext kB per client</th></tr>
 {% for row in stops %}<tr><td>{{ row.panel }}</td><td>{{ row.curve }}</td><td>{{ row.verdict }}</td><td>{{ row.at_zero }}</td><td>{{ row.num_cells }}</td><td>{{ row.upper }}</td><td>{{ row.kilobytes }}</td></tr>
 {% endfor %}</table></details>
 {% for one in sections %}{{ section(*one) }}{% endfor %}
-{% if protections %}<h2>What is read behind each protection</h2>
-<p>Share of attacks that succeed and the median quality of what they find (PSNR in dB, or ROUGE-L), with as little encrypted as was measured.</p>
+{% if protections %}<h2>What is recovered behind each protection</h2>
+<p>Share of attacks that succeed and the median quality of their reconstructions (PSNR in dB, or ROUGE-L), at the smallest ratio measured.</p>
 <table><tr><th>setting</th><th>protection</th><th>encrypted</th><th>attack</th><th>succeed</th><th>at most</th><th>cells</th><th>quality</th><th>kB in the clear</th></tr>
 {% for row in protections %}<tr><td>{{ row.setting }}</td><td>{{ row.protection }}</td><td>{{ "%g" % (100 * row.ratio) }} %</td><td>{{ row.attack }}</td><td class="{{ 'succeeds' if row.success else 'stopped' }}">{{ "%.0f" % (100 * row.success) }} %</td><td>{{ "%.0f" % (100 * row.upper) }} %</td><td>{{ row.num_cells }}</td><td>{{ "%.3g" % row.quality }}</td><td>{{ "%.1f" % (row.plain_bytes / 1000) }}</td></tr>
 {% endfor %}</table>{% endif %}
-{% if overlaps %}<h2>How alike the masks are</h2>
+{% if overlaps %}<h2>How similar the masks are</h2>
 <p>Mean Jaccard index of two metrics' masks over samples, by share of entries encrypted: 1 is the same mask under two names. By leaf: <code>equivalence.parquet</code>.</p>
 <table><tr>{% for cell in overlaps[0] %}<th>{{ cell }}</th>{% endfor %}</tr>
 {% for row in overlaps[1:] %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>{% endif %}
 {% if texts %}<h2>Sentences</h2>
-<p>What the attack returned, by metric and share of entries encrypted. Words of the truth in their order are plain, all others <mark>marked</mark>.</p>
+<p>Reconstructions by metric and share of entries encrypted. Words of the truth in their order are plain, all others <mark>marked</mark>.</p>
 {% for group in texts %}<details {% if loop.first %}open{% endif %}><summary>{{ group.title }}: {{ group.attack }}, sample {{ group.sample }}</summary>
 <table><tr><th>metric</th><th>encrypted</th><th>sentence</th></tr>
 {% for truth in group.truth %}<tr><td colspan="2">truth</td><td><b>{{ truth }}</b></td></tr>
 {% endfor %}{% for row in group.rows %}<tr><td>{{ row.metric }}</td><td>{{ row.percent }} %</td><td>{% for pieces in row.pairs %}{% for words, right in pieces %}{% if right %}{{ words }}{% else %}<mark>{{ words }}</mark>{% endif %} {% endfor %}{% if not loop.last %}<br>{% endif %}{% endfor %}</td></tr>
 {% endfor %}</table></details>
 {% endfor %}{% endif %}
-{% if reports %}<h2>What attacks on the host say of themselves</h2>
+{% if reports %}<h2>Reports of attacks on the host</h2>
 <table><tr><th>attack</th><th>metric</th><th>encrypted</th><th>leaves used</th><th>leaves not used</th><th>cells</th></tr>
 {% for row in reports %}<tr><td>{{ row.attack }}</td><td>{{ row.metric }}</td><td>{{ row.percent }} %</td><td>{{ row.used }}</td><td>{{ row.unused }}</td><td>{{ row.cells }}</td></tr>
 {% endfor %}</table>{% endif %}
