@@ -129,7 +129,7 @@ def run_cell(
     """Runs one cell: the same code as a sweep, with one lane.
 
     Args:
-      dataset, model, attack, metric, update, selector: a name, a mapping of `name` and arguments, or an object of your own (docs/own.md): a pair of
+      dataset, model, attack, metric, update, selector: a name, a mapping of `name` and arguments, or an object of your own (docs/bring_your_own.md): a pair of
         arrays, a Flax module, a function of a gradient pytree, an `Attack`.
       ratio: share of entries to encrypt, a number in [0, 1].
       sample: index of the batch in the data set.
