@@ -76,7 +76,7 @@ def restore(path: str | Path, shown: str | None = None) -> Any:
             warnings.simplefilter("ignore")
             restored = checkpointer.restore(source)
     except Exception as error:  # orbax and tensorstore raise errors of many kinds for a damaged folder
-        raise SelgradError(f"checkpoint {shown!r} cannot be read ({type(error).__name__}); it is damaged or no Orbax checkpoint") from None
+        raise SelgradError(f"checkpoint {shown!r} cannot be read ({type(error).__name__}); it is damaged or is not an Orbax checkpoint") from None
     return restored
 
 

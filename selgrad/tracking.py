@@ -321,5 +321,5 @@ def make_tracker(mode: str, folder: Path, name: str, run_id: str, config: Mappin
       UsageError: for another mode.
     """
     if mode not in MODES:
-        raise UsageError(f"wandb mode {mode!r} is none of {', '.join(MODES)}")
+        raise UsageError(f"wandb mode {mode!r} is not one of {', '.join(MODES)}")
     return NoTracker() if mode == "disabled" else WandbTracker(mode, folder, name, run_id, config, settings)

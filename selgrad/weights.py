@@ -62,7 +62,7 @@ def _msgpack(file: Path) -> Tensors:
     try:
         return flat(serialization.msgpack_restore(file.read_bytes()))
     except Exception as error:  # the unpacker raises errors of many types for a damaged file
-        raise DataError(f"{str(file)!r} is damaged or no msgpack file ({type(error).__name__}); write it with flax.serialization") from None
+        raise DataError(f"{str(file)!r} is damaged or is not a msgpack file ({type(error).__name__}); write it with flax.serialization") from None
 
 
 def flat(tree: Any, prefix: str = "") -> Tensors:

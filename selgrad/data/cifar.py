@@ -114,7 +114,9 @@ def _read_python(path: Path, label_key: bytes) -> tuple[npt.NDArray[np.uint8], n
 def _read_binary(path: Path, label_bytes: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     raw = np.fromfile(path, np.uint8)
     if raw.size == 0 or raw.size % (3072 + label_bytes):
-        raise DataError(f"{str(path)!r} holds {raw.size} bytes, no multiple of {3072 + label_bytes}: truncated, or no CIFAR binary batch")
+        raise DataError(
+            f"{str(path)!r} holds {raw.size} bytes, which is not a multiple of {3072 + label_bytes}: it is truncated, or is not a CIFAR binary batch"
+        )
     records = raw.reshape(-1, 3072 + label_bytes)
     return records[:, label_bytes:], records[:, label_bytes - 1].astype(np.int64)
 

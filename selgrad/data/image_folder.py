@@ -46,10 +46,12 @@ def _classes(root: Path, files: list[Path]) -> tuple[list[str], list[int]]:
     folders = [file.relative_to(root).parts[:-1] for file in files]
     unclassified = next((file for file, parts in zip(files, folders, strict=True) if not parts), None)
     if unclassified is not None:
-        raise DataError(f"{str(unclassified)!r} lies in no class's folder; move it into one, or give label_pattern, which finds the label in a file's name")
+        raise DataError(
+            f"{str(unclassified)!r} is not in the folder of a class; move it into one, or give label_pattern, which finds the label in a file's name"
+        )
     names = sorted({parts[0] for parts in folders})
     if set(map(str.lower, names)) <= _SPLITS:
-        raise UsageError(f"{str(root)!r} holds {', '.join(names)}, which are parts of a data set and no classes; set path to one of them")
+        raise UsageError(f"{str(root)!r} holds {', '.join(names)}, which are parts of a data set and not classes; set path to one of them")
     return names, [names.index(parts[0]) for parts in folders]
 
 

@@ -26,7 +26,7 @@ def _deep(image: Any, what: str) -> npt.NDArray[np.float32]:
     values = np.asarray(image)
     if image.mode == "F":
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
-            raise DataError(f"{what} holds floats outside [0, 1], whose black and white nobody knows; scale them to [0, 1]")
+            raise DataError(f"{what} holds floats outside [0, 1], whose levels of black and white are unknown; scale them to [0, 1]")
         return values.astype(np.float32)
     # Older versions of Pillow return a PNG's 16 bits as 32.
     if values.min() < 0 or values.max() > 65535:
@@ -54,13 +54,13 @@ def to_rgb(image: Any, what: str, size: int | None = None) -> npt.NDArray[Any]:
         if image.mode in _ALPHA or "transparency" in image.info:
             alpha = np.asarray(image.convert("RGBA"))[..., 3]
             if (alpha < 255).any():
-                raise DataError(f"{what} has transparent pixels, whose colours are nobody's to see; put it on a background and save it without transparency")
+                raise DataError(f"{what} has transparent pixels, whose colours are undefined; put it on a background and save it without transparency")
             image = image.convert("RGB")
         if image.mode in _BYTES:
             rgb = image.convert("RGB")
             return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR) if size else rgb)
         if image.mode != "F" and not image.mode.startswith("I"):
-            raise DataError(f"{what} has mode {image.mode!r} of Pillow, which is read in no one way; save it as RGB")
+            raise DataError(f"{what} has mode {image.mode!r} of Pillow, which has no single interpretation; save it as RGB")
         grey = _deep(image, what)
         if size:
             grey = np.clip(np.asarray(Image.fromarray(grey).resize((size, size), Image.Resampling.BILINEAR)), 0, 1)

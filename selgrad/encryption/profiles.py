@@ -266,7 +266,7 @@ def named(profile: str | Profile) -> Profile:
     if isinstance(profile, Profile):
         return profile
     if profile not in PROFILES:
-        raise UsageError(f"profile={profile!r} is none of {', '.join(PROFILES)}")
+        raise UsageError(f"profile={profile!r} is not one of {', '.join(PROFILES)}")
     return PROFILES[profile]
 
 

@@ -42,7 +42,7 @@ def evidence_for(attack: Attack, setting: Setting, metric: Spec, selector: Spec)
         raise UsageError(f"hidden={attack.rung!r} reads masks of all that is matched, and statistics='known' adds to it what was never sent; take another rung")
     if setting.leaves_out:
         raise UsageError(
-            f"hidden={attack.rung!r} reads masks of the largest scores, and {setting.protection_spec.label} hides entries besides; take another rung"
+            f"hidden={attack.rung!r} reads masks of the largest scores, and {setting.protection_spec.label} hides further entries; take another rung"
         )
     chosen: Selector = selector.build()
     if chosen.top_of is None:

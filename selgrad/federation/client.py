@@ -60,7 +60,7 @@ def respond(seat: Seat, request: Message, *, faults: bool = True) -> Message:
     if request["config"] != seat.enrolment.public.fingerprint:
         raise SelgradError(f"participant {number} was enrolled with another configuration than the server runs; nothing is answered")
     if type(round_number) is not int or not 0 <= round_number <= seat.config.rounds:
-        raise SelgradError(f"round {round_number!r} is none of the {seat.config.rounds} rounds of this run; nothing is answered")
+        raise SelgradError(f"round {round_number!r} is not one of the {seat.config.rounds} rounds of this run; nothing is answered")
     if kind not in _ANSWERS:
         raise UsageError(f"message of kind {kind!r} is unknown; server and client must run the same version")
     due = {fault.kind for fault in seat.config.faults if (fault.client, fault.round) == (number, round_number)} if kind == "train" else set()

@@ -126,7 +126,7 @@ class FlowerTransport:
                 elif not current:
                     events.append(Event(party, "late", f"answered message {ticket} after its time"))
                 elif RECORD not in reply.content:
-                    events.append(Event(party, "malformed", "the answer is none of ours"))
+                    events.append(Event(party, "malformed", "the answer is not one of our messages"))
                 else:
                     replies[party] = dict(reply.content[RECORD].items())
             if waiting:

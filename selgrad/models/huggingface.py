@@ -215,7 +215,7 @@ def read_safetensors(file: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         return safetensors.numpy.load_file(file)
     except Exception as error:  # for a damaged header, and for types that NumPy lacks, such as 8-bit floats
-        raise DataError(f"{str(file)!r} is damaged or no safetensors file ({error}); fetch it again") from None
+        raise DataError(f"{str(file)!r} is damaged or is not a safetensors file ({error}); fetch it again") from None
 
 
 def read_tensors(source: str) -> dict[str, npt.NDArray[Any]]:

@@ -121,7 +121,7 @@ def test_parts_of_a_data_set_are_no_classes(tmp_path):
         DATASETS["image_folder"](path=str(tmp_path))
     assert DATASETS["image_folder"](path=str(tmp_path / "test")).spec.num_classes == 2
     Image.new("L", (4, 4)).save(tmp_path / "test" / "x.png")
-    with pytest.raises(DataError, match="lies in no class's folder"):
+    with pytest.raises(DataError, match="is not in the folder of a class"):
         DATASETS["image_folder"](path=str(tmp_path / "test"))
 
 
