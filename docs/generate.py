@@ -433,7 +433,11 @@ def guidelines() -> str:
                 parts.append("\n" + _everything(answer["table"]))
             elif answer["chosen"]:
                 parts.append(f"\nThe cheapest that protects at this level: `{answer['chosen']}`.{_checked(answer['checked'])}")
-        raised = dict.fromkeys(f"- {flag['name']}: {flag['detail']}" for answer in answers.values() for flag in answer["flags"])
+        raised = dict.fromkeys(
+            f"- {flag['panel'].split(',')[0]}, level {level}: {flag['name']}: {flag['detail'].removesuffix(f': level: {level}')}"
+            for level, answer in answers.items()
+            for flag in answer["flags"]
+        )
         if raised:
             parts.append("\nFlags:\n\n" + "\n".join(raised))
         if row["answers"][0]["left_out"]:
