@@ -148,7 +148,7 @@ def test_a_client_answers_a_round_once_and_to_the_same_request_the_same(server):
     with pytest.raises(SelgradError, match="each is answered once"):
         server.train(0, 2)
     for number in (0.5, -1, 4, "1"):
-        with pytest.raises(SelgradError, match="none of the 3 rounds"):
+        with pytest.raises(SelgradError, match="not one of the 3 rounds"):
             server.train(0, number)
 
 
