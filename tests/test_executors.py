@@ -27,7 +27,7 @@ from selgrad.sweep.executors.ray_actors import RayActors, Worker
 from selgrad.sweep.remote import Mirror
 from selgrad.sweep.work import Ended
 
-pytestmark = pytest.mark.xdist_group("executors")
+pytestmark = pytest.mark.xdist_group("ray")
 
 CONFIG = {
     "name": "spread",

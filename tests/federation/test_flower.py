@@ -21,6 +21,8 @@ from selgrad.federation.config import parse
 
 pytestmark = [
     pytest.mark.slow,
+    # One after the other, also with the tests of executors: each starts a Ray of its own, and two at once may end each other.
+    pytest.mark.xdist_group("ray"),
     pytest.mark.skipif(importlib.util.find_spec("flwr") is None, reason="Flower is not installed (extra federation)"),
     pytest.mark.skipif(bool(encryption.unavailable()), reason=str(encryption.unavailable())),
 ]
