@@ -347,24 +347,19 @@ PICTURE = """
 A line runs from the largest share that was shown not to protect to the smallest that was shown to, a filled marker where it was; an arrow says that not even
 the largest share that was tried protects.
 """
-_SHORT = {
-    "sensitivity(target=inputs)": "sensitivity (inputs)",
-    "sensitivity(num_probes=16,target=inputs)": "sensitivity (inputs)",
-    "sensitivity(num_probes=16, target=inputs)": "sensitivity (inputs)",
-}
 _MODELS = {"bert": "BERT, 2 layers", "gpt2": "GPT-2, 2 layers", "lenet-10": "LeNet, 10 classes", "mlp": "MLP, sigmoid"}
 _DATA = {"cola": "CoLA", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+
+
+def _metric(label: str) -> str:
+    """A metric's short name: sensitivity to inputs, however its norms are estimated, is one."""
+    return "sensitivity (inputs)" if label.startswith("sensitivity(") and "target=inputs" in label else label
 
 
 def summary() -> str:
     """What is shared by README and the guidelines: per model and metric the share that protects, at the level of recognition."""
     rows = sorted(_result("suites")["rows"], key=lambda row: row["title"])
-    tables = [
-        ({_SHORT.get(one["metric"], one["metric"]): one for one in answer["table"]}, row)
-        for row in rows
-        for answer in row["answers"]
-        if answer["level"] == "recognisable"
-    ]
+    tables = [({_metric(one["metric"]): one for one in answer["table"]}, row) for row in rows for answer in row["answers"] if answer["level"] == "recognisable"]
     metrics = sorted({metric for table, _ in tables for metric in table}, key=lambda name: (name != "magnitude", name))
 
     def cell(one: Any) -> str:
@@ -394,7 +389,7 @@ def searched() -> pd.DataFrame:
                 rows.append(
                     {
                         "setting": _named(row),
-                        "metric": _SHORT.get(end["metric"], end["metric"]),
+                        "metric": _metric(end["metric"]),
                         "level": answer["level"],
                         "ratio": float("inf") if nothing_less else end["ratio"],
                         "low": end["low"],
@@ -409,10 +404,11 @@ def searched() -> pd.DataFrame:
 
 def draw() -> None:
     """Draws the figure of the guidelines, and keeps the numbers behind it."""
+    table = searched()
     with tempfile.TemporaryDirectory() as scratch:
-        figures.protecting(searched(), Path(scratch), "protecting")
+        figures.protecting(table, Path(scratch), "protecting")
         shutil.copy(Path(scratch) / "protecting.png", HERE / "figures" / "protecting.png")
-    searched().to_csv(HERE / "figures" / "protecting.csv", index=False)
+    table.to_csv(HERE / "figures" / "protecting.csv", index=False)
 
 
 def guidelines() -> str:
