@@ -116,7 +116,7 @@ def test_what_is_neither_encrypted_nor_left_out_is_in_the_clear():
     assert smallest.num_visible == smallest.num_total - smallest.num_selected - round(0.5 * smallest.num_total)
     both = run_cell(**CELL, attack=attack, ratio=0.1, protection={"name": "pruning", "ratio": 0.9})
     assert both.num_visible <= 1, "magnitude encrypts all that pruning left"
-    with pytest.raises(UsageError, match="hides entries besides"):
+    with pytest.raises(UsageError, match="pruning hides further entries"):
         run_cell(**CELL, attack={**attack, "hidden": "bounded"}, ratio=0.1, protection="pruning")
 
 
@@ -196,7 +196,7 @@ def test_a_sweep_takes_protections_as_an_axis(tmp_path):
     assert list(found["num_cells"]) == [4] * 4 and (found["ratio"] == 0).all() and found.loc["none", "quality"] > found.loc["quantised(bits=3)", "quality"]
     assert protections(records[records["protection"] == "none"]).empty
     page = make_report(tmp_path).read_text()
-    assert "What is read behind each protection" in page and "<td>quantised(bits=3)</td>" in page
+    assert "What is recovered behind each protection" in page and "<td>quantised(bits=3)</td>" in page
     assert set(pd.read_parquet(tmp_path / "records")["protection"]) == {"none", "quantised", "dp_gaussian"}
     assert [folder.name for folder in (tmp_path / "models").iterdir()] == ["setting-0-seed-0"], "one model, four protections"
 
