@@ -237,11 +237,7 @@ class WandbTracker:
         if self._logged.get(self._run_id) != len(records):
             if self._runs_of == "attack":
                 for attack, cells in records.groupby("attack"):
-                    run = self._init(
-                        f"{self._run_id}-{attack}", f"{self._name}-{attack}", {**self._config, "attack": attack}, "attack", [str(attack)], watched=False
-                    )
-                    self._log_cells(run, cells)
-                    run.finish()
+                    self._log_attack(str(attack), cells)
             run = self._main_run()
             self._log_cells(run, records)
             self._log_verdicts(run, records)
@@ -251,6 +247,26 @@ class WandbTracker:
             self.close()
             self._note(self._run_id, len(records))
         self.close()
+
+    def _log_attack(self, attack: str, cells: pd.DataFrame) -> None:
+        """Logs a run for one attack: scalars such as `success/magnitude` against `ratio`, the smallest ratio that stops it by each metric, and its cells."""
+        from selgrad.report.groups import common_description, curves
+        from selgrad.report.verdicts import stopping_ratios
+
+        config = {**self._config, "attack": attack, **common_description(cells)}
+        run = self._init(f"{self._run_id}-{attack}", f"{self._name}-{attack}", config, "attack", [attack], watched=False)
+        run.define_metric("ratio", hidden=True)
+        for step, scalars in enumerate(curves(cells)):
+            if step == 0:
+                for name in dict.fromkeys(key.partition("/")[0] for key in scalars if "/" in key):
+                    run.define_metric(f"{name}/*", step_metric="ratio")
+            run.log(scalars)
+        stopping = stopping_ratios(cells)
+        stopped = stopping[stopping["verdict"].str.startswith("stopped")]
+        curve = stopped["curve"] if stopping["panel"].nunique() == 1 else stopped["panel"] + ": " + stopped["curve"]
+        run.summary.update({f"stopping_ratio/{name}": float(ratio) for name, ratio in zip(curve, stopped["ratio"], strict=True)})
+        self._log_cells(run, cells)
+        run.finish()
 
     def _log_cells(self, run: Any, records: pd.DataFrame) -> None:
         """Logs the table of cells, a curve for each metric and attack, and, if there is only one group, its scalars."""

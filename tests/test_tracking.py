@@ -86,16 +86,34 @@ def test_a_second_start_adds_nothing_and_an_interrupted_one_is_completed(grid, w
     assert set(written(out)) == set(before)
 
 
-@pytest.mark.parametrize("runs", ["attack", "sweep"])
-def test_one_run_an_attack_or_one_in_all(tmp_path, runs, written):
-    small = {**GRID, "metric": "random", "ratio": [0.1], "encryption": "none", "wandb": {"runs": runs, "tags": ["t"], "project": "p"}}
+def test_one_run_in_all(tmp_path, written):
+    small = {**GRID, "metric": "random", "ratio": [0.1], "encryption": "none", "wandb": {"runs": "sweep", "tags": ["t"], "project": "p"}}
     run_sweep(small, tmp_path / "out", wandb="offline", quiet=True)
-    found = written(tmp_path / "out")
-    kinds = sorted(run["kind"] for run in found.values())
-    assert kinds == (["attack", "attack", "sweep"] if runs == "attack" else ["sweep"])
-    for run in found.values():
-        if run["kind"] == "attack":
-            assert run["config"]["ratio"] == 0.1 and run["summary"]["num_cells"] == 2
+    (run,) = written(tmp_path / "out").values()
+    assert run["kind"] == "sweep" and run["summary"]["num_cells"] == 2 * 2
+
+
+def test_a_run_an_attack_compares_metrics_by_ratio(grid, tmp_path, written):
+    """Scalars of each metric against the ratio, and the ratio that stops the attack; all as the records say."""
+    _, records = grid
+    run_sweep({**GRID, "encryption": "none", "wandb": {"runs": "attack"}}, tmp_path / "out", wandb="offline", quiet=True)
+    found = written(tmp_path / "out").values()
+    assert sorted(run["kind"] for run in found) == ["attack", "attack", "sweep"]
+    runs = {run["config"]["attack"]: run for run in found if run["kind"] == "attack"}
+    assert set(runs) == {"rank_one", "idlg"} and runs["idlg"]["config"]["attack.num_steps"] == 3 and "metric.target" not in runs["idlg"]["config"]
+    for attack, run in runs.items():
+        steps = [step for step in run["history"] if "ratio" in step]
+        assert [step["ratio"] for step in steps] == [0, 0.1, 0.5]
+        for step in steps:
+            for metric, label in {"random": "random", "sensitivity": "sensitivity(target=inputs)"}.items():
+                of = records[(records["metric"] == metric) & (records["ratio"] == step["ratio"]) & (records["attack"] == attack)]
+                assert step[f"psnr/{label}"] == pytest.approx(of["psnr"].mean()) and step[f"success/{label}"] == of["success"].mean()
+                assert step[f"success_low/{label}"] <= step[f"success/{label}"] <= step[f"success_high/{label}"]
+    from selgrad.report.verdicts import stopping_ratios
+
+    for row in stopping_ratios(records).itertuples():
+        summary = runs[row.panel.split(",")[0]]["summary"]
+        assert summary.get(f"stopping_ratio/{row.curve}") == (row.ratio if row.verdict.startswith("stopped") else None)
 
 
 def test_a_sweep_of_one_configuration_is_one_run_with_its_scalars(tmp_path, written):

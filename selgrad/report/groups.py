@@ -15,7 +15,7 @@ import pandas as pd
 
 from selgrad import measures
 from selgrad.measures import LEVELS
-from selgrad.report.tables import setting_title, wilson
+from selgrad.report.tables import SETTING, metric_label, setting_title, wilson
 from selgrad.report.verdicts import with_outcomes
 
 KINDS = ("dataset", "model", "update", "protection", "metric", "selector", "attack")
@@ -124,6 +124,29 @@ def title(cells: pd.DataFrame) -> str:
     first = cells.iloc[0]
     parts = [f"{first['metric_label']} {100 * first['ratio']:g} %", str(first["attack"]), str(first["hidden"])]
     return ", ".join([*parts, *([str(first["protection_label"])] if first["protection_label"] != "none" else [])])
+
+
+def common_description(cells: pd.DataFrame) -> dict[str, Any]:
+    """Returns those entries of `description` in which all groups of the records agree."""
+    descriptions = [description(group) for _, group in cells.groupby(COLUMNS, sort=False, observed=True)]
+    return {key: value for key, value in descriptions[0].items() if all(key in other and other[key] == value for other in descriptions)}
+
+
+def curves(cells: pd.DataFrame) -> Iterator[dict[str, float]]:
+    """Yields, for each ratio in ascending order, the scalars of `summary` of every curve, such as `success/magnitude`, and the `ratio` itself.
+
+    A curve is a metric, with the selector, the attack's rung and the setting where the records hold several.
+    """
+    table = with_outcomes(cells)
+    names = metric_label(table)
+    for column in (*SETTING, "attack_label"):
+        if column in table and table[column].nunique() > 1:
+            names = table[column].astype(str) + " / " + names
+    for ratio, at_ratio in table.assign(curve=names).groupby("ratio", sort=True):
+        scalars = {"ratio": float(ratio)}
+        for curve, group in at_ratio.groupby("curve", sort=True):
+            scalars |= {f"{name}/{curve}": value for name, value in summary(group).items()}
+        yield scalars
 
 
 def summary(cells: pd.DataFrame) -> dict[str, float]:
