@@ -36,6 +36,10 @@ class DamagedError(SelgradError):
     """One of selgrad's own files is truncated or changed."""
 
 
+class BusyError(SelgradError):
+    """Another process holds a folder that only one may write to."""
+
+
 class OutOfMemoryError(SelgradError):
     """A device does not have enough memory for a block; a smaller block may fit."""
 

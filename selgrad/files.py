@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selgrad.errors import DamagedError, SelgradError
+from selgrad.errors import BusyError, DamagedError, SelgradError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -254,7 +254,8 @@ def locked(folder: Path, what: str) -> Iterator[None]:
       what: describes what runs there, for the error message.
 
     Raises:
-      SelgradError: if another process holds the lock, or files cannot be locked there and SELGRAD_LOCK is not `off`.
+      BusyError: if another process holds the lock.
+      SelgradError: if files cannot be locked there and SELGRAD_LOCK is not `off`.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -265,7 +266,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise SelgradError(f"another process is running a {what} in {str(folder)!r}; wait for it or choose another folder") from None
+            raise BusyError(f"another process is running a {what} in {str(folder)!r}; wait for it or choose another folder") from None
         except OSError as error:
             # Some network file systems do not support locks, or have them disabled.
             if os.environ.get("SELGRAD_LOCK") != "off":

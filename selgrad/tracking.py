@@ -40,8 +40,14 @@ class Tracker(Protocol):
         """Called before anything runs, so that a missing login is noticed at once."""
         ...
 
-    def begin(self, sizes: Mapping[Key, int], records: pd.DataFrame | None) -> None:
-        """Called once the sweep is planned, with the number of cells of each group of `selgrad.report.groups` and the records finished before."""
+    def begin(self, sizes: Mapping[Key, int], records: pd.DataFrame | None, unencrypted: pd.DataFrame | None = None) -> None:
+        """Called once the sweep is planned.
+
+        Args:
+          sizes: number of cells of each group of `selgrad.report.groups`.
+          records: finished before.
+          unencrypted: records of the same attacks with nothing encrypted, from elsewhere.
+        """
         ...
 
     def block(self, records: pd.DataFrame) -> None:
@@ -67,7 +73,7 @@ class NoTracker:
     def open(self) -> None:
         """Does nothing."""
 
-    def begin(self, sizes: Mapping[Key, int], records: pd.DataFrame | None) -> None:
+    def begin(self, sizes: Mapping[Key, int], records: pd.DataFrame | None, unencrypted: pd.DataFrame | None = None) -> None:
         """Does nothing."""
 
     def block(self, records: pd.DataFrame) -> None:
@@ -110,7 +116,8 @@ class WandbTracker:
         axes = {key: value for key, value in config.items() if key in (*KINDS, "ratio") and isinstance(value, list)}
         names = lambda entries: [entry["name"] if isinstance(entry, Mapping) else entry for entry in entries]
         self._common = flat({key: value for key, value in config.items() if key not in (*axes, "wandb", "name")})
-        self._config = {**self._common, **flat({key: names(entries) for key, entries in axes.items()})}
+        # Under keys of their own, so that a panel over all runs does not take the whole sweep for one more configuration.
+        self._config = {**self._common, **flat({"axes": {key: names(entries) for key, entries in axes.items()}})}
         self._kind = "sweep" if axes else "run"
         self._runs_of = str(settings["runs"])
         # A W&B agent has already made a run, and names it in the environment.
@@ -120,6 +127,7 @@ class WandbTracker:
         self._main: Any = None
         self._groups: Any = None
         self._images: Any = None
+        self._unencrypted: pd.DataFrame | None = None
         self._logged: dict[str, int] = {}
         with contextlib.suppress(SelgradError):
             # If the file is damaged or missing, everything is logged again under the same ids.
@@ -169,11 +177,12 @@ class WandbTracker:
         if self._mode == "online":
             self._main_run()
 
-    def begin(self, sizes: Mapping[Key, int], records: pd.DataFrame | None) -> None:
+    def begin(self, sizes: Mapping[Key, int], records: pd.DataFrame | None, unencrypted: pd.DataFrame | None = None) -> None:
         """Logs the groups that were finished before but not logged yet."""
         from selgrad.report.gallery import Images
         from selgrad.report.groups import Groups
 
+        self._unencrypted = unencrypted
         if self._runs_of == "cell_group" and len(sizes) > MOST_RUNS:
             warnings.warn(f"{len(sizes):,} groups of cells would be as many runs in W&B; there is one an attack instead (wandb: runs)", stacklevel=2)
             self._runs_of = "attack"
@@ -272,7 +281,7 @@ class WandbTracker:
         """Logs the table of cells, a curve for each metric and attack, and, if there is only one group, its scalars."""
         import pandas as pd
 
-        from selgrad.report.groups import Groups, description, sizes_of, summary
+        from selgrad.report.groups import description, judged, sizes_of, summary
         from selgrad.report.tables import attack_label, metric_label
 
         if len(records) <= MOST_ROWS:
@@ -295,23 +304,23 @@ class WandbTracker:
             if measure.headline
         }
         run.log({**lines, "curves_table": table})
-        sizes = sizes_of(records)
-        if len(sizes) == 1:
-            ((_, cells),) = Groups(sizes).add(records)
-            run.config.update(description(cells), allow_val_change=True)
-            run.log(summary(cells))
+        if len(sizes_of(records)) == 1:
+            run.config.update(description(records), allow_val_change=True)
+            run.log(summary(judged(records, [] if self._unencrypted is None else [self._unencrypted])))
 
     def _log_verdicts(self, run: Any, records: pd.DataFrame) -> None:
         """Logs how many inputs all attacks together recover at each level behind each mask."""
         from selgrad.report.verdicts import by_level
 
         run.log({"verdicts": self._wandb.Table(dataframe=by_level(records))})
-        run.summary.update({"num_cells": len(records), "success": float(records["success"].astype(float).mean())})
+        run.summary.update({"num_cells": len(records)})
 
     def _log_files(self, run: Any, records: pd.DataFrame) -> None:
-        """Logs the record files, the configuration and the report as an artifact."""
+        """Logs the record files, the kept reconstructions, the configuration and the report as an artifact."""
         artifact = self._wandb.Artifact(f"records-{self._run_id}", type="records", metadata={"cells": len(records)})
-        artifact.add_dir(str(self._folder / "records"), name="records")
+        for name in ("records", "reconstructions"):
+            if (self._folder / name).is_dir():
+                artifact.add_dir(str(self._folder / name), name=name)
         for name in ("config.yaml", "report.html"):
             if (self._folder / name).is_file():
                 artifact.add_file(str(self._folder / name))

@@ -45,21 +45,22 @@ def test_a_sweep_is_a_run_for_each_configuration_and_one_of_the_whole(grid, writ
         assert len(run["history"]) == 1 and summary["reconstructions/count"] == 1
         if config["ratio"]:
             assert summary["ciphertext_bytes"] == of["ciphertext_bytes"].astype(float).mean() > 0
-    assert whole["config"]["metric"] == "random, sensitivity" and "records" in whole["artifacts"]
+    assert whole["config"]["axes.metric"] == "random, sensitivity" and "metric" not in whole["config"] and "success" not in whole["summary"]
+    assert "records" in whole["artifacts"]
     assert {"cells/nrows", "curves_table/nrows", "verdicts/nrows"} <= set(whole["summary"]) and whole["summary"]["num_cells"] == len(records)
 
 
 def test_an_attack_that_fails_with_nothing_encrypted_is_no_success_of_the_defence(grid, written):
     """What a group says of a defence comes from the same attack at ratio 0, whichever block was finished first."""
     out, records = grid
-    from selgrad.report.verdicts import with_outcomes
+    from selgrad.report.verdicts import OUTCOMES, with_outcomes
 
     expected = with_outcomes(records)
     for run in written(out).values():
         if run["kind"] == "cells":
             config = run["config"]
             of = expected[(expected["metric"] == config["metric"]) & (expected["ratio"] == config["ratio"]) & (expected["attack"] == config["attack"])]
-            shares = of["outcome"].value_counts(normalize=True).to_dict()
+            shares = {outcome: (of["outcome"] == outcome).mean() for outcome in OUTCOMES}
             assert {key.removeprefix("outcome."): value for key, value in run["summary"].items() if key.startswith("outcome.")} == pytest.approx(shares)
 
 
@@ -180,10 +181,23 @@ def test_agents_run_the_points_of_a_generated_sweep(tmp_path, written):
     for folder in out.iterdir():
         found |= written(folder)
     assert set(found) == {f"run{number}" for number in range(2)}
+    assert len(list(out.iterdir())) == 4, "the two points, and for each metric what the attack does with nothing encrypted"
     assert found["run0"]["config"]["metric"] == "random" and found["run0"]["config"]["ratio"] == 0.1
     assert found["run1"]["config"]["metric.target"] == "inputs" and found["run1"]["config"]["ratio"] == 0.5
     for run in found.values():
         assert {"success", "success_high", "psnr", "plain_bytes"} <= set(run["summary"])
+
+
+def test_a_run_without_its_attack_at_nothing_encrypted_credits_no_defence(tmp_path, written):
+    """An attack of one step fails on some inputs whatever is encrypted; alone nobody knows it, and beside the same attack with nothing encrypted it shows."""
+    point = {**GRID, "metric": "magnitude", "ratio": 1.0, "attack": {"name": "idlg", "num_steps": 1}, "encryption": "none", "gallery": 0}
+    run_sweep(point, tmp_path / "alone", wandb="offline", quiet=True)
+    (alone,) = written(tmp_path / "alone").values()
+    assert alone["summary"]["success"] == 0 and not [key for key in alone["summary"] if key.startswith("outcome.")]
+    plain = run_sweep({**point, "ratio": 0}, tmp_path / "plain", quiet=True)
+    run_sweep(point, tmp_path / "beside", wandb="offline", quiet=True, unencrypted=plain)
+    (beside,) = written(tmp_path / "beside").values()
+    assert beside["summary"]["outcome.attack failed"] == (~plain["success"].astype(bool)).mean() > 0
 
 
 def test_an_agent_wants_one_configuration(tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,12 @@ import click
 
 from selgrad.cli.options import NAMED, PATH, entry, json_option
 from selgrad.cli.render import print_summary
-from selgrad.errors import UsageError
+from selgrad.errors import BusyError, UsageError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from selgrad.config import SweepConfig
     from selgrad.registry import Spec
 
 
@@ -55,6 +59,18 @@ def _sweep_file(config: Path, out: Path) -> str:
     return yaml.safe_dump(content, sort_keys=False)
 
 
+def _computed(config: SweepConfig, folder: Path) -> pd.DataFrame:
+    """Runs a sweep that other agents may want too, and waits for one that is at it."""
+    from selgrad import run_sweep
+
+    while True:
+        try:
+            return run_sweep(config, folder)
+        except BusyError:
+            click.echo(f"waiting for the process that runs what is needed with nothing encrypted, in {folder}", err=True)
+            time.sleep(10)
+
+
 @click.command()
 @click.argument("config", type=PATH)
 @click.option("--out", type=PATH, required=True, help="Folder under which each configuration has a folder of its own.")
@@ -78,7 +94,8 @@ def agent(config: Path, out: Path, sweep_file: Path | None, ratio: float | None,
     On as many machines as there are, in the folder of CONFIG:
       wandb agent ENTITY/PROJECT/ID
 
-    Every point is a run with flat configuration and summary (docs/wandb.md). What was computed under --out before is read and not computed again.
+    Every point is a run with flat configuration and summary (docs/wandb.md). What was computed under --out before is read and not computed again, and
+    so is what the attack does with nothing encrypted, which says whether its failure means anything.
     WANDB_MODE=offline keeps the runs in files.
     """
     from selgrad import files, run_sweep
@@ -98,8 +115,10 @@ def agent(config: Path, out: Path, sweep_file: Path | None, ratio: float | None,
         values = getattr(checked, kind)
         if len(values) > 1:
             raise UsageError(f"{kind} has {len(values)} values and an agent runs one configuration; give --{kind}, or run all of them with `selgrad sweep`")
-    mode = os.environ.get("WANDB_MODE", "online")
+    # What an attack that fails with nothing encrypted says of a defence is nothing: all ratios share those cells.
+    plain = parse(content | {"ratio": 0}) if checked.ratio != (0,) else None
+    unencrypted = None if plain is None else _computed(plain, out / plain.identity)
     target = out / checked.identity
-    records = run_sweep(checked, target, wandb=mode)
+    records = run_sweep(checked, target, wandb=os.environ.get("WANDB_MODE", "online"), unencrypted=unencrypted)
     if as_json:
         print_summary(records, target)

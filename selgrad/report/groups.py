@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -16,7 +16,7 @@ import pandas as pd
 from selgrad import measures
 from selgrad.measures import LEVELS
 from selgrad.report.tables import SETTING, metric_label, setting_title, wilson
-from selgrad.report.verdicts import with_outcomes
+from selgrad.report.verdicts import OUTCOMES, with_outcomes
 
 KINDS = ("dataset", "model", "update", "protection", "metric", "selector", "attack")
 """The kinds of component that a cell is made of, each with a name and arguments."""
@@ -63,8 +63,19 @@ class Groups:
             needed = [key, *(other for other in self._plain[_attacked(key)] if other != key)]
             if all(self._left[other] <= 0 for other in needed):
                 del self._waiting[key]
-                count = sum(map(len, self._cells[key]))
-                yield key, with_outcomes(pd.concat([cells for other in needed for cells in self._cells[other]], ignore_index=True)).iloc[:count]
+                own, *others = (pd.concat(self._cells[other], ignore_index=True) for other in needed)
+                yield key, judged(own, others)
+
+
+def judged(cells: pd.DataFrame, others: Iterable[pd.DataFrame] = ()) -> pd.DataFrame:
+    """Returns the cells with the column `outcome`, or as they are where the attack was not tried with nothing encrypted and nothing is known.
+
+    Args:
+      cells: to be judged.
+      others: further cells of the same attacks on the same samples, among them those with nothing encrypted.
+    """
+    together = pd.concat([cells, *others], ignore_index=True)
+    return with_outcomes(together).iloc[: len(cells)] if (together["ratio"] == 0).any() else cells
 
 
 def _attacked(key: Key) -> Key:
@@ -137,7 +148,7 @@ def curves(cells: pd.DataFrame) -> Iterator[dict[str, float]]:
 
     A curve is a metric, with the selector, the attack's rung and the setting where the records hold several.
     """
-    table = with_outcomes(cells)
+    table = judged(cells)
     names = metric_label(table)
     for column in (*SETTING, "attack_label"):
         if column in table and table[column].nunique() > 1:
@@ -150,7 +161,7 @@ def curves(cells: pd.DataFrame) -> Iterator[dict[str, float]]:
 
 
 def summary(cells: pd.DataFrame) -> dict[str, float]:
-    """Returns a group's scalars: mean measures and costs, the share of inputs read with its 95 % Wilson interval, and the share of each outcome and level."""
+    """Returns a group's scalars: mean measures and costs, the share of inputs read with its 95 % Wilson interval, and the share of each level and outcome."""
     count, won = len(cells), int(cells["success"].sum())
     low, high = wilson(won, count)
     scalars: dict[str, float] = {"num_cells": count, "success": won / count, "success_low": low, "success_high": high}
@@ -163,6 +174,6 @@ def summary(cells: pd.DataFrame) -> dict[str, float]:
     for i, level in enumerate(LEVELS[1:], 1):
         if "level" in cells:
             scalars[f"at_least.{level}"] = float(cells["level"].isin(LEVELS[i:]).mean())
-    for outcome, share in cells["outcome"].value_counts(normalize=True).items():
-        scalars[f"outcome.{outcome}"] = float(share)
+    if "outcome" in cells:
+        scalars |= {f"outcome.{outcome}": float((cells["outcome"] == outcome).mean()) for outcome in OUTCOMES}
     return scalars

@@ -63,7 +63,7 @@ def summary_table(records: pd.DataFrame, out: Path) -> Table:
 
 def run_sweep(
     config: SweepConfig | Mapping[str, Any], out: str | Path, *, engine: Any = "local", wandb: str = "disabled", quiet: bool = False,
-    console: Console | None = None,
+    console: Console | None = None, unencrypted: pd.DataFrame | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Runs or continues a sweep in a folder.
 
@@ -74,6 +74,7 @@ def run_sweep(
       wandb: "disabled", "offline" or "online".
       quiet: print nothing.
       console: where to print; standard error by default.
+      unencrypted: records of the same attacks with nothing encrypted, where they are not cells of this sweep, for the outcomes that W&B shows.
 
     Returns:
       The records, one row per cell.
@@ -127,7 +128,8 @@ def run_sweep(
             note = f"; {clipped:,} entries lay beyond the public bound and were clipped (encryption: bound)" if clipped else ""
             say(f"round trip proven on {len(costs)} selections of real gradient entries: every decrypted integer equals the plain sum{note}")
         if wandb != "disabled":
-            tracker.begin(group_sizes(plan.blocks, list(settings(checked))), read_records(sweep.out) if len(waiting) < len(plan.blocks) else None)
+            finished = read_records(sweep.out) if len(waiting) < len(plan.blocks) else None
+            tracker.begin(group_sizes(plan.blocks, list(settings(checked))), finished, unencrypted)
         columns = (terminal.description(), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
         started, lines = time.perf_counter(), {"last": time.perf_counter(), "done": 0.0}
         with Progress(*columns, console=screen, disable=quiet, transient=True) as progress:
