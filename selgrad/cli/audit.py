@@ -58,16 +58,13 @@ def audit(
     from selgrad import devices
 
     devices.configure()
-    from rich.text import Text
-
+    from selgrad import terminal
     from selgrad.audit import audit_masks, audit_paths
-    from selgrad.terminal import console
 
     components: dict[str, Any] = {kind: entry(kind, texts[kind]) for kind in ("dataset", "model", "update", "protection")}
     if public is not None:
         components["public"] = entry("public", public)
-    with console(stderr=True).status("starting") as status:
-        say = lambda line: status.update(Text(line))
+    with terminal.status(terminal.console(stderr=True), "starting") as say:
         if encrypt:
             attacks = [entry("attack", text) for text in attack]
             asked = audit_paths(encrypt, **components, attacks=attacks, samples=range(samples), seed=seed, on_event=say)

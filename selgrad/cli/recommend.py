@@ -43,8 +43,7 @@ def recommend(level: str, rate: float, confidence: float, budget: Any, check: bo
 
     question = Question(level=level, rate=rate, confidence=confidence)
     setting = read_setting(**options)
-    with progress() as show:
-        show(total=None)
+    with progress(None) as show:
         result = search(setting, out, question=question, budget=budget, check=check, on_event=lambda line: show(description=line))
     if as_json:
         click.echo(json.dumps(finite(result.document())))

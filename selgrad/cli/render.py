@@ -26,20 +26,11 @@ def finite(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def progress(total: float = 100) -> Iterator[Callable[..., None]]:
-    """Shows a bar on a terminal's standard error, and nothing elsewhere; the function it yields takes `completed`, `total` and `description`."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+def progress(total: float | None = 100) -> Iterator[Callable[..., None]]:
+    """Shows progress on standard error (`selgrad.terminal.progress`)."""
+    from selgrad import terminal
 
-    from selgrad.terminal import console, description
-
-    screen = console(stderr=True)
-    columns = description(), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        task = bar.add_task("compiling", total=total)
-
-        def show(**changes: Any) -> None:
-            bar.update(task, **changes)
-
+    with terminal.progress(terminal.console(stderr=True), "compiling", total) as show:
         yield show
 
 

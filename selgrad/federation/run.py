@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedColumn
 from rich.table import Table
 
 from selgrad import files
 from selgrad.federation.config import FederationConfig, parse
 from selgrad.report.figures import federation
-from selgrad.terminal import description
+from selgrad.terminal import progress
 
 
 def federate(config: FederationConfig | Mapping[str, Any], out: str | Path, *, wandb: str = "disabled", quiet: bool = False) -> pd.DataFrame:
@@ -57,7 +56,7 @@ def _served(checked: FederationConfig, folder: Path, wandb: str, quiet: bool) ->
     from selgrad.federation.enrolment import read_public
     from selgrad.federation.journal import adopt
     from selgrad.federation.server import Server
-    from selgrad.federation.simulation import simulate, terminal
+    from selgrad.federation.simulation import lasting_console, simulate
     from selgrad.tracking import make_tracker
 
     adopt(checked, folder)
@@ -66,15 +65,13 @@ def _served(checked: FederationConfig, folder: Path, wandb: str, quiet: bool) ->
     tracker = make_tracker(wandb, folder, checked.name, run_id, checked.to_dict(), {**checked.wandb.model_dump(), "runs": "sweep"})
     tracker.open()
     on_round = lambda row: tracker.log(row, int(row["round"]))
-    columns = description(), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
-    with terminal(quiet) as screen, Progress(*columns, console=screen, disable=quiet or not screen.is_terminal) as progress:
-        bar = progress.add_task("starting Flower's workers", total=1.0)
+    with lasting_console(quiet) as screen, progress(screen, "starting Flower's workers", 1.0) as show:
 
         def on_event(line: str, share: float) -> None:
             if share >= 0:
-                progress.update(bar, completed=share, description=line)
-            elif not quiet:
-                progress.console.print(line)
+                show(completed=share, description=line)
+            else:
+                screen.print(line)
 
         enrolled = _enrolled(checked, folder / "enrolment")
         server = Server(checked, read_public(enrolled), folder, on_event, on_round)

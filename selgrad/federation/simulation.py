@@ -136,7 +136,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def terminal(quiet: bool) -> Iterator[Console]:
+def lasting_console(quiet: bool) -> Iterator[Console]:
     """A console on a copy of the current standard error, which keeps working when standard error is redirected later."""
     with os.fdopen(os.dup(2), "w", buffering=1) as stream:
         yield console(file=stream, quiet=quiet)

@@ -8,16 +8,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.status import Status
 from rich.table import Table
-from rich.text import Text
 
 from selgrad import terminal
 from selgrad.config import SweepConfig, parse, settings
@@ -25,29 +22,6 @@ from selgrad.registry import Spec
 from selgrad.report.page import make_report
 from selgrad.report.tables import read_records, same_masks
 from selgrad.report.verdicts import stopping_ratios, verdict_grid
-
-_SECONDS = 15.0
-"""Seconds between two lines about the progress, where there is no terminal."""
-
-
-def duration(seconds: float) -> str:
-    """Formats a duration, such as `4 s`, `3 min`, `2.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _announcer(screen: Console, status: Status, prefix: str = "") -> Callable[[str], None]:
-    """Returns a function that shows what is being done: next to a spinner on a terminal, elsewhere as a line every so often."""
-    last = [-_SECONDS]
-
-    def tell(line: str) -> None:
-        status.update(Text(prefix + line))
-        if not screen.is_terminal and time.perf_counter() - last[0] > _SECONDS:
-            last[0] = time.perf_counter()
-            screen.print(prefix + line, markup=False)
-
-    return tell
 
 
 def summary_table(records: pd.DataFrame, out: Path) -> Table:
@@ -98,13 +72,13 @@ def run_sweep(
     executor: Executor = Spec.of("engine", engine).build()
     # Other executors compute on devices that this process does not see.
     is_here = isinstance(executor, Local)
-    with screen.status("loading data and models"):
+    with terminal.status(screen, "loading data and models"):
         sweep = Sweep(checked, out)
     with contextlib.closing(executor), sweep.lock():
         tracker = make_tracker(wandb, sweep.out, checked.name, sweep.run_id, checked.to_dict(), checked.wandb.model_dump())
         tracker.open()
-        with screen.status("planning") as status:
-            plan = executor.plan(sweep, _announcer(screen, status, "planning: "))
+        with terminal.status(screen, "planning") as tell:
+            plan = executor.plan(sweep, lambda line: tell(f"planning: {line}"))
         waiting = sweep.missing(plan.blocks)
         say(
             f"{checked.name}: {plan.num_cells:,} cells in {len(plan.blocks)} blocks of {plan.num_programs} compiled programs; "
@@ -112,15 +86,15 @@ def run_sweep(
         )
         where = f"on {devices.described()}: " if is_here else ""
         say(
-            f"{where}at most {plan.memory_bytes / 1e6:,.0f} MB at once, compiled in {duration(plan.compile_seconds)}, attacks take at most "
-            f"{duration(plan.seconds)}; records go to {sweep.out / 'records'}"
+            f"{where}at most {plan.memory_bytes / 1e6:,.0f} MB at once, compiled in {terminal.duration(plan.compile_seconds)}, "
+            f"attacks take about {terminal.duration(plan.seconds)}; records go to {sweep.out / 'records'}"
         )
         if is_here and (unusual := devices.numerical_settings()):
             say(f"JAX is set to {unusual}: results differ from those of its defaults, and records name it (jax_settings)", style="yellow", soft_wrap=True)
         if is_here and (idle := devices.unused_accelerator()):
             say(idle, style="yellow", soft_wrap=True)
-        with screen.status("measuring the encryption") as status:
-            costs = sweep.costs(on_event=_announcer(screen, status))
+        with terminal.status(screen, "measuring the encryption") as tell:
+            costs = sweep.costs(on_event=tell)
         if sweep.encryption_note is not None:
             say(f"cost columns stay empty: {sweep.encryption_note}", style="yellow", soft_wrap=True)
         elif costs:
@@ -130,30 +104,20 @@ def run_sweep(
         if wandb != "disabled":
             finished = read_records(sweep.out) if len(waiting) < len(plan.blocks) else None
             tracker.begin(group_sizes(plan.blocks, list(settings(checked))), finished, unencrypted)
-        columns = (terminal.description(), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
-        started, lines = time.perf_counter(), {"last": time.perf_counter(), "done": 0.0}
-        with Progress(*columns, console=screen, disable=quiet, transient=True) as progress:
-            task = progress.add_task("cells", total=plan.num_cells)
-
-            def on_progress(cells: float, line: str) -> None:
-                progress.update(task, advance=cells, description=line)
-                lines["done"] += cells
-                if not screen.is_terminal and time.perf_counter() - lines["last"] > 2 * _SECONDS:
-                    lines["last"] = time.perf_counter()
-                    spent = duration(time.perf_counter() - started)
-                    say(f"{lines['done']:,.0f} of {plan.num_cells:,} cells after {spent}: {line}")
-
+        started = time.perf_counter()
+        with terminal.progress(screen, "starting", plan.num_cells, unit="cells") as show:
+            on_progress = lambda cells, line: show(advance=cells, description=line)
             executor.run(sweep, plan, costs, lambda _, records: tracker.block(records), on_progress)
         attacked = time.perf_counter()
         sweep.folder.compact()
         records = read_records(sweep.out)
-        with screen.status("drawing the report"):
+        with terminal.status(screen, "drawing the report"):
             page = make_report(sweep.out)
             tracker.finish(records)
             sweep.folder.publish()
         say(summary_table(records, sweep.out))
         if waiting:
-            say(f"attacks took {duration(attacked - started)}")
+            say(f"attacks took {terminal.duration(attacked - started)}, with the compilation of their programs")
         if sweep.place != str(sweep.out.absolute()):
             say(f"all of it lies at {sweep.place}, and a copy here:", soft_wrap=True)
         say(f"figures: {sweep.out / 'figures'}\nreport:  {page}\nrecords: {sweep.out / 'records'}", soft_wrap=True)
