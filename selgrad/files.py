@@ -246,25 +246,27 @@ def read_frame(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, what: str) -> Iterator[None]:
+def locked(folder: Path, what: str, *, wait: bool = False, name: str = ".lock") -> Iterator[None]:
     """Locks a folder for this process, making it if necessary.
 
     Args:
       folder: to lock.
       what: describes what runs there, for the error message.
+      wait: whether to wait for another process that holds the lock.
+      name: of the file that is locked; a folder may have several.
 
     Raises:
-      BusyError: if another process holds the lock.
+      BusyError: if another process holds the lock, unless `wait`.
       SelgradError: if files cannot be locked there and SELGRAD_LOCK is not `off`.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / ".lock", "w")  # noqa: SIM115 (held until the end)
+        handle = open(folder / name, "w")  # noqa: SIM115 (held until the end)
     except OSError as error:
         raise SelgradError(f"cannot write in {str(folder)!r}: {error.strerror}; choose another --out") from None
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BusyError(f"another process is running a {what} in {str(folder)!r}; wait for it or choose another folder") from None
         except OSError as error:

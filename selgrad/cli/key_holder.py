@@ -16,6 +16,7 @@ from selgrad.errors import UsageError
 @click.command("key-holder")
 @click.argument("folder", type=PATH)
 @click.option("--clients", type=int, help="Enrol a run of so many clients in FOLDER; without it the run that is enrolled there is served.")
+@click.option("--max-examples", type=float, help="The largest number of examples of one client; an update is weighted by its share of this. Needed to enrol.")
 @click.option("--ratio", type=float, default=0.1, show_default=True, help="Share of the float entries of an update that every client encrypts.")
 @click.option(
     "--agreement", default="fixed", show_default=True, help="On one mask: fixed, or vote, union, interleaved, encrypted_sensitivity by clients' significance."
@@ -30,8 +31,8 @@ from selgrad.errors import UsageError
 @click.option("--insecure", is_flag=True, help="Listen without TLS beyond this machine: whoever listens reads the sums.")
 @click.option("--enrol-only", is_flag=True, help="Write the folders and do not serve.")
 def key_holder(
-    folder: Path, clients: int | None, ratio: float, agreement: str, profile: str, bound: float | None, min_clients: int, seed: int, address: str,
-    ssl_certfile: Path | None, ssl_keyfile: Path | None, insecure: bool, enrol_only: bool,
+    folder: Path, clients: int | None, max_examples: float | None, ratio: float, agreement: str, profile: str, bound: float | None, min_clients: int,
+    seed: int, address: str, ssl_certfile: Path | None, ssl_keyfile: Path | None, insecure: bool, enrol_only: bool,
 ) -> None:  # fmt: skip
     r"""Hold the key of an app of your own, and open the sums of its rounds. FOLDER is for the enrolment of one run.
 
@@ -39,7 +40,7 @@ def key_holder(
     its owner on a way that the server does not see, and delete the copy. The service forms every sum itself, of what clients vouch for to it, once a round.
 
     \b
-    selgrad key-holder keys --clients 5 --ratio 0.2 --agreement vote
+    selgrad key-holder keys --clients 5 --max-examples 2000 --ratio 0.2 --agreement vote
     selgrad key-holder keys --address 0.0.0.0:9095 --ssl-certfile holder.pem --ssl-keyfile holder.key
     """
     from selgrad.federation.flower import quiet_flower
@@ -54,7 +55,9 @@ def key_holder(
     if not enrol_only and ssl_certfile is None and not insecure and host not in ("127.0.0.1", "localhost", "[::1]"):
         raise UsageError(f"--address {address} is reached from elsewhere and talks in the clear; give --ssl-certfile and --ssl-keyfile, or --insecure")
     if clients is not None:
-        enrol(Terms(clients, ratio, agreement, profile, min_clients, bound, seed), folder)
+        if max_examples is None:
+            raise UsageError("--clients enrols a run and needs --max-examples, the largest number of examples that one client has")
+        enrol(Terms(clients, max_examples, ratio, agreement, profile, min_clients, bound, seed), folder)
         click.echo(f"enrolled in {folder}: give 0 .. {clients - 1} to the clients and {SERVER} to the server, each to its owner alone; {KEY_HOLDER} stays here")
     if enrol_only:
         if clients is None:

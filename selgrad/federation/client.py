@@ -67,7 +67,8 @@ def respond(seat: Seat, request: Message, *, faults: bool = True) -> Message:
     if faults and due & {"die", "late", "twice"}:
         raise FaultError(min(due & {"die", "late", "twice"}))
     task, started = task_of(seat.enrolment.text), time.perf_counter()
-    answer = dict(_ANSWERS[kind](task, seat, request))
+    with seat.alone():
+        answer = dict(_ANSWERS[kind](task, seat, request))
     if "malformed" in due:
         answer["sealed" if answer.get("sealed") else "plain"] = answer["sealed" if answer.get("sealed") else "plain"][:-7]
     if "nan" in due:

@@ -7,12 +7,14 @@ participant has its own folder, readable by its owner alone; each pair that need
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 import yaml
 
-from selgrad import encryption
+from selgrad import encryption, files
 from selgrad.encryption.roles import read_private
 from selgrad.encryption.wire import private_file
 from selgrad.errors import DamagedError, SelgradError
@@ -171,8 +173,6 @@ def write(enrolments: Sequence[Enrolment], folder: str | Path, names: Mapping[in
     Raises:
       SelgradError: if the folder cannot be written to.
     """
-    from selgrad import files
-
     root = Path(folder)
     for enrolment in enrolments:
         enrolment.save(root / (names or {}).get(enrolment.number, str(enrolment.number)))
@@ -186,8 +186,6 @@ def read_public(folder: str | Path) -> Public:
     Raises:
       SelgradError: if it is missing or damaged.
     """
-    from selgrad import files
-
     path = Path(folder) / "public.json"
     try:
         return Public(**files.read_json(path))
@@ -264,6 +262,24 @@ class Seat:
         self.enrolment, self._folder = enrolment, folder
         self._answered: dict[str, _Answered] = {}
         self.memory: dict[str, bytes] = {}
+        self._lock, self._depth = threading.RLock(), 0
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Holds the seat while a request is answered, against other threads and processes: two requests at once would each find that none was answered yet.
+
+        A process that comes second reads what the first has stored.
+        """
+        with self._lock, contextlib.ExitStack() as stack:
+            if self._depth == 0 and self._folder is not None:
+                stack.enter_context(files.locked(self._folder, "participant", wait=True, name="answers.lock"))
+                self._answered.clear()
+                self.memory.clear()
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
 
     @cached_property
     def config(self) -> FederationConfig:
@@ -284,18 +300,19 @@ class Seat:
         Raises:
           SelgradError: if another request of that kind was answered in this round or a later one.
         """
-        last = self._last(kind)
-        if last is not None and round_number <= last.round:
-            if (round_number, asked) == (last.round, last.asked):
-                return dict(last.answer)
-            raise SelgradError(f"{kind!r} of round {last.round} was answered to another request; each is answered once")
-        answer = make()
-        self._answered[kind] = _Answered(round_number, asked, answer)
-        if self._folder is not None:
-            # Stored before it is returned; otherwise a process that is killed could forget an answer that it gave.
-            with private_file(self._folder / f"answered-{kind}") as stream:
-                stream.write(_summed(pack({"answer": pack(answer), "round": round_number, "asked": asked})))
-        return answer
+        with self.alone():
+            last = self._last(kind)
+            if last is not None and round_number <= last.round:
+                if (round_number, asked) == (last.round, last.asked):
+                    return dict(last.answer)
+                raise SelgradError(f"{kind!r} of round {last.round} was answered to another request; each is answered once")
+            answer = make()
+            self._answered[kind] = _Answered(round_number, asked, answer)
+            if self._folder is not None:
+                # Stored before it is returned; otherwise a process that is killed could forget an answer that it gave.
+                with private_file(self._folder / f"answered-{kind}") as stream:
+                    stream.write(_summed(pack({"answer": pack(answer), "round": round_number, "asked": asked})))
+            return answer
 
     def answered(self, kind: str) -> dict[str, Any]:
         """The last answer of a kind; empty if there was none."""

@@ -22,7 +22,7 @@ from selgrad.errors import EncryptionError, SelgradError, UsageError
 from selgrad.federation.agreements import SCORES
 from selgrad.federation.enrolment import Enrolment, Seat, digest, pack, unpack
 from selgrad.federation.messages import Message
-from selgrad.federation.sums import answered_once, mask_of, opened, vouched
+from selgrad.federation.sums import answered_once, mask_of, opened, require_hash, vouched
 from selgrad.federation.terms import KEY_HOLDER, SERVER, Terms
 
 _SERVICE, _METHOD = "selgrad.KeyHolder", "Open"
@@ -37,7 +37,8 @@ def respond(seat: Seat, request: Message) -> Message:
 
     Args:
       seat: the key holder's.
-      request: with `kind` (`decrypt` or `choose`), `round`, `clients`, `uploads`, `tags`, `weights` and `mask_hash`.
+      request: with `kind` (`decrypt` or `choose`), `round`, `clients`, `uploads`, `tags`, `weights`, `mask_hash` and `asked` (a digest of all else that every
+        client was asked).
 
     Raises:
       SelgradError: if the request is malformed or not one that the key holder answers.
@@ -47,7 +48,7 @@ def respond(seat: Seat, request: Message) -> Message:
         kind, number = request["kind"], request["round"]
         if kind not in ("decrypt", "choose") or type(number) is not int or number < 0:
             raise SelgradError(f"request {kind!r} of round {number!r} is none that the key holder answers")
-        bound_to = SCORES if kind == "choose" else mask_of(request)
+        bound_to = digest(SCORES if kind == "choose" else mask_of(request), require_hash("asked", request["asked"]))
         uploads = vouched(seat.enrolment, request, bound_to, num_clients=terms.clients, min_clients=terms.min_clients)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SelgradError(f"the request is malformed ({type(error).__name__})") from None
@@ -97,32 +98,33 @@ class KeyHolderLink:
     def _number(self) -> int:
         return self.terms.clients
 
-    def opened(self, number: int, mask_hash: str, weights: str, uploads: Sequence[tuple[int, bytes, bytes]]) -> npt.NDArray[np.int64]:
+    def opened(self, number: int, mask_hash: str, weights: str, asked: str, uploads: Sequence[tuple[int, bytes, bytes]]) -> npt.NDArray[np.int64]:
         """The decrypted sum of a round in grid units (n,).
 
         Args:
           number: of the round.
           mask_hash: of the selection.
           weights: a digest of the weights that clients trained on.
+          asked: a digest of all else that they were asked.
           uploads: each client's number, ciphertexts and tag for the key holder.
 
         Raises:
           SelgradError: if the key holder does not answer, or refuses.
         """
-        answer = self._request("decrypt", number, mask_hash, weights, uploads)
+        answer = self._request("decrypt", number, mask_hash, weights, asked, uploads)
         return np.frombuffer(answer["points"], np.int64)
 
-    def chosen(self, number: int, weights: str, uploads: Sequence[tuple[int, bytes, bytes]], num_floats: int) -> Bits:
+    def chosen(self, number: int, weights: str, asked: str, uploads: Sequence[tuple[int, bytes, bytes]], num_floats: int) -> Bits:
         """The mask (num_floats,) from a sum of score maps.
 
         Raises:
           SelgradError: if the key holder does not answer, or refuses.
         """
-        return encryption.decode_indices(self._request("choose", number, "", weights, uploads)["mask"], num_floats)
+        return encryption.decode_indices(self._request("choose", number, "", weights, asked, uploads)["mask"], num_floats)
 
-    def _request(self, kind: str, number: int, mask_hash: str, weights: str, uploads: Sequence[tuple[int, bytes, bytes]]) -> Message:
+    def _request(self, kind: str, number: int, mask_hash: str, weights: str, asked: str, uploads: Sequence[tuple[int, bytes, bytes]]) -> Message:
         clients, raws, tags = ([*column] for column in zip(*sorted(uploads), strict=True))
-        request = {"kind": kind, "round": number, "mask_hash": mask_hash, "weights": weights, "clients": clients, "uploads": raws, "tags": tags}
+        request = {"kind": kind, "round": number, "mask_hash": mask_hash, "weights": weights, "asked": asked, "clients": clients, "uploads": raws, "tags": tags}
         raw = pack(request)
         try:
             reply = unpack(self._ask(raw, self.enrolment.tag(self._number, "ask", digest(raw))))

@@ -6,6 +6,7 @@ The mod works on the arrays that a client returns from training, no matter how t
 from __future__ import annotations
 
 import base64
+import collections
 import functools
 import json
 import logging
@@ -81,6 +82,18 @@ def magnitude(update: Arrays) -> Arrays:
     return {name: np.abs(array) for name, array in update.items()}
 
 
+def _asked(content: Any, run_config: Mapping[str, Any]) -> str:
+    """A digest of all that the server asks besides weights and mask, such as the learning rate: the settings of a message and of the run.
+
+    Uploads are bound to it, and only uploads of one digest are summed: a server that asks one client to train and the others to stand still would otherwise
+    read the one in the sum.
+    """
+    plain = lambda value: base64.b64encode(value).decode() if isinstance(value, bytes) else value
+    records = {**content.config_records, **content.metric_records}
+    asked = {name: {key: plain(value) for key, value in record.items()} for name, record in records.items() if name != _ASKED}
+    return digest(json.dumps([asked, dict(run_config)], sort_keys=True))
+
+
 class _Client(NamedTuple):
     """The state of a client while it answers one message."""
 
@@ -89,9 +102,10 @@ class _Client(NamedTuple):
     record: Any
     floats: Bits
     weights: str
+    asked: str
 
     def context(self, bound_to: str, number: int) -> str:
-        return context_of(bound_to, number, self.seat.enrolment.public.run)
+        return context_of(digest(bound_to, self.asked), number, self.seat.enrolment.public.run)
 
     def sealed(self, values: npt.NDArray[Any], bound_to: str, number: int, clip: bool) -> tuple[bytes, bytes]:
         """Encrypts values and authenticates the ciphertexts to the key holder."""
@@ -137,7 +151,7 @@ def selective_encryption(enrolment: Enrolled | None = None, *, scores: Scores = 
         seat = seat_of(None if partition is None else int(partition), folder)
         (before,) = message.content.array_records.values()
         old, floats = _flat(before), _is_float(before)
-        client = _Client(seat, Terms.of(seat.enrolment), before, floats, digest_of_weights(old))
+        client = _Client(seat, Terms.of(seat.enrolment), before, floats, digest_of_weights(old), _asked(message.content, context.run_config))
         failed: list[Any] = []
 
         def update() -> tuple[npt.NDArray[np.float64], Any]:
@@ -152,11 +166,12 @@ def selective_encryption(enrolment: Enrolled | None = None, *, scores: Scores = 
             return old - _flat(after), reply.content
 
         try:
-            answer = _proposed(client, request, update, scores) if request["what"] == "propose" else _trained(client, request, update, clip)
+            with seat.alone():
+                answer = _proposed(client, request, update, scores) if request["what"] == "propose" else _trained(client, request, update, clip)
         except _FailedError:
             return failed[0]
         content: dict[str, Any] = _decode_extras(answer.pop("said", "{}"))
-        content[_SEALED] = ConfigRecord({**answer, "client": seat.enrolment.number})
+        content[_SEALED] = ConfigRecord({**answer, "client": seat.enrolment.number, "asked": client.asked})
         return Message(RecordDict(content), reply_to=message)
 
     return mod
@@ -207,7 +222,7 @@ def _proposed(client: _Client, request: Any, update: Callable[[], Any], scores: 
         proposer = Proposer(flat, terms.num_selected(flat.size), terms.encryption.bound, encrypt)
         return {"proposal": ASKED[terms.agreement].propose(proposer), "word": word[0]}
 
-    answer = client.seat.once("propose", number, client.weights, make)
+    answer = client.seat.once("propose", number, digest(client.weights, client.asked), make)
     return {**answer, "tag": enrolment.tag(terms.clients + 1, "proposal", enrolment.number, number, client.weights, digest(answer["proposal"]))}
 
 
@@ -223,10 +238,10 @@ def _trained(client: _Client, request: Any, update: Callable[[], Any], clip: boo
 
     def make() -> dict[str, Any]:
         moved, content = update()
-        weight_key, max_examples = request["weigh"], request["scale"]
+        weight_key, max_examples = terms.weighted_by, terms.max_examples
         counts = [metrics[weight_key] for metrics in content.metric_records.values() if weight_key in metrics]
         if len(counts) != 1 or not 0 < counts[0] <= max_examples:
-            raise EncryptionError(f"{weight_key}={counts} is not a number in (0, {max_examples:g}]; return it once, or raise max_examples of the strategy")
+            raise EncryptionError(f"{weight_key}={counts} is not a number in (0, {max_examples:g}]; return it once, or enrol with a larger max_examples")
         share = float(counts[0]) / max_examples
         values = (share * moved).astype(np.float32)
         if not np.isfinite(values).all():
@@ -245,7 +260,7 @@ def _trained(client: _Client, request: Any, update: Callable[[], Any], clip: boo
         sealed, word = client.sealed(values[bits], mask_hash, number, clip)
         return {"sealed": sealed, "word": word, "plain": values[~bits].tobytes(), "weight": share, "clipped": clipped, "said": _encode_extras(content)}
 
-    answer = client.seat.once("train", number, digest(client.weights, mask_hash, request["scale"], request["weigh"]), make)
+    answer = client.seat.once("train", number, digest(client.weights, mask_hash, client.asked), make)
     context = client.context(mask_hash, number)
     reply_digest = digest(answer["weight"].hex(), answer["plain"], answer["sealed"])
     return {**answer, "tag": enrolment.tag(terms.clients + 1, "reply", enrolment.number, context, client.weights, reply_digest)}
@@ -261,18 +276,24 @@ def _beyond(record: Any, update: npt.NDArray[np.float32], bits: Bits, bound: flo
 class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
     """Flower's FedAvg over updates that `selective_encryption` encrypted: exposed entries are added in the clear, the others by the key holder.
 
-    The ratio, the agreement, the profile and the minimum number of clients come from the enrolment, which every participant holds.
+    The ratio, the agreement, the profile, the weights of clients and their minimum number come from the enrolment, which every participant holds.
 
     Args:
       key_holder: the link to the key holder: `connect(...)` in a deployment, `key_holder_here(...)` in a simulation.
-      max_examples: the largest number of examples of one client; updates are weighted by examples divided by this before they are rounded to the profile's
-        grid, so a value that is far too large makes the rounding coarse.
       arguments: passed on to FedAvg.
+
+    Raises:
+      UsageError: if `weighted_by_key` is among the arguments and not what clients were enrolled with.
     """
 
-    def __init__(self, *, key_holder: KeyHolderLink, max_examples: float, **arguments: Any) -> None:
+    def __init__(self, *, key_holder: KeyHolderLink, **arguments: Any) -> None:
+        agreed = key_holder.terms.weighted_by
+        if arguments.setdefault("weighted_by_key", agreed) != agreed:
+            raise UsageError(
+                f"weighted_by_key={arguments['weighted_by_key']!r} is not what clients were enrolled with, {agreed!r}; enrol again, or leave it out"
+            )
         super().__init__(**arguments)
-        self._link, self._terms, self._max_examples = key_holder, key_holder.terms, max_examples
+        self._link, self._terms = key_holder, key_holder.terms
         self._scheme = encryption.CKKS(self._terms.encryption)
         self._mask: Bits | None = None
         self._current: Any = None
@@ -289,7 +310,7 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
         if self._mask is None:
             asks_clients = self._terms.agreement != "fixed"
             self._mask = self._agree(server_round, arrays, config, grid, num_floats) if asks_clients else self._terms.fixed_mask(num_floats)
-        record = {"what": "train", "indices": encryption.encode_indices(self._mask), "scale": float(self._max_examples), "weigh": self.weighted_by_key}
+        record = {"what": "train", "indices": encryption.encode_indices(self._mask)}
         return self._messages_with(server_round, arrays, config, grid, record)
 
     def _messages_with(self, server_round: int, arrays: Any, config: Any, grid: Any, record: dict[str, Any]) -> list[Any]:
@@ -303,24 +324,26 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
         weights, terms = digest_of_weights(_flat(arrays)), self._terms
         protocol = ASKED[terms.agreement]
 
+        replies, asked = self._read(grid.send_and_receive(self._messages_with(server_round, arrays, config, grid, {"what": "propose"})))
+
         def choose(maps: Any) -> Bits:
-            return self._link.chosen(server_round, weights, maps, num_floats)
+            return self._link.chosen(server_round, weights, asked, maps, num_floats)
 
         chair = Chair(num_floats, terms.num_selected(num_floats), choose)
-        replies = grid.send_and_receive(self._messages_with(server_round, arrays, config, grid, {"what": "propose"}))
         proposals: dict[int, Any] = {}
-        for client, record in self._read(replies):
+        for client, record in replies:
             try:
                 self._require_tag(client, record["tag"], "proposal", client, server_round, weights, digest(record["proposal"]))
-                proposals[client] = protocol.read(chair, record["proposal"], functools.partial(self._upload, client, server_round, record["word"]))
+                proposals[client] = protocol.read(chair, record["proposal"], functools.partial(self._upload, client, server_round, asked, record["word"]))
             except (SelgradError, ValueError, KeyError, TypeError) as error:
                 logging.getLogger("flwr").warning("the proposal of client %d is left out: %s", client, error)
         if len(proposals) < terms.min_clients:
             raise SelgradError(f"{len(proposals)} clients said what they would encrypt and min_clients is {terms.min_clients}; start more")
         return protocol.combine(chair, [proposals[client] for client in sorted(proposals)])
 
-    def _read(self, replies: Iterable[Any]) -> Iterable[tuple[int, dict[str, Any]]]:
-        """The mod's answers, each with the client number that it claims."""
+    def _read(self, replies: Iterable[Any]) -> tuple[list[tuple[int, dict[str, Any]]], str]:
+        """The mod's answers, each with the client number that it claims, and the digest of what was asked that most of them name."""
+        read = []
         for reply in replies:
             if reply.has_error() or _SEALED not in reply.content:
                 logging.getLogger("flwr").warning("an answer is left out: %s", reply.error.reason if reply.has_error() else "it is not an answer of the mod")
@@ -328,24 +351,26 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
             record = {**dict(reply.content[_SEALED].items()), "said": reply.content}
             client = record.get("client")
             if type(client) is int and 0 <= client < self._terms.clients:
-                yield client, record
+                read.append((client, record))
+        asked = collections.Counter(record["asked"] for _, record in read if isinstance(record.get("asked"), str))
+        return read, max(asked, key=lambda name: (asked[name], name), default="")
 
     def _require_tag(self, client: int, tag: Any, *parts: Any) -> None:
         """Raises EncryptionError if a client's answer is not authenticated to the server."""
         if not isinstance(tag, bytes) or not self._link.enrolment.knows(client, tag, *parts):
             raise EncryptionError("it is not authentic")
 
-    def _upload(self, client: int, number: int, word: bytes, raw: bytes, bound_to: str, num_values: int) -> tuple[int, bytes, bytes]:
+    def _upload(self, client: int, number: int, asked: str, word: bytes, raw: bytes, bound_to: str, num_values: int) -> tuple[int, bytes, bytes]:
         """One client's ciphertexts with its tag for the key holder, if they are what was asked for."""
         reader, public = encryption.Reader(raw), self._link.enrolment.public
         header = reader.header
         if (header.key_tag, header.mask_hash, header.num_values, header.num_clients) != (
             public.key_tag,
-            context_of(bound_to, number, public.run),
+            context_of(digest(bound_to, asked), number, public.run),
             num_values,
             1,
         ):
-            raise EncryptionError("the ciphertexts are under another key, or of another mask, round or number of clients")
+            raise EncryptionError("the ciphertexts are under another key, or of another mask, round, request or number of clients")
         self._scheme.check(reader)
         return client, raw, word
 
@@ -356,11 +381,12 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
         bits = np.zeros(floats.size, bool)
         bits[floats] = self._mask
         mask_hash, weights, terms = mask_digest(self._mask), digest_of_weights(_flat(self._current)), self._terms
-        context = context_of(mask_hash, server_round, self._link.enrolment.public.run)
+        answers, asked = self._read(replies)
+        context = context_of(digest(mask_hash, asked), server_round, self._link.enrolment.public.run)
         plain, share = np.zeros(int((~bits).sum())), 0.0
         uploads: list[tuple[int, bytes, bytes]] = []
         counted: list[Any] = []
-        for client, record in self._read(replies):
+        for client, record in answers:
             try:
                 reply_digest = digest(float(record["weight"]).hex(), record["plain"], record["sealed"])
                 self._require_tag(client, record["tag"], "reply", client, context, weights, reply_digest)
@@ -371,7 +397,7 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
                 exposed = np.frombuffer(record["plain"], np.float32)
                 if exposed.size != plain.size or not 0 < record["weight"] <= 1 or not np.isfinite(exposed).all():
                     raise EncryptionError("its exposed entries or its weight are not what was asked for")
-                uploads.append(self._upload(client, server_round, record["word"], record["sealed"], mask_hash, int(bits.sum())))
+                uploads.append(self._upload(client, server_round, asked, record["word"], record["sealed"], mask_hash, int(bits.sum())))
             except (SelgradError, KeyError, ValueError, TypeError, AttributeError) as error:
                 logging.getLogger("flwr").warning("the update of client %d is left out: %s", client, error)
                 continue
@@ -382,7 +408,7 @@ class SelectiveFedAvg(FedAvg):  # type: ignore[misc]
             require_different([encryption.Reader(raw) for _, raw, _ in uploads])
             if len(uploads) < terms.min_clients:
                 raise EncryptionError(f"{len(uploads)} updates count and min_clients is {terms.min_clients}")
-            points = self._link.opened(server_round, mask_hash, weights, uploads)
+            points = self._link.opened(server_round, mask_hash, weights, asked, uploads)
         except UnreachableError:
             # Do not train on the same weights again: their sum may already have been decrypted.
             raise

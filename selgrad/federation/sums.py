@@ -70,7 +70,7 @@ def vouched(enrolment: Enrolment, request: Message, bound_to: str, *, num_client
     if len(clients) < min_clients:
         raise SelgradError(f"a sum over {len(clients)} clients is not decrypted; min_clients is {min_clients}")
     # As text in one canonical form, so that equal weights are recognised when they come again.
-    _require_hash("weights", request["weights"])
+    require_hash("weights", request["weights"])
     context = context_of(bound_to, request["round"], enrolment.public.run)
     readers: list[encryption.Reader] = []
     for client, raw, tag in zip(clients, raws, tags, strict=True):
@@ -80,7 +80,7 @@ def vouched(enrolment: Enrolment, request: Message, bound_to: str, *, num_client
         reader = encryption.Reader(raw)
         header = reader.header
         if (header.mask_hash, header.num_clients, header.num_values) != (context, 1, readers[0].header.num_values if readers else header.num_values):
-            raise SelgradError(f"the upload of client {client} is of another mask, round or number of clients; nothing is decrypted")
+            raise SelgradError(f"the upload of client {client} is of another mask, round, request or number of clients; nothing is decrypted")
         readers.append(reader)
     require_different(readers)
     digests = (digest(client, raw) for client, raw in zip(clients, raws, strict=True))
@@ -93,10 +93,11 @@ def mask_of(request: Message) -> str:
     Raises:
       SelgradError: if it is not a hash.
     """
-    return _require_hash("mask_hash", request["mask_hash"])
+    return require_hash("mask_hash", request["mask_hash"])
 
 
-def _require_hash(name: str, value: Any) -> str:
+def require_hash(name: str, value: Any) -> str:
+    """Returns a SHA-256 in hexadecimal; raises SelgradError if a value is anything else."""
     if not isinstance(value, str) or not _HASH.fullmatch(value):
         raise SelgradError(f"{name} is not a SHA-256 in hexadecimal; nothing is decrypted")
     return value
@@ -151,14 +152,15 @@ def answered_once(seat: Seat, kind: str, request: Message, uploads: Uploads, mak
       SelgradError: if another set was decrypted in this round, or one of the same weights in another: the difference would show one client's update.
     """
     name = "weights" if kind in ("decrypt", "share") else f"weights-{kind}"
-    recorded, step = seat.kept(name) or b"", f"{request['round']}:{request['weights']};".encode()
-    if step not in recorded and f":{request['weights']};".encode() in recorded:
-        raise SelgradError("a sum over updates of these weights was decrypted in another round; the difference of two would show one client's")
+    with seat.alone():
+        recorded, step = seat.kept(name) or b"", f"{request['round']}:{request['weights']};".encode()
+        if step not in recorded and f":{request['weights']};".encode() in recorded:
+            raise SelgradError("a sum over updates of these weights was decrypted in another round; the difference of two would show one client's")
 
-    def remembered() -> dict[str, Any]:
-        answer = make()
-        if step not in recorded:
-            seat.keep(name, recorded + step)
-        return answer
+        def remembered() -> dict[str, Any]:
+            answer = make()
+            if step not in recorded:
+                seat.keep(name, recorded + step)
+            return answer
 
-    return seat.once(kind, request["round"], uploads.digest, remembered)
+        return seat.once(kind, request["round"], uploads.digest, remembered)

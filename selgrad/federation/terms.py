@@ -17,7 +17,7 @@ from selgrad import encryption, files, trees
 from selgrad.encryption import agreement
 from selgrad.encryption.agreement import AGREEMENTS, Bits
 from selgrad.encryption.profiles import PROFILES, Profile
-from selgrad.errors import EncryptionError, SelgradError, UsageError, did_you_mean, require_ratio
+from selgrad.errors import EncryptionError, SelgradError, UsageError, did_you_mean, require_positive, require_ratio
 from selgrad.federation.enrolment import Enrolment, Public, digest, write
 
 KEY_HOLDER, SERVER = "key-holder", "server"
@@ -30,27 +30,33 @@ class Terms:
 
     Attributes:
       clients: how many are enrolled.
+      max_examples: the largest number of examples of one client. Updates are weighted by examples divided by this before they are rounded to the profile's
+        grid, so a value that is far too large makes the rounding coarse; the server cannot choose it, since it could round all clients but one to zero.
       ratio: share of an update's float entries to encrypt, in [0, 1].
       agreement: how clients agree on one mask, a name in `AGREEMENTS`.
       profile: of the encryption, one with a key holder.
       min_clients: no sum over fewer clients is decrypted.
       bound: largest absolute value of a weighted update's entry; None takes the profile's.
       seed: of the fixed mask.
+      weighted_by: the metric of a client's answer that holds its number of examples.
 
     Raises:
       UsageError: naming the value and the remedy.
     """
 
     clients: int
+    max_examples: float
     ratio: float = 0.1
     agreement: str = "fixed"
     profile: str = "exact"
     min_clients: int = 2
     bound: float | None = None
     seed: int = 0
+    weighted_by: str = "num-examples"
 
     def __post_init__(self) -> None:
         require_ratio(self.ratio)
+        require_positive(max_examples=self.max_examples)
         for key, value, known in (("agreement", self.agreement, AGREEMENTS), ("profile", self.profile, tuple(PROFILES))):
             if value not in known:
                 raise UsageError(f"{key} {value!r} is unknown; {did_you_mean(value, known)}")

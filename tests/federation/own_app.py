@@ -94,8 +94,8 @@ def trained(app, strategy, start=START):
 
 
 def sealed(folder, mods=None, start=START, terms=None, **options):
-    keys = enrol(Terms(**{"clients": 3, "ratio": 0.3, **(terms or {})}), folder)
-    strategy = SelectiveFedAvg(key_holder=key_holder_here(keys), max_examples=options.pop("max_examples", 100), **common)
+    keys = enrol(Terms(**{"clients": 3, "max_examples": 100, "ratio": 0.3, **(terms or {})}), folder)
+    strategy = SelectiveFedAvg(key_holder=key_holder_here(keys), **common)
     return trained(client_app(mods or [selective_encryption(keys, clip=options.pop("clip", False))], **options), strategy, start)
 
 
@@ -105,14 +105,13 @@ if __name__ == "__main__":
     plain, _ = trained(client_app([]), FedAvg(**common))
     same, _ = sealed(folder / "same")
     by_vote, _ = sealed(folder / "vote", terms={"agreement": "vote"})
-    others = enrol(Terms(clients=3, ratio=0.3), folder / "others")
+    others = enrol(Terms(clients=3, max_examples=100, ratio=0.3), folder / "others")
     forged, _ = sealed(folder / "forged", [selective_encryption(others)])
     # Everything is encrypted and moves by 3 a round, beyond the bound of 1, and a counter, by 3 too, which is not encrypted and so has no bound.
     far = {
         "move": lambda _, array: np.full(array.shape, 3.0),
         "start": (np.zeros(4, np.float32), np.zeros(2, np.int64)),
-        "max_examples": 70,
-        "terms": {"ratio": 1.0},
+        "terms": {"ratio": 1.0, "max_examples": 70},
     }
     refused, reasons = sealed(folder / "refused", **far)
     clipped, _ = sealed(folder / "clipped", clip=True, **far)

@@ -3,6 +3,10 @@
 Each test is an attack that a review carried out on an earlier protocol; in all of them a participant now refuses.
 """
 
+import multiprocessing
+import threading
+import time
+
 import numpy as np
 import pytest
 
@@ -63,6 +67,14 @@ class Hostile:
             "mask_hash": mask_digest(self.bits),
         }  # fmt: skip
         return self.ask(to, kind, number, **{**asked, **more})
+
+    def request(self, replies):
+        """What `decrypt` asks the key holder, for another process to answer."""
+        asked = {}
+        self.ask = lambda to, kind, number, **more: asked.update({"kind": kind, "round": number, "ticket": 1, "config": self.config.fingerprint, **more})
+        self.decrypt(replies)
+        del self.ask
+        return asked
 
     def truth(self, clients, number=1, weights=None):
         weights = self.weights if weights is None else weights
@@ -329,3 +341,56 @@ class TestEnrolment:
         (tmp_path / "0" / "participant.json").write_bytes(damage)
         with pytest.raises(SelgradError, match=r"participant.json"):
             Enrolment.load(tmp_path / "0")
+
+
+def _asked_at_once(folder, request, answers, together):
+    """One of two processes that answer for a participant."""
+    from selgrad.federation.client import respond, task_of
+
+    seat = Seat(Enrolment.load(folder), folder)
+    task_of(seat.enrolment.text)
+    encryption.KeyHolder.restore(seat.enrolment.secret, seat.enrolment.client_key)
+    together.wait()
+    try:
+        answers.put(("answered", respond(seat, request)["points"]))
+    except SelgradError as error:
+        answers.put(("refused", str(error)))
+
+
+@pytest.mark.slow
+def test_of_two_requests_at_once_one_is_answered(tmp_path):
+    """Flower may start a process for each message: each would find that no sum was decrypted yet, and the difference of the two is one client's update."""
+    server = Hostile(tmp_path)
+    replies = {client: server.train(client) for client in range(3)}
+    subsets = [replies, {client: replies[client] for client in (0, 1)}]
+    context = multiprocessing.get_context("spawn")
+    answers, together = context.Queue(), context.Barrier(2)
+    processes = [context.Process(target=_asked_at_once, args=(tmp_path / "3", server.request(subset), answers, together)) for subset in subsets]
+    for process in processes:
+        process.start()
+    found = [answers.get(timeout=300) for _ in processes]
+    for process in processes:
+        process.join()
+    assert sorted(kind for kind, _ in found) == ["answered", "refused"], found
+    assert next(said for kind, said in found if kind == "refused").endswith("each is answered once")
+
+
+def test_a_seat_is_held_while_a_request_is_answered(tmp_path):
+    """Two objects for one folder stand for two processes: the second waits, and then sees what the first answered."""
+    enrolment = Hostile(tmp_path).seats[0].enrolment
+    seats, order = [Seat(enrolment, tmp_path / "0") for _ in range(2)], []
+
+    def slowly():
+        order.append("begun")
+        time.sleep(0.5)
+        order.append("done")
+        return {"x": b"first"}
+
+    threads = [threading.Thread(target=lambda: seats[0].once("train", 1, "a", slowly))]
+    threads[0].start()
+    while not order:
+        time.sleep(0.01)
+    with pytest.raises(SelgradError, match="each is answered once"):
+        seats[1].once("train", 1, "b", lambda: {"x": b"second"})
+    threads[0].join()
+    assert order == ["begun", "done"] and seats[1].once("train", 1, "a", slowly) == {"x": b"first"} and order == ["begun", "done"]

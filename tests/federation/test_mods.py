@@ -24,7 +24,7 @@ AFTER = {client: np.random.default_rng(client).normal(size=50).astype(np.float32
 def enrolled(folder, **terms):
     from selgrad.federation.terms import Terms, enrol
 
-    return enrol(Terms(**{"clients": 3, "ratio": 0.4, **terms}), folder)
+    return enrol(Terms(**{"clients": 3, "max_examples": 10, "ratio": 0.4, **terms}), folder)
 
 
 @pytest.fixture
@@ -64,22 +64,30 @@ class Server:
         self.before = {"w": BEFORE} if before is None else before
         self.arrays = ArrayRecord({name: Array(value) for name, value in self.before.items()})
         self.mod, self.link = selective_encryption(keys), key_holder_here(keys)
-        self.strategy = SelectiveFedAvg(key_holder=self.link, max_examples=10)
+        self.strategy = SelectiveFedAvg(key_holder=self.link)
         self.strategy._current = self.arrays
         floats = sum(array.size for array in self.before.values() if array.dtype.kind == "f")
         self.strategy._mask = self.mask = self.link.terms.fixed_mask(floats)
 
-    def message(self, number=1, mask=None, **change):
+    def message(self, number=1, mask=None, settings=None, **change):
         from flwr.app import ConfigRecord, Message, RecordDict
 
         from selgrad.federation.mods import _ASKED
 
         indices = encryption.encode_indices(self.mask if mask is None else mask)
-        record = ConfigRecord({"what": "train", "indices": indices, "scale": 10.0, "weigh": "num-examples", "round": number, **change})
-        return Message(RecordDict({"arrays": self.arrays, _ASKED: record}), dst_node_id=1, message_type="train")
+        record = ConfigRecord({"what": "train", "indices": indices, "round": number, **change})
+        content = {"arrays": self.arrays, "config": ConfigRecord({"learning-rate": 0.1, **(settings or {})}), _ASKED: record}
+        return Message(RecordDict(content), dst_node_id=1, message_type="train")
 
     def asks(self, client, number=1, mask=None, call=None, mod=None, **change):
-        return (mod or self.mod)(self.message(number, mask, **change), node(client), call or training(client))
+        from flwr.app import Message
+
+        from selgrad.federation.mods import _SEALED
+
+        reply = (mod or self.mod)(self.message(number, mask, **change), node(client), call or training(client))
+        if isinstance(reply, Message) and reply.has_content() and _SEALED in reply.content:
+            self.asked = reply.content[_SEALED]["asked"]
+        return reply
 
     def uploads(self, replies):
         from selgrad.federation.mods import _SEALED
@@ -92,7 +100,7 @@ class Server:
         from selgrad.federation.mods import _flat
 
         weights = digest_of_weights(_flat(self.arrays))
-        return self.link.opened(number, mask_digest(self.mask), weights, self.uploads(replies) if uploads is None else uploads)
+        return self.link.opened(number, mask_digest(self.mask), weights, self.asked, self.uploads(replies) if uploads is None else uploads)
 
 
 def test_a_mask_that_hides_too_little_or_is_another_one_is_refused(keys):
@@ -126,7 +134,7 @@ def test_a_round_is_trained_and_answered_once(keys):
     again = server.asks(0, call=training(0, calls=calls))
     assert calls == [0] and dict(first.content[_SEALED]) == dict(again.content[_SEALED]) and again.content["metrics"]["loss"] == 0.5
     with pytest.raises(SelgradError, match="answered once"):
-        server.asks(0, scale=20.0)
+        server.asks(0, settings={"learning-rate": 0.2})
     server.asks(0, number=2)
     with pytest.raises(SelgradError, match="answered once"):
         server.asks(0, number=1)
@@ -152,6 +160,53 @@ def test_the_key_holder_opens_one_sum_of_a_round_and_none_that_the_server_made(k
     for forged in ((one, total[:-1] + bytes([total[-1] ^ 1]), word), (other, raw, word), (one, raw, bytes(32))):
         with pytest.raises(SelgradError, match=r"does not vouch|ciphertext|damaged"):
             server.opens([], number=3, uploads=[forged, uploads[2]])
+
+
+@pytest.mark.parametrize("agreement", ["fixed", "encrypted_sensitivity"])
+def test_clients_of_one_sum_were_asked_the_same(tmp_path, agreement):
+    """A server that has one client train and the others stand still reads the one in the sum; no setting of a message or of the run may differ."""
+    from flwr.app import Context, RecordDict
+
+    from selgrad.federation.enrolment import digest_of_weights
+    from selgrad.federation.mods import _SEALED, _flat
+
+    server = Server(enrolled(tmp_path / "keys", agreement=agreement))
+    still = training(1, {"w": BEFORE})
+    what = {"what": "train" if agreement == "fixed" else "propose"}
+    elsewhere = Context(run_id=1, node_id=7, node_config={"partition-id": 2, "num-partitions": 3}, state=RecordDict(), run_config={"learning-rate": 0.0})
+    replies = [
+        server.asks(1, settings={"learning-rate": 0.0}, call=still, **what), server.mod(server.message(**what), elsewhere, still), server.asks(0, **what),
+    ]  # fmt: skip
+    assert len({reply.content[_SEALED]["asked"] for reply in replies}) == 3
+    if agreement == "fixed":
+        open_them = lambda: server.opens(replies)
+    else:
+        read = lambda record: (record["client"], record["proposal"], record["word"])
+        maps = [read(reply.content[_SEALED]) for reply in replies]
+        open_them = lambda: server.link.chosen(1, digest_of_weights(_flat(server.arrays)), server.asked, maps, 50)
+    for asked in [reply.content[_SEALED]["asked"] for reply in replies]:
+        server.asked = asked
+        with pytest.raises(SelgradError, match="does not vouch"):
+            open_them()
+
+
+def test_the_server_does_not_choose_how_clients_are_weighted(keys):
+    """It could take a scale at which all updates but that of the client with the most examples round to nothing, or a measure that is zero for most."""
+    from flwr.app import ArrayRecord
+
+    from selgrad.federation.mods import _SEALED, SelectiveFedAvg
+
+    server = Server(keys)
+    usual = server.asks(0)
+    other = Server(enrolled(keys.parent / "others"))
+    changed = other.asks(0, scale=1e30, weigh="loss", max_examples=1e30)
+    assert usual.content[_SEALED]["weight"] == changed.content[_SEALED]["weight"] == 1.0
+    with pytest.raises(UsageError, match="weighted_by_key='loss' is not what clients were enrolled with"):
+        SelectiveFedAvg(key_holder=server.link, weighted_by_key="loss")
+    many = enrolled(keys.parent / "many", max_examples=5)
+    with pytest.raises(SelgradError, match=r"\(0, 5\]; return it once, or enrol with a larger max_examples"):
+        Server(many).asks(0)
+    assert isinstance(server.arrays, ArrayRecord)
 
 
 @pytest.mark.parametrize("agreement", ["fixed", "vote"])
@@ -183,7 +238,8 @@ def test_equal_weights_are_the_same_weights_and_score_maps_are_no_updates(keys):
     clients, raws, tags = (list(column) for column in zip(*server.uploads(replies), strict=True))
     seat = Seat(Enrolment.load(keys / "key-holder"), keys / "key-holder")
     asked = {"kind": "decrypt", "round": 1, "clients": clients, "uploads": raws, "tags": tags, "weights": "0" * 64, "mask_hash": "0" * 64}
-    for name, value in (("weights", b"0" * 64), ("weights", "A" * 64), ("mask_hash", "scores"), ("mask_hash", b"0" * 64)):
+    asked["asked"] = server.asked
+    for name, value in (("asked", "x"), ("weights", b"0" * 64), ("weights", "A" * 64), ("mask_hash", "scores"), ("mask_hash", b"0" * 64)):
         with pytest.raises(SelgradError, match=f"{name} is not a SHA-256"):
             respond(seat, {**asked, name: value})
 
@@ -351,13 +407,13 @@ def test_terms_name_what_cannot_be(tmp_path):
     from selgrad.federation.terms import Terms
 
     wrong = [
-        ({"clients": 1}, "min_clients=2"), ({"clients": 3, "min_clients": 1}, "min_clients=1"), ({"clients": 3, "ratio": 1.5}, "ratio"),
+        ({"clients": 1}, "min_clients=2"), ({"clients": 3, "min_clients": 1}, "min_clients=1"), ({"clients": 3, "max_examples": 0}, "max_examples=0"), ({"clients": 3, "ratio": 1.5}, "ratio"),
         ({"clients": 3, "agreement": "votes"}, "vote"), ({"clients": 3, "profile": "threshold"}, "no key holder"), ({"clients": 3, "seed": -1}, "seed=-1"),
         ({"clients": 3, "bound": -1.0}, "bound"),
     ]  # fmt: skip
     for terms, said in wrong:
         with pytest.raises(UsageError, match=said):
-            Terms(**terms)
+            Terms(**{"max_examples": 10, **terms})
     folder = enrolled(tmp_path / "keys")
     tag = json.loads((folder / "public.json").read_text())["key_tag"]
     enrolled(tmp_path / "keys")

@@ -16,7 +16,7 @@ def key_holder(grid: Grid, context: Context):
     given = context.run_config
     if given["enrolment"]:
         return connect(str(given["enrolment"]), str(given["key-holder"]), root_certificates=str(given["root-certificates"]) or None)
-    terms = Terms(clients=len(list(grid.get_node_ids())), ratio=float(given["ratio"]), agreement=str(given["agreement"]))
+    terms = Terms(clients=len(list(grid.get_node_ids())), max_examples=1500, ratio=float(given["ratio"]), agreement=str(given["agreement"]))
     return key_holder_here(enrol(terms, task.simulated_keys(context.run_id)))
 
 
@@ -26,7 +26,7 @@ def evaluate(_: int, arrays: ArrayRecord) -> MetricRecord:
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    strategy = SelectiveFedAvg(key_holder=key_holder(grid, context), max_examples=1500, fraction_evaluate=0.0)
+    strategy = SelectiveFedAvg(key_holder=key_holder(grid, context), fraction_evaluate=0.0)
     rounds = int(context.run_config["num-server-rounds"])
     result = strategy.start(grid, ArrayRecord(task.initial()), num_rounds=rounds, evaluate_fn=evaluate)
     share = strategy.mask.mean()
