@@ -231,7 +231,7 @@ class CKKS:
         """The exact integer sum in grid units, shape (n,); never publish anything finer.
 
         Raises:
-          EncryptionError: for another key, mask or profile, a threshold profile, or a decrypted value off the grid.
+          EncryptionError: for another key, mask or profile, a threshold profile, or a decrypted value that is off the grid or beyond the bound of all clients.
         """
         if self.profile.decryption == "threshold":
             raise EncryptionError(f"profile {self.profile.name!r} is decrypted by all parties together; collect their shares")
@@ -275,7 +275,7 @@ class CKKS:
         """The exact integer sum in grid units from the shares of all parties.
 
         Raises:
-          EncryptionError: if the shares belong to different sums, or are not from all parties.
+          EncryptionError: if the shares belong to different sums, or are not from all parties, or a value is off the grid or beyond the bound of all clients.
         """
         if not shares:
             raise EncryptionError("there are no shares to combine; wait for all parties")
@@ -303,7 +303,10 @@ class CKKS:
             remaining -= parts[-1].size
         if remaining:
             raise EncryptionError(f"the ciphertexts end {remaining} values before the {header.num_values} that their header announces; ask for them again")
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        points = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        if np.abs(points).max(initial=0) > header.num_clients * round(self.profile.bound * 2.0**self.profile.grid_bits):
+            raise EncryptionError(f"a decrypted value lies beyond the bound {self.profile.bound:g} of {header.num_clients} clients; one of them lied")
+        return points
 
     def _require_profile(self, header: Header) -> None:
         _require_same("profile", self.profile.parameter_hash, header.parameter_hash, "all parties must use one profile")

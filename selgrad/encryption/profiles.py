@@ -238,8 +238,9 @@ COMPACT = Profile(
 
 THRESHOLD = Profile(
     "threshold", ring=4096, prime_bits=60, scale_bits=52, security="HEStd_128_classic", grid_bits=19, bound=1.0, decryption="threshold", num_parties=100,
-    about="No single party can decrypt: each of up to 100 holds a share of the secret key, and all must take part. The smudging noise (20 bits, OpenFHE's "
-    "fixed one) is not proven flooding, and whoever combines the shares sees the sum before it is rounded.",
+    about="No single party can decrypt: each of up to 100 holds a share of the secret key, and all must take part. The smudging noise is OpenFHE's "
+    "fixed one (20 bits): it gives no bits of statistical security for any number of queries, so what shares reveal of a party's key is not bounded. Whoever "
+    "combines the shares sees the sum before it is rounded.",
 )  # fmt: skip
 
 NOISE_FLOODING = Profile(

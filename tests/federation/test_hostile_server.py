@@ -12,7 +12,7 @@ import pytest
 
 from selgrad import encryption
 from selgrad.encryption.wire import Header
-from selgrad.errors import SelgradError
+from selgrad.errors import EncryptionError, SelgradError
 from selgrad.federation.client import respond
 from selgrad.federation.config import parse
 from selgrad.federation.enrolment import Enrolment, Seat, digest, digest_of_weights, enrol, read_public, write
@@ -228,14 +228,14 @@ def test_keys_are_not_made_on_a_servers_word(server):
 def beyond(server, client, value):
     """What a client sends that has changed its program: a value beyond the bound, encrypted under the run's key."""
     scheme, seat = encryption.CKKS(server.task.profile), server.seats[client]
-    keys = scheme.load_public(encryption.roles._unpack(seat.enrolment.client_key)[2])
+    keys = scheme.load_public(encryption.roles._unpack(seat.kept("joint") or seat.enrolment.client_key)[2])
     count, context = int(server.bits.sum()), context_of(mask_digest(server.bits), 1, server.run)
     slots = encryption.packing.fill_slots(np.zeros(count), server.task.profile, 0)
     slots[0] = value
     part = scheme.context.to_wire(scheme.context.encrypt(keys, scheme.context.pack(slots)), keys.tag)
     raw = encryption.Ciphertexts(Header(server.task.profile.parameter_hash, keys.tag, context, count, 1, server.task.profile.grid_bits, 1), (part,)).to_bytes()
     said = ("upload", client, context, digest_of_weights(server.weights), digest(raw))
-    return {"sealed": raw, "tags": seat.enrolment.tag(3, *said)}
+    return {"sealed": raw, "tags": seat.enrolment.tags(*said)}
 
 
 def test_a_client_beyond_the_bound_or_off_the_grid_is_named(server):
@@ -300,6 +300,22 @@ class TestParties:
         for party in (0, 1):
             with pytest.raises(SelgradError, match="client 1 does not vouch"):
                 self.shares(server, {**replies, 1: {**replies[1], "sealed": made}}, party)
+
+    @pytest.mark.parametrize(("value", "said"), [(50.0, "beyond the bound 1 of 3 clients"), (2.0**-20, "off the grid")])
+    def test_what_no_client_can_have_sent_is_no_sum(self, server, value, said):
+        """No party can open a single upload, so nobody is named; but the sum is refused."""
+        from selgrad.federation.client import _party
+        from selgrad.federation.sums import added
+
+        replies = {**{client: server.train(client) for client in (0, 2)}, 1: beyond(server, 1, value)}
+        replies = {client: replies[client] for client in range(3)}
+        context = context_of(mask_digest(server.bits), 1, server.run)
+        shares = {party: self.shares(server, replies, party)["share"] for party in (0, 2)}
+        total, _ = added(server.task.profile, [encryption.Reader(reply["sealed"]) for reply in replies.values()])
+        shares[1] = _party(server.seats[1].kept("secret")).share(total, context)
+        parts = [encryption.Ciphertexts.from_bytes(shares[party]) for party in range(3)]
+        with pytest.raises(EncryptionError, match=said):
+            encryption.CKKS(server.task.profile).combine(parts, context)
 
     def test_a_key_of_the_servers_own_is_not_used(self, tmp_path):
         server = Hostile(tmp_path, encryption={"profile": "threshold"})
