@@ -9,7 +9,7 @@ import io
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +54,7 @@ class _Type:
 
 
 class _Named:
-    """Stands for a name in a pickle: it can be called, and nothing can be set on it."""
+    """Stands for a name in a pickle: it can be called, and nothing else."""
 
     __slots__ = ("_make",)
 
@@ -86,11 +86,34 @@ _NAMES = {
 }
 
 
+_CODES = (
+    pickle.APPEND + pickle.APPENDS + pickle.BINBYTES + pickle.BINFLOAT + pickle.BINGET + pickle.BININT + pickle.BININT1 + pickle.BININT2 + pickle.BINPUT +
+    pickle.BINSTRING + pickle.BINUNICODE + pickle.DICT + pickle.EMPTY_DICT + pickle.EMPTY_LIST + pickle.EMPTY_TUPLE + pickle.FLOAT + pickle.FRAME +
+    pickle.GET + pickle.GLOBAL + pickle.INT + pickle.LIST + pickle.LONG + pickle.LONG1 + pickle.LONG_BINGET + pickle.LONG_BINPUT + pickle.MARK +
+    pickle.MEMOIZE + pickle.NEWFALSE + pickle.NEWTRUE + pickle.NONE + pickle.PROTO + pickle.PUT + pickle.REDUCE + pickle.SETITEM + pickle.SETITEMS +
+    pickle.SHORT_BINBYTES + pickle.SHORT_BINSTRING + pickle.SHORT_BINUNICODE + pickle.STACK_GLOBAL + pickle.STOP + pickle.STRING + pickle.TUPLE +
+    pickle.TUPLE1 + pickle.TUPLE2 + pickle.TUPLE3 + pickle.UNICODE
+)  # fmt: skip
+"""The instructions in pickles of strings, numbers, lists, dictionaries and arrays, up to protocol 4; that of a bytearray allocates what its length says."""
+
+
 class _BatchUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
     """Builds strings, numbers, lists, dictionaries and arrays of bytes without calling NumPy, whose own reader of pickles follows pointers.
 
     It is based on the unpickler in Python, whose memo is a dictionary: the one in C allocates as much as a pickle's counter says.
     """
+
+    def load_build(self: Any) -> None:
+        # The original sets any attribute of any object; here only our own arrays and types take a state.
+        state = self.stack.pop()
+        if not isinstance(self.stack[-1], _Bytes | _Type):
+            raise pickle.UnpicklingError("it gives a state to something else than an array")
+        self.stack[-1].__setstate__(state)
+
+    dispatch: ClassVar[dict[int, Any]] = {  # type: ignore[misc]
+        **{code: pickle._Unpickler.dispatch[code] for code in _CODES},  # type: ignore[attr-defined]
+        pickle.BUILD[0]: load_build,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _NAMES:

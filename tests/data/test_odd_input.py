@@ -222,9 +222,31 @@ def test_a_pickle_is_read_by_nothing_that_could_crash(tmp_path, raw):
         DATASETS["cifar10"](path=str(tmp_path))
 
 
-def test_floats_are_no_cifar_labels(tmp_path):
-    (tmp_path / "test_batch").write_bytes(pickle.dumps({b"data": np.full((2, 3072), 7, np.uint8), b"labels": [0, 3]}, 4))
-    assert DATASETS["cifar10"](path=str(tmp_path)).labels.tolist() == [0, 3]
+@pytest.mark.parametrize("protocol", range(5))
+def test_a_sound_batch_is_read_whatever_was_read_before(tmp_path, protocol):
+    """A pickle that gives a name a state would change what later ones are read with."""
+    spoiling = b"\x80\x02cnumpy\ndtype\n(N}X\x05\x00\x00\x00_makeX\x01\x00\x00\x00xstb."
+    (tmp_path / "test_batch").write_bytes(spoiling)
+    with pytest.raises(DataError, match="a state to something else than an array"):
+        DATASETS["cifar10"](path=str(tmp_path))
+    (tmp_path / "test_batch").write_bytes(pickle.dumps({b"data": np.full((2, 3072), 7, np.uint8), b"labels": [0, 3]}, protocol))
+    batch = DATASETS["cifar10"](path=str(tmp_path))
+    assert batch.labels.tolist() == [0, 3] and len(batch) == 2
+
+
+@pytest.mark.parametrize("code", [code for code in range(256) if bytes([code]) in {pickle.BYTEARRAY8, pickle.BINBYTES8, pickle.BINUNICODE8, pickle.LONG4}])
+def test_a_pickle_allocates_nothing_on_a_length_that_it_says(tmp_path, code):
+    size = struct.pack("<i", 2**31 - 1) if bytes([code]) == pickle.LONG4 else struct.pack("<Q", 3 * 2**30)
+    (tmp_path / "test_batch").write_bytes(b"\x80\x05" + bytes([code]) + size + b"x.")
+    program = (
+        "import resource, sys; from selgrad.data import DATASETS; from selgrad.errors import DataError\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try: DATASETS['cifar10'](path=sys.argv[1])\n"
+        "except DataError as error: print(error)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    told = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True).stdout.splitlines()
+    assert "is not a CIFAR python batch" in told[0] and int(told[1]) < 50_000
 
 
 def test_an_unpacked_file_is_as_large_as_its_header_says(tmp_path):
