@@ -1,14 +1,18 @@
 """Orbax checkpoints: model parameters by seed, and the state of long attacks.
 
-Orbax writes under a temporary name and renames, and a series removes an older checkpoint only after a newer one is complete.
+Orbax writes under a temporary name and renames. A series keeps the last two checkpoints: the older one is there where the newer one turns out to be damaged.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import logging
+import re
 import shutil
+import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +21,9 @@ import numpy as np
 
 from selgrad import files, trees
 from selgrad.errors import SelgradError
+
+_PLAIN = re.compile(r"[A-Za-z0-9/._ =,+-]*")
+"""Paths that mean the same to Orbax and Tensorstore as they do to the file system."""
 
 
 def save(path: str | Path, tree: Any) -> None:
@@ -43,12 +50,47 @@ def _write(path: str | Path, host: Any) -> None:
 
     target = Path(path).absolute()
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save(target, host, force=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _plainly_named(target.parent) as parent, _silent(), ocp.PyTreeCheckpointer() as checkpointer:
+            name = target.name if _PLAIN.fullmatch(target.name) else hashlib.sha256(target.name.encode()).hexdigest()[:16]
+            checkpointer.save(parent / name, host, force=True)
+            if name != target.name:
+                shutil.rmtree(target, ignore_errors=True)
+                (target.parent / name).rename(target)
     except Exception as error:  # a full disk is an OSError or, from tensorstore, a ValueError
-        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
-        raise SelgradError(f"cannot write checkpoint {str(target)!r}: {reason}; make room and run the same command") from None
+        raise SelgradError(f"cannot write checkpoint {str(target)!r}: {_reason(error)}; make room and run the same command") from None
     files.seal(target)
+
+
+@contextlib.contextmanager
+def _plainly_named(path: Path) -> Iterator[Path]:
+    """Yields a path of plain characters to the same folder: Orbax takes paths for patterns, and Tensorstore reads them as URLs."""
+    if _PLAIN.fullmatch(str(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        link = Path(scratch) / "folder"
+        link.symlink_to(path, target_is_directory=True)
+        yield link
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps Orbax's threads from printing the tracebacks of errors that Orbax raises as well."""
+    logger = logging.getLogger("absl")
+    hide = lambda record: record.exc_info is None
+    logger.addFilter(hide)
+    try:
+        yield
+    finally:
+        logger.removeFilter(hide)
+
+
+def _reason(error: Exception) -> str:
+    """Puts into words why nothing could be written."""
+    text = str(error) or type(error).__name__
+    of_system = re.search(r"\[OS error \d+: \w+ ([^]]+)\]", text)
+    return getattr(error, "strerror", None) or (of_system.group(1) if of_system else text.splitlines()[0])
 
 
 def restore(path: str | Path, shown: str | None = None) -> Any:
@@ -72,9 +114,9 @@ def restore(path: str | Path, shown: str | None = None) -> Any:
     files.require_sealed(source)
     try:
         # Orbax warns that arrays are restored to the devices that they were saved from, or to one device; they are copied to the host here.
-        with ocp.PyTreeCheckpointer() as checkpointer, warnings.catch_warnings():
+        with _plainly_named(source) as plain, _silent(), ocp.PyTreeCheckpointer() as checkpointer, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            restored = checkpointer.restore(source)
+            restored = checkpointer.restore(plain)
     except Exception as error:  # orbax and tensorstore raise errors of many kinds for a damaged folder
         raise SelgradError(f"checkpoint {shown!r} cannot be read ({type(error).__name__}); it is damaged or is not an Orbax checkpoint") from None
     return restored
@@ -119,7 +161,7 @@ class Stored(NamedTuple):
 
 
 class Series:
-    """The checkpoints of one long attack, one folder per number of steps done; a process killed at any moment leaves a complete one.
+    """The last two checkpoints of one long attack, one folder per number of steps done; a process killed at any moment leaves a complete one.
 
     Args:
       folder: of the series.
@@ -135,7 +177,7 @@ class Series:
         return self._folder / f"{step}.json"
 
     def save(self, done: int, arrays: Any, notes: Sequence[str] = ()) -> None:
-        """Keeps the state after `done` steps and removes older ones.
+        """Keeps the state after `done` steps and the one before it, and removes older ones.
 
         Raises:
           SelgradError: if the disk is full or not writable; what was kept before stays.
@@ -145,19 +187,19 @@ class Series:
             # Written before the arrays, whose folder marks the checkpoint as complete.
             files.write_json(self._notes(done), {"notes": list(notes)})
         save(self._folder / str(done), arrays)
-        for step in older:
+        for step in older[:-1]:
             shutil.rmtree(self._folder / str(step), ignore_errors=True)
             self._notes(step).unlink(missing_ok=True)
 
     def newest(self, like: Any) -> Stored | None:
-        """The last complete checkpoint, or None if none can be read: the attack then starts again, and no finished work is lost."""
+        """The last checkpoint that can be read, or None: the attack then starts again. A damaged one is passed over with a warning."""
         for step in reversed(self._steps()):
             try:
                 arrays = load(self._folder / str(step), like)
                 notes = files.read_json(self._notes(step))["notes"] if self._notes(step).exists() else []
                 return Stored(step, arrays, tuple(map(str, notes)))
-            except (SelgradError, KeyError, TypeError):
-                continue
+            except (SelgradError, KeyError, TypeError) as error:
+                warnings.warn(f"passed over for the checkpoint before it, if there is one: {error}", stacklevel=2)
         return None
 
     @property

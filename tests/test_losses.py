@@ -4,6 +4,8 @@ import json
 import platform
 import re
 import shutil
+import subprocess
+import sys
 import warnings
 
 import jax
@@ -228,8 +230,41 @@ def test_a_changed_bit_of_a_checkpoint_is_seen_or_changes_nothing(tmp_path_facto
     raw = bytearray(file.read_bytes())
     raw[at % len(raw)] ^= 1 << bit
     file.write_bytes(raw)
-    found = series.newest(state)
-    assert found is None or (found.arrays["weights"] == state["weights"]).all()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = series.newest(state)
+    assert (found.arrays["weights"] == state["weights"]).all() if found is not None else "passed over" in str(said[0].message)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path):
+    from selgrad import checkpoints
+
+    series = checkpoints.Series(tmp_path / "series")
+    for done in (1, 2, 3):
+        series.save(done, {"x": np.full(300, done)}, [f"after {done}"])
+    assert sorted(path.name for path in (tmp_path / "series").iterdir()) == ["2", "2.json", "3", "3.json"]
+    file = tmp_path / "series" / "3" / "_METADATA"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="passed over for the checkpoint before it"):
+        found = series.newest({"x": np.zeros(300, int)})
+    assert found.done == 2 and (found.arrays["x"] == 2).all() and found.notes == ("after 2",)
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=st.text(st.sampled_from("[]{}*?!'\"#%~$&;:,=\\ aé界.-"), min_size=1, max_size=12).filter(lambda name: name.strip(".")))
+def test_a_folder_may_have_any_name(tmp_path_factory, name):
+    """Brackets in a path are patterns to Orbax, and markup to Rich."""
+    import io
+
+    from selgrad import checkpoints, terminal
+
+    folder, state = tmp_path_factory.mktemp("names") / name, {"x": np.arange(4.0)}
+    checkpoints.save(folder / name, state)
+    checkpoints.save(folder / name, state)
+    assert (checkpoints.load(folder / name, state)["x"] == state["x"]).all()
+    shown = io.StringIO()
+    terminal.console(file=shown, width=10_000).print(f"figures: {folder}", soft_wrap=True)
+    assert shown.getvalue() == f"figures: {folder}\n"
 
 
 def test_a_full_disk_is_one_line_whatever_kind_of_error_a_library_makes_of_it(tmp_path, monkeypatch):
@@ -249,6 +284,16 @@ def test_a_full_disk_is_one_line_whatever_kind_of_error_a_library_makes_of_it(tm
             with pytest.raises(SelgradError, match="cannot write checkpoint") as caught:
                 series.save(2, state)
         assert "\n" not in str(caught.value) and series.newest(state).done == 1
+
+
+@pytest.mark.parametrize("size", [2_000, 8_000])
+def test_a_disk_that_is_really_full_is_one_line(tmp_path, size):
+    """Files that may not grow stand for the full disk: Orbax's threads would print their tracebacks before the line."""
+    program = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2); from selgrad.__main__ import main; main()"
+    options = ["--dataset", "digits:count=100", "--model", "mlp:width=40", "--epochs", "1", "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", program, str(size), "train", *options], capture_output=True, text=True)
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert done.returncode == 1 and len(lines) == 1 and "make room" in lines[0] and "too large" in lines[0], done.stderr
 
 
 def test_a_language_model_is_written_whole_or_trained_again(tmp_path, monkeypatch):
