@@ -20,7 +20,7 @@ from selgrad import trees
 from selgrad.attacks.rank_one import pixel_layer
 from selgrad.base import TextModel, TextSpec
 from selgrad.config import SuccessConfig
-from selgrad.errors import UsageError
+from selgrad.errors import UsageError, require_seed
 from selgrad.evaluation.certificates import Certificate
 from selgrad.evaluation.mask_leak import extra_entries, leak
 from selgrad.experiment import Certifier, Lane, Setting, SuccessRule, run_lanes
@@ -98,6 +98,7 @@ def audit_masks(
     Raises:
       UsageError: for unknown names, ratios outside [0, 1], or fewer than 20 samples.
     """
+    require_seed(seed)
     specs = Spec.of("dataset", dataset), Spec.of("model", model), Spec.of("update", update)
     setting = Setting(*specs, public=None if public is None else Spec.of("dataset", public), protection=Spec.of("protection", protection))
     if setting.num_samples < 20:
@@ -186,6 +187,7 @@ def audit_paths(
     Raises:
       UsageError: for unknown names, or a pattern that names no leaf. If the certificate's Jacobian does not fit, only the certificate is left out.
     """
+    require_seed(seed)
     specs = Spec.of("dataset", dataset), Spec.of("model", model), Spec.of("update", update)
     setting = Setting(*specs, samples, None if public is None else Spec.of("dataset", public), protection=Spec.of("protection", protection))
     grads = setting.sent(seed, 0, 0).grads

@@ -23,7 +23,7 @@ import yaml
 from selgrad import files
 from selgrad.errors import EncryptionError, UsageError, did_you_mean, require_ratio
 from selgrad.measures import LEVELS
-from selgrad.registry import REGISTRIES, Spec, describe, expand, one
+from selgrad.registry import REGISTRIES, Spec, expand, one, wanted
 
 if TYPE_CHECKING:
     from selgrad.encryption.profiles import Profile
@@ -47,6 +47,9 @@ class Section(pydantic.BaseModel):
             return given
         if not isinstance(given, Mapping):
             raise UsageError(f"{what}: {given!r} is not a mapping; it takes {', '.join(cls.model_fields)}")
+        for key in given:
+            if not isinstance(key, str):
+                raise UsageError(f"{what} takes no key {key!r}, which is not text; it takes {', '.join(cls.model_fields)}")
         try:
             return cls.model_validate(dict(given))
         except pydantic.ValidationError as error:
@@ -70,7 +73,7 @@ def explained(section: type[Section], what: str, error: pydantic.ValidationError
     value = first["input"]
     hint = f"; {did_you_mean(value, map(str, annotation.__args__))}" if getattr(annotation, "__origin__", None) is Literal and isinstance(value, str) else ""  # type: ignore[union-attr]
     assignment = f"{key}={value!r}" if is_top_level else f"{what}: {key}={value!r}"
-    return UsageError(f"{assignment} is not {describe(annotation)}{hint}")
+    return UsageError(f"{assignment} is not {wanted(annotation)}{hint}")
 
 
 class EncryptionConfig(Section):
@@ -124,8 +127,8 @@ class RoundsConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> RoundsConfig:
-        if self.count < 1:
-            raise UsageError(f"rounds: count={self.count} must be at least 1")
+        if not 1 <= self.count < 2**31:
+            raise UsageError(f"rounds: count={self.count} must be at least 1, and below 2**31")
         if not 0 <= self.server_learning_rate < math.inf:
             raise UsageError(f"rounds: server_learning_rate={self.server_learning_rate} must be a number from 0 on")
         return self
@@ -202,6 +205,10 @@ class SuccessConfig(Section):
             raise UsageError(f"success: measure={self.measure!r}; {did_you_mean(self.measure, known)}")
         if self.threshold is None:
             raise UsageError(f"success: measure={self.measure!r} needs a threshold")
+        decides = measures.named(self.measure)
+        if not decides.can_decide(self.threshold):
+            low, high = decides.limits
+            raise UsageError(f"success: threshold={self.threshold:g} tells nothing apart, since {self.measure} lies between {low:g} and {high:g}")
         return self
 
 
@@ -240,7 +247,7 @@ def _numbers(what: str, kind: type, remedy: str, value: Any) -> tuple[Any, ...]:
     values = value if isinstance(value, list | tuple) else [value]
     for v in values:
         if isinstance(v, bool) or not isinstance(v, int | float if kind is float else kind):
-            raise UsageError(f"{what}: {v!r} is not {describe(kind)}; {remedy}")
+            raise UsageError(f"{what}: {v!r} is not {wanted(kind)}; {remedy}")
     if not values:
         raise UsageError(f"{what} is an empty list; {remedy}")
     repeated = sorted({v for v in values if list(values).count(v) > 1})
@@ -249,9 +256,9 @@ def _numbers(what: str, kind: type, remedy: str, value: Any) -> tuple[Any, ...]:
     for v in values:
         if what == "ratio":
             require_ratio(v)
-        elif not -(2**31) <= v < 2**31:
-            raise UsageError(f"{what}: {v} does not fit into 32 bits; {remedy}")
-    return tuple(kind(v) for v in values)
+        elif not 0 <= v < 2**31:
+            raise UsageError(f"{what}: {v} lies outside 0 .. 2**31 - 1; {remedy}")
+    return tuple(kind(v) + 0 for v in values)
 
 
 def _plain(function: Any) -> Any:
@@ -312,11 +319,9 @@ class SweepConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _not_negative(self) -> SweepConfig:
-        for key in ("gallery", "block_size"):
-            if getattr(self, key) < 0:
-                raise UsageError(f"{key}={getattr(self, key)} must be 0 or more")
-        if self.model_devices < 1:
-            raise UsageError(f"model_devices={self.model_devices} must be 1 or more")
+        for key, least in (("gallery", 0), ("block_size", 0), ("model_devices", 1)):
+            if not least <= getattr(self, key) < 2**31:
+                raise UsageError(f"{key}={getattr(self, key)} must be {least} or more, and below 2**31")
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -366,12 +371,17 @@ def parse(content: Mapping[str, Any]) -> SweepConfig:
 
 
 class _Loader(yaml.SafeLoader):
-    """A YAML 1.1 loader that reads 1e-4 as a number, where YAML 1.1 would read text, and refuses a key that appears twice."""
+    """A YAML 1.1 loader that reads numbers as YAML 1.2 does, and refuses a key that appears twice.
+
+    So 1e-4 is a number, and 010 is neither eight nor 1:30 ninety.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Constructs a mapping whose keys must be distinct."""
         first_lines: dict[Any, int] = {}
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
             if isinstance(key, Hashable):
                 line = key_node.start_mark.line + 1
@@ -382,7 +392,16 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_INT, _FLOAT)] for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_INT, re.compile(r"^(?:[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F]+)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(r"^(?:[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
+    list("-+0123456789."),
+)
 
 
 LONGEST = 1_000_000
@@ -405,11 +424,18 @@ def read_yaml(text: str, what: str) -> Any:
         raise UsageError(f"{what} is not valid YAML: {' '.join(str(error).split())}; put text with special characters in quotes") from None
     except RecursionError:
         raise UsageError(f"{what} is nested too deeply, or holds itself; write it out") from None
-    except (ValueError, OverflowError) as error:
-        # Such as a date with month 13.
+    except (ValueError, OverflowError, KeyError, IndexError, AttributeError, TypeError) as error:
+        # Such as a date with month 13, or an explicit tag before a value of another kind.
         raise UsageError(f"{what} holds a value that cannot be read ({error}); put text in quotes") from None
     if _holds_itself(value, (), set()):
         raise UsageError(f"{what} holds itself; write it out")
+    try:
+        repr(value).encode()
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} holds half of a character (an escape \\ud800 to \\udfff), which no file can hold; write the character itself") from None
+    except (TypeError, ValueError, RecursionError):
+        pass
     return value
 
 

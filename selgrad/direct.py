@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from selgrad import encryption, trees
 from selgrad.base import Batch, Evidence, GradientContext, InputSpec, Metric, Model, Reconstruction, Selector, TextSpec, Update
-from selgrad.errors import EncryptionError, UsageError
+from selgrad.errors import EncryptionError, UsageError, require_seed
 from selgrad.experiment import bind
 from selgrad.gradients import attacked, observe
 from selgrad.models.networks import by_path
@@ -68,6 +68,7 @@ def scores(
     >>> scores({"w": jnp.asarray([[1.0, -3.0]]), "b": jnp.asarray([2.0])})["w"].tolist()
     [[1.0, 3.0]]
     """
+    require_seed(seed)
     spec = Spec.of("metric", metric)
     built: Metric = spec.build()
     _require_floats(grads, "scores")
@@ -337,6 +338,7 @@ def attack(
     spec = Spec.of("attack", attack)
     built, auxiliary = bind(spec, adapted.input_spec)
     public_batches = None
+    require_seed(seed)
     if public is not None:
         data = Spec.of("dataset", public).build()
         batches = [data.batch(i, client_update.batch_size) for i in range(len(data) // client_update.batch_size)]

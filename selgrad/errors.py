@@ -50,6 +50,12 @@ def require_ratio(ratio: float) -> None:
         raise UsageError(f"ratio={ratio:g} lies outside [0, 1]; give the share of the entries to encrypt, such as 0.1")
 
 
+def require_seed(seed: int) -> None:
+    """Raises UsageError for a seed outside 0 .. 2**31 - 1."""
+    if not 0 <= seed < 2**31:
+        raise UsageError(f"seed={seed} lies outside 0 .. 2**31 - 1")
+
+
 def require_positive(**values: float) -> None:
     """Raises UsageError for the first value that is not a positive finite number."""
     for name, value in values.items():

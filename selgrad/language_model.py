@@ -18,7 +18,7 @@ import optax
 from selgrad import files
 from selgrad.base import LanguageModel, Params, TextSpec
 from selgrad.data import TextDataset
-from selgrad.errors import UsageError, require_positive
+from selgrad.errors import UsageError, require_positive, require_seed
 from selgrad.models.gpt2 import gpt2
 from selgrad.models.huggingface import save_pretrained
 from selgrad.training import Journal
@@ -84,6 +84,7 @@ def train(
         if value < 1:
             raise UsageError(f"{name}={value} must be at least 1")
     require_positive(learning_rate=learning_rate)
+    require_seed(seed)
     root, model = Path(out), gpt2(dataset.spec, size=size, task="causal_lm")
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(dataset))

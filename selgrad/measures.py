@@ -38,6 +38,7 @@ class Measure:
       headline: whether tables with room for a single measure of such data show this one.
       curve: whether reports plot it against the ratio.
       summary: whether trackers log its mean.
+      limits: between which its values lie.
     """
 
     name: str
@@ -51,11 +52,17 @@ class Measure:
     headline: bool = False
     curve: bool = False
     summary: bool = False
+    limits: tuple[float, float] = (0.0, 1.0)
 
     @property
     def is_share(self) -> bool:
         """Whether its mean is a proportion of yes/no outcomes, with the confidence interval of a proportion."""
         return self.reads == "verdicts"
+
+    def can_decide(self, threshold: float) -> bool:
+        """Whether some values pass a threshold and others do not."""
+        low, high = self.limits
+        return low < threshold <= high if self.lower_is_better else low <= threshold < high
 
     def passed(self, value: float, threshold: float) -> bool:
         """Whether an attack with this value has succeeded."""

@@ -361,6 +361,20 @@ def describe(annotation: Any) -> str:
     return {float: "number", int: "int", str: "text", bool: "true | false", Any: "anything"}.get(annotation, str(getattr(annotation, "__name__", annotation)))
 
 
+def _require_numbers(kind: str, name: str, key: str, value: Any) -> None:
+    """Raises UsageError for a number that no component of selgrad takes: one that is negative, infinite, or a count beyond 32 bits."""
+    for number in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(number, int | float) and not isinstance(number, bool) and not 0 <= number < (2**31 if isinstance(number, int) else math.inf):
+            raise UsageError(f"{kind} {name!r}: {key}={number} lies outside what it can be; give a finite number from 0 on, counts below 2**31")
+
+
+def wanted(annotation: Any) -> str:
+    """Describes a type within a sentence that says what a value is not, such as `an integer or none`."""
+    words = {"number": "a number", "int": "an integer", "none": "none"}
+    *others, last = [words.get(part, part) for part in describe(annotation).split(" | ")]
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 def make_spec(kind: str, name: str, arguments: Mapping[str, Any] | None = None) -> Spec:
     """Validates one name and its arguments against the registry.
 
@@ -383,7 +397,9 @@ def make_spec(kind: str, name: str, arguments: Mapping[str, Any] | None = None) 
             hint = ""
             if typing.get_origin(annotation) is Literal and isinstance(value, str):
                 hint = f"; {did_you_mean(value, map(str, typing.get_args(annotation)))}"
-            raise UsageError(f"{kind} {name!r}: {key}={value!r} is not {describe(annotation)}{hint}")
+            raise UsageError(f"{kind} {name!r}: {key}={value!r} is not {wanted(annotation)}{hint}")
+        if not source:
+            _require_numbers(kind, name, key, value)
         values[key] = tuple(value) if isinstance(value, list) else value
     for key, parameter in allowed.items():
         if key not in values:

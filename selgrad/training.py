@@ -21,7 +21,7 @@ from jax import Array
 from selgrad import checkpoints, files, trees, weights
 from selgrad.base import InputSpec, Key, Model, Params
 from selgrad.data import Dataset
-from selgrad.errors import SelgradError, UsageError
+from selgrad.errors import SelgradError, UsageError, require_seed
 from selgrad.models.classifier import ImageClassifier
 from selgrad.registry import Spec
 
@@ -121,6 +121,7 @@ class Recipe(NamedTuple):
             raise UsageError(f"learning_rate={self.learning_rate} must be positive")
         if not 0 <= self.weight_decay < float("inf"):
             raise UsageError(f"weight_decay={self.weight_decay} must not be negative")
+        require_seed(self.seed)
         return self
 
     def transformation(self, num_steps: int) -> optax.GradientTransformation:

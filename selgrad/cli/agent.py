@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from selgrad.cli.options import NAMED, PATH, entry, json_option
+from selgrad.cli.options import NAMED, PATH, Command, entry, json_option
 from selgrad.cli.render import print_summary
 from selgrad.errors import BusyError, UsageError
 
@@ -71,7 +71,7 @@ def _computed(config: SweepConfig, folder: Path) -> pd.DataFrame:
             time.sleep(10)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("config", type=PATH)
 @click.option("--out", type=PATH, required=True, help="Folder under which each configuration has a folder of its own.")
 @click.option("--write", "sweep_file", type=PATH, default=None, help="Write the file that `wandb sweep` reads, and run nothing.")

@@ -13,12 +13,12 @@ from typing import Any
 
 import click
 
-from selgrad.cli.options import NAMED, PATH, entry, json_option, model_option, named_option, protection_option, seed_option, update_option
+from selgrad.cli.options import NAMED, PATH, Command, entry, json_option, model_option, named_option, protection_option, seed_option, update_option
 from selgrad.cli.render import finite, progress, save_pair
 from selgrad.errors import UsageError, require_ratio
 
 
-@click.command()
+@click.command(cls=Command)
 @named_option("dataset", "digits")
 @model_option
 @update_option

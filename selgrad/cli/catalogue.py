@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from selgrad.cli.options import json_option
+from selgrad.cli.options import Command, json_option
 from selgrad.errors import UsageError
 
 _REGISTRIES = ("dataset", "model", "update", "protection", "metric", "selector", "attack", "engine")
@@ -98,7 +98,7 @@ def _entry(name: str, entry: dict[str, Any], whole: bool) -> None:
         _show(f"{key}: {argument['type']} ({default}){about}", 6)
 
 
-@click.command(name="list")
+@click.command(name="list", cls=Command)
 @click.argument("name", required=False)
 @json_option
 def catalogue(name: str | None, as_json: bool) -> None:

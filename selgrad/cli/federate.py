@@ -9,11 +9,11 @@ from pathlib import Path
 
 import click
 
-from selgrad.cli.options import PATH, wandb_option
+from selgrad.cli.options import PATH, Command, wandb_option
 from selgrad.errors import SelgradError
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("config", type=PATH)
 @click.option("--out", type=PATH, help="Folder for records, checkpoints and figures.  [default: selgrad-runs/NAME]")
 @wandb_option

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import click
 
-from selgrad.cli.options import PATH
+from selgrad.cli.options import PATH, SEED, Command
 from selgrad.errors import UsageError
 
 
-@click.command("key-holder")
+@click.command("key-holder", cls=Command)
 @click.argument("folder", type=PATH)
 @click.option("--clients", type=int, help="Enrol a run of so many clients in FOLDER; without it the run that is enrolled there is served.")
 @click.option("--max-examples", type=float, help="The largest number of examples of one client; an update is weighted by its share of this. Needed to enrol.")
@@ -24,7 +24,7 @@ from selgrad.errors import UsageError
 @click.option("--profile", default="exact", show_default=True, help="Of the encryption; `selgrad profiles` shows them.")
 @click.option("--bound", type=float, help="Largest absolute value of a weighted update's entry.  [default: the profile's]")
 @click.option("--min-clients", type=int, default=2, show_default=True, help="No sum over fewer clients is opened.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the fixed mask.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the fixed mask.")
 @click.option("--address", default="127.0.0.1:9095", show_default=True, help="HOST:PORT to listen on.")
 @click.option("--ssl-certfile", type=PATH, help="Certificate of this host, PEM.")
 @click.option("--ssl-keyfile", type=PATH, help="Its private key, PEM.")

@@ -24,6 +24,22 @@ PATH: click.Path = click.Path(path_type=Path)
 """The type of files and folders, whether they exist or not."""
 
 
+class Command(click.Command):
+    """A command that refuses an option given twice, of which Click would silently take the last."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parses the arguments.
+
+        Raises:
+          UsageError: if an option that takes one value is given twice.
+        """
+        given = [parameter for parameter in self.make_parser(ctx).parse_args(args=list(args))[2] if isinstance(parameter, click.Option)]
+        for option in given:
+            if given.count(option) > 1 and not (option.multiple or option.is_flag or option.count):
+                raise UsageError(f"{option.opts[0]} is given {given.count(option)} times and takes one value; give it once")
+        return super().parse_args(ctx, args)
+
+
 def named_option(kind: str, default: str, about: str = "") -> Callable[[Any], Any]:
     """Returns an option that names one entry of a registry."""
     return click.option(f"--{kind}", default=default, show_default=True, help=f"{NAMED}{about}")
@@ -32,7 +48,9 @@ def named_option(kind: str, default: str, about: str = "") -> Callable[[Any], An
 model_option = named_option("model", "lenet")
 update_option = named_option("update", "gradient")
 protection_option = named_option("protection", "none", ": noise, rounding or pruning besides encryption.")
-seed_option = click.option("--seed", default=0, show_default=True, help="Of weights, metric and attack.")
+SEED = click.IntRange(0, 2**31 - 1)
+"""The type of seeds."""
+seed_option = click.option("--seed", type=SEED, default=0, show_default=True, help="Of weights, metric and attack.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output instead of text.")
 wandb_option = click.option(
     "--wandb", type=click.Choice(["disabled", "offline", "online"]), default="disabled", show_default=True, help="Mirror the run in Weights & Biases."
@@ -114,6 +132,8 @@ def entry(kind: str, text: str) -> dict[str, Any]:
             raise UsageError(f"--{kind} {text!r}: {part!r} is not key=value; write {name}:key=value,key=value, and a value with a comma in quotes")
         if key in result:
             raise UsageError(f"--{kind} {text!r}: {key} stands twice; give it once, or a list [a, b]")
+        if not value.strip():
+            raise UsageError(f"--{kind} {text!r}: {key} has no value; an unset variable of the shell? Write null for none")
         is_text = key in allowed and _is_text(allowed[key].annotation)
         plain = value.strip()
         if is_text and plain[:1] not in ("'", '"', "[") and plain != "null":

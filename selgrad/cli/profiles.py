@@ -9,10 +9,10 @@ import json
 
 import click
 
-from selgrad.cli.options import json_option
+from selgrad.cli.options import Command, json_option
 
 
-@click.command()
+@click.command(cls=Command)
 @json_option
 def profiles(as_json: bool) -> None:
     """Show the parameters of the encryption: security, room for clients, bytes, and the error that each leaves.

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import click
 
-from selgrad.cli.options import PATH, json_option, wandb_option
+from selgrad.cli.options import PATH, Command, json_option, wandb_option
 from selgrad.cli.render import print_summary
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--text", is_flag=True, help="Sentences and a BERT in place of images and a LeNet.")
 @click.option("--out", type=PATH, help="Folder for records, figures and report; quickstart-run, or quickstart-text-run, by default.")
 @wandb_option

@@ -11,12 +11,12 @@ from typing import Any
 
 import click
 
-from selgrad.cli.options import PATH, json_option
+from selgrad.cli.options import PATH, Command, json_option
 from selgrad.cli.render import finite, print_recommendation, progress
 from selgrad.cli.suite import budget_option, read_setting, with_setting
 
 
-@click.command()
+@click.command(cls=Command)
 @with_setting
 @click.option("--level", default="recognisable", show_default=True, help="What no attack may reach: exact, recognisable or attribute.")
 @click.option("--rate", default=0.05, show_default=True, help="Share of inputs on which it may be reached after all, besides what guessing reaches.")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import click
 
-from selgrad.cli.options import PATH, json_option
+from selgrad.cli.options import PATH, Command, json_option
 from selgrad.cli.render import print_summary
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("folder", type=PATH, metavar="DIR")
 @json_option
 def report(folder: Path, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import click
 
-from selgrad.cli.options import NAMED, PATH, entry, json_option, wandb_option
+from selgrad.cli.options import NAMED, PATH, Command, entry, json_option, wandb_option
 from selgrad.cli.render import print_flags, print_levels
 from selgrad.errors import UsageError
 
@@ -64,7 +64,7 @@ def read_setting(config: Path | None, metrics: Sequence[str], selectors: Sequenc
     return content
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("name", required=False, type=click.Choice(["images", "text"]))
 @with_setting
 @click.option("--ratio", "ratios", multiple=True, type=float, help="Share of entries to encrypt; several times for several. 0 is always tried.")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import click
 
-from selgrad.cli.options import PATH, entry, json_option, named_option, wandb_option
+from selgrad.cli.options import PATH, Command, entry, json_option, named_option, wandb_option
 from selgrad.cli.render import print_summary
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("config", type=PATH)
 @click.option("--out", required=True, help="Folder for records, figures and report, or a URL such as s3://bucket/run; continued if it holds this sweep.")
 @named_option("engine", "local", ": who runs the blocks, local, ray or submitit; `selgrad list engine` shows their arguments.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from selgrad.cli.options import NAMED, PATH, entry, json_option, model_option
+from selgrad.cli.options import NAMED, PATH, SEED, Command, entry, json_option, model_option
 from selgrad.cli.render import progress
 from selgrad.errors import UsageError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from selgrad.data import Dataset
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--dataset", default="digits", show_default=True, help=f"{NAMED} of images to train on.")
 @click.option("--test", "test_set", default=None, help=f"{NAMED} of images to measure on; without it a tenth of --dataset is held out.")
 @model_option
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--learning-rate", type=float, default=None, help="At its peak; 1e-3 for adam and 0.1 for momentum.")
 @click.option("--weight-decay", default=5e-4, show_default=True, help="Of kernels.")
 @click.option("--augmentation", type=click.Choice(["none", "crop", "crop_flip"]), default="none", show_default=True, help="Random crops and flips.")
-@click.option("--seed", default=0, show_default=True, help="Of weights, order and augmentation.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of weights, order and augmentation.")
 @click.option("--out", type=PATH, required=True, help="Folder for the weights; continued if it holds this training.")
 @json_option
 def train(

@@ -93,5 +93,6 @@ MEASURES = (
         None,
         "others",
         lower_is_better=True,
+        limits=(0.0, 2.0),
     ),
 )

@@ -6,6 +6,7 @@ Bovik 2003 (wang2003multiscale), with the same window.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -86,8 +87,20 @@ def _of_pixels(compare: Callable[[Array, Array], Array]) -> Callable[[InputSpec,
 
 
 MEASURES = (
-    Measure("mse", "MSE", "Mean squared error of pixels in [0, 1].", _of_pixels(mse), lower_is_better=True, threshold=1e-3, summary=True),
-    Measure("psnr", "PSNR (dB)", "Peak signal-to-noise ratio, at most 100 dB.", _of_pixels(psnr), unit="dB", headline=True, curve=True, summary=True),
-    Measure("ssim", "SSIM", "Structural similarity in [-1, 1] over 7x7 windows.", _of_pixels(jax.vmap(ssim)), curve=True, summary=True),
+    Measure(
+        "mse", "MSE", "Mean squared error of pixels in [0, 1].", _of_pixels(mse), lower_is_better=True, threshold=1e-3, summary=True, limits=(0.0, math.inf)
+    ),
+    Measure(
+        "psnr",
+        "PSNR (dB)",
+        "Peak signal-to-noise ratio, at most 100 dB.",
+        _of_pixels(psnr),
+        unit="dB",
+        headline=True,
+        curve=True,
+        summary=True,
+        limits=(-math.inf, 100.0),
+    ),
+    Measure("ssim", "SSIM", "Structural similarity in [-1, 1] over 7x7 windows.", _of_pixels(jax.vmap(ssim)), curve=True, summary=True, limits=(-1.0, 1.0)),
     Measure("ms_ssim", "MS-SSIM", "Structural similarity over several scales, in [0, 1].", _of_pixels(jax.vmap(ms_ssim))),
 )

@@ -13,7 +13,7 @@ import jax
 
 from selgrad.base import Attack, InputSpec, TextSpec
 from selgrad.config import EncryptionConfig, RoundsConfig
-from selgrad.errors import UsageError
+from selgrad.errors import UsageError, require_seed
 from selgrad.experiment.assemble import assemble, num_updates
 from selgrad.experiment.block import Block, Observer
 from selgrad.experiment.costs import SchemeCache, encryption_cost
@@ -143,11 +143,12 @@ def run_cell(
       on_progress: called with (steps done, steps in all) about every twentieth of the attack.
 
     Raises:
-      UsageError: for an unknown name or argument, an object that cannot be used, or a ratio outside [0, 1].
+      UsageError: for an unknown name or argument, an object that cannot be used, or a ratio outside [0, 1], or a seed outside 0 .. 2**31 - 1.
       EncryptionError: where OpenFHE does not load, or the round trip is not exact.
     """
     if isinstance(ratio, bool) or not isinstance(ratio, int | float):
         raise UsageError(f"ratio={ratio!r} is not a number; run_cell takes one share of entries in [0, 1], and run_sweep a list of them")
+    require_seed(seed)
     options = EncryptionConfig.parse(encryption)
     specs = Spec.of("dataset", dataset), Spec.of("model", model), Spec.of("update", update)
     learned = None if public is None else Spec.of("dataset", public)

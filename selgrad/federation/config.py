@@ -132,7 +132,7 @@ class FederationConfig:
     def profile(self) -> Profile:
         """The encryption profile with the bound of this run."""
         profile = PROFILES[self.encryption.profile]
-        return dataclasses.replace(profile, bound=float(self.encryption.bound or profile.bound))
+        return dataclasses.replace(profile, bound=profile.bound if self.encryption.bound is None else float(self.encryption.bound))
 
     @property
     def encrypts(self) -> bool:
