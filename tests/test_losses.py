@@ -189,10 +189,35 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
         files.write_text(tmp_path / "b" / "file", "x")
 
 
-def test_exchanged_data_under_the_same_name_are_another_sweep(tmp_path):
+def _pictures(folder):
     for at, label in enumerate("ab"):
-        (tmp_path / "data" / label).mkdir(parents=True)
-        Image.fromarray(np.full((8, 8), 50 * at + 50, np.uint8)).save(tmp_path / "data" / label / "x.png")
+        (folder / label).mkdir(parents=True)
+        Image.fromarray(np.full((8, 8), 50 * at + 50, np.uint8)).save(folder / label / "x.png")
+
+
+def test_an_exchanged_picture_is_found_without_the_plan_and_in_every_part(tmp_path):
+    """The plan may be lost as well, and of two parts of one folder the second may be what changed."""
+    _pictures(tmp_path / "data")
+    part = {"name": "image_folder", "path": str(tmp_path / "data"), "num_classes": 2, "count": 1}
+    config = {**CONFIG, "dataset": [part, {**part, "offset": 1}]}
+    run_sweep(config, tmp_path / "out", quiet=True)
+    Image.fromarray(np.full((8, 8), 7, np.uint8)).save(tmp_path / "data" / "b" / "x.png")
+    with pytest.raises(UsageError, match=r"offset=1.* has changed since the sweep"):
+        run_sweep(config, tmp_path / "out", quiet=True)
+    (tmp_path / "out" / "plan.json").unlink()
+    with pytest.raises(UsageError, match=r"offset=1.* has changed since the sweep"), pytest.warns(UserWarning, match="damaged or gone"):
+        run_sweep(config, tmp_path / "out", quiet=True)
+
+
+def test_a_configuration_that_cannot_be_read_costs_no_report(folder):
+    (folder / "config.yaml").write_bytes(b"name: \xff\n")
+    with pytest.warns(UserWarning, match=r"config.yaml.* is damaged"):
+        page = make_report(folder)
+    assert "cannot be read" in page.read_text()
+
+
+def test_exchanged_data_under_the_same_name_are_another_sweep(tmp_path):
+    _pictures(tmp_path / "data")
     config = {**CONFIG, "dataset": {"name": "image_folder", "path": str(tmp_path / "data")}}
     run_sweep(config, tmp_path / "out", quiet=True)
     before = len(run_sweep(config, tmp_path / "out", quiet=True))

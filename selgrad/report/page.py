@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,18 @@ def _level_cell(row: Any) -> tuple[str, str]:
     return text, {"attack failed": "never", "read": "succeeds", "unresolved": "open", "protected": "stopped"}[kind]
 
 
+def _config(root: Path) -> str:
+    """Returns the text of `config.yaml`; records say all that tables and figures need, so a damaged file is named and costs nothing else."""
+    file = root / "config.yaml"
+    if not file.exists():
+        return ""
+    try:
+        return files.read_text(file)
+    except (OSError, UnicodeDecodeError):
+        warnings.warn(f"{str(file)!r} is damaged; the report is of the records", stacklevel=3)
+        return "config.yaml cannot be read."
+
+
 def make_report(out: str | Path) -> Path:
     """Draws `figures/` and writes `report.html` in a sweep's folder.
 
@@ -248,7 +261,6 @@ def make_report(out: str | Path) -> Path:
         }
         for row in stops.itertuples()
     ]  # fmt: skip
-    config = root / "config.yaml"
     page = _PAGE.render(
         name=records["sweep"].iloc[0],
         num_cells=f"{len(records):,}",
@@ -270,7 +282,7 @@ def make_report(out: str | Path) -> Path:
         stops=rows,
         leading=leading,
         sections=sections,
-        config=files.read_text(config) if config.exists() else "",
+        config=_config(root),
         version=records["selgrad_version"].iloc[0],
         run_id=records["run_id"].iloc[0],
         device=records["device"].iloc[0],

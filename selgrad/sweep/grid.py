@@ -77,7 +77,8 @@ class Grid:
         for setting in self.settings:
             dataset, model = setting.specs[:2]
             for spec, data in ((dataset, setting.dataset), *(((self.config.public, setting.public),) if self.config.public is not None else ())):
-                name = f"{spec.label} {spec.get('path', '')}".strip()
+                # With all arguments, since labels leave out which part of the data is used.
+                name = f"{spec.short}({', '.join(f'{key}={value}' for key, value in spec.arguments if value is not None)})"
                 if name not in digests:
                     digests[name] = _digest(vars(data) if is_dataclass(data) else data)
             source = model.get("checkpoint") or model.get("pretrained")

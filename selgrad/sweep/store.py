@@ -116,11 +116,19 @@ class RunFolder:
         Raises:
           UsageError: if the inputs are not those that the sweep began with.
         """
-        known = self.saved.setdefault("inputs", digests)
+        known = {**self._second_copy(), **self.saved.get("inputs", {})}
         changed = [name for name, digest in digests.items() if known.get(name, digest) != digest]
         if changed:
             raise UsageError(f"{changed[0]} has changed since the sweep in {str(self.out)!r} began, which would mix both; choose another --out, or put it back")
-        known.update(digests)
+        self.saved["inputs"] = known = {**known, **digests}
+        if self.out.is_dir() and self._second_copy() != known:
+            files.write_json(self.out / "inputs.json", known)
+
+    def _second_copy(self) -> dict[str, str]:
+        """Returns the digests that `inputs.json` holds, for a folder whose plan is lost; empty where it is damaged or missing."""
+        with contextlib.suppress(DamagedError):
+            return {name: str(digest) for name, digest in files.read_json(self.out / "inputs.json").items()}
+        return {}
 
     @property
     def is_recovered(self) -> bool:
