@@ -18,9 +18,9 @@ from selgrad.data.dataset import Dataset, Normalisation, make
 from selgrad.errors import DataError, UsageError
 
 _ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
-_SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
-_LEFT_BEHIND = {"__MACOSX", "@eaDir"}
-"""Folders of copies that tools create next to the data."""
+_PARTS = ({"train", "training"}, {"test", "testing"}, {"val", "valid", "validation", "dev"})
+_LEFT_BEHIND = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found", "System Volume Information"}
+"""Folders that tools and file systems create next to the data."""
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -32,7 +32,8 @@ def _files(root: Path) -> Iterator[Path]:
             below.clear()
             continue
         visited.add(os.path.realpath(folder))
-        below[:] = [name for name in below if not name.startswith(".") and name not in _LEFT_BEHIND]
+        # In sorted order, so that of two ways to one folder the same counts everywhere.
+        below[:] = sorted(name for name in below if not name.startswith(".") and name not in _LEFT_BEHIND)
         for name in names:
             file = Path(folder, name)
             if not name.startswith(".") and file.suffix.lower() in _ENDINGS:
@@ -50,8 +51,16 @@ def _classes(root: Path, files: list[Path]) -> tuple[list[str], list[int]]:
             f"{str(unclassified)!r} is not in the folder of a class; move it into one, or give label_pattern, which finds the label in a file's name"
         )
     names = sorted({parts[0] for parts in folders})
-    if set(map(str.lower, names)) <= _SPLITS:
-        raise UsageError(f"{str(root)!r} holds {', '.join(names)}, which are parts of a data set and not classes; set path to one of them")
+    of_parts = [name for part in _PARTS for name in names if name.lower() in part]
+    if of_parts == names or sum(any(name.lower() in part for name in names) for part in _PARTS) > 1:
+        raise UsageError(f"{str(root)!r} holds {', '.join(of_parts)}, which are parts of a data set and not classes; set path to one of them")
+    there = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".") and folder.name not in _LEFT_BEHIND)
+    empty = [name for name in there if name not in names]
+    if empty:
+        raise DataError(
+            f"{str(root / empty[0])!r} holds no picture of its own ({', '.join(sorted(_ENDINGS))}), and without it the classes after it would be others; "
+            "convert its files, or remove the folder"
+        )
     return names, [names.index(parts[0]) for parts in folders]
 
 
@@ -114,6 +123,6 @@ def image_folder(
     if not images or (count is not None and stop > len(files)):
         raise UsageError(f"{source}: offset={offset}, count={count} asks for samples {offset} .. {stop - 1}; there are {len(files)}")
     return make(
-        pictures.together(images), np.asarray(labels[first:stop]), num_classes=num_classes or classes, count=count, offset=offset - first,
-        normalisation=normalisation, source=source,
+        pictures.together(images), np.asarray(labels[first:stop]), num_classes=classes if num_classes is None else num_classes, count=count,
+        offset=offset - first, normalisation=normalisation, source=source,
     )  # fmt: skip

@@ -21,17 +21,30 @@ _BYTES = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB", "HSV")
 _ALPHA = ("LA", "RGBA", "PA", "La", "RGBa")
 
 
-def _deep(image: Any, what: str) -> npt.NDArray[np.float32]:
-    """Scales a grey picture of more than 8 bits to (H, W) in [0, 1]."""
+def _deep(image: Any, what: str, of: Any) -> npt.NDArray[np.float32]:
+    """Scales a grey picture of more than 8 bits to (H, W) in [0, 1]; `of` is the image as it was opened."""
     values = np.asarray(image)
     if image.mode == "F":
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
             raise DataError(f"{what} holds floats outside [0, 1], whose levels of black and white are unknown; scale them to [0, 1]")
         return values.astype(np.float32)
+    if image.mode == "I" and of.format not in (None, "PNG"):
+        raise DataError(f"{what} holds integers of 32 bits, whose level of white is unknown; save it with 8 or 16 bits")
     # Older versions of Pillow return a PNG's 16 bits as 32.
     if values.min() < 0 or values.max() > 65535:
         raise DataError(f"{what} holds integers from {values.min()} to {values.max()}, and 16 bits end at 65535; save it with 8 or 16 bits")
-    return (values / 65535).astype(np.float32)
+    # Pillow turns a TIFF whose white is 0 around where it has 8 bits, and not where it has 16.
+    is_negative = of.format == "TIFF" and of.tag_v2.get(262) == 0
+    return ((65535 - values.astype(np.int64) if is_negative else values) / 65535).astype(np.float32)
+
+
+def _require_whole(image: Any, what: str) -> None:
+    """Raises DataError for a file of which Pillow would keep a part: 8 of 16 bits of each colour, or one of several pictures."""
+    if not image.mode.startswith(("I", "F")) and any(";16" in str(tile[3]) for tile in getattr(image, "tile", [])):
+        raise DataError(f"{what} has 16 bits for each colour, of which 8 would be read; save it with 8")
+    # Cameras add small copies to a JPEG, as MPO.
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise DataError(f"{what} holds {image.n_frames} pictures, of which one would be read; save each in a file of its own")
 
 
 def to_rgb(image: Any, what: str, size: int | None = None) -> npt.NDArray[Any]:
@@ -49,6 +62,7 @@ def to_rgb(image: Any, what: str, size: int | None = None) -> npt.NDArray[Any]:
 
     if image.width * image.height > MOST_PIXELS:
         raise DataError(f"{what} is {image.width} x {image.height} pixels large, more than {MOST_PIXELS:,} in all; make it smaller")
+    opened = image
     try:
         image = ImageOps.exif_transpose(image)
         if image.mode in _ALPHA or "transparency" in image.info:
@@ -61,7 +75,7 @@ def to_rgb(image: Any, what: str, size: int | None = None) -> npt.NDArray[Any]:
             return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR) if size else rgb)
         if image.mode != "F" and not image.mode.startswith("I"):
             raise DataError(f"{what} has mode {image.mode!r} of Pillow, which has no single interpretation; save it as RGB")
-        grey = _deep(image, what)
+        grey = _deep(image, what, opened)
         if size:
             grey = np.clip(np.asarray(Image.fromarray(grey).resize((size, size), Image.Resampling.BILINEAR)), 0, 1)
         return np.repeat(grey[..., None], 3, axis=-1)
@@ -85,6 +99,7 @@ def read(file: Path, size: int | None = None) -> npt.NDArray[Any]:
             # Too many pixels are refused below, with our own message.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(file) as image:
+                _require_whole(image, what)
                 return to_rgb(image, what, size)
     except DataError:
         raise

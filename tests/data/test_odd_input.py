@@ -3,11 +3,13 @@
 import gzip
 import io
 import json
+import os
 import pickle
 import string
 import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -107,18 +109,105 @@ def test_what_is_hidden_is_no_data(tmp_path):
     data = DATASETS["image_folder"](path=str(tmp_path))
     assert data.spec.num_classes == 2 and data.labels.tolist() == [0, 1, 1]
     (tmp_path / "c").symlink_to(tmp_path / "b" / "deep")
-    assert DATASETS["image_folder"](path=str(tmp_path)).spec.num_classes in (2, 3)
+    with pytest.raises(DataError, match=r"/c' holds no picture of its own"):
+        DATASETS["image_folder"](path=str(tmp_path))
+    (tmp_path / "c").unlink()
     (tmp_path / "a" / "gone.png").symlink_to(tmp_path / "nowhere")
     with pytest.raises(DataError, match="is a link to"):
         DATASETS["image_folder"](path=str(tmp_path))
+
+
+@pytest.mark.parametrize("order", [False, True])
+def test_a_folder_is_the_same_data_in_any_order(tmp_path, monkeypatch, order):
+    """File systems list names in orders of their own."""
+    for place in ("a/x.png", "b/y.png", "b/deep/z.png", "$RECYCLE.BIN/x.png", "lost+found/x.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(tmp_path / place)
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "b" / "deep")
+    scan = os.scandir
+
+    class Listed:
+        def __init__(self, path):
+            with scan(path) as entries:
+                self.entries = iter(sorted(entries, key=lambda entry: entry.name, reverse=order))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def __iter__(self):
+            return self.entries
+
+        def __next__(self):
+            return next(self.entries)
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(os, "scandir", Listed)
+    data = DATASETS["image_folder"](path=str(tmp_path))
+    assert data.spec.num_classes == 2 and data.labels.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("content", [None, "x.gif", "x.jfif", "notes.txt"])
+def test_a_class_without_pictures_shifts_no_labels(tmp_path, content):
+    for label in "abc":
+        (tmp_path / label).mkdir()
+    for label in "ac":
+        Image.new("L", (4, 4)).save(tmp_path / label / "x.png")
+    if content is not None:
+        (tmp_path / "b" / content).write_bytes(b"x")
+    with pytest.raises(DataError, match=r"/b' holds no picture of its own"):
+        DATASETS["image_folder"](path=str(tmp_path))
+
+
+def test_what_would_be_read_in_part_is_refused(tmp_path):
+    """Pillow keeps 8 of 16 bits of a colour, and the first of several pictures, and says nothing."""
+    grey = np.linspace(0, 65535, 64).astype(">u2").reshape(8, 8)
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    rows = b"".join(b"\0" + np.repeat(row[:, None], 3, 1).tobytes() for row in grey)
+    head = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    frames = [Image.new("RGB", (4, 4), (level, 9, 9)) for level in (9, 200)]
+    for name in ("pages.tif", "moving.png", "moving.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    Image.fromarray((np.arange(64).reshape(8, 8) * 4).astype(np.int32)).save(tmp_path / "integers.tif")
+    for name, message in (
+        ("deep.png", "16 bits for each colour"), ("pages.tif", "holds 2 pictures"), ("moving.png", "holds 2 pictures"), ("moving.webp", "holds 2 pictures"),
+        ("integers.tif", "whose level of white is unknown"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=message):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_white_may_be_zero(tmp_path, dtype):
+    """TIFF says which level is white; Pillow heeds it, in writing and in reading, with 8 bits alone."""
+    most = np.iinfo(dtype).max
+    Image.fromarray(np.array([[0, most], [most // 4, 0]], dtype)).save(tmp_path / "x.tif", tiffinfo={262: 0})
+    found = read(tmp_path / "x.tif")
+    shares = found / 255 if found.dtype == np.uint8 else found
+    np.testing.assert_allclose(shares[..., 0], [[0, 1], [0.25, 0]] if dtype is np.uint8 else [[1, 0], [0.75, 1]], atol=0.005)
 
 
 def test_parts_of_a_data_set_are_no_classes(tmp_path):
     for place in ("train/a/x.png", "test/a/x.png", "test/b/x.png"):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (4, 4)).save(tmp_path / place)
-    with pytest.raises(UsageError, match="parts of a data set"):
-        DATASETS["image_folder"](path=str(tmp_path))
+    for extra in (False, True):
+        (tmp_path / "extra").mkdir(exist_ok=True)
+        if extra:
+            Image.new("L", (4, 4)).save(tmp_path / "extra" / "x.png")
+        with pytest.raises(UsageError, match="holds train, test, which are parts of a data set"):
+            DATASETS["image_folder"](path=str(tmp_path))
+    for place in ("vehicles/car/x.png", "vehicles/train/x.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(tmp_path / place)
+    assert DATASETS["image_folder"](path=str(tmp_path / "vehicles")).spec.num_classes == 2
+    with pytest.raises(DataError, match="labels from 0 to 1 lie outside 0 .. -1"):
+        DATASETS["image_folder"](path=str(tmp_path / "vehicles"), num_classes=0)
     assert DATASETS["image_folder"](path=str(tmp_path / "test")).spec.num_classes == 2
     Image.new("L", (4, 4)).save(tmp_path / "test" / "x.png")
     with pytest.raises(DataError, match="is not in the folder of a class"):
