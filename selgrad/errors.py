@@ -44,6 +44,11 @@ class OutOfMemoryError(SelgradError):
     """A device does not have enough memory for a block; a smaller block may fit."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, without a trace that may follow; the type of the error if there is no message."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def require_ratio(ratio: float) -> None:
     """Raises UsageError for a share of entries outside [0, 1]."""
     if not 0 <= ratio <= 1:

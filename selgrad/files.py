@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selgrad.errors import BusyError, DamagedError, SelgradError
+from selgrad.errors import BusyError, DamagedError, SelgradError, first_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +50,7 @@ def write(path: Path, fill: Callable[[Path], None]) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             scratch.unlink(missing_ok=True)
-        reason = error.strerror or str(error).splitlines()[0]
+        reason = error.strerror or first_line(error)
         raise SelgradError(f"cannot write {str(path)!r}: {reason}; make room or choose another --out, then run the same command") from None
     except BaseException:
         with contextlib.suppress(OSError):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from selgrad import files, measures
-from selgrad.errors import SelgradError, UsageError
+from selgrad.errors import SelgradError, UsageError, first_line
 from selgrad.measures import Measure
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class WandbTracker:
                 settings=self._wandb.Settings(silent=True, console="off", x_disable_stats=not watched, x_disable_meta=not watched),
             )
         except self._wandb.errors.Error as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise SelgradError(f"W&B did not start: {reason}; log in with `wandb login`, or use --wandb offline") from None
 
     def _main_run(self) -> Any:

@@ -7,6 +7,7 @@ one. An error lists what remains by name, with the argument that resolves it.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,9 @@ def match(tensors: Tensors, like: Params, source: str, names: Sequence[str] = ()
     """
     stored = {renamed(name): value for name, value in fused(cleaned(_unwrapped(tensors))).items() if not _COUNTERS.search(name)}
     wanted = dict(zip(trees.paths(like), jax.tree.leaves(like), strict=True))
+    for entry in names:
+        if not any(_chosen([entry], path) for path in wanted):
+            raise UsageError(f"checkpoint_names: {entry!r} names no leaf of the model; {did_you_mean(entry.partition('=')[0], wanted)}")
     matched: dict[str, tuple[str, npt.NDArray[Any]]] = {}
     by_key: dict[tuple[str, str], str] = {}
     for name in stored:
@@ -169,6 +173,14 @@ def match(tensors: Tensors, like: Params, source: str, names: Sequence[str] = ()
             f"checkpoint {source!r}: {len(missing)} of {len(wanted)} leaves find no tensor of their name and shape, such as {shown}; "
             f"stored and unused are {', '.join(free[:4]) or 'none'}{', ...' if len(free) > 4 else ''}; name them with checkpoint_names ([ours=theirs])"
         )
+    for path, leaf in wanted.items():
+        name, value = matched[path]
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not jnp.issubdtype(value.dtype, jnp.floating):
+            raise SelgradError(f"checkpoint {source!r}: {name!r} holds {value.dtype}, and {path!r} needs floats; store weights that are not quantised")
+    unused = sorted(stored.keys() - {name for name, _ in matched.values()})
+    if unused:
+        shown = ", ".join(unused[:3])
+        warnings.warn(f"checkpoint {source!r}: {len(unused)} tensors have no place in the model, such as {shown}; is it of a larger model?", stacklevel=3)
     leaves = [np.asarray(matched[path][1], leaf.dtype) for path, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 

@@ -13,9 +13,9 @@ from flax import serialization
 from flax.training import train_state
 from optax import adam
 
-from selgrad import checkpoints, weights
+from selgrad import checkpoints, trees, weights
 from selgrad.base import InputSpec
-from selgrad.errors import SelgradError, UsageError
+from selgrad.errors import DataError, SelgradError, UsageError
 from selgrad.registry import Spec
 
 SPEC = InputSpec((8, 8, 3), 10)
@@ -182,3 +182,42 @@ def test_a_model_of_ones_own_starts_from_its_weights(tmp_path):
     network = selgrad.model(_Simple(), checkpoint=str(tmp_path / "mine"))
     setting = Setting(Spec.of("dataset", {"name": "digits", "count": 1}), Spec.of("model", network), Spec.of("update", "gradient"))
     same(setting.client(0).params, params["params"])
+
+
+def _torch(params):
+    """The parameters of a small MLP under PyTorch's names."""
+    return {f"{name.replace('/', '.')}": np.asarray(leaf) for name, leaf in zip(trees.paths(params), jax.tree.leaves(params), strict=True)}
+
+
+@pytest.mark.parametrize("ending", [("gamma", "weight"), ("beta", "bias")])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "net."])
+def test_one_tensor_has_one_value(prefix, ending):
+    """Of two values of one tensor nobody knows which the network uses; the same value under two names is no contradiction."""
+    from selgrad.models.names import cleaned
+
+    old, new = (f"{prefix if i == 0 else ''}norm.{name}" for i, name in enumerate(ending))
+    with pytest.raises(DataError, match="two values of one tensor; keep one"):
+        cleaned({old: np.zeros(3), new: np.ones(3)})
+    assert list(cleaned({old: np.ones(3), new: np.ones(3)})) == [f"norm.{ending[1]}"] == list(cleaned({old: np.ones(3)}))
+
+
+def test_a_tensor_of_another_kind_or_without_a_place_is_said(tmp_path):
+    made = model("mlp", width=4)
+    params = made.init(jax.random.key(0))
+    tensors = _torch(params)
+    first = next(iter(tensors))
+    for kind in (np.int8, bool, np.complex64):
+        with pytest.raises(SelgradError, match="needs floats"):
+            weights.match({**tensors, first: np.ones(tensors[first].shape, kind)}, params, "it")
+    with pytest.warns(UserWarning, match=r"1 tensors have no place in the model, such as deeper\.kernel"):
+        same(weights.match({**tensors, "deeper.kernel": np.ones((4, 4), np.float32)}, params, "it"), params)
+    with pytest.raises(UsageError, match="'nowhere=x' names no leaf of the model"):
+        weights.match(tensors, params, "it", ["nowhere=x"])
+
+
+def test_a_tensor_in_two_shards_is_damage(tmp_path):
+    for name, value in (("a", 0.0), ("b", 1.0)):
+        safetensors.numpy.save_file({"w": np.full(3, value, np.float32)}, tmp_path / f"{name}.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "a.safetensors", "v": "b.safetensors"}}))
+    with pytest.raises(DataError, match="holds 'w' in two shards"):
+        weights.read(tmp_path)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selgrad.data.dataset import Dataset, Normalisation, make
-from selgrad.errors import DataError
+from selgrad.errors import DataError, first_line
 
 _FILES = {
     ("cifar10", "train"): [f"data_batch_{i}" for i in range(1, 6)],
@@ -130,7 +130,7 @@ def _read_python(path: Path, label_key: bytes) -> tuple[npt.NDArray[np.uint8], n
             raise pickle.UnpicklingError("its data are not an array of bytes, or its labels no list of integers")
         return data.values.reshape(-1, 3072), np.asarray(labels, np.int64)
     except Exception as error:  # a damaged pickle can cause any error
-        reason = str(error).splitlines()[0] if str(error) else "damaged"
+        reason = first_line(error)
         raise DataError(f"{str(path)!r} is not a CIFAR python batch, or is truncated ({type(error).__name__}: {reason})") from None
 
 

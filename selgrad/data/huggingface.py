@@ -12,7 +12,7 @@ import numpy as np
 
 from selgrad.data import pictures
 from selgrad.data.dataset import Dataset, Normalisation, make
-from selgrad.errors import DataError, UsageError
+from selgrad.errors import DataError, UsageError, first_line
 
 
 def _column(features: dict[str, Any], requested: str | None, kind: str, fallback: tuple[str, ...]) -> str:
@@ -60,7 +60,7 @@ def huggingface(
     try:
         loaded = datasets.load_dataset(repository, configuration, split=split)
     except Exception as error:  # the hub's client raises errors of many packages; each means that the set could not be fetched
-        raise DataError(f"{repository!r} could not be loaded: {type(error).__name__}: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{repository!r} could not be loaded: {type(error).__name__}: {first_line(error)}") from None
     image, label = (
         _column(loaded.features, image_column, "Image", ("image", "img")),
         _column(loaded.features, label_column, "ClassLabel", ("label", "fine_label")),

@@ -89,6 +89,8 @@ def from_sentences(sentences: Sequence[str], tokenizer: Any = "words", labels: S
     >>> from_sentences(["the cat sat", "a dog ran"]).decode([2, 4, 5])
     'a cat'
     """
+    if labels is not None and not all(isinstance(label, int | np.integer) and not isinstance(label, bool) for label in labels):
+        raise DataError(f"sentences: labels {list(labels)[:4]} are not integers; give class numbers from 0 on")
     ids = [i % 2 for i in range(len(sentences))] if labels is None else [int(label) for label in labels]
     return make_text(
         list(sentences), ids, num_classes=max(ids, default=0) + 1 if labels is not None else 2, tokenizer=as_tokenizer(tokenizer), max_length=max_length,

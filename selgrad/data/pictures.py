@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from selgrad.errors import DataError
+from selgrad.errors import DataError, first_line
 
 MOST_PIXELS = 2**26
 """Largest number of pixels of one picture: the header of a file of a few kilobytes may announce terabytes."""
@@ -82,7 +82,7 @@ def to_rgb(image: Any, what: str, size: int | None = None) -> npt.NDArray[Any]:
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise errors of many kinds, SyntaxError among them
-        raise DataError(f"{what} is not a readable image ({_first_line(error)})") from None
+        raise DataError(f"{what} is not a readable image ({first_line(error)})") from None
 
 
 def read(file: Path, size: int | None = None) -> npt.NDArray[Any]:
@@ -104,7 +104,7 @@ def read(file: Path, size: int | None = None) -> npt.NDArray[Any]:
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{what} is not a readable image ({_first_line(error)})") from None
+        raise DataError(f"{what} is not a readable image ({first_line(error)})") from None
 
 
 def together(pictures: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
@@ -112,7 +112,3 @@ def together(pictures: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     if all(picture.dtype == np.uint8 for picture in pictures):
         return np.stack(pictures)
     return np.stack([picture / np.float32(255) if picture.dtype == np.uint8 else picture for picture in pictures]).astype(np.float32)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from selgrad.base import Batch, TextSpec
 from selgrad.data import tokenizer as tokenizers
-from selgrad.errors import DataError, UsageError
+from selgrad.errors import DataError, UsageError, first_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +133,8 @@ def read_lines(file: Path, encoding: str = "utf-8") -> list[str]:
             lines = stream.read().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{str(file)!r} is not readable text in {encoding} ({error}); fetch it again, or save it in {encoding}") from None
+    if any("\0" in line for line in lines):
+        raise DataError(f"{str(file)!r} holds NUL bytes, so it is not text in {encoding}, but perhaps in UTF-16; save it in {encoding}")
     return lines[:-1] if lines[-1] == "" else lines
 
 
@@ -155,4 +157,4 @@ def from_hub(repository: str, configuration: str | None, split: str, text: str, 
         loaded = datasets.load_dataset(repository, configuration, split=split)
         return [str(t) for t in loaded[text]], [int(x) for x in loaded[label]]
     except Exception as error:  # the hub's client raises errors of many packages; each means that the set could not be fetched
-        raise DataError(f"{repository!r} could not be loaded: {type(error).__name__}: {str(error).splitlines()[0]}; set path to local files") from None
+        raise DataError(f"{repository!r} could not be loaded: {type(error).__name__}: {first_line(error)}; set path to local files") from None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from selgrad import files
-from selgrad.errors import DataError, UsageError
+from selgrad.errors import DataError, UsageError, first_line
 
 _WORD = re.compile(r"\w+(?:'\w+)?|[^\w\s]")
 
@@ -57,6 +57,8 @@ def words(texts: Sequence[str]) -> Tokenizer:
 
 
 _ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token", "bos_token", "eos_token")
+MOST_IDS = 2**24
+"""Beyond the number of ids of any vocabulary."""
 _NAMES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<|endoftext|>", "<pad>", "<unk>", "<s>", "</s>", "<mask>")
 """Names of special tokens, used where no file says which they are."""
 
@@ -107,6 +109,8 @@ def of_library(loaded: Any, named: Mapping[str, str] | None = None, source: str 
     vocabulary = loaded.get_vocab(with_added_tokens=True)
     if not vocabulary:
         raise DataError(f"{source}: the tokenizer knows no token")
+    if max(vocabulary.values()) >= MOST_IDS:
+        raise DataError(f"{source}: its ids go up to {max(vocabulary.values()):,}, and an embedding has a row for each; the file is damaged")
     added = loaded.get_added_tokens_decoder() if hasattr(loaded, "get_added_tokens_decoder") else {}
     special = {number for number, token in added.items() if token.special}
     special |= {vocabulary[token] for token in (*named.values(), *_NAMES) if token in vocabulary}
@@ -115,7 +119,7 @@ def of_library(loaded: Any, named: Mapping[str, str] | None = None, source: str 
         try:
             return list(loaded.encode(text).ids)
         except Exception as error:  # the Rust library raises bare exceptions, such as for a word while there is no [UNK]
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             raise DataError(
                 f"{source}: the tokenizer cannot encode {text[:40]!r} ({reason}); is its vocabulary whole, with a token for unknown words?"
             ) from None
@@ -141,6 +145,32 @@ def of_library(loaded: Any, named: Mapping[str, str] | None = None, source: str 
     )
 
 
+def _add(loaded: Any, folder: Path) -> None:
+    """Adds the tokens of `added_tokens.json`, which vocabularies of older tokenizers lack.
+
+    Raises:
+      DataError: if their ids do not follow the vocabulary's.
+    """
+    import tokenizers
+
+    added = _read_facts(folder, "added_tokens.json")
+    for token, number in sorted(added.items(), key=lambda item: str(item[1]).zfill(20)):
+        loaded.add_tokens([tokenizers.AddedToken(token, normalized=False)])
+        if (found := loaded.token_to_id(token)) != number:
+            raise DataError(f"{str(folder / 'added_tokens.json')!r} gives {token!r} the id {number!r} and it would have {found}; fetch it again")
+
+
+def _normalise_as(loaded: Any, facts: Mapping[str, Any]) -> None:
+    """Normalises text as `tokenizer_config.json` says, which counts before `tokenizer.json` for BERT's tokenizers, as in transformers."""
+    from tokenizers import normalizers
+
+    keys = {"do_lower_case": "lowercase", "strip_accents": "strip_accents", "tokenize_chinese_chars": "handle_chinese_chars"}
+    if isinstance(loaded.normalizer, normalizers.BertNormalizer):
+        for key, option in keys.items():
+            if facts.get(key) is not None:
+                setattr(loaded.normalizer, option, _flag(facts, key, None))
+
+
 def from_files(source: str) -> Tokenizer:
     """Loads a tokenizer from a folder or by its name on the Hugging Face hub, with `tokenizer_config.json` and `special_tokens_map.json` next to it.
 
@@ -157,13 +187,21 @@ def from_files(source: str) -> Tokenizer:
             facts = {**_read_facts(folder, "special_tokens_map.json"), **_read_facts(folder, "tokenizer_config.json")}
             if (folder / "tokenizer.json").is_file():
                 loaded = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+                _normalise_as(loaded, facts)
             elif (folder / "vocab.txt").is_file():
                 options: Any = {role: token for role, token in _named(facts).items() if role not in ("bos_token", "eos_token")}
                 options |= {"lowercase": _flag(facts, "do_lower_case", True), "strip_accents": _flag(facts, "strip_accents", None)}
                 options["handle_chinese_chars"] = _flag(facts, "tokenize_chinese_chars", True)
-                loaded = BertWordPieceTokenizer(str(folder / "vocab.txt"), **options)._tokenizer
+                # A line each; a byte-order mark is none of the first token's characters.
+                lines = files.read_text(folder / "vocab.txt").split("\n")
+                numbered = {line.rstrip(): number for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines)}
+                loaded = BertWordPieceTokenizer(numbered, **options)._tokenizer
+                _add(loaded, folder)
             elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-                loaded = ByteLevelBPETokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))._tokenizer
+                loaded = ByteLevelBPETokenizer(
+                    str(folder / "vocab.json"), str(folder / "merges.txt"), add_prefix_space=bool(_flag(facts, "add_prefix_space", False))
+                )._tokenizer
+                _add(loaded, folder)
             else:
                 raise DataError(f"folder {source!r} holds no tokenizer.json, vocab.txt, or vocab.json with merges.txt")
         elif folder.is_absolute() or source.startswith(("./", "../", "~")) or source.count("/") > 1:
@@ -175,7 +213,7 @@ def from_files(source: str) -> Tokenizer:
     except DataError:
         raise
     except Exception as error:  # the Rust library raises bare exceptions
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise DataError(f"tokenizer {source!r} could not be read ({reason}); give a folder with tokenizer files, or 'words'") from None
     return of_library(loaded, _named(facts), f"tokenizer {source!r}")
 

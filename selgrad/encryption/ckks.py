@@ -18,11 +18,11 @@ import numpy.typing as npt
 from selgrad.encryption.ciphertexts import Ciphertexts, Source, Stream
 from selgrad.encryption.context import Context, Keys
 from selgrad.encryption.layout import Layout
-from selgrad.encryption.openfhe import first_line, require_unforked
+from selgrad.encryption.openfhe import require_unforked
 from selgrad.encryption.packing import Floats, as_vector, require_within
 from selgrad.encryption.profiles import Profile, named
 from selgrad.encryption.wire import Header
-from selgrad.errors import EncryptionError
+from selgrad.errors import EncryptionError, first_line
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

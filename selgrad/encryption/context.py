@@ -18,7 +18,7 @@ from selgrad.encryption.forms import Form, Known
 from selgrad.encryption.layout import Layout, Residues
 from selgrad.encryption.packing import Floats, fill_slots, read_slots
 from selgrad.encryption.profiles import Profile
-from selgrad.errors import EncryptionError
+from selgrad.errors import EncryptionError, first_line
 
 Kind = Literal["public", "secret", "ciphertext", "share"]
 
@@ -90,7 +90,7 @@ class Context:
         try:
             context = fhe.GenCryptoContext(parameters)
         except RuntimeError as error:
-            raise EncryptionError(f"OpenFHE refuses profile {profile.name!r}: {openfhe.first_line(error)}") from None
+            raise EncryptionError(f"OpenFHE refuses profile {profile.name!r}: {first_line(error)}") from None
         for feature in ("PKE", "LEVELEDSHE", *(["MULTIPARTY"] if profile.decryption == "threshold" else [])):
             context.Enable(getattr(fhe.PKESchemeFeature, feature))
         bits = int(context.GetModulusCKKS()).bit_length()
@@ -195,7 +195,7 @@ class Context:
         try:
             key = load(raw, self._fhe.BINARY)
         except (RuntimeError, ValueError, MemoryError) as error:
-            raise EncryptionError(f"{len(raw)} bytes are not a {kind} key ({openfhe.first_line(error)}); fetch it again") from None
+            raise EncryptionError(f"{len(raw)} bytes are not a {kind} key ({first_line(error)}); fetch it again") from None
         if key is None or key.GetCryptoContext() != self.native:
             raise EncryptionError(f"{len(raw)} bytes are not a {kind} key of profile {self.profile.name!r}; fetch it again")
         return key
@@ -256,7 +256,7 @@ class Context:
         try:
             loaded = self._fhe.DeserializeCiphertextString(part, self._fhe.BINARY)
         except (RuntimeError, ValueError, MemoryError) as error:
-            raise EncryptionError(f"a ciphertext of {len(part)} bytes is truncated or damaged ({openfhe.first_line(error)})") from None
+            raise EncryptionError(f"a ciphertext of {len(part)} bytes is truncated or damaged ({first_line(error)})") from None
         if loaded is None:
             raise EncryptionError(f"{len(part)} bytes are not a ciphertext; ask the client to send them again")
         return loaded

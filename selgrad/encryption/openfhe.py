@@ -10,7 +10,7 @@ import os
 import platform
 from typing import Any
 
-from selgrad.errors import EncryptionError
+from selgrad.errors import EncryptionError, first_line
 
 _state = {"forked": False}
 
@@ -58,8 +58,3 @@ def unavailable() -> str | None:
     except EncryptionError as error:
         return str(error)
     return None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of OpenFHE's message, without the trace that may follow; the type of the error if there is no message."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -12,7 +12,7 @@ import json
 import math
 from typing import Any, Literal
 
-from selgrad.errors import EncryptionError, UsageError
+from selgrad.errors import EncryptionError, UsageError, first_line
 
 _LOG_MODULUS = {
     "HEStd_128_classic": {2048: 54, 4096: 109, 8192: 218, 16384: 438, 32768: 881},
@@ -221,7 +221,7 @@ class Profile:
         try:
             return cls(**json.loads(text))
         except (ValueError, TypeError) as error:
-            raise EncryptionError(f"this is not a profile ({str(error).splitlines()[0]}); save it again with this version") from None
+            raise EncryptionError(f"this is not a profile ({first_line(error)}); save it again with this version") from None
 
 
 EXACT = Profile(

@@ -18,7 +18,7 @@ import pandas as pd
 
 from selgrad import encryption, trees
 from selgrad.encryption import agreement
-from selgrad.errors import SelgradError, UsageError
+from selgrad.errors import SelgradError, UsageError, first_line
 from selgrad.federation.agreements import ASKED, Chair
 from selgrad.federation.config import FederationConfig
 from selgrad.federation.enrolment import Public
@@ -105,7 +105,7 @@ class Server:
                 proposal = self._participants.read_proposal(number, client, reply)
                 proposals.append(protocol.read(chair, proposal, partial(self._participants.read_sealed, number, client, reply["tags"])))
             except (SelgradError, ValueError, KeyError, TypeError) as error:
-                self._note(number, Event(client, "malformed", str(error).splitlines()[0]))
+                self._note(number, Event(client, "malformed", first_line(error)))
         if len(proposals) < config.min_clients:
             raise SelgradError(
                 f"{len(proposals)} clients took part in the agreement on a mask and min_clients is {config.min_clients}; run the same command again"
@@ -142,7 +142,7 @@ class Server:
                 self._has_mask.add(client)
             except (SelgradError, ValueError, KeyError, TypeError) as error:
                 plain.pop(client, None)
-                self._note(number, Event(client, "malformed", str(error).splitlines()[0]))
+                self._note(number, Event(client, "malformed", first_line(error)))
         new = weights
         row: dict[str, Any] = {"round": number, "metric": config.metric.label, "ratio": config.ratio, "agreement": config.agreement}
         row |= {"protection": config.protection, "num_clients": len(plain), "num_selected": int(bits.sum()), "num_total": bits.size}

@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from selgrad import devices
-from selgrad.errors import SelgradError
+from selgrad.errors import SelgradError, first_line
 from selgrad.federation.flower import ENROLMENT, FlowerTransport, num_participants, quiet_flower
 from selgrad.federation.messages import STARTUP_SECONDS
 from selgrad.terminal import console, signals_kept
@@ -74,7 +74,7 @@ def simulate(config: Any, enrolled: Path, serve: Callable[[FlowerTransport], Any
             idle.wait(60)
             raise
         except RuntimeError as error:
-            outcome.setdefault("error", SelgradError(f"Flower's simulation failed ({str(error).splitlines()[0]})"))
+            outcome.setdefault("error", SelgradError(f"Flower's simulation failed ({first_line(error)})"))
     if "error" in outcome:
         raise outcome["error"]
     if "result" not in outcome:

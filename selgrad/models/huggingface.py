@@ -21,7 +21,7 @@ import safetensors.numpy
 
 from selgrad import files, trees
 from selgrad.base import Params
-from selgrad.errors import DataError, UsageError
+from selgrad.errors import DataError, UsageError, first_line
 from selgrad.models._transformer import ACTIVATIONS, Transformer, TransformerConfig
 from selgrad.models.names import cleaned
 
@@ -80,7 +80,7 @@ def _folder_file(source: str, name: str) -> Path | None:
     except EntryNotFoundError:
         return None
     except Exception as error:  # the hub's client raises errors of many packages; each means that the file could not be fetched
-        raise DataError(f"{source!r} could not be read from the Hugging Face hub: {type(error).__name__}: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{source!r} could not be read from the Hugging Face hub: {type(error).__name__}: {first_line(error)}") from None
 
 
 def read_config(source: str, model_type: str) -> dict[str, Any]:
@@ -249,7 +249,11 @@ def _read_tensors(source: str, stamp: tuple[Any, ...]) -> dict[str, npt.NDArray[
             shards.append(shard)
     tensors: dict[str, npt.NDArray[Any]] = {}
     for part in shards:
-        tensors |= read_safetensors(part)
+        read = read_safetensors(part)
+        twice = sorted(tensors.keys() & read.keys())
+        if twice:
+            raise DataError(f"checkpoint {source!r} holds {twice[0]!r} in two shards; the checkpoint is damaged")
+        tensors |= read
     return tensors
 
 

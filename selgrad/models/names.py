@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from selgrad.errors import DataError
+
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")
 _OLD = ((re.compile(r"\.gamma$"), ".weight"), (re.compile(r"\.beta$"), ".bias"))
 _LAYERS = (
@@ -51,10 +53,19 @@ def clean(name: str) -> str:
 
 
 def cleaned(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns all tensors under clean names; where a clean name is already taken, the tensor keeps its own name."""
+    """Returns all tensors under clean names.
+
+    Raises:
+      DataError: if two different tensors have one clean name, such as `gamma` beside `weight`: nobody knows which of them the network uses.
+    """
     result: dict[str, Any] = {}
+    origin: dict[str, str] = {}
     for name, value in tensors.items():
-        result[name if clean(name) in result else clean(name)] = value
+        plain = clean(name)
+        if plain in result and not (np.shape(result[plain]) == np.shape(value) and np.array_equal(result[plain], value)):
+            raise DataError(f"the checkpoint holds {origin[plain]!r} and {name!r}, which are two values of one tensor; keep one")
+        result[plain] = value
+        origin.setdefault(plain, name)
     return result
 
 

@@ -61,7 +61,9 @@ class Gaussian(ProtectionBase):
 
 
 def dp_gaussian(*, clip: float = 1.0, noise: float = 0.01) -> Gaussian:
-    """Clips the update's Euclidean norm and adds Gaussian noise to each entry.
+    """Clips the update's Euclidean norm and adds Gaussian noise to each entry, as the field does; in float32, so it is no differential privacy.
+
+    A float32 has so few values that whoever holds two candidate updates can often tell which one was sent, whatever the noise.
 
     Args:
       clip: the largest norm, in the units of the update.

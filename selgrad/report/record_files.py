@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selgrad import files
-from selgrad.errors import DamagedError, SelgradError
+from selgrad.errors import DamagedError, SelgradError, first_line
 
 _SWEEP = b"selgrad.sweep"
 """In a file's metadata: the identity of the configuration that its cells belong to."""
@@ -179,7 +179,7 @@ def _schema(file: Path) -> pa.Schema:
     try:
         return pq.read_schema(file)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise _damaged(str(error).splitlines()[0] if str(error) else type(error).__name__, file) from None
+        raise _damaged(first_line(error), file) from None
 
 
 def _read(file: Path, coded: list[str] | None = None) -> pa.Table:

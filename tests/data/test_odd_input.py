@@ -1,6 +1,7 @@
 """Input as it comes in practice, and as nobody should send it: each test is of a kind, so that the kind does not come back."""
 
 import gzip
+import inspect
 import io
 import json
 import os
@@ -24,7 +25,7 @@ from selgrad.data.text import read_lines
 from selgrad.data.tokenizer import from_files
 from selgrad.errors import DataError, UsageError
 
-LINE = st.text(st.characters(blacklist_characters="\r\n", blacklist_categories=["Cs"]), max_size=20)
+LINE = st.text(st.characters(blacklist_characters="\r\n\0", blacklist_categories=["Cs"]), max_size=20)
 
 
 @settings(max_examples=200, deadline=None)
@@ -262,6 +263,60 @@ def test_a_tokenizer_is_what_its_files_say(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(DataError, match="not readable JSON"):
         from_files(str(tmp_path))
+
+
+def test_every_file_of_a_tokenizer_counts_as_in_transformers(tmp_path):
+    """Added tokens, a byte-order mark, a configuration that contradicts tokenizer.json, a space before the first word."""
+    from tokenizers.implementations import BertWordPieceTokenizer
+    from transformers import BertTokenizer, BertTokenizerFast, GPT2Tokenizer
+
+    words = [*SPECIAL, "Berlin", "berlin", "café", "cafe", "is"]
+    for name in ("added", "mark", "conflict", "gpt2"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "added" / "vocab.txt").write_text("\n".join(words) + "\n")
+    (tmp_path / "added" / "added_tokens.json").write_text(json.dumps({"[E1]": 10, "[E2]": 11}))
+    (tmp_path / "mark" / "vocab.txt").write_bytes(b"\xef\xbb\xbf" + "\n".join(words).encode())
+    (tmp_path / "conflict" / "vocab.txt").write_text("\n".join(words) + "\n")
+    BertWordPieceTokenizer(str(tmp_path / "conflict" / "vocab.txt"), lowercase=True)._tokenizer.save(str(tmp_path / "conflict" / "tokenizer.json"))
+    (tmp_path / "conflict" / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False, "tokenizer_class": "BertTokenizer"}))
+    vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3, "Ġ": 4, "Ġa": 5}
+    (tmp_path / "gpt2" / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "gpt2" / "merges.txt").write_text("#version: 0.2\na b\nĠ a\n")
+    (tmp_path / "gpt2" / "added_tokens.json").write_text(json.dumps({"[PAD]": 6}))
+    (tmp_path / "gpt2" / "tokenizer_config.json").write_text(json.dumps({"add_prefix_space": True, "pad_token": "[PAD]"}))
+    for name, theirs, text in (
+        ("added", BertTokenizer, "[E1] is Berlin"), ("conflict", BertTokenizerFast, "Berlin is café"), ("gpt2", GPT2Tokenizer, "a ab"),
+    ):  # fmt: skip
+        ours, reference = from_files(str(tmp_path / name)), theirs.from_pretrained(str(tmp_path / name))
+        assert ours.encode(text) == reference(text)["input_ids"] and ours.size == len(reference), name
+        assert ours.pad_id == reference.pad_token_id
+    assert from_files(str(tmp_path / "mark")).special_ids == (0, 1, 2, 3, 4)
+    (tmp_path / "added" / "added_tokens.json").write_text(json.dumps({"[E1]": 25}))
+    with pytest.raises(DataError, match=r"gives '\[E1\]' the id 25 and it would have 10"):
+        from_files(str(tmp_path / "added"))
+
+
+def test_an_id_is_a_row_of_an_embedding(tmp_path):
+    model = {"type": "WordLevel", "vocab": {"[UNK]": 0, "a": 4_000_000_000}, "unk_token": "[UNK]"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model, "added_tokens": []}))
+    with pytest.raises(DataError, match="ids go up to 4,000,000,000"):
+        from_files(str(tmp_path))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_text_in_another_encoding_is_refused(tmp_path, encoding):
+    (tmp_path / "text").write_bytes("hallo\nwelt\n".encode(encoding))
+    with pytest.raises(DataError, match=r"save it in utf-8"):
+        read_lines(tmp_path / "text")
+
+
+@pytest.mark.parametrize("labels", [[0.5, 1.9], [True, False], ["0", "1"]])
+def test_labels_of_sentences_are_integers(labels):
+    from selgrad.data.own import from_sentences
+
+    # As outside the tests, where annotations are not enforced.
+    with pytest.raises(DataError, match="are not integers"):
+        inspect.unwrap(from_sentences)(["a b", "c d"], labels=labels)
 
 
 def test_special_tokens_have_the_names_that_files_give_them(tmp_path):

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Hashable
 from typing import Any
 
-from selgrad.errors import SelgradError, UsageError
+from selgrad.errors import SelgradError, UsageError, first_line
 from selgrad.sweep import work
 from selgrad.sweep.costs import Costs
 from selgrad.sweep.executors.protocol import Executor, OnBlock, Queue
@@ -90,7 +90,7 @@ class RayActors:
                 with signals_kept():
                     self._ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR, **mine)
         except (ConnectionError, ValueError) as error:
-            raise SelgradError(f"no Ray cluster answers at {self._address!r}: {str(error).splitlines()[0]}") from None
+            raise SelgradError(f"no Ray cluster answers at {self._address!r}: {first_line(error)}") from None
 
     def _node(self) -> str:
         return str(self._ray.get_runtime_context().get_node_id())
