@@ -305,3 +305,20 @@ cli.main()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
     assert done.returncode == 143 and "interrupted" in done.stderr
+
+
+def test_what_nobody_foresaw_is_one_line_with_its_traceback_in_a_file(monkeypatch, capsys):
+    from selgrad.cli import group
+
+    def broken(*_, **__):
+        raise ZeroDivisionError("first line\nsecond line")
+
+    monkeypatch.setattr(group.cli.commands["profiles"], "callback", broken)
+    monkeypatch.setattr(sys, "argv", ["selgrad", "profiles"])
+    assert group.run() == 1
+    said = capsys.readouterr()
+    assert said.out == "" and len(said.err.splitlines()) == 1
+    assert "ZeroDivisionError that was not expected (first line second line)" in said.err and "please report it" in said.err
+    log = Path(said.err.split("traceback lies in ")[1].split(",")[0])
+    assert "in broken" in log.read_text() and "['selgrad', 'profiles']" in log.read_text()
+    log.unlink()

@@ -220,3 +220,26 @@ def test_a_sweep_without_protections_is_the_sweep_that_it_was():
     given["success"] = {"measure": "mse", "threshold": 0.001}
     # Of a sweep begun before there were protections and levels; a folder of it must go on.
     assert parse(given).identity == "82a4f5e4ee4b3761" != parse({**given, "protection": "quantised"}).identity
+
+
+def test_noise_in_float32_is_no_differential_privacy_and_says_so():
+    """After Mironov (CCS 2012): of two updates a thousandth of the noise apart, the values that float32 has rule one out."""
+    from selgrad.protections.dp_gaussian import dp_gaussian
+
+    assert "no differential privacy" in dp_gaussian.__doc__
+    generator, count = np.random.default_rng(0), 300
+    sent = generator.normal(size=count).astype(np.float32)
+    sent = (sent * np.float32(0.5 / np.linalg.norm(sent))).astype(np.float32)
+    other = (sent + generator.choice([-1, 1], count) * 1e-3).astype(np.float32)
+    protection = dp_gaussian(clip=1.0, noise=1.0)
+    noisy = np.asarray(jax.jit(lambda g, k: protection(protection.deterministic_part({"w": g}), k).grads["w"])(sent, jax.random.key(5)))
+    low = np.nextafter(np.float32(-1), np.float32(0), dtype=np.float32)
+    uniform = jnp.asarray(np.arange(2**23, dtype=np.uint32) | np.uint32(0x3F800000)).view(jnp.float32) - jnp.float32(1)
+    deviates = np.unique(jax.jit(lambda u: jnp.float32(np.sqrt(2)) * jax.lax.erf_inv(jnp.maximum(low, u * (1 - low) + low)))(uniform))
+
+    def possible(candidate):
+        at = np.searchsorted(deviates, noisy - candidate)
+        near = deviates[np.clip(at[:, None] + np.arange(-12, 13), 0, deviates.size - 1)]
+        return ((candidate[:, None] + near).astype(np.float32) == noisy[:, None]).any(axis=1)
+
+    assert possible(sent).all() and not possible(other).all()
