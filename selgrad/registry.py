@@ -361,8 +361,14 @@ def describe(annotation: Any) -> str:
     return {float: "number", int: "int", str: "text", bool: "true | false", Any: "anything"}.get(annotation, str(getattr(annotation, "__name__", annotation)))
 
 
+_POSITIVE = ("width", "patch", "mlp_ratio", "num_heads", "num_layers", "num_probes", "num_starts")
+"""Arguments of selgrad's components of which there is at least one."""
+
+
 def _require_numbers(kind: str, name: str, key: str, value: Any) -> None:
     """Raises UsageError for a number that no component of selgrad takes: one that is negative, infinite, or a count beyond 32 bits."""
+    if key in _POSITIVE and value == 0:
+        raise UsageError(f"{kind} {name!r}: {key}=0 must be at least 1")
     for number in value if isinstance(value, list | tuple) else [value]:
         if isinstance(number, int | float) and not isinstance(number, bool) and not 0 <= number < (2**31 if isinstance(number, int) else math.inf):
             raise UsageError(f"{kind} {name!r}: {key}={number} lies outside what it can be; give a finite number from 0 on, counts below 2**31")

@@ -19,7 +19,7 @@ import yaml
 from selgrad.config import Section, WandbConfig, read_file
 from selgrad.encryption.agreement import AGREEMENTS
 from selgrad.encryption.profiles import PROFILES, Profile
-from selgrad.errors import EncryptionError, UsageError, did_you_mean, require_ratio
+from selgrad.errors import EncryptionError, UsageError, did_you_mean, require_ratio, require_seed
 from selgrad.registry import Spec, make_spec, one, registry
 
 FAULTS = ("die", "late", "malformed", "nan", "twice")
@@ -228,8 +228,7 @@ def parse(content: Any) -> FederationConfig:
         merged["min_clients"] = 2 if encrypts and clients.count > 1 else 1
     if encrypts and merged["min_clients"] < min(2, clients.count):
         raise UsageError(f"min_clients={merged['min_clients']} would decrypt one client's update alone; give 2 or more")
-    if merged["seed"] < 0:
-        raise UsageError(f"seed={merged['seed']} must be 0 or more")
+    require_seed(merged["seed"])
     _positive("the configuration", {k: merged[k] for k in ("rounds", "timeout", "min_clients")})
     require_ratio(merged["ratio"])
     if not 0 <= clients.alpha < math.inf:

@@ -17,7 +17,7 @@ from selgrad import encryption, files, trees
 from selgrad.encryption import agreement
 from selgrad.encryption.agreement import AGREEMENTS, Bits
 from selgrad.encryption.profiles import PROFILES, Profile
-from selgrad.errors import EncryptionError, SelgradError, UsageError, did_you_mean, require_positive, require_ratio
+from selgrad.errors import EncryptionError, SelgradError, UsageError, did_you_mean, require_positive, require_ratio, require_seed
 from selgrad.federation.enrolment import Enrolment, Public, digest, write
 
 KEY_HOLDER, SERVER = "key-holder", "server"
@@ -64,8 +64,7 @@ class Terms:
             raise UsageError(
                 f"min_clients={self.min_clients} must be 2 or more, since one client's update is not decrypted, and at most clients={self.clients}"
             )
-        if self.seed < 0:
-            raise UsageError(f"seed={self.seed} must be 0 or more")
+        require_seed(self.seed)
         try:
             profile = self.encryption
         except EncryptionError as error:
