@@ -29,7 +29,17 @@ def _rows(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
-def _kind(name: str, annotation: Any) -> str:
+_KINDS = {"test": "a data set", "clients": "a mapping", "local": "a mapping", "wandb": "a mapping", "faults": "a list of mappings or none"}
+"""Of keys whose values become sections of their own."""
+
+
+def _kind(name: str, annotation: Any, is_grid: bool) -> str:
+    if name in _KINDS:
+        return _KINDS[name]
+    if name in REGISTRIES and not is_grid:
+        return "a name, or a mapping with its arguments"
+    if name == "ratio" and not is_grid:
+        return "number"
     if name in REGISTRIES:
         return "names, an axis"
     if name == "encryption":
@@ -42,11 +52,12 @@ def _kind(name: str, annotation: Any) -> str:
 
 
 def _default(field: Any) -> str:
-    return "needed" if field.is_required() else "`" + str(field.default).replace("None", "none") + "`"
+    written = list(field.default) if isinstance(field.default, tuple) else field.default
+    return "needed" if field.is_required() else "`" + str(written).replace("None", "none") + "`"
 
 
 def _table(section: type[Section]) -> str:
-    kind = lambda name, field: _kind(name, field.annotation).replace("|", chr(92) + "|")
+    kind = lambda name, field: _kind(name, field.annotation, section is SweepConfig).replace("|", chr(92) + "|")
     rows = [(f"`{name}`", kind(name, field), _default(field), field.description) for name, field in section.model_fields.items()]
     return _rows(("key", "value", "default", ""), rows)
 
@@ -125,7 +136,7 @@ def _number(value: float | None) -> str:
 RATES = """## Attacks
 
 Gradient-matching iterations a second, all lanes of a block together, on {cores} cores, an XLA device each (DLG's are outer steps of L-BFGS; `lamp` is the
-optimisation of LAMP without its search). The share is of what the machine could do at best by the operations and the bytes that XLA counts for a step: one
+optimisation of LAMP without its search). The share is relative to the roofline given by the operations and bytes that XLA counts for a step: one
 core multiplies matrices at up to {sgemm:.0f} GFLOP/s and copies {copy:.1f} GB/s, measured in the same minutes as each case. It is above 100 % where
 gradients stay in the cache, from which the counted bytes then come (`benchmarks/engine.py`).
 """
@@ -214,7 +225,8 @@ def performance() -> str:
     reading = [[f"{int(n):,}", *(_number(one[part]["seconds"]) for part in parts), f"{one['together']['peak_bytes'] / 1e9:.2f}"] for n, one in cells.items()]
     counts = ("engine", "fault", "injected", "lost", "doubled", "different")
     page = [
-        "# Performance\n\nWritten by `docs/generate.py` from `benchmarks/results/`. Rates beside PyTorch and breaching are in the README.\n",
+        "# Performance\n\nWritten by `docs/generate.py` from `benchmarks/results/`. For rates beside PyTorch and breaching see "
+        "[results/speed.md](results/speed.md).\n",
         *_attacks(_result("engine")),
         *_phases(_result("sweep_phases")),
         SCALING,
@@ -314,7 +326,9 @@ def _told_apart(answer: Any) -> list[str]:
         if one["p_corrected"] < 0.05:
             better, worse = (one["first"], one["second"]) if one["only_first"] < one["only_second"] else (one["second"], one["first"])
             fewer, more = sorted((one["only_first"], one["only_second"]))
-            pairs.setdefault((better, worse), []).append(f"{one['ratio']:g} ({fewer} against {more} of {one['num_pairs']} inputs that one alone lets be read)")
+            pairs.setdefault((better, worse), []).append(
+                f"{one['ratio']:g} (of {one['num_pairs']} shared inputs, {fewer} are read only behind the first and {more} only behind the second)"
+            )
     return [f"- `{better}` lets fewer inputs be read than `{worse}` at {'; '.join(found)}." for (better, worse), found in sorted(pairs.items())]
 
 
@@ -501,9 +515,9 @@ MEMBERS = """# The suites: what each attack adds
 
 Written by `docs/generate.py` from `benchmarks/results/suite_members.json` (`benchmarks/suite_members.py`): members of the suites, budget standard, beside
 other candidates, all on the same cells: {masks}. `alone` counts cells that no other candidate reads, `among members` those that no other member reads: that is
-what the suite would lose without it. Settings that are not here have not been run: a member that adds nothing here stays until those it was taken for have been
-(deep relu networks for Inverting Gradients, vision transformers for `april`, sentences after local steps for LAMP). The relu MLP in batches was run
-with the members before these: `idlg` in the place of `bayesian` and `silhouette`, and Inverting Gradients with the published weight.
+what the suite would lose without it. Settings that are not here have not been run: a member that adds nothing here stays until the settings for which it was
+added have been run (deep relu networks for Inverting Gradients, vision transformers for `april`, sentences after local steps for LAMP). The relu MLP in
+batches was run with the members before these: `idlg` in the place of `bayesian` and `silhouette`, and Inverting Gradients with the published weight.
 """
 
 

@@ -319,8 +319,8 @@ class WandbTracker:
         """Logs the record files, the kept reconstructions, the configuration and the report as an artifact."""
         artifact = self._wandb.Artifact(f"records-{self._run_id}", type="records", metadata={"cells": len(records)})
         for name in ("records", "reconstructions"):
-            if (self._folder / name).is_dir():
-                artifact.add_dir(str(self._folder / name), name=name)
+            for file in sorted(path for path in (self._folder / name).glob("*") if path.is_file()):
+                artifact.add_file(str(file), name=f"{name}/{file.name}")
         for name in ("config.yaml", "report.html"):
             if (self._folder / name).is_file():
                 artifact.add_file(str(self._folder / name))

@@ -2,7 +2,7 @@
 
 Levenberg-Marquardt (marquardt1963algorithm) on the visible entries, in coordinates in which the prior is white; the assumed noise of the entries falls step
 by step, so that no step trusts the linear part of the update beyond where it holds. Near the truth the mode's mean squared error is the posterior MSE of
-`selgrad.evaluation.certificates` (docs/theory.md, section 5).
+`selgrad.evaluation.certificates` (docs/theory.md, section 4).
 """
 
 from __future__ import annotations

@@ -99,9 +99,11 @@ def _print(result: Any, specs: dict[str, str]) -> None:
     click.echo(f"encrypted  {result.num_selected:,} of {result.num_total:,} gradient entries ({specs['metric']}, {specs['selector']})")
     if result.cost is not None:
         paid = result.cost
+        plural = "" if paid.num_ciphertexts == 1 else "s"
         click.echo(
-            f"CKKS       {paid.num_ciphertexts} ciphertexts, {paid.ciphertext_bytes:,} bytes per client; encrypt {1e3 * paid.encrypt_seconds:.1f} ms, add "
-            f"{1e3 * paid.add_seconds:.1f} ms, decrypt {1e3 * paid.decrypt_seconds:.1f} ms; {paid.num_clipped} entries clipped"
+            f"CKKS       {paid.num_ciphertexts} ciphertext{plural}, {paid.ciphertext_bytes:,} bytes per client; "
+            f"encrypt {1e3 * paid.encrypt_seconds:.1f} ms, add {1e3 * paid.add_seconds:.1f} ms, decrypt {1e3 * paid.decrypt_seconds:.1f} ms; "
+            f"{paid.num_clipped} entries clipped"
         )
     sent = "" if specs["protection"] == "none" else f", sent under {specs['protection']}"
     click.echo(f"exposed    {result.num_visible:,} entries to {specs['attack']}{sent}")
@@ -113,7 +115,7 @@ def _print(result: Any, specs: dict[str, str]) -> None:
         click.echo(f"leaves     used {', '.join(leaves['used']) or 'none'}; not used {', '.join(leaves['unused']) or 'none'}")
     click.echo(f"objective  {result.objective:.3g} after {result.num_evaluations:.0f} gradient evaluations in {result.seconds:.1f} s")
     if not math.isnan(result.objective_at_truth):
-        ended = "found all that it looks for" if result.converged else "the search ended too early: its failure would say nothing of the defence"
+        ended = "the attack found all that it looks for" if result.converged else "the search ended too early: its failure would say nothing of the defence"
         click.echo(f"converged  {'yes' if result.converged else 'no'}: the objective is {result.objective_at_truth:.3g} at the truth, so {ended}")
     shown = measures.held(result.measures, lambda measure: measure.reads not in ("labels", "verdicts"))
     click.echo(f"quality    {', '.join(measure.quality(result.measures[measure.name]) for measure in shown)}")

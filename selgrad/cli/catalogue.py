@@ -62,7 +62,7 @@ def _abouts(docstring: str) -> dict[str, str]:
 def _measures() -> dict[str, Any]:
     from selgrad import measures
 
-    return {name: {"summary": measure.about, "source": "", "arguments": {}} for name, measure in measures.every().items() if measure.of is not None}
+    return {name: {"summary": measure.about, "source": "", "arguments": {}} for name, measure in measures.every().items()}
 
 
 def _profiles() -> dict[str, Any]:
@@ -70,7 +70,7 @@ def _profiles() -> dict[str, Any]:
 
     return {
         name: {
-            "summary": f"CKKS with N = {p.ring}, a {p.prime_bits}-bit modulus and {p.security}: {p.values_per_ciphertext:,} values per ciphertext on a "
+            "summary": f"CKKS with N = {p.ring}, a modulus of {p.log_modulus} bits and {p.security}: {p.values_per_ciphertext:,} values per ciphertext on a "
             f"grid of 2^-{p.grid_bits}, entries up to {p.bound:g}, at most {p.max_clients} clients.",
             "source": "",
             "arguments": {},
@@ -126,5 +126,5 @@ def catalogue(name: str | None, as_json: bool) -> None:
         click.secho(f"\n{kind}", bold=True)
         for entry_name, entry in entries.items():
             _entry(entry_name, entry, is_entry)
-    if not is_entry:
+    if not is_entry and any(entry["arguments"] for entries in document.values() for entry in entries.values()):
         _show("`selgrad list NAME` explains the arguments of one of them.", 0)

@@ -31,15 +31,15 @@ from selgrad.errors import SelgradError
 _EXAMPLES = """
 \b
 Start here:
-  selgrad quickstart                    real digits and photographs, real CKKS, a few minutes, no network
-  selgrad list                          every data set, model, metric, selector and attack with its arguments
-  selgrad attack --ratio 0.1            one cell, with what the attacker sees and finds
-  selgrad sweep sweep.yaml --out DIR    a grid; run the same command again to go on after an interruption
-  selgrad suite                         the attacks that verdicts rest on; with a data set and a model it runs them
-  selgrad recommend --config FILE       the cheapest metric and ratio that protect your model, with a confidence
-  selgrad report DIR                    figures and one HTML page from the records
-  selgrad train --out DIR               trained weights of an image model, to attack these instead of fresh ones
-  selgrad audit                         what the list of encrypted entries alone tells, or whether encrypting some leaves is safe
+  selgrad quickstart              digits and photographs, a few minutes
+  selgrad list                    data, models, metrics, attacks
+  selgrad attack --ratio 0.1      one cell: what the attacker sees and finds
+  selgrad sweep CONFIG --out DIR  a grid; the same command goes on later
+  selgrad suite                   the attacks that verdicts rest on
+  selgrad recommend --config FILE what to encrypt, with a confidence
+  selgrad report DIR              figures and one HTML page from the records
+  selgrad train --out DIR         weights to attack instead of fresh ones
+  selgrad audit                   what the list of encrypted entries tells
 """
 
 
@@ -53,9 +53,28 @@ def cli() -> None:
     """
 
 
+_SUMMARIES = {
+    "agent": "One point of a W&B sweep.",
+    "attack": "One attack on one gradient.",
+    "audit": "What a mask tells, before any attack.",
+    "federate": "Federated averaging, encrypted in part.",
+    "key-holder": "The key holder of your own Flower app.",
+    "list": "Names, arguments, defaults and sources.",
+    "profiles": "Parameters of the encryption.",
+    "quickstart": "A first look: real images, real CKKS.",
+    "recommend": "The cheapest metric and ratio that protect.",
+    "report": "Figures and a page from records.",
+    "suite": "The frozen suite of attacks.",
+    "sweep": "The grid that a YAML file describes.",
+    "train": "Trained weights of an image model.",
+    "train-lm": "The language model of LAMP's attacker.",
+}
+"""What the list of commands says of each: short enough for 80 columns."""
+
 for _command in (quickstart, sweep, suite, recommend, report, attack, audit, train, train_lm, catalogue, federate, key_holder, agent, profiles):
     # Click keeps the lines of a paragraph that a backspace opens; raw docstrings write it as two characters.
     _command.help = (_command.help or "").replace("\\b\n", "\b\n")
+    _command.short_help = _SUMMARIES[_command.name or ""]
     cli.add_command(_command)
 
 

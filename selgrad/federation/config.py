@@ -52,7 +52,7 @@ class FaultConfig(Section):
 
     client: int = pydantic.Field(0, description="Number of the client.")
     round: int = pydantic.Field(1, description="Round in which the fault happens.")
-    kind: str = pydantic.Field("die", description="Kind of fault, one of `FAULTS`.")
+    kind: str = pydantic.Field("die", description=f"Kind of fault: {', '.join(FAULTS)}.")
 
 
 class Content(Section):

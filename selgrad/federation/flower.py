@@ -27,7 +27,7 @@ def require_flower() -> None:
     try:
         import flwr  # noqa: F401
     except ImportError:
-        raise UsageError("federated runs need Flower; install it with `uv sync --extra federation`, or pip install 'selgrad[federation]'") from None
+        raise UsageError("federated runs need Flower; install it with `uv sync --extra federation`, or `pip install '.[federation]'` in a clone") from None
 
 
 def quiet_flower() -> None:

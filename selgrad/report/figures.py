@@ -29,7 +29,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = "osD^vPX*"
 _EXACT_PSNR = 60.0
 """Largest PSNR in dB that is drawn: at 59 dB the mean error is that of rounding to grey levels."""
-_STYLE = 6
+_STYLE = 7
 """Version of the style of all figures: with a new number the figures of earlier reports are drawn again."""
 
 
@@ -94,6 +94,19 @@ def _save_panels(figure: Any, axes: Sequence[Any], folder: Path, name: str, dige
         figure.set_size_inches(3.9, 2.9 * len(axes))
         _write(figure, folder, f"{name}{NARROW}", ("svg",))
     files.write_text(folder / f".{name}.sha256", digest)
+
+
+def _label_rows(axes: Sequence[Any], text: str) -> None:
+    """Labels the y axis of the first panel in each row."""
+    for axis in axes:
+        if axis.get_subplotspec().is_first_col():
+            axis.set_ylabel(text)
+
+
+def _range(counts: pd.Series) -> str:
+    """Writes how many there are where the number differs, such as `24 to 90`."""
+    low, high = int(counts.min()), int(counts.max())
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _panels(count: int) -> tuple[Any, list[Any]]:
@@ -165,12 +178,9 @@ def quality_against_ratio(records: pd.DataFrame, folder: Path, measure: str = "p
             colour = _COLOURS[i % len(_COLOURS)]
             axis.plot(x, part["mean"], color=colour, marker=_MARKERS[i % len(_MARKERS)], markersize=4, linewidth=1.4, label=name)
             axis.fill_between(x, part["low"], part["high"], color=colour, alpha=0.15, linewidth=0)
-        cells = data.loc[data["panel"] == panel, "num_cells"]
-        count = f"{cells.min()}" if cells.min() == cells.max() else f"{cells.min()} to {cells.max()}"
-        axis.set_title(f"{panel} (n = {count})", fontsize=9)
+        axis.set_title(f"{panel} (n = {_range(data.loc[data['panel'] == panel, 'num_cells'])})", fontsize=9)
         _ratio_axis(axis, ratios)
-    name = _title(measure)
-    axes[0].set_ylabel(name if name.startswith("share") else f"{name} of the reconstruction")
+    _label_rows(axes, _title(measure))
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=9)
     _save_panels(figure, axes, folder, stem, digest)
@@ -191,7 +201,8 @@ def cost_against_protection(records: pd.DataFrame, folder: Path) -> str | None:
     costed = _clipped(_with_values(costed, measure))
     sent = costed["ciphertext_bytes"].astype(float) + costed["index_bytes"] + costed["plain_bytes"]
     costed = costed.assign(kilobytes=sent / 1000, plain=4 * costed["num_total"] / 1000)
-    data = costed.groupby(["panel", "curve", "ratio"], as_index=False)[["kilobytes", "plain", measure]].mean()
+    grouped = costed.groupby(["panel", "curve", "ratio"], as_index=False)
+    data = grouped[["kilobytes", "plain", measure]].mean().assign(num_cells=grouped.size()["size"])
     stem, digest = "cost_against_protection", _digest(data)
     if _is_drawn(folder, stem, digest):
         return stem
@@ -204,17 +215,24 @@ def cost_against_protection(records: pd.DataFrame, folder: Path) -> str | None:
         of_panel = data[data["panel"] == panel]
         plain = float(of_panel["plain"].iloc[0])
         axis.axvline(plain, color="black", linewidth=0.8, linestyle=":")
-        axis.text(plain, 0.98, " plain gradient", transform=axis.get_xaxis_transform(), va="top", fontsize=7)
+        is_high = of_panel.loc[of_panel["ratio"].idxmin(), measure] > 0.6 * data[measure].max()
+        behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
+        at: dict[str, Any] = {"transform": axis.get_xaxis_transform(), "fontsize": 7, "bbox": behind, "ha": "center"}
+        axis.text(plain, 0.35 if is_high else 0.8, "plain gradient", va="center", rotation=90, **at)
         # Shares that fill the same number of ciphertexts cost nearly the same, so their points lie above one another.
         means = of_panel.groupby("ratio")["kilobytes"].mean()
         for _, near in means.groupby((means.diff().abs() > 0.04 * means.max()).cumsum()):
             shares = f"{100 * near.index[0]:g}" if len(near) == 1 else f"{100 * near.index[0]:g} to {100 * near.index[-1]:g}"
-            axis.text(float(near.mean()), 0.02, f"{shares} %", transform=axis.get_xaxis_transform(), ha="center", fontsize=7, color="#57606a")
-        axis.set_title(panel, fontsize=9)
+            axis.text(float(near.mean()), 0.02, f"{shares} %", color="#57606a", **at)
+        counts = of_panel["num_cells"]
+        axis.set_title(f"{panel} (n = {_range(counts)})", fontsize=9)
         axis.set_xlabel("sent by a client in all (kB)")
         axis.set_xlim(left=0)
         axis.grid(alpha=0.25)
-    axes[0].set_ylabel(f"{_title(measure)} of the reconstruction")
+    # Room below the curves for the shares; all panels have one axis.
+    low, high = axes[0].get_ylim()
+    axes[0].set_ylim(low - 0.08 * (high - low), high)
+    _label_rows(axes, _title(measure))
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=9)
     _save_panels(figure, axes, folder, stem, digest)
@@ -248,12 +266,11 @@ def levels_against_ratio(table: pd.DataFrame, folder: Path) -> str | None:
             axis.errorbar(
                 x, 100 * share, 100 * np.abs(bounds.T - share), color=colour, marker=marker, markersize=4, linewidth=1.4, elinewidth=0.8, capsize=2, label=name
             )
-        counts = part["num_cells"]
-        n = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+        n = _range(part["num_cells"])
         axis.set_title(f"{setting}\n{level} (n = {n})" if several else f"{level} (n = {n})", fontsize=9)
         axis.set_ylim(-4, 104)
         _ratio_axis(axis, ratios)
-    axes[0].set_ylabel("inputs read (%)")
+    _label_rows(axes, "inputs read (%)")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=9)
     _save_panels(figure, axes, folder, stem, digest)
@@ -305,14 +322,18 @@ def protecting(table: pd.DataFrame, folder: Path, stem: str = "protecting_ratios
         axis.set_ylim(len(metrics) - 0.5, -0.5)
         axis.set_xlim(0, 103)
         axis.grid(alpha=0.25, axis="x")
-        num_inputs = int(part["num_inputs"].max())
-        axis.set_title(f"{setting} (n = {num_inputs})" if num_inputs else setting, fontsize=9)
+        counts = part.loc[part["num_inputs"] > 0, "num_inputs"]
+        axis.set_title(f"{setting} (n = {_range(counts)})" if len(counts) else setting, fontsize=9)
         axis.set_xlabel("entries to encrypt (%)")
     lines = [Line2D([], [], color=_LEVEL_COLOURS.get(level, "grey"), marker=_MARKERS[k % len(_MARKERS)], linewidth=2) for k, level in enumerate(levels)]
-    notes = [Line2D([], [], color="grey", marker=">", linestyle="none"), Line2D([], [], color="white", marker="o", markeredgecolor="grey", linestyle="none")]
-    figure.legend(
-        [*lines, *notes], [*levels, "more than was tried", "unresolved"], loc="outside lower center", ncols=min(5, len(levels) + 2), frameon=False, fontsize=8
-    )
+    notes = {
+        "more than was tried": Line2D([], [], color="grey", marker=">", linestyle="none"),
+        "unresolved": Line2D([], [], color="white", marker="o", markeredgecolor="grey", linestyle="none"),
+        "not measured": Line2D([], [], color="grey", linestyle=":", linewidth=0.9),
+    }
+    if table["read_at"].isna().all():
+        del notes["not measured"]
+    figure.legend([*lines, *notes.values()], [*levels, *notes], loc="outside lower center", ncols=min(3, len(levels) + len(notes)), frameon=False, fontsize=8)
     _save_panels(figure, axes, folder, stem, digest)
     return stem
 
@@ -345,7 +366,7 @@ def success_profiles(records: pd.DataFrame, folder: Path) -> str | None:
         axis.set_ylim(-0.03, 1.03)
         axis.grid(alpha=0.25)
     counts = data["num_inputs"]
-    axes[0].set_ylabel(f"share of inputs (n = {counts.min()}{'' if counts.min() == counts.max() else f' to {counts.max()}'})")
+    _label_rows(axes, f"share of inputs (n = {counts.min()}{'' if counts.min() == counts.max() else f' to {counts.max()}'})")
     lines = [Line2D([], [], color=colour) for colour in colours]
     figure.legend(lines, [f"{100 * ratio:g} % encrypted" for ratio in ratios], loc="outside lower center", ncols=min(4, len(ratios)), frameon=False, fontsize=9)
     _save_panels(figure, axes, folder, stem, digest)

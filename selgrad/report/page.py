@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,9 @@ def _facts(records: pd.DataFrame) -> str:
         (records["sample"], "sample", "samples"),
         (records["seed"], "seed", "seeds"),
     ]
-    return ", ".join(f"{column.nunique()} {singular if column.nunique() == 1 else plural}" for column, singular, plural in parts)
+    return ", ".join(
+        f"{column.nunique()} {singular if column.nunique() == 1 else plural}" for column, singular, plural in parts if set(column.unique()) != {"none"}
+    )
 
 
 def _texts(root: Path) -> list[dict[str, Any]]:
@@ -265,7 +268,7 @@ def make_report(out: str | Path) -> Path:
         name=records["sweep"].iloc[0],
         num_cells=f"{len(records):,}",
         facts=_facts(records),
-        rule=" or ".join(records["success_rule"].unique()),
+        rule=" or ".join(re.sub("^level: ", "it reaches the level ", rule) for rule in records["success_rule"].unique()),
         texts=_texts(root),
         reports=_reports(records),
         overlaps=_overlaps(root),

@@ -116,7 +116,8 @@ def dataset_label(records: pd.DataFrame) -> pd.Series:
 def attack_label(records: pd.DataFrame) -> pd.Series:
     """Returns the name of each row's panel: attack and rung of the ladder, or the full arguments where that is ambiguous; and the setting, if several."""
     kinds = records[["attack", "hidden", "attack_label"]].drop_duplicates()
-    shorts = (kinds["attack"] + ", hidden: " + kinds["hidden"]).tolist()
+    # An attack in closed form that has no rungs leaves the column empty.
+    shorts = [f"{attack}, hidden: {rung}" if rung else str(attack) for attack, rung in zip(kinds["attack"], kinds["hidden"].fillna(""), strict=True)]
     full = dict(zip(kinds["attack_label"], shorts, strict=True))
     names = {label: label if list(full.values()).count(short) > 1 else short for label, short in full.items()}
     columns = {**{column: records[column] for column in SETTING if column in records}, "dataset_label": dataset_label(records)}

@@ -1,6 +1,6 @@
 """Random significance: a uniform draw per entry, the control that every other metric must beat at equal ratio.
 
-It is also the only metric here that does not depend on the data, so its mask reveals nothing about them.
+It does not depend on the data, so its mask reveals nothing about them.
 """
 
 from __future__ import annotations
