@@ -567,6 +567,7 @@ _KILLS = """
 `uv run --extra federation python benchmarks/kills.py`: a process ends by SIGKILL, SIGTERM or SIGINT by turns, after a time drawn evenly from the whole
 that it takes, and the same command goes on, until it is done; then all that it left is compared with that of an undisturbed run, records to the last bit.
 An exit code is *other* where it is neither that of the signal nor 130 or 143: Ray's native code takes SIGTERM for an error while it starts, and aborts.
+A traceback can be Python's own, where a signal comes before it has found selgrad (as the one below does).
 """
 
 _DAMAGE = """

@@ -58,6 +58,10 @@ def _write(path: str | Path, host: Any) -> None:
                 shutil.rmtree(target, ignore_errors=True)
                 (target.parent / name).rename(target)
     except Exception as error:  # a full disk is an OSError or, from tensorstore, a ValueError
+        if isinstance(error, UnicodeError):
+            raise SelgradError(
+                f"cannot write checkpoint {str(target)!a}: the locale has no such characters; set PYTHONUTF8=1, or choose another --out"
+            ) from None
         raise SelgradError(f"cannot write checkpoint {str(target)!r}: {_reason(error)}; make room and run the same command") from None
     files.seal(target)
 

@@ -91,7 +91,11 @@ class RecordFiles:
             warnings.warn(f"{str(self._folder / name)!r} is left out: it is {why}", stacklevel=2)
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             # The files have different schemas: a sweep over images and text has columns of both, and a column may be empty in the first file alone.
-            table = pa.concat_tables(pool.map(_read_coded, [*self.large, *self.small.values()]), promote_options="permissive")
+            read = [*self.large, *self.small.values()]
+            tables = list(pool.map(_read_coded, read))
+        origin = np.repeat(np.arange(len(read)), [len(part) for part in tables])
+        table = pa.concat_tables(tables, promote_options="permissive")
+        del tables
         frame: pd.DataFrame = table.unify_dictionaries().to_pandas(split_blocks=True, self_destruct=True)
         for name, column in frame.items():
             if isinstance(column.dtype, pd.CategoricalDtype):
@@ -99,7 +103,8 @@ class RecordFiles:
                 frame[name] = pd.Series(texts[column.cat.codes.to_numpy()], dtype=object, index=frame.index)
         twice = frame["cell_id"].duplicated() if "cell_id" in frame else pd.Series(False, index=frame.index)
         if twice.any():
-            warnings.warn(f"{str(self._folder)!r} holds {int(twice.sum())} cells twice; each counts once", stacklevel=2)
+            names = ", ".join(sorted(read[file].name for file in set(origin[twice.to_numpy()])))
+            warnings.warn(f"{str(self._folder)!r} holds {int(twice.sum())} cells twice, the second time in {names}; each counts once", stacklevel=2)
             frame = frame[~twice].reset_index(drop=True)
         return frame
 
