@@ -120,6 +120,43 @@ def _text() -> tuple:
     return [*seeds, "\ufeffthree\tlabels\n".encode()], on_file("corpus.txt", lambda path: text_file(path=str(path)))
 
 
+def _corpus(name: str, file: str, seeds: list[bytes]):
+    def make() -> tuple:
+        from selgrad.data import DATASETS
+
+        return seeds, on_file(f"corpus/{file}", lambda path: DATASETS[name](path=str(path.parent)))
+
+    return make
+
+
+def _vocabulary() -> tuple:
+    from selgrad.data.tokenizer import from_files
+
+    words = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##b", "is"]).encode() + b"\n"
+    return [words, b"\xef\xbb\xbf" + words], on_file("tokenizer/vocab.txt", lambda path: from_files(str(path.parent)).encode("a is ab"))
+
+
+def _msgpack() -> tuple:
+    from flax import serialization
+
+    from selgrad.weights import read
+
+    seed = serialization.msgpack_serialize({"params": {"w": np.ones((2, 3), np.float32), "b": np.arange(4)}})
+    return [seed], on_file("weights.msgpack", read)
+
+
+def _model_config() -> tuple:
+    from selgrad.base import TextSpec
+    from selgrad.models import MODELS
+
+    spec = TextSpec((8,), 2, 20, 0, 1, 2, (0, 1, 2))
+    seed = {
+        "model_type": "bert", "vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+        "max_position_embeddings": 16, "type_vocab_size": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12,
+    }  # fmt: skip
+    return [json.dumps(seed).encode()], on_file("model/config.json", lambda path: MODELS["bert"](spec, pretrained=str(path.parent)))
+
+
 def _tokenizer() -> tuple:
     import tokenizers
 
@@ -280,7 +317,10 @@ def _records() -> tuple:
 
 TARGETS = {
     "idx": _idx, "idx.gz": _idx_packed, "CIFAR, Python": _cifar_python, "CIFAR, binary": _cifar_binary, "png": _pictures("png"), "jpeg": _pictures("jpeg"),
-    "gif": _pictures("gif"), "tiff": _pictures("tiff"), "text file": _text, "tokenizer.json": _tokenizer, "safetensors": _safetensors, "sweep.yaml": _config,
+    "gif": _pictures("gif"), "tiff": _pictures("tiff"), "bmp": _pictures("bmp"), "webp": _pictures("webp"), "text file": _text,
+    "SST-2": _corpus("sst2", "train.tsv", [b"sentence\tlabel\ngood film\t1\nbad film\t0\n"]),
+    "CoLA": _corpus("cola", "in_domain_train.tsv", [b"g\t1\t\ta cat sat\ng\t0\t*\tcat a sat\n"]),
+    "tokenizer.json": _tokenizer, "vocab.txt": _vocabulary, "safetensors": _safetensors, "msgpack": _msgpack, "config.json": _model_config, "sweep.yaml": _config,
     "federation.yaml": _federation, "NAME:key=value": _entry, "index list": _index_list, "message": _message, "upload": _frame, "ciphertext": _ciphertext,
     "key": _key, "share": _share, "enrolment": _enrolment, "records": _records,
 }  # fmt: skip

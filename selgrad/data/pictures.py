@@ -5,6 +5,7 @@ Every loader of pictures uses it, since Pillow alone clips 16 bits to 8, drops t
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from selgrad.errors import DataError, first_line
+
+# Pillow says of a damaged file on standard error what its exception says as well.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 MOST_PIXELS = 2**26
 """Largest number of pixels of one picture: the header of a file of a few kilobytes may announce terabytes."""
