@@ -88,10 +88,10 @@ def _asked(content: Any, run_config: Mapping[str, Any]) -> str:
     Uploads are bound to it, and only uploads of one digest are summed: a server that asks one client to train and the others to stand still would otherwise
     read the one in the sum.
     """
-    plain = lambda value: base64.b64encode(value).decode() if isinstance(value, bytes) else value
     records = {**content.config_records, **content.metric_records}
-    asked = {name: {key: plain(value) for key, value in record.items()} for name, record in records.items() if name != _ASKED}
-    return digest(json.dumps([asked, dict(run_config)], sort_keys=True))
+    asked = {name: dict(record.items()) for name, record in records.items() if name != _ASKED}
+    as_text = lambda value: base64.b64encode(value).decode()  # of bytes, alone or in a list
+    return digest(json.dumps([asked, dict(run_config)], sort_keys=True, default=as_text))
 
 
 class _Client(NamedTuple):

@@ -174,6 +174,10 @@ def test_clients_of_one_sum_were_asked_the_same(tmp_path, agreement):
     still = training(1, {"w": BEFORE})
     what = {"what": "train" if agreement == "fixed" else "propose"}
     elsewhere = Context(run_id=1, node_id=7, node_config={"partition-id": 2, "num-partitions": 3}, state=RecordDict(), run_config={"learning-rate": 0.0})
+    assert (
+        len({server.asks(2, number=7 + i, settings={"seed": raw}, **what).content[_SEALED]["asked"] for i, raw in enumerate((b"a", b"b", [b"a", b"b"]))}) == 3
+    )
+    server = Server(enrolled(tmp_path / "again", agreement=agreement))
     replies = [
         server.asks(1, settings={"learning-rate": 0.0}, call=still, **what), server.mod(server.message(**what), elsewhere, still), server.asks(0, **what),
     ]  # fmt: skip
