@@ -19,7 +19,7 @@ from selgrad.federation.config import ClientsConfig, Content, FaultConfig, KeysC
 from selgrad.federation.journal import ROUND_COLUMNS
 from selgrad.registry import REGISTRIES, describe
 from selgrad.report import figures
-from selgrad.sweep.records import COLUMNS
+from selgrad.sweep.records import COLUMNS, EMPTY, unit
 
 HERE = Path(__file__).parent
 
@@ -102,19 +102,19 @@ def configuration() -> str:
 
 def records() -> str:
     """The page of columns."""
-    rows = [(f"`{name}`", kind, about) for name, (kind, about) in COLUMNS.items()]
+    rows = [(f"`{name}`", kind, unit(name, kind), EMPTY.get(name, ""), about) for name, (kind, about) in COLUMNS.items()]
     head = (
         '# Records\n\nWritten by `docs/generate.py` from `selgrad.sweep.records`. One row a cell; `pandas.read_parquet("DIR/records")` or '
         '`polars.read_parquet("DIR/records/*.parquet")`.\n'
     )
     of = {"images": "images", "labels": "labels of images", "sentences": "sentences", "tokens": "tokens of a text", "others": "any data"}
     told = [(f"`{one.name}`", one.unit or "1", of.get(one.reads, "any data"), one.about) for one in measures.every().values()]
-    parts = [head, _rows(("column", "type", ""), rows)]
+    parts = [head, _rows(("column", "type", "unit", "empty where", ""), rows)]
     parts += ["\n## Measures\n\nOne column each where the data have it, and NaN for cells of other data and for searches that diverged.\n"]
     parts += [_rows(("column", "unit", "of", ""), told)]
     parts += [
         "\n## Federated runs\n\n`rounds.parquet`, one row a round.\n",
-        _rows(("column", "type", ""), [(f"`{n}`", k, a) for n, (k, a) in ROUND_COLUMNS.items()]),
+        _rows(("column", "type", "unit", ""), [(f"`{n}`", k, unit(n, k), a) for n, (k, a) in ROUND_COLUMNS.items()]),
     ]
     events = {"round": "Its number.", "client": "Which participant.", "status": "Such as died, late, missing or malformed.", "detail": "Why, in one line."}
     parts += [

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from selgrad import checkpoints, devices, encryption, weights
+from selgrad import checkpoints, devices, encryption, measures, weights
 from selgrad.base import InputSpec
 from selgrad.config import EncryptionConfig, parse
 from selgrad.errors import SelgradError, UsageError
@@ -210,6 +210,16 @@ def test_a_long_attack_goes_on_from_its_checkpoint(finished, tmp_path, monkeypat
     monkeypatch.setattr(checkpoints, "load", lambda path, like: loaded.append(path) or load(path, like))
     same(run_sweep(CONFIG, tmp_path / "out", quiet=True), records)
     assert loaded and not list((tmp_path / "out" / "checkpoints").iterdir())
+
+
+def test_the_columns_that_may_be_empty_are_named(finished):
+    """docs/records.md is made from the schema, and whoever reads it relies on the others."""
+    from selgrad.sweep.records import COLUMNS, EMPTY
+
+    _, records = finished
+    assert set(EMPTY) <= set(COLUMNS)
+    empty = {name for name in records if (records[name].isna() | (records[name].astype(str) == "")).any()}
+    assert empty <= {*EMPTY, *(measure.name for measure in measures.every().values())}, empty
 
 
 def test_a_series_of_checkpoints_survives_a_kill_at_any_moment(tmp_path, monkeypatch):

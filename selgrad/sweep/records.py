@@ -89,6 +89,29 @@ COLUMNS: dict[str, tuple[str, str]] = {
 }
 """Column -> type and meaning, in the order of the records."""
 
+EMPTY: dict[str, str] = {
+    "suite": "attacks were chosen one by one",
+    "hidden": "the attack has no rungs",
+    "embedding": "images",
+    "<measure>": "cells of other data; the search diverged",
+    "certificate_<field>": "`certificates` is off",
+    "objective_at_truth": "the attack has no objective",
+    **dict.fromkeys(
+        ("num_clients", "num_ciphertexts", "num_slots", "ciphertext_bytes", "num_clipped", "encrypt_seconds", "add_seconds", "decrypt_seconds"),
+        "nothing was encrypted, or OpenFHE does not load",
+    ),
+    "attack_report": "the attack reports nothing",
+    "jax_settings": "all settings are JAX's defaults",
+}
+"""Column -> when it is empty (null, NaN or no text); the others never are."""
+
+
+def unit(name: str, kind: str) -> str:
+    """Returns the unit of a column: bytes, s, 1 for another number, or no text."""
+    if name.endswith("_bytes"):
+        return "bytes"
+    return "s" if name.endswith("_seconds") else "1" if kind.startswith(("int", "float")) and name != "<measure>" else ""
+
 
 def _facts(spec: Spec) -> list[Any]:
     return [spec.name, *spec.arguments]
