@@ -387,11 +387,20 @@ class TestItsFolder:
         pd.testing.assert_frame_equal(again, first)
 
     def test_a_damaged_checkpoint_is_named_and_nothing_begins_anew(self, tmp_path):
-        run(tmp_path, protection="none", rounds=2)
-        for file in (tmp_path / "checkpoints" / "2").rglob("*"):
-            if file.is_file() and file.stat().st_size:
-                file.write_bytes(b"x")
-        with pytest.raises(SelgradError, match="no checkpoint in"):
+        first, _ = run(tmp_path, protection="none", rounds=2)
+
+        def damage(number):
+            for file in (tmp_path / "checkpoints" / str(number)).rglob("*"):
+                if file.is_file() and file.stat().st_size:
+                    file.write_bytes(b"x")
+
+        damage(2)
+        with pytest.warns(UserWarning, match="passed over for the checkpoint before it"):
+            again, _ = run(tmp_path, protection="none", rounds=2)
+        assert again[["round", "accuracy", "num_clients"]].equals(first[["round", "accuracy", "num_clients"]]), "the last round is computed again"
+        damage(1)
+        damage(2)
+        with pytest.raises(SelgradError, match="no checkpoint in"), pytest.warns(UserWarning, match="passed over"):
             run(tmp_path, protection="none", rounds=2)
 
     def test_a_kill_before_the_first_checkpoint_loses_a_round_and_no_more(self, tmp_path, monkeypatch):
