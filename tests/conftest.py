@@ -229,9 +229,9 @@ def same():
 @pytest.fixture(autouse=True)
 def signals():
     """The command line, when it ends, leaves signals to the system; the process that runs tests goes on."""
-    before, hook = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}, sys.unraisablehook
+    before, hook = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}, (sys.unraisablehook, sys.excepthook)
     yield
-    sys.unraisablehook = hook
+    sys.unraisablehook, sys.excepthook = hook
     for number, handler in before.items():
         signal.signal(number, handler)
 

@@ -322,3 +322,12 @@ def test_what_nobody_foresaw_is_one_line_with_its_traceback_in_a_file(monkeypatc
     log = Path(said.err.split("traceback lies in ")[1].split(",")[0])
     assert "in broken" in log.read_text() and "['selgrad', 'profiles']" in log.read_text()
     log.unlink()
+
+
+def test_a_late_result_of_a_native_thread_is_no_line_and_another_error_is(capsys):
+    from selgrad.cli import _unless_late
+
+    hook = _unless_late(sys.__excepthook__)
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("something else")):
+        hook(type(error), error, None)
+    assert capsys.readouterr().err == "RuntimeError: something else\n"

@@ -57,6 +57,16 @@ def _again(otherwise: Callable[[Any], Any]) -> Callable[[Any], None]:
     return hook
 
 
+def _unless_late(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a hook that says nothing of native threads that find an event loop closed: after a failed write Tensorstore's still come with their results."""
+
+    def excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            hook(kind, error, trace)
+
+    return excepthook
+
+
 def _end(code: int) -> NoReturn:
     """Ends the process after an interruption at once: other threads may still be in native code, which crashes while the interpreter shuts down.
 
@@ -80,6 +90,7 @@ def main() -> None:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it is ignored in the background of a shell
             signal.signal(signal.SIGINT, _stop)
         sys.unraisablehook = _again(sys.unraisablehook)
+        sys.excepthook = _unless_late(sys.excepthook)
     try:
         from selgrad.cli.group import run
 
