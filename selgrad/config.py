@@ -430,7 +430,6 @@ def read_yaml(text: str, what: str) -> Any:
     if _holds_itself(value, (), set()):
         raise UsageError(f"{what} holds itself; write it out")
     try:
-        repr(value).encode()
         json.dumps(value, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
         raise UsageError(f"{what} holds half of a character (an escape \\ud800 to \\udfff), which no file can hold; write the character itself") from None

@@ -265,10 +265,11 @@ class WandbTracker:
         config = {**self._config, "attack": attack, **common_description(cells)}
         run = self._init(f"{self._run_id}-{attack}", f"{self._name}-{attack}", config, "attack", [attack], watched=False)
         run.define_metric("ratio", hidden=True)
-        for step, scalars in enumerate(curves(cells)):
-            if step == 0:
-                for name in dict.fromkeys(key.partition("/")[0] for key in scalars if "/" in key):
-                    run.define_metric(f"{name}/*", step_metric="ratio")
+        steps = list(curves(cells))
+        # Costs of the encryption are not there at ratio 0.
+        for name in dict.fromkeys(key.partition("/")[0] for scalars in steps for key in scalars if "/" in key):
+            run.define_metric(f"{name}/*", step_metric="ratio")
+        for scalars in steps:
             run.log(scalars)
         stopping = stopping_ratios(cells)
         stopped = stopping[stopping["verdict"].str.startswith("stopped")]

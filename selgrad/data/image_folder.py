@@ -23,6 +23,10 @@ _LEFT_BEHIND = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found", "System Volu
 """Folders that tools and file systems create next to the data."""
 
 
+def _is_data(folder: str) -> bool:
+    return not folder.startswith(".") and folder not in _LEFT_BEHIND
+
+
 def _files(root: Path) -> Iterator[Path]:
     """Yields every picture file under a folder; links are followed, but not in circles."""
     visited = set()
@@ -33,7 +37,7 @@ def _files(root: Path) -> Iterator[Path]:
             continue
         visited.add(os.path.realpath(folder))
         # In sorted order, so that of two ways to one folder the same counts everywhere.
-        below[:] = sorted(name for name in below if not name.startswith(".") and name not in _LEFT_BEHIND)
+        below[:] = sorted(filter(_is_data, below))
         for name in names:
             file = Path(folder, name)
             if not name.startswith(".") and file.suffix.lower() in _ENDINGS:
@@ -54,7 +58,7 @@ def _classes(root: Path, files: list[Path]) -> tuple[list[str], list[int]]:
     of_parts = [name for part in _PARTS for name in names if name.lower() in part]
     if of_parts == names or sum(any(name.lower() in part for name in names) for part in _PARTS) > 1:
         raise UsageError(f"{str(root)!r} holds {', '.join(of_parts)}, which are parts of a data set and not classes; set path to one of them")
-    there = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".") and folder.name not in _LEFT_BEHIND)
+    there = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and _is_data(folder.name))
     empty = [name for name in there if name not in names]
     if empty:
         raise DataError(

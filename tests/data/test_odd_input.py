@@ -378,33 +378,32 @@ def test_a_sound_batch_is_read_whatever_was_read_before(tmp_path, protocol):
     assert batch.labels.tolist() == [0, 3] and len(batch) == 2
 
 
+def refused(imports, call, argument):
+    """The message of the DataError with which a call in a fresh process ends, and by how many kilobytes its memory grew."""
+    program = (
+        f"import resource, sys; {imports}; from selgrad.errors import DataError\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"try: {call}\n"
+        "except DataError as error: print(error)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    message, kilobytes = subprocess.run([sys.executable, "-c", program, str(argument)], capture_output=True, text=True).stdout.splitlines()
+    return message, int(kilobytes)
+
+
 @pytest.mark.parametrize("code", [code for code in range(256) if bytes([code]) in {pickle.BYTEARRAY8, pickle.BINBYTES8, pickle.BINUNICODE8, pickle.LONG4}])
 def test_a_pickle_allocates_nothing_on_a_length_that_it_says(tmp_path, code):
     size = struct.pack("<i", 2**31 - 1) if bytes([code]) == pickle.LONG4 else struct.pack("<Q", 3 * 2**30)
     (tmp_path / "test_batch").write_bytes(b"\x80\x05" + bytes([code]) + size + b"x.")
-    program = (
-        "import resource, sys; from selgrad.data import DATASETS; from selgrad.errors import DataError\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "try: DATASETS['cifar10'](path=sys.argv[1])\n"
-        "except DataError as error: print(error)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
-    )
-    told = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True).stdout.splitlines()
-    assert "is not a CIFAR python batch" in told[0] and int(told[1]) < 50_000
+    message, kilobytes = refused("from selgrad.data import DATASETS", "DATASETS['cifar10'](path=sys.argv[1])", tmp_path)
+    assert "is not a CIFAR python batch" in message and kilobytes < 50_000
 
 
 def test_an_unpacked_file_is_as_large_as_its_header_says(tmp_path):
     file = tmp_path / "bomb"
     file.write_bytes(gzip.compress(struct.pack(">4I", 0x803, 1, 28, 28) + bytes(200_000_000)))
-    code = (
-        "import resource, sys; from pathlib import Path; from selgrad.data.idx import read_idx; from selgrad.errors import DataError\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "try: read_idx(Path(sys.argv[1]), 3)\n"
-        "except DataError as error: print(error)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
-    )
-    told = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True).stdout.splitlines()
-    assert "holds more where its header says" in told[0] and int(told[1]) < 50_000
+    message, kilobytes = refused("from pathlib import Path; from selgrad.data.idx import read_idx", "read_idx(Path(sys.argv[1]), 3)", file)
+    assert "holds more where its header says" in message and kilobytes < 50_000
     file.write_bytes(struct.pack(">4I", 0x803, 2**31, 2**20, 28))
     with pytest.raises(DataError, match="announces"):
         read_idx(file, 3)
