@@ -361,7 +361,7 @@ def describe(annotation: Any) -> str:
     return {float: "number", int: "int", str: "text", bool: "true | false", Any: "anything"}.get(annotation, str(getattr(annotation, "__name__", annotation)))
 
 
-_POSITIVE = ("width", "patch", "mlp_ratio", "num_heads", "num_layers", "num_probes", "num_starts")
+_POSITIVE = ("width", "patch", "mlp_ratio", "num_heads", "num_layers", "num_starts")
 """Arguments of selgrad's components of which there is at least one."""
 
 

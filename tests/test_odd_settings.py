@@ -45,7 +45,7 @@ def _with_bounds():
                 inner = (parameter.annotation, *typing.get_args(parameter.annotation))
                 if float in inner or int in inner:
                     yield from ((kind, name, key, value) for value in ((-1, 2**31) if int in inner else (-1.0, -0.5, math.inf, -math.inf)))
-                if int in inner and key in ("width", "patch", "mlp_ratio", "num_heads", "num_layers", "num_probes", "num_starts"):
+                if int in inner and key in ("width", "patch", "mlp_ratio", "num_heads", "num_layers", "num_starts"):
                     yield kind, name, key, 0
 
 

@@ -416,7 +416,10 @@ def test_a_report_of_any_length_is_whole(tmp_path):
     series = checkpoints.Series(tmp_path / "series")
     series.save(1, {"x": np.ones(2)}, [said, "second"])
     series.save(2, {"x": np.ones(2)}, ["third"])
-    assert series.newest({"x": np.ones(2)}).notes == ("third",) and not (tmp_path / "series" / "1.json").exists()
+    assert series.newest({"x": np.ones(2)}).notes == ("third",) and json.loads((tmp_path / "series" / "1.json").read_text())["notes"] == [said, "second"]
+    series.save(3, {"x": np.ones(2)}, ["fourth"])
+    assert series.newest({"x": np.ones(2)}).notes == ("fourth",)
+    assert sorted(path.name for path in (tmp_path / "series").glob("*.json")) == ["2.json", "3.json"]
 
 
 def test_a_checkpoint_is_not_read_through_another_tokenizer():
