@@ -3,10 +3,12 @@
 `.ci/run` executes notebooks into `.ci/notebooks` before it builds the site; without that their pages show the code alone.
 """
 
+import html
 import re
 from pathlib import Path
 
 import jupytext
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File
 from nbconvert import MarkdownExporter
 
@@ -22,13 +24,22 @@ def _front() -> str:
 def _without_code(text: str, up: str) -> str:
     """Links to what the site does not hold become plain text."""
     places = "tests|benchmarks|selgrad|examples|configs|notebooks|LICENSE|CONTRIBUTING|CITATION|CHANGELOG|README"
-    return re.sub(rf"(?<!!)\[([^\]]+)\]\({re.escape(up)}(?:{places})[^)]*\)", r"\1", text)
+    return re.sub(rf"(?<!!)\[([^\[\]]+)\]\({re.escape(up)}(?:{places})[^)]*\)", r"\1", text)
 
 
 def on_page_markdown(markdown, page, config, files):
     """Pages link to the code as it lies in the repository."""
     depth = page.file.src_uri.count("/")
     return _without_code(markdown, "../" * (depth + 1))
+
+
+def on_page_content(content, page, config, files):
+    """Formulas become MathML, which browsers draw by themselves."""
+
+    def drawn(found: re.Match[str]) -> str:
+        return convert(html.unescape(found["latex"]), display="block" if found["kind"] == "div" else "inline")
+
+    return re.sub(r'<(?P<kind>span|div) class="arithmatex">\\[(\[](?P<latex>.*?)\\[)\]]</(?P=kind)>', drawn, content, flags=re.DOTALL)
 
 
 def on_files(files, config):

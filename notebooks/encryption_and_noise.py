@@ -22,46 +22,66 @@ from selgrad import devices
 
 devices.configure()
 
+import flax.linen as nn
 import jax
+import numpy as np
 from matplotlib import pyplot as plt
+from sklearn.datasets import load_digits
 
-from selgrad import encryption, read_records, run_sweep, trees
-from selgrad.experiment import Lane, Setting
-from selgrad.registry import make_spec
+import selgrad
+from selgrad import encryption
 
 # %% [markdown]
 # ## A round by hand
-# `Setting` holds data, model and every client's gradient; a mask is the first so many entries by a metric.
+# Three clients have a digit each. All encrypt the tenth of the entries that is largest in the mean of their gradients' magnitudes.
+
 
 # %%
-setting = Setting(make_spec("dataset", "digits", {"count": 3}), make_spec("model", "lenet"), make_spec("update", "gradient"))
-mask = setting.mask(Lane(seed=0, sample=0, metric=make_spec("metric", "magnitude"), selector=make_spec("selector", "common"), ratio=0.1))
-updates = [jax.tree.map(lambda leaf: leaf / 3, setting.sent(0, 0, sample).grads) for sample in range(3)]
-name = encryption.mask_hash(mask)
+class Net(nn.Module):
+    """One convolution and a dense head."""
 
-holder = encryption.KeyHolder("exact")
-client = encryption.Client(holder.client_key())
-uploads = [client.encrypt(encryption.select(update, mask), name) for update in updates]
-total = encryption.Aggregator("exact").add(uploads)
-points = holder.decrypt(total, name)
-[len(upload) for upload in uploads], encryption.PROFILES["exact"].bytes_per_value
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Logits of a batch (B, H, W, 1)."""
+        x = nn.sigmoid(nn.Conv(8, (3, 3))(x))
+        return nn.Dense(10)(x.reshape(len(x), -1))
+
+
+digits, net = load_digits(), Net()
+images, labels = digits.images[:3, ..., None] / 16, digits.target[:3]
+params = net.init(jax.random.key(0), images)["params"]
+
+
+def gradient(image, label):
+    """A client's gradient of the cross-entropy, over the number of clients, so that the sum is the mean."""
+    return jax.grad(lambda p: -jax.nn.log_softmax(net.apply({"params": p}, image[None]))[0, label] / 3)(params)
+
+
+updates = [gradient(image, label) for image, label in zip(images, labels, strict=True)]
+scores = jax.tree.map(lambda *leaves: sum(leaves), *map(selgrad.scores, updates))
+mask = selgrad.mask(scores, ratio=0.1)
+
+keys = selgrad.keys("exact")
+sealed = [selgrad.encrypt(update, mask, keys) for update in updates]
+total = selgrad.decrypt(selgrad.add(sealed), keys)
+[update.num_bytes for update in sealed], encryption.PROFILES["exact"].bytes_per_value
 
 # %% [markdown]
-# The decrypted sum is the sum of the rounded entries, to the last integer.
+# Each encrypted entry is rounded to a grid, and the sum of the rounded entries comes back exactly, to the last bit. Entries outside the mask are sent as they are.
 
 # %%
-expected = sum(encryption.quantise(encryption.select(update, mask), encryption.PROFILES["exact"]) for update in updates)
-assert (points == expected).all()
-plain = trees.hide(jax.tree.map(lambda *leaves: sum(leaves), *updates), mask)
-mean = encryption.scatter(points / 2.0**24, mask, plain)
-trees.paths(mean)
+step = 2.0 ** -encryption.PROFILES["exact"].grid_bits
+rounded = jax.tree.map(lambda *leaves: sum(np.rint(np.float64(leaf) / step) * step for leaf in leaves), *updates)
+plain = jax.tree.map(lambda *leaves: np.sum(np.float64(leaves), axis=0), *updates)
+for found, grid, exact, hidden in zip(*map(jax.tree.leaves, (total, rounded, plain, mask)), strict=True):
+    assert (found[hidden] == grid[hidden]).all() and (found[~hidden] == exact[~hidden]).all()
+jax.tree.map(lambda found, exact: float(np.abs(found - exact).max()), total, plain)
 
 # %% [markdown]
 # ## What an attacker reads behind each protection
 # `protection` is an axis of a sweep like any other.
 
 # %%
-out = tempfile.mkdtemp()
 config = {
     "name": "protections",
     "dataset": {"name": "digits", "count": 2},
@@ -77,8 +97,7 @@ config = {
     "attack": {"name": "idlg", "num_steps": 40},
     "encryption": "none",
 }
-run_sweep(config, out, quiet=True)
-records = read_records(out)
+records = selgrad.run_sweep(config, tempfile.mkdtemp(), quiet=True)
 table = records.pivot_table(index="protection_label", columns="ratio", values="psnr", sort=False)
 table.round(1)
 

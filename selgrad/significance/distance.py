@@ -34,13 +34,13 @@ def distance(
     num_blocks: int = 1,
     precision: Literal["float32", "float64"] = "float32",
 ) -> Metric:
-    """Scores an entry by a distance that hiding it changes; J is the Jacobian of the update by the inputs and B = (J'J + eps I)^-1.
+    """Scores an entry by a distance that hiding it changes; J is the Jacobian of the update by the inputs and C = (J'J + eps I)^-1.
 
     - `gradient_l2` (D1): g_i^2, the term that leaves the squared distance. `gradient_cosine` (D1): 1 - sqrt(1 - g_i^2 / |g|^2), how far the direction of
       the visible gradient turns. Both have magnitude's mask.
-    - `proxy` (D2): |g_i| |J_i|. `solved` (D2): |g_i| |B J_i|, how far taking the entry as 0 moves the first-order reconstruction.
-    - `leverage`: J_i' B J_i, in [0, 1], for an attacker who ignores the entry: hiding it divides det(J'J + eps I) by 1 / (1 - leverage).
-    - `posterior`: |B J_i|^2 / (1 - leverage), the amount that hiding it adds to the trace of that attacker's posterior covariance.
+    - `proxy` (D2): |g_i| |J_i|. `solved` (D2): |g_i| |C J_i|, how far taking the entry as 0 moves the first-order reconstruction.
+    - `leverage`: J_i' C J_i, in [0, 1], for an attacker who ignores the entry: hiding it divides det(J'J + eps I) by 1 / (1 - leverage).
+    - `posterior`: |C J_i|^2 / (1 - leverage), the amount that hiding it adds to the trace of that attacker's posterior covariance.
 
     Args:
       reading: which of these.
@@ -49,7 +49,7 @@ def distance(
         labels with the client's, so that it depends on the labels alone).
       epsilon: sets eps, relative to the mean eigenvalue of J'J.
       num_probes: number of Gaussian probes; None is exact up to 4,096 input coordinates and uses 32 beyond that, 0 asks for exact. With probes, squares of
-        norms have the relative standard error sqrt(2 / num_probes), and B is applied by conjugate gradients.
+        norms have the relative standard error sqrt(2 / num_probes), and C is applied by conjugate gradients.
       num_blocks: 1 scores all entries at once; more hide that many blocks one after the other and score again after each: `solved` by the amount that the
         entry adds to the distance already moved, `leverage` and `posterior` with J of the entries still visible.
       precision: float64 doubles the digits and the time; a Gram matrix squares the condition of J.
@@ -144,7 +144,7 @@ def _of_gradient(grads: Grads, reading: str) -> Scores:
 
 
 class _Inverse(NamedTuple):
-    """The quantities that B = (J' W J + shift I)^-1 gives: |B J_i|, the square root of leverage, and v -> B v."""
+    """The quantities that C = (J' W J + shift I)^-1 gives: |C J_i|, the square root of leverage, and v -> C v."""
 
     solved: Callable[[], Scores]
     root_leverage: Callable[[], Scores]
@@ -186,7 +186,7 @@ def _exact(linear: JacobianOperator) -> _Method:
 
 
 def _matrix_free(linear: JacobianOperator, key: Array, probes: int) -> _Method:
-    """Returns a method with probes instead of columns: B z for |B J_i|, and B (J' W^1/2 u + sqrt(shift) w), whose covariance is B, for leverage."""
+    """Returns a method with probes instead of columns: C z for |C J_i|, and C (J' W^1/2 u + sqrt(shift) w), whose covariance is C, for leverage."""
     size, dtype = linear.point.size, linear.point.dtype
     plain = gaussian_probes(linear, jax.random.fold_in(key, 1), probes)
 
@@ -230,7 +230,7 @@ def _rescorer(reading: str, linear: JacobianOperator, grads: Grads, method: _Met
     norms = inverse.solved()
 
     def rescore(hidden: Grads) -> Scores:
-        # |B J'(M g) + g_i B J_i|^2 - |B J'(M g)|^2
+        # |C J'(M g) + g_i C J_i|^2 - |C J'(M g)|^2
         taken = jax.tree.map(lambda h, g: jnp.where(h, g, 0), hidden, grads)
         moved = inverse.apply(linear.transpose(taken).reshape(-1))
         across = linear.apply(inverse.apply(moved).reshape(linear.point.shape))
