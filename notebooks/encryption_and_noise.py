@@ -74,7 +74,8 @@ step = 2.0 ** -encryption.PROFILES["exact"].grid_bits
 rounded = jax.tree.map(lambda *leaves: sum(np.rint(np.float64(leaf) / step) * step for leaf in leaves), *updates)
 plain = jax.tree.map(lambda *leaves: np.sum(np.float64(leaves), axis=0), *updates)
 for found, grid, exact, hidden in zip(*map(jax.tree.leaves, (total, rounded, plain, mask)), strict=True):
-    assert (found[hidden] == grid[hidden]).all() and (found[~hidden] == exact[~hidden]).all()
+    assert (found[hidden] == grid[hidden]).all()
+    assert (found[~hidden] == exact[~hidden]).all()
 jax.tree.map(lambda found, exact: float(np.abs(found - exact).max()), total, plain)
 
 # %% [markdown]
