@@ -74,7 +74,12 @@ def spearman(predictor: np.ndarray, error: np.ndarray, ratios: np.ndarray) -> fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("SELGRAD_DATA", "data"))
-    data = parser.parse_args().data
+    parser.add_argument("--draw", action="store_true", help="only draw what certificates.json holds")
+    arguments = parser.parse_args()
+    if arguments.draw:
+        draw(pd.DataFrame(json.loads((HERE / "results" / "certificates.json").read_text())["rows"]))
+        return
+    data = arguments.data
     whole = yaml.safe_load((HERE / "configs" / "attacker_ladder.yaml").read_text())
     records = pd.read_parquet(HERE / "results" / "attacker_ladder.parquet")
     metrics, rows = expand("metric", whole["metric"]), []
@@ -126,23 +131,26 @@ def draw(found: pd.DataFrame) -> None:
     """One panel per setting: rank correlations with intervals, against the attacker that ignores and against the strongest."""
     found = found[found["predictor"] != "the ratio alone"]
     settings, labels = list(dict.fromkeys(found["setting"])), list(dict.fromkeys(found["predictor"]))
-    figure, axes = plt.subplots(1, len(settings), figsize=(3.4 * len(settings) + 2, 0.34 * len(labels) + 1.2), sharey=True, squeeze=False, layout="constrained")
-    for axis, setting in zip(axes[0], settings, strict=True):
+    rows = -(-len(settings) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(10, rows * (0.32 * len(labels) + 1)), sharey=True, sharex=True, squeeze=False, layout="constrained")
+    for axis, setting in zip(axes.flat, settings, strict=False):
         for k, (against, colour) in enumerate((("ignore", "#0072B2"), ("strongest", "#D55E00"))):
             part = found[(found["setting"] == setting) & (found["against"] == against)].set_index("predictor").reindex(labels)
             y = np.arange(len(labels)) + 0.2 * (2 * k - 1)
             error = np.abs(part[["low", "high"]].to_numpy().T - part["rank_correlation"].to_numpy())
             axis.errorbar(part["rank_correlation"], y, xerr=error, fmt="o", color=colour, markersize=4, label=f"error of the {against} attacker", linewidth=1)
         axis.axvline(0, color="black", linewidth=0.8, linestyle=":")
-        axis.set_title(setting, fontsize=10)
+        cells = int(found[found["setting"] == setting]["num_cells"].iloc[0])
+        axis.set_title(f"{setting}, {cells} cells", fontsize=9)
         axis.set_xlim(-1.05, 1.05)
         axis.grid(alpha=0.25)
-        axis.set_xlabel("rank correlation within a ratio")
-    axes[0][0].set_yticks(range(len(labels)), [label.replace("_", " ") for label in labels], fontsize=9)
+    figure.supxlabel("rank correlation with the attack's error, within a ratio; 95 % intervals over images", fontsize=10)
+    for axis in axes[:, 0]:
+        axis.set_yticks(range(len(labels)), [label.replace("_", " ") for label in labels], fontsize=9)
     axes[0][0].invert_yaxis()
     handles, names = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    figure.savefig(HERE.parent / "docs" / "figures" / "certificates.png", dpi=150)
+    figure.legend(handles, names, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
+    figure.savefig(HERE.parent / "docs" / "figures" / "certificates.png", dpi=130)
 
 
 if __name__ == "__main__":

@@ -122,42 +122,64 @@ def train(stopped: pd.DataFrame, out: str, seeds: list[int]) -> list[dict]:
     return rows
 
 
+COLOURS = {"magnitude": "#0072B2", "sensitivity": "#D55E00", "smallest": "#009E73", "largest": "#CC79A7"}
+
+
 def draw(records: pd.DataFrame, stopped: pd.DataFrame, table: pd.DataFrame) -> None:
     """Share of samples read against strength, and accuracy and bytes at the strengths that stop all attacks."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
+    figure, ((masks, costs), (noise, bits)) = plt.subplots(2, 2, figsize=(11, 7.6), layout="constrained")
 
     def curve(family: str) -> pd.Series:
         return 100 * records[records["family"] == family].groupby(["strength", "sample"])["success"].any().groupby("strength").mean()
 
-    styles = {"magnitude, vote": "o-", "sensitivity, vote": "x--", "magnitude, mean": "o-", "sensitivity, mean": "x--"}
     for family in [f for f in stopped["family"] if f.startswith(("enc", "pru"))]:
+        kind, which = family.removeprefix("encryption by ").split(", ")
+        name, pruned = (which, True) if kind == "pruning" else (kind, False)
+        read, style = curve(family), ":" if pruned else "-" if which == "vote" else "--"
+        label = f"pruning of the {which}" if pruned else f"{kind} encrypted, agreed by {which}"
+        masks.plot(
+            100 * read.index,
+            read,
+            style,
+            marker="s" if pruned else "o",
+            markersize=4,
+            linewidth=3 if name == "magnitude" else 1.5,
+            color=COLOURS[name],
+            label=label,
+        )
+    masks.set(xlabel="entries encrypted or left out, %", title="masks")
+    masks.legend(fontsize=7.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+    for axis, family, label in ((noise, "dp_gaussian", "standard deviation of the noise, in units of the clip"), (bits, "quantised", "bits of an entry")):
         read = curve(family)
-        left.plot(100 * read.index, read, styles.get(family.removeprefix("encryption by "), "s:"), markersize=4, label=family)
-    left.set(xlabel="entries encrypted or left out, %", ylim=(-4, 104), ylabel="samples read by some attack, %")
-    left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
-    noise, rounded = curve("dp_gaussian"), curve("quantised")
-    middle.plot(noise.index, noise, "o-", markersize=4, color="tab:blue")
-    middle.set(xscale="log", ylim=(-4, 104))
-    middle.set_xlabel("dp_gaussian: noise / clip", color="tab:blue")
-    above = middle.twiny()
-    above.plot(-rounded.index, rounded, "s--", markersize=4, color="tab:red")
-    above.set_xlim(max(BITS) + 0.5, 0.5)
-    above.set_xlabel("quantised: bits", color="tab:red")
+        axis.plot(read.index.to_series().abs(), read, "o-", markersize=4, color="#0072B2")
+        axis.set(xlabel=label, title=family)
+    noise.set_xscale("log")
+    bits.invert_xaxis()
+    for axis in (masks, noise, bits):
+        axis.set(ylim=(-4, 104), ylabel=f"images read by some attack, % of {NUM_SAMPLES}")
+        axis.grid(alpha=0.25)
     strength = stopped.set_index("family")["strength"].abs()
-    names = [f"{family} {strength[family]:g}" if family in strength else family for family in table.index]
-    right.barh(names, 100 * table["accuracy"], color="tab:gray")
+    names = [f"{family}, {strength[family]:g}" if family in strength else family for family in table.index]
+    costs.barh(names, 100 * table["accuracy"], color="#BBD7EA")
     for i, row in enumerate(table.itertuples()):
-        right.text(1, i, f"{100 * row.accuracy:.1f} %, {row.bytes_factor:.2g} x bytes", va="center", fontsize=8)
-    right.invert_yaxis()
-    right.set(xlabel="accuracy after 10 rounds, %", xlim=(0, 100), title="at the strength that stops all")
-    figure.savefig(HERE.parent / "docs" / "figures" / "equal_protection.png", dpi=110)
+        costs.text(1, i, f"{100 * row.accuracy:.1f} %, {row.bytes_factor:.2g} times the bytes", va="center", fontsize=8)
+    costs.invert_yaxis()
+    costs.tick_params(axis="y", labelsize=8)
+    costs.set(xlabel="accuracy, % of 500 test images, after 10 rounds", xlim=(0, 100), title="at the strength at which no image is read")
+    figure.savefig(HERE.parent / "docs" / "figures" / "equal_protection.png", dpi=130)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="selgrad-runs/equal-protection")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--draw", action="store_true", help="only draw what the files hold")
     arguments = parser.parse_args()
+    if arguments.draw:
+        document = json.loads((RESULTS / "equal_protection.json").read_text())
+        table = pd.DataFrame(document["training"]).set_index("family")
+        draw(pd.read_parquet(RESULTS / "equal_protection.parquet"), pd.DataFrame(document["stopped"]), table)
+        return
     records = attack(arguments.out)
     stopped = stops(records)
     print(stopped.to_string(), flush=True)

@@ -30,7 +30,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("SELGRAD_DATA", "data"))
     parser.add_argument("--out", default="selgrad-runs/federation")
+    parser.add_argument("--draw", action="store_true", help="only draw what federation.parquet holds")
     arguments = parser.parse_args()
+    if arguments.draw:
+        draw(pd.read_parquet(RESULTS / "federation.parquet"))
+        return
     cifar = {"name": "cifar10", "path": f"{arguments.data}/cifar10"}
     datasets = {
         "digits": ({"name": "digits", "count": 1200}, {"name": "digits", "count": 500, "offset": 1200}),
@@ -78,15 +82,27 @@ def summarise(table: pd.DataFrame) -> None:
         )  # fmt: skip
     (RESULTS / "federation.json").write_text(json.dumps({"cores": len(os.sched_getaffinity(0)), "rows": rows}, indent=1) + "\n")
 
-    figure, axes = plt.subplots(1, 4, figsize=(12, 3), layout="constrained", sharey=True)
-    for axis, (data, model) in zip(axes, table[["dataset", "model"]].drop_duplicates().itertuples(index=False), strict=True):
-        for name, style in (("plain", {"linewidth": 5, "alpha": 0.3}), ("10 %", {"marker": "o", "markersize": 3})):
+    draw(table)
+
+
+def draw(table: pd.DataFrame) -> None:
+    """Accuracy by round, a panel for each data set and model."""
+    figure, axes = plt.subplots(2, 2, figsize=(8, 5.6), layout="constrained", sharey=True, sharex=True)
+    for axis, (data, model) in zip(axes.flat, table[["dataset", "model"]].drop_duplicates().itertuples(index=False), strict=True):
+        for name, style in (
+            ("plain", {"linewidth": 6, "alpha": 0.35, "color": "#0072B2"}),
+            ("10 %", {"marker": "o", "markersize": 3, "color": "#D55E00"}),
+        ):
             one = table[(table["dataset"] == data) & (table["model"] == model) & (table["setting"] == name)]
             axis.plot(one["round"], 100 * one["accuracy"], label={"plain": "plain FedAvg", "10 %": "10 % encrypted"}[name], **style)
-        axis.set(title=f"{data}, {model}", xlabel="round", ylim=(0, 100))
-    axes[0].set_ylabel("accuracy, %")
-    axes[0].legend(fontsize=8)
-    figure.savefig(HERE.parent / "docs" / "figures" / "federation.png", dpi=110)
+        axis.set(title=f"{data}, {model}", ylim=(0, 100))
+        axis.grid(alpha=0.25)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("accuracy, % of 500 test images")
+    for axis in axes[1]:
+        axis.set_xlabel("round, 5 clients")
+    axes[0, 0].legend(fontsize=9, frameon=False, loc="lower right")
+    figure.savefig(HERE.parent / "docs" / "figures" / "federation.png", dpi=130)
 
 
 if __name__ == "__main__":

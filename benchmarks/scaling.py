@@ -1,6 +1,6 @@
 """How time and memory grow with parameters, with lanes and with cells, and the exponents of straight lines through them on log-log paper.
 
-Command: uv run python benchmarks/scaling.py   (a quarter of an hour on 2 cores; reads results/many_cells.json)
+Command: uv run python benchmarks/scaling.py   [--draw]   (a quarter of an hour on 2 cores; reads results/many_cells.json; with --draw it only draws what scaling.json holds)
 Setting: `parameters`: a step of Inverting Gradients on an MLP of one image, widths that give 10^4 to 10^8 parameters, one lane. `lanes`: a step of Inverting
   Gradients on LeNet with 10 classes, 1 to 4096 lanes over one XLA device a core, all lanes together. Both as `engine.py` measures them, memory being arguments and
   temporaries of the compiled step. `cells`: resuming, reading, reporting and summarising a sweep of 10^2 to 10^6 cells, the peak of the four processes, from
@@ -63,18 +63,27 @@ def fit(rows, least):
 
 
 def draw(result):
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    for axis, name in zip(figure.subplots(1, 3), FITTED_FROM, strict=True):
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    titles = {"parameters": "a step of the attack, one lane", "lanes": "a step of the attack, LeNet", "cells": "resuming, reading, reporting a sweep"}
+    for column, name in zip(figure.subplots(2, 3, sharex="col").T, FITTED_FROM, strict=True):
         rows, exponents = result[name]["rows"], result[name]["exponents"]
-        for what, colour, label in (("seconds", "#0072B2", "s"), ("megabytes", "#D55E00", "MB")):
-            axis.loglog([row["x"] for row in rows], [row[what] for row in rows], "o-", color=colour, label=f"{label}, exponent {exponents[what]:.2f}")
-        axis.set_xlabel(name)
-        axis.grid(alpha=0.25)
-        axis.legend(frameon=False, fontsize=8)
+        for axis, what, colour, label in zip(column, ("seconds", "megabytes"), ("#0072B2", "#D55E00"), ("time, s", "memory, MB"), strict=True):
+            axis.loglog([row["x"] for row in rows], [row[what] for row in rows], "o-", color=colour)
+            first, last = exponents["fitted_over"]
+            where = f"from {first:,.0f} to {last:,.0f} {name}"
+            axis.text(0.04, 0.95, f"exponent {exponents[what]:.2f}\n{where}", transform=axis.transAxes, va="top", fontsize=8)
+            axis.margins(y=0.25)
+            axis.set_ylabel(label)
+            axis.grid(alpha=0.25)
+        column[0].set_title(titles[name], fontsize=10)
+        column[1].set_xlabel(name)
     figure.savefig(HERE.parent / "docs" / "figures" / "scaling.png", dpi=150)
 
 
 def main():
+    if sys.argv[1:] == ["--draw"]:
+        draw(json.loads((HERE / "results" / "scaling.json").read_text()))
+        return
     result = {
         "hardware": {
             "cores": len(os.sched_getaffinity(0)),

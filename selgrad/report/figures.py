@@ -368,7 +368,9 @@ def success_profiles(records: pd.DataFrame, folder: Path) -> str | None:
     counts = data["num_inputs"]
     _label_rows(axes, f"share of inputs (n = {counts.min()}{'' if counts.min() == counts.max() else f' to {counts.max()}'})")
     lines = [Line2D([], [], color=colour) for colour in colours]
-    figure.legend(lines, [f"{100 * ratio:g} % encrypted" for ratio in ratios], loc="outside lower center", ncols=min(4, len(ratios)), frameon=False, fontsize=9)
+    figure.legend(
+        lines, [f"{100 * ratio:g} % encrypted" for ratio in ratios], loc="outside lower center", ncols=min(5, len(ratios) + 1), frameon=False, fontsize=9
+    )
     _save_panels(figure, axes, folder, stem, digest)
     return stem
 
@@ -465,14 +467,18 @@ def mask_leaks(table: pd.DataFrame, folder: Path) -> str:
         names = names + ", " + table["selector"]
     table = table.assign(name=names)
     groups, ratios = list(dict.fromkeys(table["name"])), sorted(table["ratio"].unique())
-    panels = [("label_accuracy", "labels named right"), ("input_explained", "variance of inputs explained"), ("support_auc", "support of inputs (AUC)")]
-    panels = [(column, title) for column, title in panels if table[column].notna().any()]
+    panels = [
+        ("label_accuracy", "labels named right", "share of labels"),
+        ("input_explained", "variance of inputs explained", "R²"),
+        ("support_auc", "support of inputs", "area under the ROC curve"),
+    ]
+    panels = [panel for panel in panels if table[panel[0]].notna().any()]
     # The names to the left of the bars need room of their own.
     size = (2.8 * len(panels) + 0.075 * max(map(len, groups)), 1.1 + 0.13 * len(groups) * max(len(ratios), 2))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True)
     positions, height = np.arange(len(groups)), 0.8 / len(ratios)
-    for axis, (column, title) in zip(np.atleast_1d(axes), panels, strict=True):
+    for axis, (column, title, unit) in zip(np.atleast_1d(axes), panels, strict=True):
         for k, ratio in enumerate(ratios):
             rows = table[table["ratio"] == ratio].set_index("name")[column].reindex(groups)
             axis.barh(positions + (k - (len(ratios) - 1) / 2) * height, rows, height, color=_COLOURS[k % len(_COLOURS)], label=f"{100 * ratio:g} % encrypted")
@@ -480,11 +486,14 @@ def mask_leaks(table: pd.DataFrame, folder: Path) -> str:
         axis.axvline(guess, color="black", linewidth=0.8, linestyle=":")
         axis.set_xlim(0, 1)
         axis.set_title(title, fontsize=10)
+        axis.set_xlabel(f"{unit}, n = {_range(table['num_samples'])}", fontsize=9)
+        axis.margins(y=0.01)
     first = np.atleast_1d(axes)[0]
     first.set_yticks(positions, groups)
     first.invert_yaxis()
     handles, labels = first.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(ratios)), frameon=False, fontsize=9)
+    handles, labels = [*handles, Line2D([], [], color="black", linewidth=0.8, linestyle=":")], [*labels, "guessing"]
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False, fontsize=9)
     _save(figure, folder, "mask_leaks")
     return "mask_leaks"
 
