@@ -171,6 +171,18 @@ def _normalise_as(loaded: Any, facts: Mapping[str, Any]) -> None:
                 setattr(loaded.normalizer, option, _flag(facts, key, None))
 
 
+def _frame_as_roberta(loaded: Any, facts: Mapping[str, Any]) -> None:
+    """Puts a sentence between `<s>` and `</s>` where a byte-level vocabulary has them, as RoBERTa and BART do and GPT-2, which has neither, does not."""
+    from tokenizers.processors import RobertaProcessing
+
+    named = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>", **_named(facts)}
+    start, end = ((named[role], loaded.token_to_id(named[role])) for role in ("cls_token", "sep_token"))
+    if start[1] is None or end[1] is None or str(facts.get("tokenizer_class", "")).startswith("GPT2"):
+        return
+    loaded.add_special_tokens([token for token in named.values() if loaded.token_to_id(token) is not None])
+    loaded.post_processor = RobertaProcessing((end[0], end[1]), (start[0], start[1]))
+
+
 def from_files(source: str) -> Tokenizer:
     """Loads a tokenizer from a folder or by its name on the Hugging Face hub, with `tokenizer_config.json` and `special_tokens_map.json` next to it.
 
@@ -202,6 +214,7 @@ def from_files(source: str) -> Tokenizer:
                     str(folder / "vocab.json"), str(folder / "merges.txt"), add_prefix_space=bool(_flag(facts, "add_prefix_space", False))
                 )._tokenizer
                 _add(loaded, folder)
+                _frame_as_roberta(loaded, facts)
             else:
                 raise DataError(f"folder {source!r} holds no tokenizer.json, vocab.txt, or vocab.json with merges.txt")
         elif folder.is_absolute() or source.startswith(("./", "../", "~")) or source.count("/") > 1:

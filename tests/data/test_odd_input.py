@@ -296,6 +296,23 @@ def test_every_file_of_a_tokenizer_counts_as_in_transformers(tmp_path):
         from_files(str(tmp_path / "added"))
 
 
+@pytest.mark.parametrize("facts", [None, {"tokenizer_class": "RobertaTokenizer"}, {"add_prefix_space": True, "cls_token": "<s>"}])
+def test_a_byte_level_vocabulary_with_frames_is_robertas(tmp_path, facts):
+    from transformers import RobertaTokenizer
+
+    vocabulary = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 4, "b": 5, "ab": 6, "Ġ": 7, "Ġa": 8, "<mask>": 9}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\nĠ a\n")
+    if facts is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(facts))
+    ours, theirs = from_files(str(tmp_path)), RobertaTokenizer.from_pretrained(str(tmp_path))
+    for text in ("a ab", "ab a</s>a", ""):
+        assert ours.encode(text) == theirs(text)["input_ids"]
+    assert (ours.start_id, ours.end_id, ours.pad_id, ours.size) == (theirs.cls_token_id, theirs.sep_token_id, theirs.pad_token_id, len(theirs))
+    assert ours.decode(ours.encode("a ab")) == theirs.decode(theirs("a ab")["input_ids"], skip_special_tokens=True).strip()
+    assert set(ours.special_ids) == set(theirs.all_special_ids)
+
+
 def test_an_id_is_a_row_of_an_embedding(tmp_path):
     model = {"type": "WordLevel", "vocab": {"[UNK]": 0, "a": 4_000_000_000}, "unk_token": "[UNK]"}
     (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model, "added_tokens": []}))
