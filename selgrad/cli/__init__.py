@@ -99,7 +99,7 @@ def main() -> None:
         code = 128 + (_received[0] if _received else signal.SIGINT)
         _received.clear()
         with contextlib.suppress(KeyboardInterrupt):
-            sys.stderr.write("selgrad: interrupted; finished blocks are kept, run the same command to go on\n")
+            sys.stderr.write("selgrad: interrupted; what has finished is kept, run the same command to go on\n")
         _end(code)
     with contextlib.suppress(ValueError):
         # Nothing is left to clean up: a signal that comes now ends the process at once.

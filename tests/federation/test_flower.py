@@ -115,63 +115,104 @@ def certificate(folder):
     return tuple(map(str, paths))
 
 
-def test_deployment_of_real_processes(tmp_path):
-    """A SuperLink, two clients and a key holder, each a process of its own, over TLS on this machine's loopback."""
-    config = parse({**RUN, "clients": {"count": 2}, "rounds": 1, "agreement": "fixed", "timeout": 120.0})
-    from selgrad.federation.run import write_app
+class Deployment:
+    """A SuperLink and SuperNodes, each a process of its own, over TLS on this machine's loopback."""
 
-    app, enrolled = write_app(config, tmp_path / "app", tmp_path / "out")
-    sockets = [socket.socket() for _ in range(2)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    fleet, control = (one.getsockname()[1] for one in sockets)
-    for one in sockets:
-        one.close()
-    home, (key, root) = tmp_path / "home", certificate(tmp_path)
-    (home / ".flwr").mkdir(parents=True)
-    (home / ".flwr" / "config.toml").write_text(
-        f'[superlink]\ndefault = "loop"\n\n[superlink.loop]\naddress = "127.0.0.1:{control}"\nroot-certificates = "{root}"\n'
-    )
-    tools = Path(sys.executable).parent
-    environment = {
-        "PATH": f"{tools}:/usr/bin:/bin", "HOME": str(home), "FLWR_HOME": str(home / ".flwr"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "LANG": "C.UTF-8", "PYTHONPATH": str(Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu",
-    }  # fmt: skip
-    log = (tmp_path / "log").open("wb")
-    start = lambda *command: subprocess.Popen([*command], env=environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
-    common = ["--isolation", "subprocess"]
-    processes = [
-        start(str(tools / "flower-superlink"), *common, "--ssl-certfile", root, "--ssl-keyfile", key, "--ssl-ca-certfile", root, "--serverappio-api-address", "127.0.0.1:0", "--fleet-api-address", f"127.0.0.1:{fleet}",
-              "--control-api-address", f"127.0.0.1:{control}")
-    ]  # fmt: skip
-    processes += [
-        start(str(tools / "flower-supernode"), *common, "--root-certificates", root, "--superlink", f"127.0.0.1:{fleet}", "--clientappio-api-address", "127.0.0.1:0", "--node-config",
-              f'partition-id={i} num-partitions=3 enrolment="{enrolled / str(i)}"')
-        for i in range(3)
-    ]  # fmt: skip
-    flwr = lambda *command: json.loads(program(str(tools / "flwr"), *command, "--format", "json", env=environment, cwd=tmp_path).stdout or "{}")
-    try:
+    def __init__(self, folder, enrolled):
+        sockets = [socket.socket() for _ in range(3)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        fleet, control, self.free = (one.getsockname()[1] for one in sockets)
+        for one in sockets:
+            one.close()
+        home, (self.key, self.root) = folder / "home", certificate(folder)
+        (home / ".flwr").mkdir(parents=True)
+        (home / ".flwr" / "config.toml").write_text(
+            f'[superlink]\ndefault = "loop"\n\n[superlink.loop]\naddress = "127.0.0.1:{control}"\nroot-certificates = "{self.root}"\n'
+        )
+        self.tools, self.folder, self.log = Path(sys.executable).parent, folder, (folder / "log").open("wb")
+        self.environment = {
+            "PATH": f"{self.tools}:/usr/bin:/bin", "HOME": str(home), "FLWR_HOME": str(home / ".flwr"), "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1", "LANG": "C.UTF-8", "PYTHONPATH": str(Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu",
+        }  # fmt: skip
+        self.processes = []
+        common = ["--isolation", "subprocess"]
+        self.start(
+            "flower-superlink", *common, "--ssl-certfile", self.root, "--ssl-keyfile", self.key, "--ssl-ca-certfile", self.root, "--serverappio-api-address",
+            "127.0.0.1:0", "--fleet-api-address", f"127.0.0.1:{fleet}", "--control-api-address", f"127.0.0.1:{control}",
+        )  # fmt: skip
+        for number, seat in enumerate(enrolled):
+            self.start(
+                "flower-supernode", *common, "--root-certificates", self.root, "--superlink", f"127.0.0.1:{fleet}", "--clientappio-api-address", "127.0.0.1:0",
+                "--node-config", f'partition-id={number} num-partitions={len(enrolled)} enrolment="{seat}"',
+            )  # fmt: skip
+
+    def start(self, tool, *arguments):
+        command = [str(self.tools / tool), *arguments]
+        self.processes.append(subprocess.Popen(command, env=self.environment, cwd=self.folder, stdout=self.log, stderr=self.log, start_new_session=True))
+
+    def __enter__(self):
+        return self
+
+    def flwr(self, *command):
+        return json.loads(program(str(self.tools / "flwr"), *command, "--format", "json", env=self.environment, cwd=self.folder).stdout or "{}")
+
+    def run(self, app, *options):
+        """Submits an app and waits until it has ended; returns what its server said."""
         submitted, end = {}, time.monotonic() + 60
         while not submitted.get("success") and time.monotonic() < end:
-            submitted = flwr("run", str(app), "loop")
-        assert submitted.get("success"), (submitted, (tmp_path / "log").read_text())
+            submitted = self.flwr("run", str(app), "loop", *options)
+        assert submitted.get("success"), (submitted, self.said())
         status, end = "", time.monotonic() + 400
         while not status.startswith("finished") and time.monotonic() < end:
             time.sleep(1)
-            status = flwr("list", "loop", "--run-id", submitted["run-id"])["runs"][0]["status"]
-        assert status == "finished:completed", (tmp_path / "log").read_text()[-3000:]
-    finally:
-        for process in reversed(processes):
+            status = self.flwr("list", "loop", "--run-id", submitted["run-id"])["runs"][0]["status"]
+        assert status == "finished:completed", self.said()[-3000:]
+        return program(str(self.tools / "flwr"), "log", submitted["run-id"], "loop", "--show", env=self.environment, cwd=self.folder).stdout
+
+    def said(self):
+        return (self.folder / "log").read_text()
+
+    def __exit__(self, *_):
+        for process in reversed(self.processes):
             process.send_signal(signal.SIGTERM)
-        for process in processes:
+        for process in self.processes:
             try:
                 process.wait(15)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        log.close()
+        self.log.close()
+
+
+def test_deployment_of_real_processes(tmp_path):
+    """Two clients and a key holder, each a process of its own."""
+    config = parse({**RUN, "clients": {"count": 2}, "rounds": 1, "agreement": "fixed", "timeout": 120.0})
+    from selgrad.federation.run import write_app
+
+    app, enrolled = write_app(config, tmp_path / "app", tmp_path / "out")
+    with Deployment(tmp_path, [enrolled / str(number) for number in range(3)]) as deployment:
+        deployment.run(app)
     records = pd.read_parquet(tmp_path / "out" / "rounds.parquet")
     assert records["num_clients"].tolist() == [2] and records["verified"].all()
+
+
+def test_the_example_runs_on_nodes_with_a_key_holder_of_their_own(tmp_path):
+    """Every participant has its own enrolment and process, and the server has no key: its README's second part."""
+    enrol = ["key-holder", "keys", "--clients", "2", "--max-examples", "1500", "--ratio", "0.2", "--agreement", "vote", "--enrol-only"]
+    done = program(sys.executable, "-m", "selgrad", *enrol, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+    assert done.returncode == 0, done.stderr
+    keys, example = tmp_path / "keys", Path(__file__).parents[2] / "examples" / "flower"
+    with Deployment(tmp_path, [keys / "0", keys / "1"]) as deployment:
+        address = f"127.0.0.1:{deployment.free}"
+        deployment.start("selgrad", "key-holder", "keys", "--address", address, "--ssl-certfile", deployment.root, "--ssl-keyfile", deployment.key)
+        given = f'enrolment="{keys / "server"}" key-holder="{address}" root-certificates="{deployment.root}"'
+        said = [line for line in deployment.run(example, "--run-config", given).splitlines() if "accuracy after 3 rounds" in line]
+    assert said and "20% of every update left its client encrypted" in said[0], said
+    assert float(said[0].split("rounds: ")[1].split(";")[0]) > 0.7
+    assert all((keys / str(number) / "answered-train").exists() for number in range(2))
+    # The secret key lies with the key holder alone, and the server's folder has no key at all.
+    assert {path.name for path in (keys / "server").iterdir()} == {"participant.json"}
 
 
 def test_the_example_runs_as_a_flower_app_does(tmp_path):
