@@ -3,8 +3,7 @@
 Command: uv run python benchmarks/attacker_ladder.py --data DIR [--parts lenet cnn mlp bert gpt2]   (DIR holds fashion-mnist/, cola/ and tokenizers/bert-base-uncased)
 Time: about two hours on one core; a part that was interrupted goes on where it stopped. Grid, samples, steps: benchmarks/configs/attacker_ladder.yaml.
 Expected: nobody has published an evaluation over these rungs.
-Leaves: benchmarks/results/attacker_ladder.parquet, attacker_ladder.json (smallest protecting ratios with intervals, and where rankings differ), and
-  docs/figures/attacker_ladder.png.
+Leaves: benchmarks/results/attacker_ladder.parquet, attacker_ladder.json (smallest protecting ratios with intervals, and where rankings differ).
 """
 
 import argparse
@@ -17,7 +16,6 @@ import pandas as pd
 import yaml
 
 from selgrad import run_sweep
-from selgrad.report.figures import ladder
 from selgrad.report.tables import protecting_ratios, ranking_changes
 
 HERE = Path(__file__).parent
@@ -59,8 +57,6 @@ def main() -> None:
     hardware = {"device": fresh["device"].iloc[0], "cores": os.cpu_count(), "jax": fresh["jax_version"].iloc[0]}
     document = {"hardware": hardware, "protecting_ratios": json.loads(found.to_json(orient="records")), "ranking_changes": ranking_changes(found)}
     (RESULTS / "attacker_ladder.json").write_text(json.dumps(document, indent=1) + "\n")
-    ladder(found, Path(arguments.out))
-    (Path(arguments.out) / "attacker_ladder.png").replace(HERE.parent / "docs" / "figures" / "attacker_ladder.png")
 
 
 if __name__ == "__main__":

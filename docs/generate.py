@@ -19,6 +19,7 @@ from selgrad.federation.config import ClientsConfig, Content, FaultConfig, KeysC
 from selgrad.federation.journal import ROUND_COLUMNS
 from selgrad.registry import REGISTRIES, describe
 from selgrad.report import figures
+from selgrad.suites.members import SUITES
 from selgrad.sweep.records import COLUMNS, EMPTY, unit
 
 HERE = Path(__file__).parent
@@ -246,9 +247,9 @@ def performance() -> str:
 
 CALIBRATION = """# Calibration: what each attack reaches with nothing encrypted
 
-Written by `docs/generate.py` from `benchmarks/results/calibration.json` (`benchmarks/calibration/calibrate.py`). Each attack runs with its defaults on the
-setting of which a number is published; intervals are 95 % bootstraps over images and weight draws. A defence is never credited with an attack's weakness, so a
-row below its published number is a reason to doubt every verdict that rests on it.
+Written by `docs/generate.py` from `benchmarks/results/calibration.json` (`benchmarks/calibration/calibrate.py`). Each attack runs on the setting of which a
+number is published, with its defaults but for the arguments shown; intervals are 95 % bootstraps over images and weight initialisations. A defence is never
+credited with an attack's weakness, so a row below its published number is a reason to doubt every verdict that rests on it.
 """
 
 
@@ -273,35 +274,44 @@ def calibration() -> str:
         own = row["attack"].split("(")[0]
         # A row may set another attack beside its own.
         name = row["row"] if row["row"] == "labels" or row["row"].startswith(own) else f"{own}, beside {row['row']}"
-        rows.append([name, row["model"], row["update"], row["measure"], published, _number(row["mean"]) + interval, _reached(row), inputs, searched])
+        given = row["attack"].partition("(")[2].removesuffix(")")
+        rows.append([name, given, row["model"], row["update"], row["measure"], published, _number(row["mean"]) + interval, _reached(row), inputs, searched])
     sources = sorted({(row["row"], row["source"]) for row in found["rows"]})
-    head = ["attack", "model", "update", "measure", "published", "reached", "as published", "inputs x weights", "gradient evaluations"]
+    head = ["attack", "arguments", "model", "update", "measure", "published", "reached", "as published", "inputs x weights", "gradient evaluations"]
     return "\n".join([CALIBRATION, _rows(head, rows), "\n## Sources\n", *(f"- {name}: {source}." for name, source in sources), CALIBRATED]) + "\n"
 
 
 CALIBRATED = """
 ## What falls short
 
-- Labels after five local steps: with a learning rate at which the last layer leaves its linear part within them (0.01 and more on LeNet, whose 768 features add
-  up) simulated updates do not settle on the right counts.
-- DAGER after FedAvg at a learning rate of 0.1: ROUGE-1 a little below the published 0.99, which it reaches at 1e-4, a rate at which clients fine-tune.
-- `surrogate` on ten local steps reads less than Inverting Gradients that simulates them all (4 dB on LeNet at a rate of 0.01), with three gradients a step in
-  the place of ten: no one point between the weights explains so few and so large steps. It is in no suite."""
+- **Labels after five local steps.** From a learning rate of 0.01 on, on LeNet and the CNN, the last layer leaves its linear regime within the five steps, and
+  the label counts inferred by simulating the updates no longer settle on the right values. LeNet is hit harder because its 768 features add up.
+- **DAGER after FedAvg** at a learning rate of 0.1 stays a little below the published ROUGE-1 of 0.99, which it reaches at 1e-4, a rate at which clients
+  fine-tune.
+- **`surrogate` after ten local steps** is about 4 dB worse on LeNet, at a learning rate of 0.01, than Inverting Gradients that simulates all ten, with three
+  gradients per attack step in the place of ten: with so few and so large steps, no single point between the first and the last weights explains the update.
+  No suite contains it.
+- **`tag`** is run here with a start and a learning rate that fit fresh embeddings; its defaults are the published ones, which fit pretrained embeddings
+  ([text](text.md))."""
 
 GUIDELINES = """# Guidelines: what to encrypt, by model
 
 Written by `docs/generate.py` from `benchmarks/results/suites.json` (`benchmarks/suites.py`). For each setting the question of [verdicts.md](verdicts.md) was
-asked: from which share of encrypted entries on does no attack of the suite reach the level on more than 5 % of the inputs, with 95 % confidence? Each
-number is the end of a search that added inputs where the answer was open, over three draws of the weights; `(a, b]` means that a was shown not to protect and
-b, where the interval is bold, to protect; otherwise the attacks or the inputs ended before that was shown. A suite is a lower bound of what attackers can do:
-read "protects" as "no attack of this suite and this budget reads it".
-The label of a suite is that of the run.
+asked: from which share of encrypted entries on does no attack of the suite reach the level on more than 5 % of the inputs, with 95 % confidence? An input is
+*read* if an attack of the suite reaches the level on it. At the level *attribute* the tolerated rate is 5 % of the inputs that guessing misses: with two
+equally frequent classes 52.5 % of all, with ten 14.5 %.
+
+Models are untrained, under three weight initialisations, and clients send the gradient of one input, unless a heading says otherwise. Each interval is the
+result of an adaptive search, which adds inputs until the answer is clear. `(a, b]` means that encrypting a share *a* was shown not to protect. In bold,
+encrypting *b* was shown to protect; otherwise the attacks stopped too early or the inputs ran out first. A suite gives only a lower bound on what attackers
+can do: read "protects" as "no attack of this suite, with this budget, reads it". All searches used the budget `quick`: fewer steps than `standard`, and
+neither LAMP nor Gauss-Newton. The label of a suite names the version that was run.
 """
 RULES = """
 ## How to use this
 
 - Ask for your own model: `selgrad recommend --dataset ... --model ...` runs the same search, measures the ciphertexts and checks the answer on other inputs.
-- Where two metrics are not told apart, take the one that is cheaper to compute, or `random`, whose choice reveals nothing.
+- Where two metrics do not differ significantly, take the one that is cheaper to compute, or `random`, whose choice reveals nothing.
 - Where the answer is that everything must be encrypted, send less instead: adapters, all of them encrypted, are listed as an alternative by `recommend`.
 - What is missing above has not been measured: batches, trained weights and other architectures may be easier or harder to read.
 """
@@ -309,27 +319,27 @@ RULES = """
 
 def _protecting(row: Any) -> str:
     """What a search ended with, in a cell of a table."""
-    told = f"0 of {row['num_cells']}" if not row["read"] else f"{row['read']} of {row['num_cells']}"
+    read = f"{row['read']} of {row['num_cells']} read"
     if row["verdict"] == "attacks fail":
         return "attacks fail with nothing encrypted"
     if row["verdict"] == "encrypt everything":
-        return f"everything (more than {row['low']:g})"
+        return f"none shown, more than {row['low']:g}"
     if row["verdict"] == "protected":
-        return f"**({row['low']:g}, {row['ratio']:g}]**; {told} read"
-    return f"({row['low']:g}, {row['ratio']:g}]: {row['verdict']}; {told} read"
+        return f"**({row['low']:g}, {row['ratio']:g}]**; {read}"
+    return f"({row['low']:g}, {row['ratio']:g}]: {row['verdict']}; {read}"
 
 
-def _told_apart(answer: Any) -> list[str]:
-    """Pairs of metrics of which one lets fewer inputs be read, at the ratios where that is significant."""
+def _differences(answer: Any) -> list[str]:
+    """Pairs of metrics under one of which fewer inputs are read, at the ratios where that is significant."""
     pairs: dict[tuple[str, str], list[str]] = {}
     for one in answer["differences"]:
         if one["p_corrected"] < 0.05:
             better, worse = (one["first"], one["second"]) if one["only_first"] < one["only_second"] else (one["second"], one["first"])
             fewer, more = sorted((one["only_first"], one["only_second"]))
             pairs.setdefault((better, worse), []).append(
-                f"{one['ratio']:g} (of {one['num_pairs']} shared inputs, {fewer} are read only behind the first and {more} only behind the second)"
+                f"{one['ratio']:g} (of {one['num_pairs']} inputs attacked under both, {fewer} are read only under the first and {more} only under the second)"
             )
-    return [f"- `{better}` lets fewer inputs be read than `{worse}` at {'; '.join(found)}." for (better, worse), found in sorted(pairs.items())]
+    return [f"- Fewer inputs are read under `{better}` than under `{worse}` at {'; '.join(found)}." for (better, worse), found in sorted(pairs.items())]
 
 
 def _checked(found: Any) -> str:
@@ -346,20 +356,22 @@ def _everything(table: Any) -> str:
     partly = [f"{100 * row['ratio']:g} % by `{row['metric']}`" for row in table if row["verdict"] == "protected"]
     if not partly:
         return "At this level nothing but encrypting everything was shown to protect."
-    return f"Everything encrypted takes the fewest bytes at this level: {', '.join(partly)} would do, but a list of what is encrypted has to be sent as well."
+    others = ", ".join(partly)
+    return f"Encrypting everything takes the fewest bytes at this level: {others} would protect as well, but then the list of encrypted entries is sent too."
 
 
 SUMMARY = """
 ## In short
 
-The share of encrypted entries from which on no attack makes an input recognisable, that is, has it told from 1,000 others. Bold: fewer than 5 % of the
-inputs are read, with 95 % confidence. None: not even the largest share that was tried protects.
+The smallest share of encrypted entries at which no attack made an input recognisable, that is, identified it among 1,000 others. **Bold**: fewer than 5 % of
+the inputs are read, with 95 % confidence. *None shown*: no share that was tried, up to 99.9 %, was shown to protect; in parentheses the largest share that
+was shown *not* to. Between that share and 100 % attacks stopped too early, or inputs ran out, before an answer was clear.
 """
 PICTURE = """
 ![The share of encrypted entries that protects, by model, metric and level](figures/protecting.png)
 
-A line runs from the largest share that was shown not to protect to the smallest that was shown to, a filled marker where it was; an arrow says that not even
-the largest share that was tried protects.
+Each line runs from the largest share that was shown not to protect to the smallest at which the search ended; a filled marker means that this share was shown
+to protect. An arrow means that no share that was tried was shown to protect.
 """
 _MODELS = {"bert": "BERT, 2 layers", "gpt2": "GPT-2, 2 layers", "lenet-10": "LeNet, 10 classes", "mlp": "MLP, sigmoid"}
 _DATA = {"cola": "CoLA", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
@@ -380,17 +392,23 @@ def summary() -> str:
         if one is None:
             return ""
         if one["verdict"] in ("attacks fail", "encrypt everything"):
-            return "none" if one["verdict"] == "encrypt everything" else "attacks fail"
+            return f"none shown (> {100 * one['low']:g} %)" if one["verdict"] == "encrypt everything" else "attacks fail"
         share = f"{100 * one['ratio']:g} %"
-        told = f"{one['read']} of {one['num_cells']} read"
-        return f"**{share}** ({told})" if one["verdict"] == "protected" else f"{share}, {one['verdict']} ({told})"
+        read = f"{one['read']} of {one['num_cells']} read"
+        return f"**{share}** ({read})" if one["verdict"] == "protected" else f"{share}, {one['verdict']} ({read})"
 
     return _rows(["model, data", *metrics], [[_named(row), *(cell(table.get(metric)) for metric in metrics)] for table, row in tables])
 
 
 def _named(row: Any) -> str:
-    """A setting of the suites by its model and data set."""
-    return f"{_MODELS.get(row['setting'], row['setting'])}, {_DATA.get(row['title'].split('(')[0].split(' /')[0], '')}"
+    """A setting of the suites by its model and data set, and whether its attackers know the labels."""
+    known = ", labels known" if _knows_labels(row) else ""
+    return f"{_MODELS.get(row['setting'], row['setting'])}, {_DATA.get(row['title'].split('(')[0].split(' /')[0], '')}{known}"
+
+
+def _knows_labels(row: Any) -> bool:
+    records = pd.read_parquet(HERE.parent / "benchmarks" / "results" / f"suites-{row['setting']}-{row['budget']}.parquet", columns=["known_labels"])
+    return bool(records["known_labels"].all())
 
 
 def searched() -> pd.DataFrame:
@@ -433,12 +451,12 @@ def guidelines() -> str:
         tables = {level: {one["metric"]: one for one in answer["table"]} for level, answer in answers.items()}
         metrics = list(dict.fromkeys(metric for table in tables.values() for metric in table))
         cells = [[f"`{metric}`", *(_protecting(table[metric]) if metric in table else "" for table in tables.values())] for metric in metrics]
-        parts.append(f"\n## {row['setting']}: {row['title']}\n\nSuite `{row['suite']}`.\n")
+        known = " The attacker knows the labels." if _knows_labels(row) else ""
+        parts.append(f"\n## {row['setting']}: {row['title']}\n\nSuite `{row['suite']}`.{known}\n")
         parts.append(_rows(["metric", *tables], cells))
         for level, answer in answers.items():
-            found = _told_apart(answer)
-            told = "\n".join(found) if found else "- No two metrics are told apart by these inputs."
-            parts.append(f"\nLevel {level} (McNemar, Holm's correction):\n\n{told}")
+            listed = "\n".join(_differences(answer)) or "- No two metrics differ significantly on these inputs."
+            parts.append(f"\nLevel {level} (McNemar, Holm's correction):\n\n{listed}")
             if answer["chosen"] and tables[level][answer["chosen"]]["ratio"] == 1:
                 parts.append("\n" + _everything(answer["table"]))
             elif answer["chosen"]:
@@ -457,22 +475,23 @@ def guidelines() -> str:
 
 CLAIMS = """# Claims about selective encryption, measured
 
-Written by `docs/generate.py` from `benchmarks/results/claims.json` (`benchmarks/claims.py`): each claim on a model of its kind, attacked by
-the suite, whose worst member counts on each input; intervals are exact and of 95 %. An arm that is said to protect is **refuted** where more than 5 % of the
-inputs are read beyond chance, **holds** where less than 5 % are (0 of 73 or better), and is otherwise **open**. What is measured is what the arm lets be read
-by these attackers; a source may have meant a weaker attack or a stricter level.
-The label of a suite is that of the run. Images with an older one than `images-v1-standard-cfb16334` were attacked by a weaker
-suite, without `bayesian` and `silhouette`: what it refuted is refuted.
+Written by `docs/generate.py` from `benchmarks/results/claims.json` (`benchmarks/claims.py`). Each claim is tested on a model of the kind it was made for. The
+suite attacks each input, and its most successful attack counts. Intervals are exact, 95 %. A mask claimed to protect is **refuted** if the interval of the
+share of inputs read lies above 5 %, **holds** if it lies below (0 of 72 suffices), and is **open** otherwise. A source may have meant a weaker attack or a
+stricter level.
+
+The label of a suite names the version that was run. All claims on images were attacked by earlier versions of the suite, without `bayesian` and `silhouette`.
+These were weaker, so what they refuted stays refuted, and what held against them may not hold against today's.
 """
 UNTESTED = """
 ## The abstract of arXiv 2508.04155
 
 Answered by the searches of [../guidelines.md](../guidelines.md), level recognisable (gu2025selective):
 
-- "Magnitude is generally effective against attacks that optimise": **partly**. It is significantly ahead of random entries on both transformers and of every
-  other metric on the sigmoid MLP; on LeNet no metric protects at any share that was tried.
-- "No single strategy is best everywhere": **holds**. Sensitivity to inputs is level with magnitude on text and far behind it on the MLP; where everything has
-  to be encrypted, all are one.
+- "Magnitude is generally effective against attacks that optimise": **partly**. Under magnitude, significantly fewer inputs are read than under random
+  selection on both transformers, and than under every other metric on the sigmoid MLP. On LeNet no metric was shown to protect.
+- "No single strategy is best everywhere": **holds**. Sensitivity to inputs does as well as magnitude on text and far worse on the MLP; where everything has
+  to be encrypted, the choice makes no difference.
 
 ## Not testable here
 
@@ -514,18 +533,24 @@ def claims() -> str:
 MEMBERS = """# The suites: what each attack adds
 
 Written by `docs/generate.py` from `benchmarks/results/suite_members.json` (`benchmarks/suite_members.py`): members of the suites, budget standard, beside
-other candidates, all on the same cells: {masks}. `alone` counts cells that no other candidate reads, `among members` those that no other member reads: that is
-what the suite would lose without it. Settings that are not here have not been run: a member that adds nothing here stays until the settings for which it was
-added have been run (deep relu networks for Inverting Gradients, vision transformers for `april`, sentences after local steps for LAMP). The relu MLP in
-batches was run with the members before these: `idlg` in the place of `bayesian` and `silhouette`, and Inverting Gradients with the published weight.
+other candidates, all on the same cells: {masks}. `alone` counts the cells that no other candidate reads; `among members` counts those that no other member
+reads, that is, what the suite would lose without this member. A member that adds nothing here stays until the settings for which it was added have been run
+(deep relu networks for Inverting Gradients, vision transformers for `april`, sentences after local steps for LAMP). The relu MLP with batches was run with an
+earlier suite, which had `idlg` in the place of `bayesian` and `silhouette`, and Inverting Gradients with its published weight: it is left out of the first
+table. There `rank_one` alone read 14 of 32 cells exactly.
 """
 
 
+EARLIER = ("mlp, relu, batch 4",)
+"""Settings whose members were those of an earlier suite."""
+
+
 def _lost(rows: list[Any]) -> str:
-    """A table of the cells that nothing but a member reads, over all settings in which it could be run."""
+    """A table of the cells that nothing but a member of today's suites reads, over all settings in which it was one."""
     cells = []
-    for attack in dict.fromkeys(row["attack"] for row in rows if row["member"]):
-        of = lambda level, attack=attack: [row for row in rows if (row["attack"], row["level"]) == (attack, level)]
+    today = [spec.label for suite in SUITES.values() for member in suite.members for spec in member.specs("standard")]
+    for attack in [attack for attack in dict.fromkeys(row["attack"] for row in rows) if attack in today]:
+        of = lambda level, attack=attack: [row for row in rows if (row["attack"], row["level"]) == (attack, level) and row["setting"] not in EARLIER]
         counts = [f"{sum(row['among_members'] for row in of(level))} of {sum(row['num_cells'] for row in of(level))}" for level in ("recognisable", "exact")]
         cells.append([f"`{attack}`", len(of("exact")), *counts])
     return _rows(["member", "settings", "recognisable cells that no other member reads", "exact ones"], cells)
@@ -564,25 +589,25 @@ made from what the commands left.
 _KILLS = """
 ## Ended at random moments
 
-`uv run --extra federation python benchmarks/kills.py`: a process ends by SIGKILL, SIGTERM or SIGINT by turns, after a time drawn evenly from the whole
-that it takes, and the same command goes on, until it is done; then all that it left is compared with that of an undisturbed run, records to the last bit.
-An exit code is *other* where it is neither that of the signal nor 130 or 143: Ray's native code takes SIGTERM for an error while it starts, and aborts.
-A traceback can be Python's own, where a signal comes before it has found selgrad (as the one below does).
+`uv run --extra federation python benchmarks/kills.py`: a process is ended by SIGKILL, SIGTERM or SIGINT in turn, after a time drawn uniformly from that of an
+undisturbed run, and the same command is repeated until it finishes. Everything that it leaves is then compared with an undisturbed run, records bit by bit.
+*Other codes* are exit codes that are neither the signal's nor 130 or 143: if Ray's native code receives SIGTERM while it starts, it takes it for an error and
+aborts. *Tracebacks* include Python's own, if the signal arrives before selgrad is imported, as happened once below.
 """
 
 _DAMAGE = """
 ## Damaged files
 
-`uv run --extra federation python benchmarks/damage.py`: one file of a finished folder has one other bit, or ends early, and the folder is used as its
-owner would: the same sweep again and its report, the same federated run and every participant's folder, the weights, the keys and an upload. *Same* is
-what nobody reads (padding, a figure that is made anew).
+`uv run --extra federation python benchmarks/damage.py`: in a finished folder one bit of a file is flipped, or a file is truncated; then the folder is used as
+its owner would use it. *Same*: the damage has no effect, because nothing reads that part (padding) or the file is made again (a figure). *Named*: one line
+says what is damaged. *Warned*: the run goes on and says so.
 """
 
 _FUZZ = """
 ## Foreign bytes
 
-`uv run --extra federation python benchmarks/fuzz.py`: sound inputs with bits, bytes, lengths and pieces changed. Frames get a right checksum, so that what
-is behind it is tried.
+`uv run --extra federation python benchmarks/fuzz.py`: valid inputs with bits, bytes, lengths or pieces altered. For framed formats the checksum is computed
+again, so that the parser behind it is tested.
 """
 
 

@@ -79,8 +79,8 @@ of_clients
 
 # %% [markdown]
 # ## What the list tells
-# `audit_masks` trains readers on masks of other inputs and lets them name the label, the pixels and their support, with no gradient value seen. Random masks tell
-# nothing; those that follow the data tell much.
+# `audit_masks` trains classifiers and regressors on the masks of some inputs and predicts the label, the pixels and their support of others, without any gradient
+# value. Random masks reveal nothing, and masks that depend on the data a great deal.
 
 # %%
 told = audit_masks(

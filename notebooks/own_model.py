@@ -106,8 +106,8 @@ assert found.labels.tolist() == [3]
 float(jnp.abs(found.inputs - image).max())
 
 # %% [markdown]
-# Tenths of the entries were hidden, and the image is read to the last digit: a linear layer's gradient is an outer product, and every column that is left
-# tells the whole image. Encrypting the same mask with CKKS is one line more (on a platform where OpenFHE loads).
+# A tenth of the entries was hidden, and the image is recovered to float precision: the gradient of a linear layer is an outer product, so each visible column
+# determines the whole image. Encrypting the mask with CKKS takes three more lines (where OpenFHE loads).
 
 # %%
 from selgrad import encryption

@@ -208,7 +208,9 @@ class SuccessConfig(Section):
         decides = measures.named(self.measure)
         if not decides.can_decide(self.threshold):
             low, high = decides.limits
-            raise UsageError(f"success: threshold={self.threshold:g} tells nothing apart, since {self.measure} lies between {low:g} and {high:g}")
+            raise UsageError(
+                f"success: threshold={self.threshold:g} would accept or refuse every result, because {self.measure} lies between {low:g} and {high:g}"
+            )
         return self
 
 
@@ -239,7 +241,7 @@ def _public(entry: Any) -> Spec | None:
         return None
     specs = expand("dataset", entry)
     if len(specs) > 1:
-        raise UsageError(f"public: {', '.join(s.label for s in specs)} are {len(specs)} data sets; name one")
+        raise UsageError(f"public: {len(specs)} data sets are given ({', '.join(s.label for s in specs)}), and only one is allowed; name one")
     return specs[0]
 
 
@@ -423,12 +425,12 @@ def read_yaml(text: str, what: str) -> Any:
     except yaml.YAMLError as error:
         raise UsageError(f"{what} is not valid YAML: {' '.join(str(error).split())}; put text with special characters in quotes") from None
     except RecursionError:
-        raise UsageError(f"{what} is nested too deeply, or holds itself; write it out") from None
+        raise UsageError(f"{what} is nested too deeply, or refers to itself; write it out") from None
     except (ValueError, OverflowError, KeyError, IndexError, AttributeError, TypeError) as error:
         # Such as a date with month 13, or an explicit tag before a value of another kind.
         raise UsageError(f"{what} holds a value that cannot be read ({error}); put text in quotes") from None
     if _holds_itself(value, (), set()):
-        raise UsageError(f"{what} holds itself; write it out")
+        raise UsageError(f"{what} refers to itself; write it out")
     try:
         json.dumps(value, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
@@ -472,7 +474,7 @@ def load(path: str | Path) -> SweepConfig:
     file = Path(path)
     content = read_file(file)
     if not isinstance(content, Mapping):
-        raise UsageError(f"configuration {str(file)!r} holds no mapping of keys; see the example in README.md")
+        raise UsageError(f"configuration {str(file)!r} holds no mapping of keys; see docs/sweeps.md")
     return parse(content)
 
 

@@ -371,7 +371,7 @@ def _require_numbers(kind: str, name: str, key: str, value: Any) -> None:
         raise UsageError(f"{kind} {name!r}: {key}=0 must be at least 1")
     for number in value if isinstance(value, list | tuple) else [value]:
         if isinstance(number, int | float) and not isinstance(number, bool) and not 0 <= number < (2**31 if isinstance(number, int) else math.inf):
-            raise UsageError(f"{kind} {name!r}: {key}={number} lies outside what it can be; give a finite number from 0 on, counts below 2**31")
+            raise UsageError(f"{kind} {name!r}: {key}={number} is out of range; give a finite number of at least 0, and an integer below 2**31")
 
 
 def wanted(annotation: Any) -> str:
@@ -447,7 +447,7 @@ def expand(kind: str, entry: Any) -> list[Spec]:
 
     axes = [[(key, v) for v in values(key, value)] for key, value in rest.items()]
     if math.prod(map(len, axes)) > MOST:
-        raise UsageError(f"{kind} {name!r}: its lists make {math.prod(map(len, axes)):,} of it, and at most {MOST:,} are taken; give fewer values")
+        raise UsageError(f"{kind} {name!r}: its lists make {math.prod(map(len, axes)):,} combinations, and the limit is {MOST:,}; give fewer values")
     return [make_spec(kind, name, dict(combination)) for combination in itertools.product(*axes)]
 
 
@@ -459,5 +459,5 @@ def one(kind: str, entry: Any) -> Spec:
     """
     specs = expand(kind, entry)
     if len(specs) != 1:
-        raise UsageError(f"{kind}: {', '.join(s.label for s in specs)} are {len(specs)}, and it takes one")
+        raise UsageError(f"{kind}: {len(specs)} are given ({', '.join(s.label for s in specs)}), and only one is allowed here")
     return specs[0]

@@ -58,7 +58,7 @@ def images(data):
             46.3, published_ig, "psnr", {"dataset": cifar(data, 16), "model": lenet(), "attack": {"name": "idlg", "start": ["normal", "grey"]}, "known_labels": True},
         ),
         "dlg": (
-            0.775, "the original loop: 16 of 30 images at MSE < 1e-3", "success",
+            16 / 30, "the loop of its original code, run beside ours: 16 of 30 images at MSE < 1e-3", "success",
             {"dataset": cifar(data, 16), "model": lenet(num_classes=100), "attack": "dlg", "success": {"measure": "mse", "threshold": 1e-3}},
         ),
         "gauss_newton": (

@@ -91,7 +91,7 @@ def plausible(most: int = 10) -> LabelRule:
 
     def rule(key: Key, observation: Observation, target: Target) -> Plausible:
         if observation.model.input_spec.label_shape:
-            raise UsageError("this attack looks for one label an input, and here every position has one; give the labels away (known_labels)")
+            raise UsageError("this attack infers one label per input, and here every position has a label; set known_labels: true")
         return _of_one(key, observation, target, most) if observation.update.batch_size == 1 else _of_batch(key, observation, target, most)
 
     return rule

@@ -115,7 +115,11 @@ def _print(result: Any, specs: dict[str, str]) -> None:
         click.echo(f"leaves     used {', '.join(leaves['used']) or 'none'}; not used {', '.join(leaves['unused']) or 'none'}")
     click.echo(f"objective  {result.objective:.3g} after {result.num_evaluations:.0f} gradient evaluations in {result.seconds:.1f} s")
     if not math.isnan(result.objective_at_truth):
-        ended = "the attack found all that it looks for" if result.converged else "the search ended too early: its failure would say nothing of the defence"
+        ended = (
+            "the attack has matched all that is visible"
+            if result.converged
+            else "the search stopped too early: its failure would say nothing about the defence"
+        )
         click.echo(f"converged  {'yes' if result.converged else 'no'}: the objective is {result.objective_at_truth:.3g} at the truth, so {ended}")
     shown = measures.held(result.measures, lambda measure: measure.reads not in ("labels", "verdicts"))
     click.echo(f"quality    {', '.join(measure.quality(result.measures[measure.name]) for measure in shown)}")

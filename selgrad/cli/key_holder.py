@@ -19,12 +19,15 @@ from selgrad.errors import UsageError
 @click.option("--max-examples", type=float, help="The largest number of examples of one client; an update is weighted by its share of this. Needed to enrol.")
 @click.option("--ratio", type=float, default=0.1, show_default=True, help="Share of the float entries of an update that every client encrypts.")
 @click.option(
-    "--agreement", default="fixed", show_default=True, help="On one mask: fixed, or vote, union, interleaved, encrypted_sensitivity by clients' significance."
+    "--agreement",
+    default="fixed",
+    show_default=True,
+    help="How clients agree on a mask: fixed or, from their scores, vote, union, interleaved or encrypted_sensitivity.",
 )
-@click.option("--profile", default="exact", show_default=True, help="Of the encryption; `selgrad profiles` shows them.")
+@click.option("--profile", default="exact", show_default=True, help="Encryption profile; `selgrad profiles` lists them.")
 @click.option("--bound", type=float, help="Largest absolute value of a weighted update's entry.  [default: the profile's]")
-@click.option("--min-clients", type=int, default=2, show_default=True, help="No sum over fewer clients is opened.")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the fixed mask.")
+@click.option("--min-clients", type=int, default=2, show_default=True, help="Smallest number of clients whose sum is decrypted.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed of the fixed mask.")
 @click.option("--address", default="127.0.0.1:9095", show_default=True, help="HOST:PORT to listen on.")
 @click.option("--ssl-certfile", type=PATH, help="Certificate of this host, PEM.")
 @click.option("--ssl-keyfile", type=PATH, help="Its private key, PEM.")

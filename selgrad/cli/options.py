@@ -50,7 +50,7 @@ update_option = named_option("update", "gradient")
 protection_option = named_option("protection", "none", ": noise, rounding or pruning besides encryption.")
 SEED = click.IntRange(0, 2**31 - 1)
 """The type of seeds."""
-seed_option = click.option("--seed", type=SEED, default=0, show_default=True, help="Of weights, metric and attack.")
+seed_option = click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed of weights, metric and attack.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output instead of text.")
 wandb_option = click.option(
     "--wandb", type=click.Choice(["disabled", "offline", "online"]), default="disabled", show_default=True, help="Mirror the run in Weights & Biases."

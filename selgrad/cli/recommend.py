@@ -19,8 +19,8 @@ from selgrad.cli.suite import budget_option, read_setting, with_setting
 @click.command(cls=Command)
 @with_setting
 @click.option("--level", default="recognisable", show_default=True, help="What no attack may reach: exact, recognisable or attribute.")
-@click.option("--rate", default=0.05, show_default=True, help="Share of inputs on which it may be reached after all, besides what guessing reaches.")
-@click.option("--confidence", default=0.95, show_default=True, help="Of the interval of the ratio.")
+@click.option("--rate", default=0.05, show_default=True, help="Largest tolerated share of inputs on which an attack reaches it, of those that guessing misses.")
+@click.option("--confidence", default=0.95, show_default=True, help="Confidence of the interval of ratios.")
 @budget_option
 @click.option("--check", is_flag=True, help="Try the answer on other inputs and other weights.")
 @click.option("--out", type=PATH, default=Path("recommend-run"), show_default=True, help="Folder of the records; the same command goes on where it stopped.")

@@ -115,11 +115,11 @@ def print_recommendation(result: Any, out: Path) -> None:
 
     question = result.question
     shown = Table(title=f"{result.title}: where at most {question.rate:.3g} of the inputs are {question.level} by {result.suite}", title_justify="left")
-    for name in ("metric", "verdict", "ratio", "not enough", "read", "at most", "kB a client", "seconds"):
+    for name in ("metric", "verdict", "ratio", "not enough at", "read", "at most", "kB a client", "seconds"):
         shown.add_column(name)
     money = lambda value, form: "" if value != value else format(value, form)
     for row in result.table.itertuples():
-        open_cells = f", {row.unresolved} open" if row.unresolved else ""
+        open_cells = f", {row.unresolved} unresolved" if row.unresolved else ""
         shown.add_row(
             row.metric, row.verdict, money(row.ratio, ".4g"), f"{row.low:.4g}", f"{row.read} of {row.num_cells}{open_cells}", f"{row.bound:.1%}",
             money(row.bytes / 1000, ",.0f"), money(row.seconds, ".3f"),
@@ -145,7 +145,7 @@ def print_recommendation(result: Any, out: Path) -> None:
         checked = result.checked
         click.echo(
             f"checked    {checked.verdict} on other inputs and weights: {checked.read} of {checked.num_cells} read, "
-            f"{checked.unresolved} open, at most {checked.bound:.1%} (exact)"
+            f"{checked.unresolved} unresolved, at most {checked.bound:.1%} (exact)"
         )
     for name, why in result.left_out.items():
         click.echo(f"not run    {name}: {why}")

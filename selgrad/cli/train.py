@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 @click.option("--epochs", default=20, show_default=True, help="Passes over the samples.")
 @click.option("--batch-size", default=64, show_default=True, help="Samples a step.")
 @click.option("--optimiser", type=click.Choice(["adam", "momentum"]), default="adam", show_default=True, help="AdamW, or Nesterov momentum 0.9.")
-@click.option("--learning-rate", type=float, default=None, help="At its peak; 1e-3 for adam and 0.1 for momentum.")
-@click.option("--weight-decay", default=5e-4, show_default=True, help="Of kernels.")
+@click.option("--learning-rate", type=float, default=None, help="Peak learning rate.  [default: 1e-3 for adam, 0.1 for momentum]")
+@click.option("--weight-decay", default=5e-4, show_default=True, help="Weight decay of kernels.")
 @click.option("--augmentation", type=click.Choice(["none", "crop", "crop_flip"]), default="none", show_default=True, help="Random crops and flips.")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of weights, order and augmentation.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed of weights, order and augmentation.")
 @click.option("--out", type=PATH, required=True, help="Folder for the weights; continued if it holds this training.")
 @json_option
 def train(

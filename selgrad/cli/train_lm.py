@@ -17,11 +17,11 @@ from selgrad.errors import UsageError
 
 @click.command(name="train-lm", cls=Command)
 @click.option("--dataset", default="sentences", show_default=True, help=f"{NAMED} of a text data set; its tokenizer becomes the model's.")
-@click.option("--size", type=click.Choice(["tiny", "mini", "small", "base"]), default="tiny", show_default=True, help="Of the GPT-2.")
+@click.option("--size", type=click.Choice(["tiny", "mini", "small", "base"]), default="tiny", show_default=True, help="Size of the GPT-2.")
 @click.option("--steps", default=1000, show_default=True, help="Steps of Adam.")
-@click.option("--batch-size", default=32, show_default=True, help="Samples a step.")
-@click.option("--learning-rate", default=1e-3, show_default=True, help="At its peak.")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of weights and order.")
+@click.option("--batch-size", default=32, show_default=True, help="Samples per step.")
+@click.option("--learning-rate", default=1e-3, show_default=True, help="Peak learning rate.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed of weights and order.")
 @click.option("--out", type=PATH, required=True, help="Folder for the model; continued if it holds this training.")
 @json_option
 def train_lm(dataset: str, size: str, steps: int, batch_size: int, learning_rate: float, seed: int, out: Path, as_json: bool) -> None:

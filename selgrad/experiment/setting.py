@@ -69,7 +69,8 @@ class Setting:
         if self.protection.deterministic_part is not None:
             if self.discloses:
                 raise UsageError(
-                    f"statistics='known': {self.protection_spec.label} clips what is sent as a whole, and an attacker what it knows; do without one"
+                    f"statistics='known' does not go with {self.protection_spec.label}, which clips the norm of all that is sent: the attacker would clip "
+                    "the disclosed statistics too; drop one of the two"
                 )
             self.update = Protected(self.update, self.protection.deterministic_part)
         if self.input_spec.num_classes < 2:

@@ -47,7 +47,7 @@ def evidence_for(attack: Attack, setting: Setting, metric: Spec, selector: Spec)
     chosen: Selector = selector.build()
     if chosen.top_of is None:
         raise UsageError(
-            f"hidden={attack.rung!r} reads masks of the largest scores, and selector {selector.label!r} chooses by more; take global_top or per_leaf_top"
+            f"hidden={attack.rung!r} needs a mask of the largest scores, and selector {selector.label!r} chooses by more; use global_top or per_leaf_top"
         )
     scored: Metric = metric.build()
     return Evidence(scored, chosen.top_of == "leaf")

@@ -88,7 +88,7 @@ class Suite:
             else:
                 chosen.extend(member.specs(budget))
         if not chosen:
-            raise UsageError(f"suite {self.name}: no attack of it can be run here ({'; '.join(f'{name}: {why}' for name, why in left.items())})")
+            raise UsageError(f"suite {self.name}: none of its attacks can run in this setting ({'; '.join(f'{name}: {why}' for name, why in left.items())})")
         return chosen, left
 
 

@@ -122,7 +122,7 @@ def configured(given: Mapping[str, Any], suite: str | None, budget: Budget, rati
     for kind in ("dataset", "model", "update", "protection"):
         specs = getattr(first, kind)
         if len(specs) > 1:
-            raise UsageError(f"{kind}: {', '.join(spec.label for spec in specs)} are {len(specs)}; a suite speaks of one setting, name one")
+            raise UsageError(f"{kind}: {len(specs)} are given ({', '.join(spec.label for spec in specs)}), and a suite needs exactly one; name one")
     setting = Setting(
         first.dataset[0], first.model[0], first.update[0], public=first.public, rounds=first.rounds, protection=first.protection[0], features=first.features
     )

@@ -233,4 +233,4 @@ def answers(search: Search, runner: Runner, question: Question, on_round: Callab
         before = runner.num_known
         runner.run(lanes)
         if runner.num_known == before:
-            raise SelgradError(f"records of this search have gone from {str(search.out)!r}; choose another --out, or run the same command again")
+            raise SelgradError(f"records of this search have disappeared from {str(search.out)!r}; choose another --out, or run the same command again")

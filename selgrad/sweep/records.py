@@ -108,7 +108,7 @@ EMPTY: dict[str, str] = {
 
 def unit(name: str, kind: str) -> str:
     """Returns the unit of a column: bytes, s, 1 for another number, or no text."""
-    if name.endswith("_bytes"):
+    if name.endswith("_bytes") or name.startswith("bytes_"):
         return "bytes"
     return "s" if name.endswith("_seconds") else "1" if kind.startswith(("int", "float")) and name != "<measure>" else ""
 

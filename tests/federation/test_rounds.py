@@ -313,7 +313,7 @@ def test_a_split_gives_every_sample_to_one_client(alpha, seed):
     ({"clients": {"count": 500}}, "holds .181."), ({"min_clients": 9}, "more than the 3 clients"), ({"faults": [{"client": 7}]}, "client=7"),
     ({"min_clients": 1}, "alone"), ({"seed": -1}, "seed=-1"), ({"encryption": {"keys": "somewhere"}}, "no key 'keys'"),
     ({"encryption": {"profile": "threshold"}, "agreement": "encrypted_sensitivity"}, "has none"),
-    ({"metric": ["random", "magnitude"]}, "takes one"), ({"model": "lenett"}, "lenet"), ({"timeout": -1.0}, "timeout=-1.0"),
+    ({"metric": ["random", "magnitude"]}, "only one is allowed"), ({"model": "lenett"}, "lenet"), ({"timeout": -1.0}, "timeout=-1.0"),
 ])  # fmt: skip
 def test_wrong_configurations_are_named(change, said):
     with pytest.raises(UsageError, match=said):
