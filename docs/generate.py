@@ -4,16 +4,19 @@ Run: uv run python docs/generate.py   (a test says when it is due)
 """
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import click
 import jupytext
 import pandas as pd
 
 from selgrad import measures
+from selgrad.cli.group import cli
 from selgrad.config import EncryptionConfig, FeaturesConfig, RoundsConfig, Section, SuccessConfig, SweepConfig, WandbConfig
 from selgrad.federation.config import ClientsConfig, Content, FaultConfig, KeysConfig, LocalConfig
 from selgrad.federation.journal import ROUND_COLUMNS
@@ -580,6 +583,54 @@ def members() -> str:
     return "\n".join(parts) + "\n"
 
 
+COMMANDS = """# Command line
+
+Written by `docs/generate.py` from the commands themselves. `uv run selgrad ...` runs them in a clone; `selgrad COMMAND --help` prints the same.
+Exit codes: 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C and 143 after SIGTERM. Names and their arguments are explained by `selgrad list`.
+"""
+
+
+def commands() -> str:
+    """The page of all commands and their options."""
+    parts = [COMMANDS]
+    for name, command in cli.commands.items():
+        with click.Context(command, info_name=f"selgrad {name}", terminal_width=100) as context:
+            parts.append(f"\n## selgrad {name}\n\n```text\n{command.get_help(context)}\n```")
+    return "\n".join(parts) + "\n"
+
+
+REFERENCES = """# References
+
+Written by `docs/generate.py` from [references.bib](references.bib). Pages and docstrings name a source by its key.
+"""
+_ACCENTS = {'\\"o': "ö", '\\"u': "ü", '\\"a': "ä", "\\'c": "ć", "\\'e": "é", "\\'a": "á", "\\'o": "ó", "\\'i": "í", "\\`e": "è", "\\v{c}": "č", "\\v{s}": "š"}
+
+
+def _field(entry: str, name: str) -> str:
+    """A field of a BibTeX entry as text, or nothing."""
+    found = re.search(rf"\b{name}\s*=\s*\{{((?:[^{{}}]|\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}})*)\}}", entry)
+    text = found[1] if found else ""
+    for written, letter in _ACCENTS.items():
+        text = text.replace("{" + written + "}", letter).replace(written, letter)
+    return text.replace("{", "").replace("}", "").replace(" -- ", ": ").replace("--", "-").replace("\\&", "&")
+
+
+def references() -> str:
+    """The page of all sources."""
+    rows = []
+    for entry in re.split(r"^(?=@)", (HERE / "references.bib").read_text(), flags=re.MULTILINE):
+        if key := re.match(r"@\w+\{(\w+),", entry):
+            authors = [author.split(",")[0].strip() for author in _field(entry, "author").split(" and ") if author]
+            named = f"{authors[0]} et al." if len(authors) > 3 or "others" in authors else ", ".join(authors)
+            places = (_field(entry, name) for name in ("booktitle", "journal", "publisher", "institution", "howpublished"))
+            place, note = next(filter(None, places), ""), _field(entry, "note")
+            title, year = _field(entry, "title"), _field(entry, "year")
+            cited = [f"{named} ({year})", title] if named else [f"{title} ({year})"]
+            said = ". ".join(filter(None, [*cited, place, note[:1].upper() + note[1:]]))
+            rows.append((key[1], said))
+    return "\n".join([REFERENCES, *(f'- <a id="{key}"></a>`{key}`: {said}.' for key, said in sorted(rows))]) + "\n"
+
+
 ROBUSTNESS = """# Interruptions, damage and foreign bytes
 
 What becomes of a run when its process ends at a random moment, when its files are damaged, and when it is given bytes that nobody foresaw. This page is
@@ -642,7 +693,7 @@ def hosted() -> str:
 PAGES = {
     "configuration.md": configuration, "records.md": records, "performance.md": performance, "results/calibration.md": calibration,
     "guidelines.md": guidelines, "results/claims.md": claims, "results/suites.md": members,
-    "results/robustness.md": robustness, "../notebooks/hosted.ipynb": hosted,
+    "results/robustness.md": robustness, "cli.md": commands, "references.md": references, "../notebooks/hosted.ipynb": hosted,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -28,9 +28,15 @@ def _without_code(text: str, up: str) -> str:
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Pages link to the code as it lies in the repository."""
+    """Pages link to the code as it lies in the repository, and name their sources as links."""
     depth = page.file.src_uri.count("/")
-    return _without_code(markdown, "../" * (depth + 1))
+    text = _without_code(markdown, "../" * (depth + 1))
+    if page.file.src_uri == "references.md":
+        return text
+    listed = re.findall(r"`(\w+)`: (.*?) \((\d{4})\)\.", (ROOT / "docs" / "references.md").read_text())
+    known = {key: f"{authors} {year}" for key, authors, year in listed}
+    cited = lambda found: f"[{known[found[0]]}]({'../' * depth}references.md#{found[0]})" if found[0] in known else found[0]
+    return re.sub(r"(?<![\[\w`#@])[a-z]+(?:19|20)\d\d[a-z]*(?![\w`\]])", cited, text)
 
 
 def on_page_content(content, page, config, files):
