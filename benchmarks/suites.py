@@ -30,7 +30,7 @@ from selgrad.report.tables import read_records
 from selgrad.report.verdicts import worst_at
 from selgrad.suites.decide import Question
 from selgrad.suites.recommend import configured, recommend
-from selgrad.suites.search import Runner, Search
+from selgrad.suites.search import Runner, Search, is_informative
 from selgrad.training import Recipe, train
 
 RESULTS = Path(__file__).parent / "results"
@@ -95,6 +95,7 @@ def compared(given: dict[str, Any], out: Path, level: str, budget: Any, ratio: f
 def differences(records: pd.DataFrame, level: str) -> list[dict[str, Any]]:
     """Every two metrics on the inputs that both were tried on, ratio by ratio, corrected for the number of pairs of a ratio."""
     worst = worst_at(records, level)
+    worst = worst[is_informative(worst, records, records["attack_label"].nunique())]
     told = worst[(worst["outcome"] != "attack failed") & (worst["ratio"] > 0)]
     rows = []
     for ratio, cells in told.assign(read=told["outcome"] == "read").groupby("ratio"):

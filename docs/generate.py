@@ -431,7 +431,7 @@ def searched() -> pd.DataFrame:
                         "high": float("inf") if nothing_less else end["ratio"],
                         "read_at": float("nan"),
                         "num_inputs": max(other["num_cells"] for other in answer["table"]),
-                        "resolved": end["verdict"] != "unresolved",
+                        "resolved": end["verdict"] in ("protected", "encrypt everything", "attacks fail"),
                     }
                 )
     return pd.DataFrame(rows)

@@ -484,6 +484,7 @@ class Reconstruction(NamedTuple):
       num_evaluations: () int32, evaluations of the objective's gradient spent per restart, the largest over restarts.
       report: the report of an attack on the host, as JSON: which leaves it could use, and why it could not use the others.
       moved: () bool, whether `inputs` differ from the start and from a draw of prior knowledge.
+      all_misfits: (num_restarts,) float, of each restart what `Attack.misfit` gives, inf where there is nothing to compare; None where it is the objective.
     """
 
     inputs: Array
@@ -497,6 +498,7 @@ class Reconstruction(NamedTuple):
     num_evaluations: Array
     report: str | None = None
     moved: Array | bool = True
+    all_misfits: Array | None = None
 
     @classmethod
     def single(
@@ -603,7 +605,9 @@ class Attack:
       bind: language model -> the attack that uses it; its parameters are `Observation.auxiliary`.
       completes: whether `prepare` sets `Observation.completed`.
       objective: (observation, embedded inputs (B, ...), labels (B, *label_shape)) -> the attack's own objective there, in the unit of
-        `Reconstruction.objective`; None for an attack that has none. With the true inputs it shows whether an attack has fully minimised it.
+        `Reconstruction.objective`; None for an attack that has none.
+      misfit: the same without regularisers: how badly inputs explain what is visible. With the true inputs it shows whether a search has ended. A smooth image
+        has a small total variation and explains nothing by that.
     """
 
     start: Callable[[Key, Observation], Any]
@@ -619,6 +623,7 @@ class Attack:
     language_model: str | None = None
     bind: Callable[[LanguageModel], Attack] | None = None
     objective: Callable[[Observation, Array, Array], Array] | None = None
+    misfit: Callable[[Observation, Array, Array], Array] | None = None
     completes: bool = False
 
     def reconstruct(self, key: Key, observation: Observation, cache: Cache = no_cache) -> Reconstruction:

@@ -274,7 +274,8 @@ class WandbTracker:
         stopping = stopping_ratios(cells)
         stopped = stopping[stopping["verdict"].str.startswith("stopped")]
         curve = stopped["curve"] if stopping["panel"].nunique() == 1 else stopped["panel"] + ": " + stopped["curve"]
-        run.summary.update({f"stopping_ratio/{name}": float(ratio) for name, ratio in zip(curve, stopped["ratio"], strict=True)})
+        for name, row in zip(curve, stopped.itertuples(), strict=True):
+            run.summary.update({f"stopping_ratio/{name}": float(row.ratio), f"stopping_cells/{name}": row.num_cells, f"stopping_upper/{name}": row.upper})
         self._log_cells(run, cells)
         run.finish()
 

@@ -70,7 +70,10 @@ def candidates(*, hidden: Hidden = "ignore") -> Attack:
             chosen: Batch = jax.tree.map(lambda leaf: leaf[order[:size]], pool)
             labels = observation.model.targets(chosen) if observation.labels is None else observation.labels
             objective = joint(observation, observation.model.embed(observation.params, chosen.inputs), labels)
-        visible = jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves([view.visible for view in observation.rounds])]).any()
+        # Visible zeros tell candidates apart, too: entries that are not zero for all of them.
+        visible = jnp.stack([jnp.any(~leaf) for leaf in jax.tree.leaves([view.mask for view in observation.rounds])]).any() & (
+            distances.max() > distances.min()
+        )
         return Reconstruction.single(chosen.inputs, labels.astype(jnp.int32), objective, len(distances), moved=visible)
 
     return Attack(lambda key, _: key, lambda _, key, __: key, finish, 1, 1, rung=hidden, objective=joint)

@@ -23,7 +23,7 @@ from selgrad.attacks import row_space
 from selgrad.attacks.hidden import Hidden, fill
 from selgrad.attacks.kernel import on_host
 from selgrad.attacks.labels import plausible
-from selgrad.attacks.spaces import known_tokens, possible_tokens, text_parts
+from selgrad.attacks.spaces import known_tokens, names_tokens, possible_tokens, text_parts
 from selgrad.base import Attack, Key, Observation, Reconstruction
 from selgrad.errors import UsageError
 
@@ -534,7 +534,8 @@ def dager(
         else:
             labels = _labels(key, observation, hidden)
         report = {"used": [leaf for layer in layers for leaf in layer.leaves], "unused": [leaf for layer in layers for leaf in layer.unused]}
-        inputs, moved = jnp.asarray(tokens), bool(report["used"])
+        # Where no layer can be tested, visible rows of the embedding's gradient may still name the words.
+        inputs, moved = jnp.asarray(tokens), bool(report["used"]) or bool(names_tokens(observation))
         return Reconstruction.single(inputs, jnp.asarray(labels, jnp.int32), jnp.float32(objective), report=json.dumps(report), moved=moved)
 
     return on_host(reconstruct, rung=hidden)

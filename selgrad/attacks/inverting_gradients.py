@@ -75,14 +75,14 @@ def inverting_gradients(
       UsageError: when traced, if `statistics_weight` is not 0 and the model keeps no running statistics.
     """
 
-    def unlikely(observation: Observation, images: Array) -> Array:
-        rough = total_variation_weight * total_variation(images)
-        return rough + statistics_weight * batch_statistics(observation, images) if statistics_weight else rough
+    def rough(observation: Observation, images: Array) -> Array:
+        penalty = total_variation_weight * total_variation(images)
+        return penalty + statistics_weight * batch_statistics(observation, images) if statistics_weight else penalty
 
     require_positive(learning_rate=learning_rate)
     kernel = gradient_matching(
         distance=cosine,
-        prior=unlikely,
+        regulariser=rough,
         minimiser=signed_adam_in_box(learning_rate, num_steps),
         hidden=hidden,
         space=pixels(start),

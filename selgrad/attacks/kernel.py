@@ -51,6 +51,7 @@ class Candidate(NamedTuple):
     objective: Array
     start: Array
     moved: Array
+    misfit: Array
 
 
 class Kernel(NamedTuple):
@@ -59,8 +60,8 @@ class Kernel(NamedTuple):
     `prepare` runs before them. `doubled` says that each start is searched from twice, with what the rung adds and without it. The result that is better by
     everything the rung knows is kept, so a rung that knows more is never worse for it.
 
-    `aim(observation)` returns the targets that the dummy updates of each round are compared with, computed once for all steps. `rung`, `evidence`, `estimate`
-    and `objective` have the same meaning as in `Attack`.
+    `aim(observation)` returns the targets that the dummy updates of each round are compared with, computed once for all steps. `rung`, `evidence`, `estimate`,
+    `objective` and `misfit` have the same meaning as in `Attack`.
     """
 
     init: Callable[[Key, Array, Observation], State]
@@ -72,6 +73,7 @@ class Kernel(NamedTuple):
     evidence: bool = False
     estimate: bool = False
     objective: Callable[[Observation, Array, Array], Array] | None = None
+    misfit: Callable[[Observation, Array, Array], Array] | None = None
     doubled: bool = False
 
 
@@ -84,11 +86,13 @@ class Mismatch(NamedTuple):
 
     Attributes:
       value: point -> the objective.
+      misfit: point -> the objective without regularisers.
       residuals: point -> the residual of every entry of every round, in units of its leaf's norm; 0 where nothing is visible.
       noise: the standard deviation of the noise that a protection added to each of these entries.
     """
 
     value: Callable[[Array], Array]
+    misfit: Callable[[Array], Array]
     residuals: Callable[[Array], Array]
     noise: Array | float
 
@@ -110,12 +114,14 @@ class Matching(NamedTuple):
       space: what is optimised, from the observation: pixels or embeddings.
       prior: penalty on the dummy inputs.
       minimiser: for the attacker's bounds, from the observation.
+      regulariser: a further penalty, which says nothing of what is visible.
     """
 
     distance: Callable[[Grads, Target], Array]
     space: SpaceRule
     minimiser: Callable[[Observation], Minimiser]
     prior: Callable[[Observation, Array], Array] | None = None
+    regulariser: Callable[[Observation, Array], Array] | None = None
 
 
 class Trial(NamedTuple):
@@ -152,6 +158,7 @@ def gradient_matching(
     hidden: Hidden,
     space: SpaceRule,
     prior: Callable[[Observation, Array], Array] | None = None,
+    regulariser: Callable[[Observation, Array], Array] | None = None,
     label_rule: LabelRule | None = None,
     trial: Trial | None = None,
     evaluations_per_step: int = 1,
@@ -166,7 +173,9 @@ def gradient_matching(
       hidden: how encrypted entries are treated; `complete` fills in, on the host, the entries that structure gives away and ignores the rest; `learned`
         ignores them and starts from the estimate of a decoder that was trained for this mask.
       space: what is optimised, from the observation: pixels or embeddings.
-      prior: penalty on the dummy inputs.
+      prior: penalty on the dummy inputs that is a negative log-probability in units of the distance, so that the sum is that of the posterior.
+      regulariser: a penalty that is no probability, such as a weighted total variation: it guides the search, and whether the search has ended is judged
+        without it.
       label_rule: recovers labels before the optimisation; None optimises label logits jointly. Labels that the threat model gives are used as given.
       trial: the search for each plausible label, where the rule is not certain; a hundred of the attack's own evaluations by default.
       evaluations_per_step: minimiser steps in one step of the attack.
@@ -184,7 +193,7 @@ def gradient_matching(
         raise UsageError(f"evaluations_per_step={evaluations_per_step} must be at least 1")
 
     doubled = hidden in ("bounded", "complete", "learned")
-    own = Matching(distance, space, minimiser, prior)
+    own = Matching(distance, space, minimiser, prior, regulariser)
     label_trial = trial or Trial()
 
     def label_sizes(observation: Observation) -> tuple[int, ...]:
@@ -234,18 +243,23 @@ def gradient_matching(
                 target = target._replace(penalty=informed * evidence)
             return by.distance(candidate, target)
 
-        def value(point: Array) -> Array:
+        def parts(point: Array) -> tuple[Array, Array | float]:
             inputs, probabilities = unravel(observation, labels, point, by)
             matched = [mismatch(view, target, inputs, probabilities) for view, target in rounds]
             total = matched[0] if len(matched) == 1 else jnp.stack(matched).mean()
-            return total + (0.0 if by.prior is None else by.prior(observation, inputs))
+            prior = total + (0.0 if by.prior is None else by.prior(observation, inputs))
+            return prior, 0.0 if by.regulariser is None else by.regulariser(observation, inputs)
+
+        def value(point: Array) -> Array:
+            misfit, regularised = parts(point)
+            return misfit + regularised
 
         def residuals(point: Array) -> Array:
             inputs, probabilities = unravel(observation, labels, point, by)
             update = lambda view: view.update(view.model, view.params, inputs, probabilities, view.valid)
             return jnp.concatenate([leaf_residuals(update(view), target) for view, target in rounds])
 
-        return Mismatch(value, residuals, noise(observation, aims))
+        return Mismatch(value, lambda point: parts(point)[0], residuals, noise(observation, aims))
 
     def restart_target(view: Observation, target: Target, informed: Array | float) -> Target:
         """Returns the target of a restart, which lacks the completed entries where the restart is not informed."""
@@ -355,20 +369,30 @@ def gradient_matching(
             whole = minimiser(observation).value(objective(observation, aims, state.labels), inner.point)
             objective_value = jnp.where(state.informed > 0, objective_value, jnp.where(jnp.isfinite(whole), whole, jnp.inf))
         value = jnp.where(visible, jnp.where(finite, objective_value, jnp.inf), 0)
+        misfit = value
+        if own.regulariser is not None:
+            misfit = jnp.where(visible, jnp.where(finite, objective(observation, aims, state.labels).misfit(inner.point), jnp.inf), 0)
+        # Leaves that the attack leaves out may be all that is visible, and then nothing is explained by matching nothing.
+        compared = jnp.stack([jnp.any(leaf != 0) for target in aims for leaf in jax.tree.leaves(target.counted)]).any()
+        misfit = jnp.where(visible & ~compared, jnp.inf, misfit)
         labels = jnp.argmax(probabilities, axis=-1).astype(jnp.int32) if state.labels is None else state.labels
         read, size = space(observation).read, inputs.size
         away = jnp.abs(inner.point - state.start)[:size].max()
-        moved = visible & (away > 1e-3 * jnp.sqrt(jnp.mean(state.start[:size] ** 2)))
-        return Candidate(read(inputs), labels, value, read(unravel(observation, state.labels, state.start)[0]), moved)
+        moved = visible & ((away > 1e-3 * jnp.sqrt(jnp.mean(state.start[:size] ** 2))) | space(observation).informed)
+        return Candidate(read(inputs), labels, value, read(unravel(observation, state.labels, state.start)[0]), moved, misfit)
 
     def objective_at(observation: Observation, inputs: Array, labels: Array) -> Array:
         function = objective(observation, aim(observation), labels)
         return minimiser(observation).value(function, space(observation).place(inputs).reshape(-1))
 
+    def misfit_at(observation: Observation, inputs: Array, labels: Array) -> Array:
+        return objective(observation, aim(observation), labels).misfit(space(observation).place(inputs).reshape(-1))
+
     prepare: Prepare | None = fill_hidden if hidden == "complete" else estimate if hidden == "learned" else None
     return Kernel(
-        init, aim, step, decode, prepare, rung=hidden, evidence=hidden == "bounded", estimate=hidden == "learned", objective=objective_at, doubled=doubled
-    )
+        init, aim, step, decode, prepare, rung=hidden, evidence=hidden == "bounded", estimate=hidden == "learned", objective=objective_at,
+        misfit=objective_at if regulariser is None else misfit_at, doubled=doubled,
+    )  # fmt: skip
 
 
 def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
@@ -437,16 +461,15 @@ def iterate(kernel: Kernel, *, num_steps: int, num_restarts: int) -> Attack:
             all_objectives=candidates.objective,
             num_evaluations=spent.max(),
             moved=candidates.moved[best] & ~diverged,
+            all_misfits=candidates.misfit,
         )
 
-    def objective(observation: Observation, inputs: Array, labels: Array) -> Array:
-        assert kernel.objective is not None
-        with jax.default_matmul_precision("highest"):
-            return kernel.objective(observation, inputs, labels)
+    def precise(function: Callable[[Observation, Array, Array], Array] | None) -> Callable[[Observation, Array, Array], Array] | None:
+        return None if function is None else jax.default_matmul_precision("highest")(function)
 
     return Attack(
         start, advance, finish, num_steps, num_restarts, prepare=kernel.prepare, rung=kernel.rung, evidence=kernel.evidence, estimate=kernel.estimate,
-        objective=None if kernel.objective is None else objective, completes=kernel.rung == "complete",
+        objective=precise(kernel.objective), misfit=precise(kernel.misfit), completes=kernel.rung == "complete",
     )  # fmt: skip
 
 

@@ -89,7 +89,7 @@ def lamp(
     def assemble(model: LanguageModel | None) -> Attack:
         kernel = gradient_matching(
             distance=mean_leaf_cosine if distance == "cosine" else (lambda candidate, target: l2_l1(candidate, target, alpha)),
-            prior=norm_penalty,
+            regulariser=norm_penalty,
             minimiser=lambda _: first_order(optax.adam(schedule)),
             hidden=hidden,
             space=embeddings(),

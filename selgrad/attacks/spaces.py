@@ -29,6 +29,7 @@ class Space(NamedTuple):
       fix: dummy inputs -> embedded inputs: the same with the known parts filled in, or mapped through a prior.
       read: embedded inputs -> the inputs of a `Reconstruction`.
       place: embedded inputs -> the dummy inputs that `fix` maps to them.
+      informed: () bool, whether what is visible narrows what `read` may return, so that even a start says something about the client.
     """
 
     shape: tuple[int, ...]
@@ -36,6 +37,7 @@ class Space(NamedTuple):
     fix: Callable[[Array], Array]
     read: Callable[[Array], Array]
     place: Callable[[Array], Array] = lambda x: x
+    informed: Array | bool = False
 
 
 SpaceRule = Callable[[Observation], Space]
@@ -117,14 +119,25 @@ def known_tokens(observation: Observation) -> tuple[Int[Array, "b t"], Bool[Arra
     return tokens, known
 
 
+def words(observation: Observation) -> Bool[Array, " v"]:
+    """Returns which tokens are words: of the vocabulary, and not special."""
+    model, spec = text_parts(observation)
+    size = trees.subtree(observation.params, model.embedding).shape[0]
+    return jnp.ones(size, bool).at[jnp.asarray(spec.special_ids, jnp.int32)].set(False) & (jnp.arange(size) < spec.vocabulary_size)
+
+
+def names_tokens(observation: Observation) -> Bool[Array, ""]:
+    """Returns whether visible rows of the word-embedding gradient rule out any word."""
+    return (words(observation) & ~possible_tokens(observation)).any()
+
+
 def possible_tokens(observation: Observation) -> Bool[Array, " v"]:
     """Returns which tokens a sentence may hold: no special ones and, where rows of the word-embedding gradient are visible, only those that they name.
 
     A row that is wholly visible and 0 rules its token out: a token that occurs has a gradient there.
     """
-    model, spec = text_parts(observation)
-    size = trees.subtree(observation.params, model.embedding).shape[0]
-    possible = jnp.ones(size, bool).at[jnp.asarray(spec.special_ids, jnp.int32)].set(False) & (jnp.arange(size) < spec.vocabulary_size)
+    model, _ = text_parts(observation)
+    possible = words(observation)
     if model.embedding in trees.paths(observation.visible) and model.embedding in model.bypassed:
         rows, hidden = trees.subtree(observation.visible, model.embedding), trees.subtree(observation.mask, model.embedding)
         named = (rows != 0).any(axis=1) | hidden.any(axis=1)
@@ -164,6 +177,6 @@ def embeddings(start: TextStart = "vocabulary") -> SpaceRule:
         def fix(embedded: Array) -> Array:
             return jnp.where(known[..., None], table[tokens], embedded)
 
-        return Space(shape, begin, fix, lambda embedded: nearest_tokens(observation, embedded))
+        return Space(shape, begin, fix, lambda embedded: nearest_tokens(observation, embedded), informed=names_tokens(observation))
 
     return make

@@ -70,7 +70,7 @@ def surrogate(
     require_positive(learning_rate=learning_rate)
     kernel = gradient_matching(
         distance=cosine,
-        prior=lambda _, images: total_variation_weight * total_variation(images),
+        regulariser=lambda _, images: total_variation_weight * total_variation(images),
         minimiser=signed_adam_in_box(learning_rate, num_steps),
         hidden=hidden,
         space=pixels(start),

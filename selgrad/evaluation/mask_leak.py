@@ -59,15 +59,24 @@ def principal_components(masks: npt.NDArray[Any], count: int = _COMPONENTS) -> n
 
 
 def label_information(components: npt.NDArray[np.float64], labels: npt.NDArray[Any]) -> tuple[float, float, float, float]:
-    """Returns accuracy, chance, bits and entropy as defined in `MaskLeak`, by cross-validation in 5 folds."""
+    """Returns accuracy, chance, bits and entropy as defined in `MaskLeak`, by cross-validation in 5 folds.
+
+    Classes of a single sample are left out; accuracy and bits are NaN where no others are left.
+    """
     from sklearn.model_selection import StratifiedKFold
 
     classes, counts = np.unique(labels, return_counts=True)
+    if counts.min() < 2 <= (counts >= 2).sum():
+        # A class of one sample cannot be both learnt and tested.
+        kept = np.isin(labels, classes[counts >= 2])
+        return label_information(components[kept], labels[kept])
     share = counts / counts.sum()
     entropy, chance = float(-(share * np.log2(share)).sum()), float(share.max())
     folds = min(_FOLDS, int(counts.min()))
-    if components.shape[1] == 0 or len(classes) < 2 or folds < 2:
+    if components.shape[1] == 0 or len(classes) < 2:
         return chance, chance, 0.0, entropy
+    if folds < 2:
+        return math.nan, chance, math.nan, entropy
     num_correct, bits = 0, 0.0
     for train, test in StratifiedKFold(folds, shuffle=True, random_state=0).split(components, labels):
         candidates = []

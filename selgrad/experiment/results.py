@@ -36,18 +36,30 @@ def judged(setting: Setting, attack: Attack, observation: Observation | None, ba
     """Judges whether an attack's search has converged, which takes knowledge of the truth.
 
     Returns:
-      `objective_at_truth`, the attack's own objective next to the truth (`Modality.near`), NaN where it has none; `converged`, whether its result matches at
-      least as well, so that a wrong result is another explanation of what is visible and not a weakness of the search (an attack in closed form has converged
-      where it had anything to read); and `restarts_converged`, the share of its restarts for which that holds.
+      `objective_at_truth`, the attack's own objective next to the truth (`Modality.near`), NaN where it has none; `misfit` and `misfit_at_truth`, the parts of
+      the objective that compare updates, without regularisers; `converged`, whether its result explains what is visible at least as well as the truth, so that
+      a wrong result is another explanation and not a weakness of the search (an attack in closed form has converged where it had anything to read); and
+      `restarts_converged`, the share of its restarts for which that holds.
     """
+    nothing = jnp.full((), jnp.nan)
     if attack.objective is None or observation is None:
         ended = jnp.asarray(reconstruction.moved, bool)
-        return {"objective_at_truth": jnp.full((), jnp.nan), "converged": ended, "restarts_converged": ended.astype(jnp.float32)}
+        unmeasured = {"objective_at_truth": nothing, "misfit": nothing, "misfit_at_truth": nothing}
+        return {**unmeasured, "converged": ended, "restarts_converged": ended.astype(jnp.float32)}
     model = observation.model
     embedded = setting.modality.near(model.embed(observation.params, batch.inputs))
-    near_truth = attack.objective(observation, embedded, model.targets(batch))
-    every = jnp.mean((reconstruction.all_objectives <= near_truth).astype(jnp.float32))
-    return {"objective_at_truth": near_truth, "converged": reconstruction.objective <= near_truth, "restarts_converged": every}
+    targets = model.targets(batch)
+    objective = attack.objective(observation, embedded, targets)
+    at_truth = objective if attack.misfit is None else attack.misfit(observation, embedded, targets)
+    misfits = reconstruction.all_objectives if reconstruction.all_misfits is None else reconstruction.all_misfits
+    ended = misfits <= at_truth
+    return {
+        "objective_at_truth": objective,
+        "misfit": misfits[reconstruction.restart],
+        "misfit_at_truth": at_truth,
+        "converged": ended[reconstruction.restart],
+        "restarts_converged": jnp.mean(ended.astype(jnp.float32)),
+    }
 
 
 @dataclasses.dataclass(frozen=True)

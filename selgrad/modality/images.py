@@ -98,6 +98,7 @@ class Images:
             measures[measure.name] = jnp.where(reconstruction.diverged, jnp.nan, measure.of(self.spec, batch, aligned))
         pixels = lambda inputs: jnp.clip(self.spec.pixels(inputs), 0, 1)
         error = lambda inputs: mse(pixels(batch.inputs), pixels(inputs)).mean()
+        measures["best_mse"] = jnp.where(reconstruction.diverged, jnp.nan, mse(pixels(batch.inputs), pixels(aligned.inputs)).min())
         measures["better_than_prior"] = ~reconstruction.diverged & (error(aligned.inputs) < error(jnp.broadcast_to(jnp.asarray(guess), batch.inputs.shape)))
         return Outcome(measures, jnp.clip(self.spec.pixels(aligned.inputs), 0, 1), aligned.labels)
 
@@ -122,10 +123,13 @@ class Images:
         return np.concatenate([everything.pixels[rows], own.pixels[drawn(len(own))][: NUM_OTHERS - len(rows)]])
 
     def level(self, measures: Mapping[str, float], told_labels: bool) -> str:
-        """Returns the level; exact is a root mean squared error below half a grey level. A result that has not moved is a draw from prior knowledge."""
+        """Returns the level; exact is an image of the batch with a root mean squared error below half a grey level.
+
+        A result that has not moved is a draw from prior knowledge.
+        """
         if not measures["moved"]:
             return "nothing"
-        if measures["mse"] < (0.5 / 255) ** 2:
+        if measures["best_mse"] < (0.5 / 255) ** 2:
             return "exact"
         if measures["identified"] > 0:
             return "recognisable"

@@ -15,7 +15,7 @@ import pandas as pd
 
 from selgrad import measures
 from selgrad.measures import LEVELS
-from selgrad.report.tables import SETTING, metric_label, setting_title, wilson
+from selgrad.report.tables import SETTING, metric_label, setting_title, share_interval
 from selgrad.report.verdicts import OUTCOMES, with_outcomes
 
 KINDS = ("dataset", "model", "update", "protection", "metric", "selector", "attack")
@@ -163,7 +163,7 @@ def curves(cells: pd.DataFrame) -> Iterator[dict[str, float]]:
 def summary(cells: pd.DataFrame) -> dict[str, float]:
     """Returns a group's scalars: mean measures and costs, the share of inputs read with its 95 % Wilson interval, and the share of each level and outcome."""
     count, won = len(cells), int(cells["success"].sum())
-    low, high = wilson(won, count)
+    low, high = share_interval(cells, "success")
     scalars: dict[str, float] = {"num_cells": count, "success": won / count, "success_low": low, "success_high": high}
     kept = [measure.name for measure in measures.held(cells, lambda measure: measure.summary)]
     for name in dict.fromkeys([*kept, *_MEANS]):

@@ -77,7 +77,7 @@ _PAGE = jinja2.Template(
 {% if protections %}<h2>What is recovered behind each protection</h2>
 <p>Share of attacks that succeed and the median quality of their reconstructions (PSNR in dB, or ROUGE-L), at the smallest ratio measured.</p>
 <table><tr><th>setting</th><th>protection</th><th>encrypted</th><th>attack</th><th>succeed</th><th>at most</th><th>cells</th><th>quality</th><th>kB in the clear</th></tr>
-{% for row in protections %}<tr><td>{{ row.setting }}</td><td>{{ row.protection }}</td><td>{{ "%g" % (100 * row.ratio) }} %</td><td>{{ row.attack }}</td><td class="{{ 'succeeds' if row.success else 'stopped' }}">{{ "%.0f" % (100 * row.success) }} %</td><td>{{ "%.0f" % (100 * row.upper) }} %</td><td>{{ row.num_cells }}</td><td>{{ "%.3g" % row.quality }}</td><td>{{ "%.1f" % (row.plain_bytes / 1000) }}</td></tr>
+{% for row in protections %}<tr><td>{{ row.setting }}</td><td>{{ row.protection }}</td><td>{{ "%g" % (100 * row.ratio) }} %</td><td>{{ row.attack }}</td><td class="{{ 'succeeds' if row.success else 'stopped' if row.works else 'never' if row.works is false else 'open' }}">{{ "%.0f" % (100 * row.success) }} %</td><td>{{ "%.0f" % (100 * row.upper) }} %</td><td>{{ row.num_cells }}</td><td>{{ "%.3g" % row.quality }}</td><td>{{ "%.1f" % (row.plain_bytes / 1000) }}</td></tr>
 {% endfor %}</table>{% endif %}
 {% if overlaps %}<h2>How similar the masks are</h2>
 <p>Mean Jaccard index of two metrics' masks over samples, by share of entries encrypted: 1 is the same mask under two names. By leaf: <code>equivalence.parquet</code>.</p>

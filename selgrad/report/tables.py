@@ -171,7 +171,7 @@ def profiles(records: pd.DataFrame, measure: str) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=[*keys, "threshold", "share", "num_inputs"])
 
 
-def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(successes: float, trials: int, z: float = 1.96) -> tuple[float, float]:
     """Returns the Wilson score interval of a share (Wilson 1927, wilson1927), 95 % by default.
 
     >>> tuple(round(x, 3) for x in wilson(0, 20))
@@ -192,10 +192,16 @@ def _draws(num_samples: int, num_resamples: int) -> npt.NDArray[np.float64]:
     return generator.multinomial(num_samples, np.full(num_samples, 1 / num_samples), size=num_resamples).astype(float)
 
 
+def share_interval(cells: pd.DataFrame, column: str) -> tuple[float, float]:
+    """Returns Wilson's interval of a share, for as many trials as there are inputs: the seeds of one input are not independent."""
+    num_inputs = cells["sample"].nunique()
+    return wilson(float(cells[column].mean()) * num_inputs, num_inputs)
+
+
 def _interval(cells: pd.DataFrame, measure: str, num_resamples: int) -> tuple[float, float]:
     """Returns Wilson's interval for a share; otherwise a bootstrap that draws whole samples, since one sample's seeds are not independent cells."""
     if measures.named(measure).is_share:
-        return wilson(int(cells[measure].sum()), len(cells))
+        return share_interval(cells, measure)
     _, which = np.unique(cells["sample"].to_numpy(), return_inverse=True)
     counts = np.bincount(which).astype(float)
     if len(counts) < _FEWEST_SAMPLES:
@@ -226,14 +232,17 @@ def protections(records: pd.DataFrame) -> pd.DataFrame:
     """Returns what attacks read behind each protection at the smallest measured ratio; empty where all cells have the same protection.
 
     Returns:
-      Columns `setting`, `protection`, `ratio` (the smallest), `attack`, `success` (share of cells), `num_cells`, `upper` (of the 95 % Wilson interval),
-      `quality` (median PSNR in dB of images, ROUGE-L of text) and `plain_bytes` that a client sends in the clear.
+      Columns `setting`, `protection`, `ratio` (the smallest), `attack`, `success` (share of cells), `num_cells`, `upper` (of the 95 % Wilson interval of the
+      share of inputs), `works` (whether the attack ever succeeds on the setting without a protection; None where that was not tried), `quality` (median PSNR in
+      dB of images, ROUGE-L of text) and `plain_bytes` that a client sends in the clear.
     """
-    columns = ["setting", "protection", "ratio", "attack", "success", "num_cells", "upper", "quality", "plain_bytes"]
+    columns = ["setting", "protection", "ratio", "attack", "success", "num_cells", "upper", "works", "quality", "plain_bytes"]
     if "protection_label" not in records or records["protection_label"].nunique() < 2:
         return pd.DataFrame(columns=columns)
     least = records[records["ratio"] == records["ratio"].min()]
     least = least.assign(setting=dataset_label(least) + " / " + least["model_label"] + " / " + least["update_label"])
+    bare = least[least["protection_label"] == "none"]
+    works = bare.groupby(["setting", "attack_label"])["success"].any().to_dict()
     rows = []
     for (setting, protection, attack), cells in least.groupby(["setting", "protection_label", "attack_label"], sort=False):
         shown = headline(cells)
@@ -241,7 +250,8 @@ def protections(records: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {
                 "setting": setting, "protection": protection, "ratio": float(cells["ratio"].iloc[0]), "attack": attack, "success": won / len(cells),
-                "num_cells": len(cells), "upper": wilson(won, len(cells))[1], "quality": math.nan if shown is None else float(cells[shown.name].median()),
+                "num_cells": len(cells), "upper": share_interval(cells, "success")[1], "works": works.get((setting, attack)),
+                "quality": math.nan if shown is None else float(cells[shown.name].median()),
                 "plain_bytes": float(cells["plain_bytes"].mean()),
             }
         )  # fmt: skip
@@ -252,7 +262,7 @@ def protecting_places(won: pd.DataFrame, generator: np.random.Generator, num_res
     """Finds where each input is safe: the index, among the ratios and infinity, after the last one at which an attack on it succeeded.
 
     Args:
-      won: one row per input, one column per ratio in ascending order: whether an attack succeeded.
+      won: one row per input, one column per ratio in ascending order: above 0 where an attack succeeded, NaN where none was tried.
       generator: for the bootstrap, which draws as many inputs with replacement and finds the ratio that protects all of them.
       num_resamples: number of draws.
 
@@ -260,7 +270,14 @@ def protecting_places(won: pd.DataFrame, generator: np.random.Generator, num_res
       The ratios with infinity at the end, the indices, and the 95 % interval of the ratio that protects all.
     """
     ratios = np.append(won.columns.to_numpy(float), math.inf)
-    places = np.array([int(np.flatnonzero(row)[-1]) + 1 if row.any() else 0 for row in won.to_numpy(bool)])
+
+    def place(row: npt.NDArray[np.float64]) -> int:
+        after = int(np.flatnonzero(row > 0)[-1]) + 1 if (row > 0).any() else 0
+        # Where it was not tried, nothing is known.
+        tried = np.flatnonzero(~np.isnan(row[after:]))
+        return after + int(tried[0]) if len(tried) else len(row)
+
+    places = np.array([place(row) for row in won.to_numpy(float)])
     draws = places[generator.integers(len(places), size=(num_resamples, len(places)))].max(axis=1)
     low, high = ratios[np.quantile(draws, [0.025, 0.975], method="nearest").astype(int)]
     return ratios, places, float(low), float(high)

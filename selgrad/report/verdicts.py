@@ -31,9 +31,9 @@ def with_outcomes(records: pd.DataFrame) -> pd.DataFrame:
     """Returns the records with the column `outcome`: what a cell says about the defence.
 
     `read`: the attack succeeded. `attack failed`: it failed, as it did on the same sample with nothing encrypted; a defence is never credited with that.
-    `unresolved`: it succeeded there, and here it ended before it matched what is visible as well as the truth does, so a better search may succeed.
-    `protected`: its result explains all that is visible as well as the truth does, and is not the truth; or nothing is visible. Records of versions that did
-    not say whether attacks converged are unresolved at best.
+    `unresolved`: it succeeded there, and here it ended before it explained what is visible as well as the truth does, so a better search may succeed; or it was
+    not tried there. `protected`: its result explains all that is visible as well as the truth does, and is not the truth; or nothing is visible. Records of
+    versions that did not say whether attacks converged are unresolved at best.
     """
     if "outcome" in records:
         return records
@@ -44,36 +44,47 @@ def with_outcomes(records: pd.DataFrame) -> pd.DataFrame:
     plain = table["ratio"] == 0
     works = success[plain].groupby([table.loc[plain, name] for name in cell], sort=False).any().rename("works").reset_index()
     works_plainly = table[cell].merge(works, how="left", on=cell)["works"].to_numpy()
-    # An attack that was not tried with nothing encrypted is assumed to work there.
-    failed = ~np.where(pd.isna(works_plainly), True, works_plainly).astype(bool)
-    hidden = table["num_visible"] == 0 if "num_visible" in table else table["ratio"] == 1
-    outcome = np.where(failed, "attack failed", np.where(table["converged"].astype(bool) | hidden, "protected", "unresolved"))
+    untried = pd.isna(works_plainly)
+    failed = ~np.where(untried, True, works_plainly).astype(bool)
+    ended = (table["converged"].astype(bool) & ~untried) | _nothing_visible(table)
+    outcome = np.where(failed, "attack failed", np.where(ended, "protected", "unresolved"))
     return records.assign(outcome=np.where(success, "read", outcome))
 
 
 _CELL = ("metric_label", "selector_label", "ratio", "sample", "seed")
+_NEEDED = {*SETTING, "dataset_arguments", "attack", "attack_label", *_CELL, "level", "converged", "num_visible", "objective_at_truth"}
+"""Columns that verdicts rest on."""
+
+
+def _nothing_visible(table: pd.DataFrame) -> pd.Series:
+    return table["num_visible"] == 0 if "num_visible" in table else table["ratio"] == 1
 
 
 def worst_of(records: pd.DataFrame) -> pd.DataFrame:
     """Returns one row for each mask of each input: the outcome of the attack that got most, which is a suite's verdict.
 
-    An input is read where any attack reads it. It is protected where none does and one that reads it with nothing encrypted has found another explanation of
-    all that is visible, which no longer search tells from the truth. It is unresolved where all attacks that read it then ended too early; an attack without
-    an objective, such as one in closed form, explains at most a part of what is visible, and its failure protects nothing.
+    An input is read where any attack reads it. It is protected where none does and every attack with an objective that reads it with nothing encrypted has
+    found another explanation of all that is visible, in one of its variants at least: a longer search does not tell that explanation from the truth, but a
+    prior may, so one attack's explanation says nothing of another's. It is unresolved where one of them ended too early. An attack without an objective, such
+    as one in closed form, explains at most a part of what is visible, and its failure protects nothing.
 
     Returns:
       Columns of the setting, `metric_label`, `selector_label`, `ratio`, `sample`, `seed`, `outcome`, and `by`: how many attacks read it.
     """
     table = with_outcomes(records)
     keys = [name for name in (*SETTING, "dataset_arguments", *_CELL) if name in table]
-    order = ("read", "protected", "unresolved", "attack failed")
-    rank = table["outcome"].map({outcome: i for i, outcome in enumerate(order)}).astype(int)
-    if "objective_at_truth" in table:
-        hidden = table["num_visible"] == 0 if "num_visible" in table else table["ratio"] == 1
-        rank = rank.where((rank != 1) | table["objective_at_truth"].notna() | hidden, 2)
-    grouped = table[keys].assign(rank=rank, by=rank == 0).groupby(keys, sort=False, observed=True)
-    worst = grouped.agg(rank=("rank", "min"), by=("by", "sum")).reset_index()
-    return worst.assign(outcome=worst["rank"].map(dict(enumerate(order)))).drop(columns="rank")
+    attack = "attack" if "attack" in table else "attack_label"
+    searches = (table["objective_at_truth"].notna() | _nothing_visible(table)) if "objective_at_truth" in table else pd.Series(True, index=table.index)
+    outcome = table["outcome"]
+    facts = table[[*keys, attack]].assign(
+        read=outcome == "read", ended=(outcome == "protected") & searches, early=(outcome == "unresolved") & searches, works=outcome != "attack failed"
+    )
+    grouped = dict.fromkeys(("ended", "early", "works"), "any")
+    attacks = facts.groupby([*keys, attack], sort=False, observed=True).agg({"read": "sum", **grouped}).reset_index()
+    attacks["early"] &= ~attacks["ended"]
+    worst = attacks.drop(columns=attack).groupby(keys, sort=False, observed=True).agg({"read": "sum", **grouped}).reset_index()
+    said = np.select([worst["read"] > 0, worst["ended"] & ~worst["early"], worst["works"]], ["read", "protected", "unresolved"], "attack failed")
+    return worst.assign(outcome=said, by=worst["read"]).drop(columns=["read", *grouped])
 
 
 def worst_at(records: pd.DataFrame, level: str) -> pd.DataFrame:
@@ -102,34 +113,39 @@ def by_level(records: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
       Columns `setting`, `metric`, `selector`, `ratio`, `level`, `read`, `num_cells` (of those on which an attack reaches the level with nothing encrypted),
-      `unresolved` of these, and `upper`, of the 95 % Wilson interval of the share that is read.
+      `unresolved` of these, and `upper`, of the 95 % Wilson interval of the share of inputs that are read, the unresolved counted as read.
     """
     parts = []
-    needed = {*SETTING, "dataset_arguments", "attack_label", *_CELL, "level", "converged", "num_visible", "objective_at_truth"}
-    narrow = records[[name for name in records.columns if name in needed]]
+    narrow = records[[name for name in records.columns if name in _NEEDED]]
     for level in reversed(LEVELS[1:]):
         worst = worst_at(narrow, level)
         worst = worst.assign(setting=setting_names(worst))
         for (setting, metric, selector, ratio), cells in worst.groupby(["setting", "metric_label", "selector_label", "ratio"], sort=True):
             informative = cells[cells["outcome"] != "attack failed"]
             read, unresolved = int((informative["outcome"] == "read").sum()), int((informative["outcome"] == "unresolved").sum())
-            counts = {"read": read, "num_cells": len(informative), "unresolved": unresolved, "upper": wilson(read, len(informative))[1]}
+            counts = {"read": read, "num_cells": len(informative), "unresolved": unresolved, "upper": _upper(informative)}
             parts.append({"setting": setting, "metric": metric, "selector": selector, "ratio": ratio, "level": level, **counts})
     return pd.DataFrame(parts, columns=["setting", "metric", "selector", "ratio", "level", "read", "num_cells", "unresolved", "upper"])
+
+
+def _upper(cells: pd.DataFrame) -> float:
+    """Bounds the share of inputs that are read: an input with several seeds counts once, and one that is unresolved under any of them as read."""
+    at_worst = cells["outcome"].isin(["read", "unresolved"]).groupby(cells["sample"]).any()
+    return wilson(int(at_worst.sum()), len(at_worst))[1]
 
 
 def protecting_by_level(records: pd.DataFrame, *, num_resamples: int = 1000) -> pd.DataFrame:
     """Finds the measured share of encrypted entries from which on the attacks together read no input, for each level and metric.
 
-    The interval is a bootstrap over inputs: each draw takes as many with replacement and finds the share for them.
+    The interval is a bootstrap over inputs: each draw takes as many with replacement and finds the share for them. An input that is not tried above the last
+    share at which it is read is not known to be safe anywhere.
 
     Returns:
       Columns `setting`, `metric` (with the selector where there are several), `level`, `ratio`, `low`, `high` (inf where an input is still read at the largest
       share), `read_at` (the largest measured share at which one is read; NaN where none is), `num_inputs` (those on which an attack reaches the level with
       nothing encrypted), and `resolved`: whether no search ended too early from there on.
     """
-    needed = {*SETTING, "dataset_arguments", "attack_label", *_CELL, "level", "converged", "num_visible", "objective_at_truth"}
-    narrow, generator, rows = records[[name for name in records.columns if name in needed]], np.random.default_rng(0), []
+    narrow, generator, rows = records[[name for name in records.columns if name in _NEEDED]], np.random.default_rng(0), []
     several = records["selector_label"].nunique() > 1
     for level in reversed(LEVELS[1:]):
         worst = worst_at(narrow, level)
@@ -138,8 +154,13 @@ def protecting_by_level(records: pd.DataFrame, *, num_resamples: int = 1000) -> 
             continue
         worst = worst.assign(setting=setting_names(worst), metric=worst["metric_label"] + (" / " + worst["selector_label"] if several else ""))
         for (setting, metric), cells in worst.groupby(["setting", "metric"], sort=False):
-            read = cells.assign(read=cells["outcome"] == "read").pivot_table(index=["sample", "seed"], columns="ratio", values="read").sort_index(axis=1)
-            ratios, places, low, high = protecting_places(read > 0, generator, num_resamples)
+            read = (
+                cells.assign(read=cells["outcome"] == "read")
+                .astype({"read": float})
+                .pivot_table(index=["sample", "seed"], columns="ratio", values="read")
+                .sort_index(axis=1)
+            )
+            ratios, places, low, high = protecting_places(read.groupby("sample").max(), generator, num_resamples)
             from_there = cells[cells["ratio"] >= ratios[places.max()]]
             rows.append(
                 {
@@ -151,13 +172,22 @@ def protecting_by_level(records: pd.DataFrame, *, num_resamples: int = 1000) -> 
     return pd.DataFrame(rows, columns=["setting", "metric", "level", "ratio", "low", "high", "read_at", "num_inputs", "resolved"])
 
 
+def percent(bound: float) -> str:
+    """Writes an upper bound in whole percent, rounded up.
+
+    >>> percent(0.0542)
+    '6%'
+    """
+    return f"{math.ceil(100 * bound - 1e-9)}%"
+
+
 def level_cell(row: Any) -> tuple[str, str]:
     """Returns a row of `by_level` in words, and its outcome, by which a table colours it: "read", "unresolved", "protected" or "attack failed"."""
     if not row.num_cells:
         return "attacks fail", "attack failed"
-    left = f", {row.unresolved} open" if row.unresolved else ""
+    left = f", {row.unresolved} unresolved" if row.unresolved else ""
     kind = "read" if row.read else "unresolved" if row.unresolved else "protected"
-    return f"{row.read} of {row.num_cells}{left} (≤ {row.upper:.0%})", kind
+    return f"{row.read} of {row.num_cells}{left} (≤ {percent(row.upper)})", kind
 
 
 def contributions(records: pd.DataFrame) -> pd.DataFrame:
@@ -191,13 +221,14 @@ def stopping_ratios(records: pd.DataFrame) -> pd.DataFrame:
     Returns:
       Columns `panel`, `curve`, `ratio` (NaN where the attack still succeeds at the largest ratio, or fails with nothing encrypted), `verdict`,
       `success_at_0` (share without encryption, NaN if not measured), `num_cells` at that ratio, `unresolved` of these, `upper` (of the 95 % Wilson interval
-      of the success rate there), and `ciphertext_bytes` per client.
+      of the share of inputs read there, each counted once), and `ciphertext_bytes` per client.
     """
     rows = []
-    table = with_outcomes(with_labels(records))[["panel", "curve", "ratio", "outcome", "ciphertext_bytes"]]
+    table = with_outcomes(with_labels(records))[["panel", "curve", "ratio", "sample", "outcome", "ciphertext_bytes"]]
     for (panel, curve), cells in table.groupby(["panel", "curve"], sort=True):
         counts = pd.crosstab(cells["ratio"], cells["outcome"]).reindex(columns=list(OUTCOMES), fill_value=0)
         sizes = cells.astype({"ciphertext_bytes": float}).groupby("ratio")["ciphertext_bytes"].mean()
+        inputs = cells[cells["outcome"] != "attack failed"].groupby("ratio")["sample"].nunique().reindex(counts.index, fill_value=0)
         ratios = counts.index.to_numpy(float)
         tried = counts.sum(axis=1) - counts["attack failed"]
         at_zero = counts.loc[0.0, "read"] / counts.loc[0.0].sum() if 0.0 in counts.index else math.nan
@@ -214,16 +245,22 @@ def stopping_ratios(records: pd.DataFrame) -> pd.DataFrame:
             position = int(ended.argmax())
             ratio, size, n = ratios[position], sizes.iloc[position], int(tried.iloc[position])
             open_cells = int(counts["unresolved"].iloc[position])
-            row |= {"ratio": ratio, "num_cells": n, "unresolved": open_cells, "upper": wilson(0, n)[1], "ciphertext_bytes": float(size)}
-            row["verdict"] = _verdict(ratios, position, n, int(counts["unresolved"].iloc[position:].sum()))
+            row |= {
+                "ratio": ratio,
+                "num_cells": n,
+                "unresolved": open_cells,
+                "upper": wilson(0, int(inputs.iloc[position]))[1],
+                "ciphertext_bytes": float(size),
+            }
+            row["verdict"] = _verdict(ratios, position, n, row["upper"], int(counts["unresolved"].iloc[position:].sum()))
         rows.append(row)
     columns = ["panel", "curve", "verdict", "ratio", "success_at_0", "num_cells", "unresolved", "upper", "ciphertext_bytes"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _verdict(ratios: npt.NDArray[np.float64], position: int, num_cells: int, unresolved: int) -> str:
+def _verdict(ratios: npt.NDArray[np.float64], position: int, num_cells: int, upper: float, unresolved: int) -> str:
     """Puts into words what the absence of success from a ratio on amounts to."""
-    ratio, bound = ratios[position], f"0 of {num_cells}, < {wilson(0, num_cells)[1]:.0%}"
+    ratio, bound = ratios[position], f"0 of {num_cells}, < {percent(upper)}"
     if ratios[0] > 0:
         return f"no success from {ratio:g} on ({bound}); not tried with nothing encrypted"
     if unresolved:

@@ -114,7 +114,7 @@ class Answer:
       ratio: the ratio from which on the success rate lies below the tolerated one; NaN where attacks fail.
       low: the largest ratio that was shown not to protect, 0 where none was.
       read, num_cells, unresolved: at `ratio`, of the cells that were not used to find it.
-      bound: on the success rate at `ratio`, with the confidence of one end, wherever the search stopped; where protected, with the unresolved counted as read.
+      bound: on the success rate at `ratio`, with the confidence of one end, wherever the search stopped, with the unresolved counted as read.
     """
 
     verdict: str
@@ -170,7 +170,7 @@ def step(question: Question, tried: Tried, num_cells: int) -> Wanted | Answer:
         ended = all(cell in known(index) for cell in others) and question.needed(failures(index) + 1) <= trials
         return not passed and (unlikely or ended or trials >= question.most(failures(index)))
 
-    low, high = -1, len(question.ratios) - 1
+    low, high, last = -1, len(question.ratios) - 1, len(question.ratios) - 1
     while high - low > 1:
         middle = (low + high) // 2
         read, trials, _ = of(middle, range(num_cells))
@@ -189,6 +189,9 @@ def step(question: Question, tried: Tried, num_cells: int) -> Wanted | Answer:
             low = middle
         else:
             high = middle
+        if high - low == 1 and (above := [index for index in range(high + 1, last) if known(index) and given_up(index)]):
+            # More is read above than here, against the assumption, so this is no answer.
+            low, high = max(above), last
     failed = failures(high)
     read, trials, unresolved = of(high, others)
     everything = high == len(question.ratios) - 1
@@ -204,7 +207,7 @@ def step(question: Question, tried: Tried, num_cells: int) -> Wanted | Answer:
     if low >= 0 and low not in shown and (wanted := more(low, pilots, question.chunk)) is not None:
         return wanted
     verdict = "encrypt everything" if everything else "too few inputs" if not is_shown else "protected" if is_safe else "unresolved"
-    bound = 0.0 if everything else anytime_bound(at_worst if is_safe else read, trials, rate, question.expected, error)
+    bound = 0.0 if everything else anytime_bound(at_worst, trials, rate, question.expected, error)
     return Answer(verdict, question.ratios[high], question.ratios[max(shown)] if shown else 0.0, read, trials, unresolved, bound)
 
 

@@ -27,7 +27,7 @@ from selgrad.report.verdicts import contributions, reached, worst_at
 from selgrad.suites.costs import Alternative, costs_of
 from selgrad.suites.decide import Answer, Question, Wanted
 from selgrad.suites.members import Budget, Suite, suite_for
-from selgrad.suites.search import Arm, Runner, Search, answers
+from selgrad.suites.search import Arm, Runner, Search, answers, tried_by_all
 from selgrad.sweep.executors.protocol import Executor
 from selgrad.sweep.run import OnEvent
 from selgrad.sweep.runner import run_sweep
@@ -196,9 +196,8 @@ def recommend(
             arm = next(arm for arm in search.arms if arm.label == chosen)
             checked = _check(config, search, arm, by_arm[chosen], asked, root / "check", executor, on_event)
     judged = reached(records, asked.level)
-    # Cells that one attack has read are not tried by the next, so attacks are compared where all of them are run: with nothing encrypted.
-    raised = flags(judged[judged["ratio"] == 0])
-    raised += [flag for flag in flags(judged) if flag.name in ("searches end too early", "restarts disagree", "a leaf of zeros is used")]
+    # Cells that one attack has read are not tried by the next, so attacks are compared where all of them are run.
+    raised = flags(judged[tried_by_all(records, len(config.attack))])
     size = asked.needed(0) + asked.pilot
     grid = len(search.arms) * (len(asked.ratios) - 1) * size * len(config.attack) + size * len(config.attack)
     result = Recommendation(
@@ -274,7 +273,7 @@ def _check(
         on_event(f"no check: there are no fresh inputs ({error})")
         return None
     # Each answer has a check, and a folder, of its own.
-    other = Search(config.model_copy(update=changes), out / f"{arm.metric.name}-{answer.ratio:g}-{question.level}")
+    other = Search(config.model_copy(update=changes), out / f"{arm.metric.name}-{search.arms.index(arm)}-{answer.ratio:g}-{question.level}")
     with other.lock():
         executor.plan(other, on_event)
         runner = Runner(other, executor, question.level, on_event=lambda line: on_event(f"check: {line}"))

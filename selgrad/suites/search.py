@@ -182,19 +182,38 @@ def outcomes(search: Search, records: pd.DataFrame, level: str, ratios: Sequence
     if records.empty:
         return by_arm
     worst = worst_at(records, level)
-    whole = _complete(records, len(search.config.attack))
+    worst = worst[is_informative(worst, records, len(search.config.attack))]
     cells = {(lane.sample, lane.seed): cell for cell in range(search.num_cells) for lane in [search.lane(search.arms[0], 0.0, cell)]}
     named = {(arm.metric.label, arm.selector.label): arm.label for arm in search.arms}
     places = {ratio: index for index, ratio in enumerate(ratios)}
     for row in worst.itertuples():
         arm, index = named.get((row.metric_label, row.selector_label)), places.get(row.ratio)
         cell = cells.get((row.sample, row.seed))
-        # A cell that is not read says something only once every attack has tried it, also with nothing encrypted: a run may have ended in between.
-        if row.outcome != "read" and not {(row.metric_label, row.selector_label, row.ratio), ("", "", 0.0)} <= whole.get((row.sample, row.seed), set()):
-            continue
         if arm is not None and index is not None and cell is not None:
             by_arm[arm].setdefault(index, {})[cell] = row.outcome
     return by_arm
+
+
+def is_informative(worst: pd.DataFrame, records: pd.DataFrame, num_attacks: int) -> pd.Series:
+    """Returns which rows of `worst_at` say something: a cell that is not read does once every attack has tried it, also with nothing encrypted.
+
+    A run may have ended in between, and an input that one attack has read is not given to the next.
+    """
+    whole = _complete(records, num_attacks)
+    plain = ("", "", 0.0)
+    tried = [
+        {(row.metric_label, row.selector_label, row.ratio) if row.ratio > 0 else plain, plain} <= whole.get((row.sample, row.seed), set())
+        for row in worst.itertuples()
+    ]
+    return (worst["outcome"] == "read") | pd.Series(tried, index=worst.index, dtype=bool)
+
+
+def tried_by_all(records: pd.DataFrame, num_attacks: int) -> pd.Series:
+    """Returns which records are of a mask and an input that every attack has tried."""
+    whole = _complete(records, num_attacks)
+    keys = (("", "", 0.0) if row.ratio == 0 else (row.metric_label, row.selector_label, row.ratio) for row in records.itertuples())
+    places = zip(records["sample"], records["seed"], keys, strict=True)
+    return pd.Series([key in whole.get((sample, seed), set()) for sample, seed, key in places], index=records.index, dtype=bool)
 
 
 def _complete(records: pd.DataFrame, num_attacks: int) -> dict[tuple[int, int], set[tuple[str, str, float]]]:

@@ -44,8 +44,11 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "<measure>": ("float", "One column for each measure of the data, such as mse, psnr (dB), ssim, rouge1, rouge2, rougeL, label_correct."),
     "certificate_<field>": ("float", "With `certificates`, a bound on what the mask leaves identifiable, for any attacker; see docs/theory.md."),
     "objective_at_truth": ("float", "The attack's own objective at the truth perturbed by float32's rounding; NaN for an attack without one."),
-    "moved": ("bool", "Whether the reconstruction differs from the attack's start."),
-    "converged": ("bool", "Whether the reconstruction matches the visible entries as well as the truth does, so that a failure is not due to the search."),
+    "best_mse": ("float", "Of images, the smallest mean squared error of one image of the batch; the level `exact` goes by it."),
+    "misfit": ("float", "The objective at the reconstruction without regularisers such as total variation: how badly it explains the visible entries."),
+    "misfit_at_truth": ("float", "The same at the truth perturbed by float32's rounding."),
+    "moved": ("bool", "Whether the reconstruction differs from the attack's start and from prior knowledge."),
+    "converged": ("bool", "Whether the reconstruction explains the visible entries as well as the truth does, so that a failure is not due to the search."),
     "restarts_converged": ("float", "Share of restarts that converged; where it lies between 0 and 1, more restarts may recover more."),
     "better_than_prior": ("bool", "Whether the reconstruction is closer to the truth than the mean of public data, or than grey."),
     "level": (
@@ -96,6 +99,9 @@ EMPTY: dict[str, str] = {
     "<measure>": "cells of other data; the search diverged",
     "certificate_<field>": "`certificates` is off",
     "objective_at_truth": "the attack has no objective",
+    "best_mse": "the data are text, or the attack diverged",
+    "misfit": "the attack has no objective",
+    "misfit_at_truth": "the attack has no objective",
     **dict.fromkeys(
         ("num_clients", "num_ciphertexts", "num_slots", "ciphertext_bytes", "num_clipped", "encrypt_seconds", "add_seconds", "decrypt_seconds"),
         "nothing was encrypted, or OpenFHE does not load",

@@ -114,3 +114,15 @@ class TestAudit:
         assert first_closed.encrypted == ("fc_0/bias", "fc_0/kernel")
         with pytest.raises(UsageError, match="names no leaf"):
             audit_paths(["conv9/**"], **common)
+
+
+def test_a_class_of_one_sample_does_not_hide_a_leak():
+    """It cannot be both learnt and tested, so nothing was measured and zero bits were reported."""
+    labels = np.arange(200) % 2
+    masks = np.stack([labels == 1, labels == 0], axis=1)
+    whole = leak(masks, labels, np.zeros((200, 1)), None)
+    labels[7] = 2
+    found = leak(masks, labels, np.zeros((200, 1)), None)
+    assert found.label_accuracy == whole.label_accuracy == 1 and found.label_bits > 0.9 * whole.label_bits > 0.8
+    alone = leak(masks[:3], np.arange(3), np.zeros((3, 1)), None)
+    assert math.isnan(alone.label_accuracy) and math.isnan(alone.label_bits)

@@ -14,8 +14,8 @@ import scipy.stats
 from selgrad import files
 from selgrad.errors import SelgradError
 from selgrad.report.record_files import RecordFiles
-from selgrad.report.tables import attack_label, curves, mask_overlaps, profiles, protecting_ratios, ranking_changes, same_masks, wilson
-from selgrad.report.verdicts import stopping_ratios, verdict_grid, with_outcomes
+from selgrad.report.tables import attack_label, curves, mask_overlaps, profiles, protecting_ratios, ranking_changes, same_masks, share_interval, wilson
+from selgrad.report.verdicts import by_level, protecting_by_level, stopping_ratios, verdict_grid, with_outcomes
 
 
 def records(successes: dict[float, list[bool]], **columns) -> pd.DataFrame:
@@ -35,10 +35,10 @@ def records(successes: dict[float, list[bool]], **columns) -> pd.DataFrame:
     ("successes", "ratio", "verdict"),
     [
         ({0.0: [True, True], 0.1: [True, False], 0.5: [False, False], 1.0: [False, False]}, 0.5, "stopped at 0.5 (0 of 2, < 66%)"),
-        ({0.0: [True], 0.1: [False], 0.5: [True], 1.0: [False]}, 1.0, "stopped at 1 (0 of 1, < 79%)"),  # a gap does not count as stopped
-        ({0.0: [True] * 8, 0.1: [False] * 8}, 0.1, "stopped at ≤ 0.1 (0 of 8, < 32%)"),
+        ({0.0: [True], 0.1: [False], 0.5: [True], 1.0: [False]}, 1.0, "stopped at 1 (0 of 1, < 80%)"),  # a gap does not count as stopped
+        ({0.0: [True] * 8, 0.1: [False] * 8}, 0.1, "stopped at ≤ 0.1 (0 of 8, < 33%)"),
         ({0.0: [True], 0.5: [True]}, np.nan, "still succeeds at 0.5"),
-        ({0.1: [False], 0.5: [False]}, 0.1, "no success from 0.1 on (0 of 1, < 79%); not tried with nothing encrypted"),
+        ({0.1: [False], 0.5: [False]}, 0.1, "no success from 0.1 on (0 of 1, < 80%); not tried with nothing encrypted"),
     ],
 )
 def test_the_smallest_ratio_from_which_on_nothing_succeeds(successes, ratio, verdict):
@@ -62,7 +62,7 @@ class TestNoDefenceIsCreditedWithAnAttacksWeakness:
         table = records({0.0: [True, False], 0.5: [False, False]})
         assert with_outcomes(table)["outcome"].tolist() == ["read", "attack failed", "protected", "attack failed"]
         (row,) = stopping_ratios(table).itertuples()
-        assert row.num_cells == 1 and row.verdict == "stopped at ≤ 0.5 (0 of 1, < 79%)"
+        assert row.num_cells == 1 and row.verdict == "stopped at ≤ 0.5 (0 of 1, < 80%)"
 
     def test_a_search_that_ended_too_early_leaves_it_open(self):
         table = records(self.half).assign(converged=lambda t: (t["ratio"] == 0) | (t["sample"] == 0))
@@ -241,3 +241,56 @@ def test_a_profile_is_the_share_of_inputs_whose_best_attack_passes_each_threshol
         assert sorted((sign * row.threshold, row.share) for row in found.itertuples()) == expected
         assert set(found["num_inputs"]) == {3} and set(found["curve"]) == {"magnitude"} and set(found["ratio"]) == {0.5}
     assert profiles(table.assign(psnr=np.nan), "psnr").empty
+
+
+class TestNothingIsCreditedThatNobodyTried:
+    """Cells that were not run, seeds of one input, and searches that ended too early are no evidence of protection."""
+
+    BASE: ClassVar = {
+        "dataset_arguments": "{}",
+        "dataset_label": "d", "model_label": "m", "update_label": "u", "metric_label": "magnitude", "metric": "magnitude", "selector_label": "global_top",
+        "selector": "global_top", "attack": "a", "attack_label": "a", "hidden": "ignore", "converged": True, "objective_at_truth": 1.0, "ciphertext_bytes": 0,
+        "success_rule": "level: recognisable",
+    }  # fmt: skip
+
+    def table(self, *cells):
+        """Cells of (sample, seed, ratio, read, converged)."""
+        return pd.DataFrame(
+            [
+                {
+                    **self.BASE,
+                    "sample": sample,
+                    "seed": seed,
+                    "ratio": ratio,
+                    "success": read,
+                    "level": "recognisable" if read else "nothing",
+                    "converged": ended,
+                }
+                for sample, seed, ratio, read, ended in cells
+            ]
+        )
+
+    def test_an_attack_that_was_not_tried_with_nothing_encrypted(self):
+        cells = [(0, 0, 0.0, True, True), *((sample, 0, 0.5, False, True) for sample in range(40))]
+        assert with_outcomes(self.table(*cells))["outcome"].tolist() == ["read", "protected", *["unresolved"] * 39]
+        (found,) = by_level(self.table(*cells)).query("level == 'recognisable' and ratio == 0.5").itertuples()
+        assert (found.read, found.num_cells, found.unresolved) == (0, 40, 39) and found.upper > 0.9
+
+    def test_an_input_that_was_not_tried_at_a_ratio(self):
+        cells = [(s, 0, r, r < 0.9, True) for s in range(6) for r in (0.0, 0.2, 0.5, 0.9) if r < 0.9 or s == 0]
+        found = protecting_by_level(self.table(*cells)).query("level == 'recognisable'").iloc[0]
+        assert found["num_inputs"] == 6 and found["ratio"] == found["high"] == math.inf
+        tried = [(s, 0, r, r < 0.9, True) for s in range(6) for r in (0.0, 0.2, 0.5, 0.9)]
+        assert protecting_by_level(self.table(*tried)).query("level == 'recognisable'").iloc[0]["ratio"] == 0.9
+
+    def test_seeds_of_one_input_are_one_input(self):
+        cells = [(s, seed, r, r == 0, True) for s in range(8) for seed in range(10) for r in (0.0, 0.5)]
+        (found,) = stopping_ratios(self.table(*cells)).itertuples()
+        assert found.num_cells == 80 and found.upper == pytest.approx(wilson(0, 8)[1]) and found.verdict == "stopped at ≤ 0.5 (0 of 80, < 33%)"
+        low, high = share_interval(self.table(*cells), "success")
+        assert (low, high) == pytest.approx(wilson(4, 8))
+
+    def test_searches_that_ended_too_early_count_against_a_bound(self):
+        cells = [(s, 0, r, r == 0, r == 0 or s < 3) for s in range(60) for r in (0.0, 0.5)]
+        (found,) = by_level(self.table(*cells)).query("level == 'recognisable' and ratio == 0.5").itertuples()
+        assert (found.read, found.unresolved) == (0, 57) and found.upper == pytest.approx(wilson(57, 60)[1])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from selgrad.errors import UsageError
 from selgrad.report.statistics import anytime_bound, cells_needed, evidence_above, evidence_below, upper_bound
-from selgrad.suites.decide import RATIOS, Answer, Question, step
+from selgrad.suites.decide import RATIOS, Answer, Question, Wanted, step
 
 
 def search(question, rate_of, rng, num_cells=600, failing=0.0, open_at=(), luck=0.0):
@@ -82,6 +82,27 @@ def test_what_cannot_be_said_is_not_said():
     assert (answer.verdict, answer.ratio, answer.low) == ("encrypt everything", 1.0, 0.999) and cells < 100
     answer, _ = search(question, lambda ratio: 0.0, rng)
     assert (answer.ratio, answer.low) == (0.001, 0.0), "whatever is encrypted protects, and no ratio was shown not to"
+
+
+def test_what_is_read_above_is_not_passed_over():
+    """Attacks need not fall with the ratio: what was read at a larger one speaks against a smaller one, too."""
+    question, tried = Question(), {}
+    protects = RATIOS.index(0.3)
+    while isinstance(wanted := step(question, tried, 600), Wanted):
+        for cell in wanted.cells:
+            tried.setdefault(wanted.ratio, {})[cell] = "read" if wanted.ratio < protects else "protected"
+    assert (wanted.verdict, wanted.ratio) == ("protected", 0.3)
+    above = RATIOS.index(0.6)
+    tried[above] = dict.fromkeys(range(18), "read")
+    while isinstance(wanted := step(question, tried, 600), Wanted):
+        for cell in wanted.cells:
+            tried.setdefault(wanted.ratio, {})[cell] = "protected"
+    assert wanted.ratio > 0.6
+
+
+def test_an_open_question_has_the_bound_that_open_cells_leave():
+    answer, _ = search(Question(), logistic(0.3), np.random.default_rng(5), open_at=range(600))
+    assert answer.verdict == "unresolved" and answer.unresolved > 0.9 * answer.num_cells and answer.bound > 0.9
 
 
 def test_where_inputs_end_the_next_ratio_is_tried_on_them():

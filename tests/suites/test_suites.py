@@ -24,7 +24,7 @@ from selgrad.suites.recommend import configured, recommend, run_suite, with_luck
 from selgrad.suites.search import Search, outcomes
 
 HASHES = {
-    "images": {"quick": "4d3f8af5", "standard": "cfb16334", "full": "90c4e7fe"},
+    "images": {"quick": "572135c6", "standard": "32e97c42", "full": "07ffcc3a"},
     "text": {"quick": "5455aaa7", "standard": "2f782223", "full": "6dd1f77c"},
 }
 RATIOS = (0.2, 0.6, 0.9, 1.0)
@@ -39,13 +39,13 @@ GIVEN = {
 def test_a_suite_is_frozen():
     """A change of a member, or of a default of its attack, is another version: raise `version` and then write the new hashes here."""
     assert {name: {budget: suite.hash(budget) for budget in BUDGETS} for name, suite in SUITES.items()} == HASHES
-    assert all(suite.version == 1 for suite in SUITES.values())
+    assert {name: suite.version for name, suite in SUITES.items()} == {"images": 2, "text": 1}
 
 
 def test_what_cannot_be_run_is_left_out_and_says_why():
     setting = lambda model, **update: Setting(make_spec("dataset", "digits", {"count": 8}), make_spec("model", model), make_spec("update", **update))
     attacks, left = suite_for("images").attacks(setting("lenet", name="gradient"), "standard")
-    assert [spec.name for spec in attacks] == ["inverting_gradients", "bayesian"]
+    assert [spec.name for spec in attacks] == ["inverting_gradients", "inverting_gradients", "bayesian"]
     assert left == {
         "rank_one": "no dense layer reads the pixels",
         "silhouette": "no dense layer reads the pixels",
@@ -53,9 +53,13 @@ def test_what_cannot_be_run_is_left_out_and_says_why():
         "april": "no layer reads patches beside positions of as many tokens",
     }
     attacks, left = suite_for("images").attacks(setting("vit", name="gradient"), "quick")
-    assert [spec.name for spec in attacks] == ["april", "inverting_gradients", "bayesian"] and set(left) == {"rank_one", "silhouette", "gauss_newton"}
+    assert [spec.name for spec in attacks] == ["april", "inverting_gradients", "inverting_gradients", "bayesian"] and set(left) == {
+        "rank_one",
+        "silhouette",
+        "gauss_newton",
+    }
     attacks, left = suite_for("images").attacks(setting("mlp", name="fedavg", arguments={"num_steps": 2, "batch_size": 2}), "quick")
-    assert [spec.name for spec in attacks] == ["rank_one", "inverting_gradients", "bayesian"]
+    assert [spec.name for spec in attacks] == ["rank_one", "inverting_gradients", "inverting_gradients", "bayesian"]
     assert left == {
         "silhouette": "reads one image, and a client holds several",
         "april": "reads one image, and a client holds several",
@@ -89,7 +93,7 @@ def closed_form(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"attack": "idlg"}, "a suite brings its attacks"), ({"model": ["mlp", "lenet"]}, "a suite speaks of one setting"), ({"metrik": "random"}, "metrik"),
+        ({"attack": "idlg"}, "a suite brings its attacks"), ({"model": ["mlp", "lenet"]}, "a suite needs exactly one"), ({"metrik": "random"}, "metrik"),
         ({"dataset": "digit"}, "digits"),
     ],
 )  # fmt: skip
@@ -239,14 +243,18 @@ def test_contributions_count_what_nothing_else_reads():
         "dataset_label": "d", "model_label": "m", "update_label": "u", "protection_label": "none", "metric_label": "magnitude", "selector_label": "global_top",
         "ratio": 0.5, "seed": 0, "converged": True, "num_evaluations": 10, "attack_seconds": 1.0,
     }  # fmt: skip
+    # With nothing encrypted both read all.
+    plain = [{**base, **row, "ratio": 0.0, "success": True} for row in rows]
     records = pd.DataFrame([{**base, **row} for row in rows])
     found = contributions(records).set_index("attack")
     assert found.loc["a", ["read", "alone"]].tolist() == [2, 1] and found.loc["b", ["read", "alone"]].tolist() == [2, 1]
-    worst = worst_of(records).set_index("sample")
+    assert worst_of(records).set_index("sample")["outcome"].tolist() == ["read", "read", "read", "unresolved"], "never tried with nothing encrypted"
+    worst = worst_of(pd.concat([records, pd.DataFrame(plain)])).query("ratio > 0").set_index("sample")
     assert worst["outcome"].tolist() == ["read", "read", "read", "protected"] and worst["by"].tolist() == [2, 1, 1, 0]
 
 
-def test_an_input_is_protected_where_one_attack_that_works_was_searched_to_its_end():
+def test_an_input_is_protected_where_every_attack_that_works_was_searched_to_its_end():
+    """What one attack explains otherwise, another with a prior may yet read: on 130 of 281 inputs that one attack called protected the other read them."""
     base = {"dataset_label": "d", "model_label": "m", "update_label": "u", "metric_label": "magnitude", "selector_label": "global_top", "sample": 0, "seed": 0}
     rows = [
         ("works", 0.0, True, True),
@@ -258,7 +266,9 @@ def test_an_input_is_protected_where_one_attack_that_works_was_searched_to_its_e
     ]
     table = pd.DataFrame([{**base, "attack_label": a, "ratio": r, "success": s, "converged": c} for a, r, s, c in rows])
     outcome = lambda *attacks: worst_of(table[table["attack_label"].isin(attacks)]).set_index("ratio").loc[0.5, "outcome"]
-    assert outcome("works", "early", "weak") == outcome("works") == "protected"
+    assert outcome("works", "weak") == outcome("works") == "protected" and outcome("works", "early") == "unresolved"
+    # Of one attack that runs in several ways it is enough that one explains all that is visible.
+    assert worst_of(table.assign(attack="both")).set_index("ratio").loc[0.5, "outcome"] == "protected"
     assert outcome("early", "weak") == outcome("early") == "unresolved" and outcome("weak") == "attack failed"
 
 
@@ -278,7 +288,7 @@ def test_what_a_mask_protects_from_less_it_protects_from_more():
 
 def test_a_member_of_another_version_changes_the_hash():
     one = SUITES["images"]
-    assert dataclasses.replace(one, version=2).hash("quick") != one.hash("quick")
+    assert dataclasses.replace(one, version=one.version + 1).hash("quick") != one.hash("quick")
     matching = next(member for member in one.members if member.attack == "inverting_gradients")
     other = dataclasses.replace(matching, arguments={"quick": ({"num_steps": 1201},)})
     assert dataclasses.replace(one, members=(other,)).hash("quick") != one.hash("quick")
