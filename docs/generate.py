@@ -305,10 +305,13 @@ asked: from which share of encrypted entries on does no attack of the suite reac
 equally frequent classes 52.5 % of all, with ten 14.5 %.
 
 Models are untrained, under three weight initialisations, and clients send the gradient of one input, unless a heading says otherwise. Each interval is the
-result of an adaptive search, which adds inputs until the answer is clear. `(a, b]` means that encrypting a share *a* was shown not to protect. In bold,
-encrypting *b* was shown to protect; otherwise the attacks stopped too early or the inputs ran out first. A suite gives only a lower bound on what attackers
-can do: read "protects" as "no attack of this suite, with this budget, reads it". All searches used the budget `quick`: fewer steps than `standard`, and
-neither LAMP nor Gauss-Newton. The label of a suite names the version that was run.
+result of an adaptive search, which adds inputs until the answer is clear. The confidence is one over inputs, under these three initialisations. `(a, b]`
+means that encrypting a share *a* was shown not to protect. In bold, encrypting *b* was shown to protect; otherwise the attacks stopped too early or the
+inputs ran out first. A suite gives only a lower bound on what attackers can do: read "protects" as "no attack of this suite, with this budget, reads it". All
+searches used the budget `quick`: fewer steps than `standard`, and neither LAMP nor Gauss-Newton. The label of a suite names the version that was run.
+
+*Only zeros are visible*: every entry that is not 0 is encrypted, so that what protects is that nothing is left to see. Much of an update can be 0, such as
+rows of positions and words that do not occur: longer sentences or denser inputs have more entries that are not, and then the same share leaves some visible.
 """
 RULES = """
 ## How to use this
@@ -320,9 +323,13 @@ RULES = """
 """
 
 
-def _protecting(row: Any) -> str:
-    """What a search ended with, in a cell of a table."""
-    read = f"{row['read']} of {row['num_cells']} read"
+def _protecting(row: Any, records: pd.DataFrame) -> str:
+    """What a search ended with, in a cell of a table; `records` are those of the setting."""
+    unresolved = f", {row['unresolved']} unresolved" if row["unresolved"] else ""
+    read = f"{row['read']} of {row['num_cells']} read{unresolved}"
+    at = records[(records["metric_label"] == row["metric"].split(" / ")[0]) & (records["ratio"] == row["ratio"])]["visible_per_unknown"]
+    if len(at) and not at.fillna(1).any():
+        read += "; only zeros are visible"
     if row["verdict"] == "attacks fail":
         return "attacks fail with nothing encrypted"
     if row["verdict"] == "encrypt everything":
@@ -410,8 +417,11 @@ def _named(row: Any) -> str:
 
 
 def _knows_labels(row: Any) -> bool:
-    records = pd.read_parquet(HERE.parent / "benchmarks" / "results" / f"suites-{row['setting']}-{row['budget']}.parquet", columns=["known_labels"])
-    return bool(records["known_labels"].all())
+    return bool(pd.read_parquet(_records(row), columns=["known_labels"])["known_labels"].all())
+
+
+def _records(row: Any) -> Path:
+    return HERE.parent / "benchmarks" / "results" / f"suites-{row['setting']}-{row['budget']}.parquet"
 
 
 def searched() -> pd.DataFrame:
@@ -453,7 +463,8 @@ def guidelines() -> str:
         answers = {answer["level"]: answer for answer in row["answers"]}
         tables = {level: {one["metric"]: one for one in answer["table"]} for level, answer in answers.items()}
         metrics = list(dict.fromkeys(metric for table in tables.values() for metric in table))
-        cells = [[f"`{metric}`", *(_protecting(table[metric]) if metric in table else "" for table in tables.values())] for metric in metrics]
+        records = pd.read_parquet(_records(row), columns=["metric_label", "ratio", "visible_per_unknown"])
+        cells = [[f"`{metric}`", *(_protecting(table[metric], records) if metric in table else "" for table in tables.values())] for metric in metrics]
         known = " The attacker knows the labels." if _knows_labels(row) else ""
         parts.append(f"\n## {row['setting']}: {row['title']}\n\nSuite `{row['suite']}`.{known}\n")
         parts.append(_rows(["metric", *tables], cells))

@@ -115,14 +115,14 @@ def print_recommendation(result: Any, out: Path) -> None:
 
     question = result.question
     shown = Table(title=f"{result.title}: where at most {question.rate:.3g} of the inputs are {question.level} by {result.suite}", title_justify="left")
-    for name in ("metric", "verdict", "ratio", "not enough at", "read", "at most", "kB a client", "seconds"):
+    for name in ("metric", "verdict", "ratio", "not enough at", "read", "at most", "visible per unknown", "kB a client", "seconds"):
         shown.add_column(name)
     money = lambda value, form: "" if value != value else format(value, form)
     for row in result.table.itertuples():
         open_cells = f", {row.unresolved} unresolved" if row.unresolved else ""
         shown.add_row(
             row.metric, row.verdict, money(row.ratio, ".4g"), f"{row.low:.4g}", f"{row.read} of {row.num_cells}{open_cells}", f"{row.bound:.1%}",
-            money(row.bytes / 1000, ",.0f"), money(row.seconds, ".3f"),
+            money(row.visible_per_unknown, ".2g"), money(row.bytes / 1000, ",.0f"), money(row.seconds, ".3f"),
         )  # fmt: skip
     wide(120).print(shown)
     if result.chosen is None:
@@ -134,7 +134,10 @@ def print_recommendation(result: Any, out: Path) -> None:
             why = "a part would do, but takes more bytes with the list of what is encrypted" if partly else "no part was shown to protect"
             click.echo(f"answer     encrypt everything; {why}")
         else:
-            click.echo(f"answer     encrypt {best['ratio']:.4g} of the entries by {result.chosen}; {best['low']:.4g} is not enough")
+            enough = f"of the inputs at most {best['bound']:.1%} are {question.level} ({question.rate:.3g} tolerated)"
+            click.echo(f"answer     encrypt {best['ratio']:.4g} of the entries by {result.chosen}: {enough}; {best['low']:.4g} is not enough")
+            if best["visible_per_unknown"] == 0:
+                click.echo("           only zeros are visible there: longer or denser inputs may leave more to be seen, so ask again for those")
     for other in result.alternatives:
         click.echo(f"instead    {other.name}: {other.num_entries:,} entries, {other.bytes / 1000:,.0f} kB a client, {other.seconds:.3f} s; {other.about}")
     click.echo("instead    noise: `selgrad sweep` with protection: {name: dp_gaussian, noise: [...]} says how much stops the same attacks")

@@ -65,7 +65,8 @@ class Recommendation:
       suite: label of the suite.
       question: the question that was asked, with the rate that guessing reaches.
       table: one row per metric and selector: `metric`, `verdict`, `ratio`, `low`, `num_cells`, `unresolved`, `bound`, `bytes` (a client's ciphertexts and
-        index list) and `seconds` (to encrypt them), both NaN where OpenFHE does not load; cheapest first.
+        index list) and `seconds` (to encrypt them), both NaN where OpenFHE does not load, and `visible_per_unknown`, entries other than 0 that are visible at
+        `ratio` for each unknown of the input; cheapest first.
       alternatives: what else can be done, and what it costs; empty where OpenFHE does not load.
       chosen: label of the cheapest that protects; None where none does.
       attacks: as `selgrad.report.verdicts.contributions` returns them; each is tried on what the ones before it did not read.
@@ -190,6 +191,7 @@ def recommend(
         runner, by_arm = _searched(search, asked, executor, on_event)
         records = search.records()
         table, instead, note = costs_of(search, by_arm, config.encryption, on_event)
+        table = table.assign(visible_per_unknown=[_visible(records, search, row) for row in table.itertuples()])
         chosen = str(table["metric"].iloc[0]) if len(table) and table["protects"].iloc[0] else None
         checked = None
         if check and chosen is not None:
@@ -206,6 +208,15 @@ def recommend(
     )  # fmt: skip
     files.write_text(root / "recommendation.json", json.dumps(_finite(result.document()), indent=1) + "\n")
     return result
+
+
+def _visible(records: pd.DataFrame, search: Search, row: Any) -> float:
+    """Returns the mean number of visible entries other than 0 per unknown of the input, at the ratio of an answer."""
+    if row.ratio == 1:
+        return 0.0
+    arm = next(arm for arm in search.arms if arm.label == row.metric)
+    cells = records[(records["ratio"] == row.ratio) & (records["metric_label"] == arm.metric.label) & (records["selector_label"] == arm.selector.label)]
+    return float(cells["visible_per_unknown"].mean()) if len(cells) else math.nan
 
 
 def _finite(value: Any) -> Any:
