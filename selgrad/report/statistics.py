@@ -17,8 +17,8 @@ import pandas as pd
 def two_way_interval(cells: pd.DataFrame, column: str, *, num_resamples: int = 2000, level: float = 0.95) -> tuple[float, float]:
     """Computes a bootstrap interval of a mean over both samples and seeds: each draw takes as many of each, with replacement, and every cell they share.
 
-    With many of both it does not understate the variance of the mean (Owen 2007, owen2007pigeonhole), unlike a bootstrap over cells or over one of the two. With
-    few it does: where weights matter most, the 95 % interval of 3 seeds covers the mean in about 70 % of cases, and that of one speaks of that one alone.
+    With many of both it does not understate the variance of the mean (Owen 2007, owen2007pigeonhole), unlike a bootstrap over cells or over one of the two.
+    With few it does: where weights matter most, the 95 % interval of 3 seeds covers the mean in about 70 % of cases, and one seed speaks of that seed alone.
 
     Args:
       cells: a table with the columns `sample` and `seed`.
