@@ -368,9 +368,7 @@ def success_profiles(records: pd.DataFrame, folder: Path) -> str | None:
     counts = data["num_inputs"]
     _label_rows(axes, f"share of inputs (n = {counts.min()}{'' if counts.min() == counts.max() else f' to {counts.max()}'})")
     lines = [Line2D([], [], color=colour) for colour in colours]
-    figure.legend(
-        lines, [f"{100 * ratio:g} % encrypted" for ratio in ratios], loc="outside lower center", ncols=min(5, len(ratios) + 1), frameon=False, fontsize=9
-    )
+    figure.legend(lines, [f"{100 * ratio:g} % encrypted" for ratio in ratios], loc="outside lower center", ncols=min(4, len(ratios)), frameon=False, fontsize=9)
     _save_panels(figure, axes, folder, stem, digest)
     return stem
 
