@@ -10,6 +10,7 @@ from selgrad.experiment import Lane, Setting
 from selgrad.experiment.cell import run_lanes
 from selgrad.registry import Spec
 
+pytestmark = pytest.mark.once
 MLP = {"name": "mlp", "width": 16, "activation": "sigmoid"}
 
 
