@@ -161,14 +161,16 @@ def step(question: Question, tried: Tried, num_cells: int) -> Wanted | Answer:
         """Counts the tests below a ratio, each of which has failed once a larger one is tested."""
         return sum(of(below, others)[1] > 0 for below in range(index))
 
+    def too_often(index: int) -> bool:
+        return any(_surprise(*of(index, cells)[:2], rate) < _DOUBT for cells in (range(num_cells), others))
+
     def given_up(index: int) -> bool:
         read, trials, _ = of(index, others)
         # A test that has passed is not given up because of the last cell that it needed.
         passed = trials > 0 and evidence_below(read, trials, rate, question.expected) >= 1 / question.error_of(failures(index))
-        unlikely = any(_surprise(*of(index, cells)[:2], rate) < _DOUBT for cells in (range(num_cells), others))
         # Without more inputs a larger ratio may still be shown to protect, if these are enough for another test.
         ended = all(cell in known(index) for cell in others) and question.needed(failures(index) + 1) <= trials
-        return not passed and (unlikely or ended or trials >= question.most(failures(index)))
+        return not passed and (too_often(index) or ended or trials >= question.most(failures(index)))
 
     low, high, last = -1, len(question.ratios) - 1, len(question.ratios) - 1
     while high - low > 1:
@@ -189,7 +191,7 @@ def step(question: Question, tried: Tried, num_cells: int) -> Wanted | Answer:
             low = middle
         else:
             high = middle
-        if high - low == 1 and (above := [index for index in range(high + 1, last) if known(index) and given_up(index)]):
+        if high - low == 1 and (above := [index for index in range(high + 1, last) if known(index) and too_often(index)]):
             # More is read above than here, against the assumption, so this is no answer.
             low, high = max(above), last
     failed = failures(high)
