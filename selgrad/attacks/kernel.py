@@ -86,15 +86,15 @@ class Mismatch(NamedTuple):
 
     Attributes:
       value: point -> the objective.
-      misfit: point -> the objective without regularisers.
       residuals: point -> the residual of every entry of every round, in units of its leaf's norm; 0 where nothing is visible.
       noise: the standard deviation of the noise that a protection added to each of these entries.
+      misfit: point -> the objective without its regulariser.
     """
 
     value: Callable[[Array], Array]
-    misfit: Callable[[Array], Array]
     residuals: Callable[[Array], Array]
     noise: Array | float
+    misfit: Callable[[Array], Array]
 
     def __call__(self, point: Array) -> Array:
         """Returns the objective at a point."""
@@ -259,7 +259,7 @@ def gradient_matching(
             update = lambda view: view.update(view.model, view.params, inputs, probabilities, view.valid)
             return jnp.concatenate([leaf_residuals(update(view), target) for view, target in rounds])
 
-        return Mismatch(value, lambda point: parts(point)[0], residuals, noise(observation, aims))
+        return Mismatch(value, residuals, noise(observation, aims), lambda point: parts(point)[0])
 
     def restart_target(view: Observation, target: Target, informed: Array | float) -> Target:
         """Returns the target of a restart, which lacks the completed entries where the restart is not informed."""

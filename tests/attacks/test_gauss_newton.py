@@ -30,7 +30,8 @@ def linear(rows, noise, seed=0):
 def test_a_linear_problem_has_the_posterior_mean_of_its_closed_form(rows, exact):
     noise = 1e-2
     matrix, seen = linear(rows, noise)
-    objective = Mismatch(lambda z: jnp.sum((matrix @ z - seen) ** 2), lambda z: matrix @ z - seen, 0.0)
+    value = lambda z: jnp.sum((matrix @ z - seen) ** 2)
+    objective = Mismatch(value, lambda z: matrix @ z - seen, 0.0, value)
     method = gauss_newton_steps(first_noise=noise, last_noise=noise, halving=0.5, exact=exact, num_products=60)
     state = jax.jit(lambda z: jax.lax.fori_loop(0, 8, lambda _, s: method.step(objective, s), method.init(z)))(jnp.ones(12))
     wide = matrix.astype(np.float64)
@@ -44,7 +45,8 @@ def test_a_linear_problem_has_the_posterior_mean_of_its_closed_form(rows, exact)
 def test_known_noise_is_added_to_what_entries_are_credited_with():
     matrix, seen = linear(40, 0.0)
     noise = np.where(np.arange(40) < 20, 10.0, 0.0).astype(np.float32)
-    objective = Mismatch(lambda z: jnp.sum((matrix @ z - seen) ** 2), lambda z: matrix @ z - seen, noise)
+    value = lambda z: jnp.sum((matrix @ z - seen) ** 2)
+    objective = Mismatch(value, lambda z: matrix @ z - seen, noise, value)
     method = gauss_newton_steps(first_noise=1e-2, last_noise=1e-2, halving=0.5, exact=4096, num_products=60)
     state = jax.jit(lambda z: jax.lax.fori_loop(0, 8, lambda _, s: method.step(objective, s), method.init(z)))(jnp.zeros(12))
     weight = 1 / np.hypot(1e-2, noise.astype(np.float64))
