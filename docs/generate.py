@@ -406,7 +406,7 @@ def summary() -> str:
             return f"none shown (> {100 * one['low']:g} %)" if one["verdict"] == "encrypt everything" else "attacks fail"
         share = f"{100 * one['ratio']:g} %"
         read = f"{one['read']} of {one['num_cells']} read"
-        return f"**{share}** ({read})" if one["verdict"] == "protected" else f"{share}, {one['verdict']} ({read})"
+        return f"**{share}** ({read})" if one["verdict"] == "protected" else f"{share}, {one['verdict']} ({read}, {one['unresolved']} open)"
 
     return _rows(["model, data", *metrics], [[_named(row), *(cell(table.get(metric)) for metric in metrics)] for table, row in tables])
 
