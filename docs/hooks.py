@@ -3,6 +3,7 @@
 `.ci/run` executes notebooks into `.ci/notebooks` before it builds the site; without that their pages show the code alone.
 """
 
+import functools
 import html
 import re
 from pathlib import Path
@@ -27,14 +28,20 @@ def _without_code(text: str, up: str) -> str:
     return re.sub(rf"(?<!!)\[([^\[\]]+)\]\({re.escape(up)}(?:{places})[^)]*\)", r"\1", text)
 
 
+@functools.cache
+def _sources() -> dict[str, str]:
+    """Key -> authors and year, of every source."""
+    listed = re.findall(r"`(\w+)`: (.*?) \((\d{4})\)\.", (ROOT / "docs" / "references.md").read_text())
+    return {key: f"{authors} {year}" for key, authors, year in listed}
+
+
 def on_page_markdown(markdown, page, config, files):
     """Pages link to the code as it lies in the repository, and name their sources as links."""
     depth = page.file.src_uri.count("/")
     text = _without_code(markdown, "../" * (depth + 1))
     if page.file.src_uri == "references.md":
         return text
-    listed = re.findall(r"`(\w+)`: (.*?) \((\d{4})\)\.", (ROOT / "docs" / "references.md").read_text())
-    known = {key: f"{authors} {year}" for key, authors, year in listed}
+    known = _sources()
     cited = lambda found: f"[{known[found[0]]}]({'../' * depth}references.md#{found[0]})" if found[0] in known else found[0]
     return re.sub(r"(?<![\[\w`#@])[a-z]+(?:19|20)\d\d[a-z]*(?![\w`\]])", cited, text)
 

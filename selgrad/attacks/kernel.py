@@ -247,8 +247,8 @@ def gradient_matching(
             inputs, probabilities = unravel(observation, labels, point, by)
             matched = [mismatch(view, target, inputs, probabilities) for view, target in rounds]
             total = matched[0] if len(matched) == 1 else jnp.stack(matched).mean()
-            prior = total + (0.0 if by.prior is None else by.prior(observation, inputs))
-            return prior, 0.0 if by.regulariser is None else by.regulariser(observation, inputs)
+            misfit = total + (0.0 if by.prior is None else by.prior(observation, inputs))
+            return misfit, 0.0 if by.regulariser is None else by.regulariser(observation, inputs)
 
         def value(point: Array) -> Array:
             misfit, regularised = parts(point)

@@ -200,20 +200,23 @@ def is_informative(worst: pd.DataFrame, records: pd.DataFrame, num_attacks: int)
     A run may have ended in between, and an input that one attack has read is not given to the next.
     """
     whole = _complete(records, num_attacks)
-    plain = ("", "", 0.0)
-    tried = [
-        {(row.metric_label, row.selector_label, row.ratio) if row.ratio > 0 else plain, plain} <= whole.get((row.sample, row.seed), set())
-        for row in worst.itertuples()
-    ]
+    tried = [{_mask(row), _PLAIN} <= whole.get((row.sample, row.seed), set()) for row in worst.itertuples()]
     return (worst["outcome"] == "read") | pd.Series(tried, index=worst.index, dtype=bool)
 
 
 def tried_by_all(records: pd.DataFrame, num_attacks: int) -> pd.Series:
     """Returns which records are of a mask and an input that every attack has tried."""
     whole = _complete(records, num_attacks)
-    keys = (("", "", 0.0) if row.ratio == 0 else (row.metric_label, row.selector_label, row.ratio) for row in records.itertuples())
-    places = zip(records["sample"], records["seed"], keys, strict=True)
-    return pd.Series([key in whole.get((sample, seed), set()) for sample, seed, key in places], index=records.index, dtype=bool)
+    tried = [_mask(row) in whole.get((row.sample, row.seed), set()) for row in records.itertuples()]
+    return pd.Series(tried, index=records.index, dtype=bool)
+
+
+_PLAIN = ("", "", 0.0)
+
+
+def _mask(row: Any) -> tuple[str, str, float]:
+    """Returns which mask a record is of; with nothing encrypted all metrics and selectors are the same."""
+    return _PLAIN if row.ratio == 0 else (row.metric_label, row.selector_label, row.ratio)
 
 
 def _complete(records: pd.DataFrame, num_attacks: int) -> dict[tuple[int, int], set[tuple[str, str, float]]]:
