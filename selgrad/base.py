@@ -607,7 +607,7 @@ class Attack:
       objective: (observation, embedded inputs (B, ...), labels (B, *label_shape)) -> the attack's own objective there, in the unit of
         `Reconstruction.objective`; None for an attack that has none.
       misfit: the same without regularisers: how badly inputs explain what is visible. With the true inputs it shows whether a search has ended. A smooth image
-        has a small total variation and explains nothing by that.
+        has a small total variation and explains nothing by that. None where it is the objective.
     """
 
     start: Callable[[Key, Observation], Any]

@@ -391,7 +391,7 @@ def gradient_matching(
     prepare: Prepare | None = fill_hidden if hidden == "complete" else estimate if hidden == "learned" else None
     return Kernel(
         init, aim, step, decode, prepare, rung=hidden, evidence=hidden == "bounded", estimate=hidden == "learned", objective=objective_at,
-        misfit=objective_at if regulariser is None else misfit_at, doubled=doubled,
+        misfit=None if regulariser is None else misfit_at, doubled=doubled,
     )  # fmt: skip
 
 
