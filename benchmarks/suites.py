@@ -135,6 +135,7 @@ def main() -> None:
             "setting": name,
             "budget": given.budget,
             "suite": found.suite,
+            "source": sorted(records["selgrad_source"].unique()),
             "title": found.title,
             "hours": (time.perf_counter() - started) / 3600,
             "answers": answers,

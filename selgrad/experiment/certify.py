@@ -89,7 +89,10 @@ class Certifier:
         return certify(matrix, grads, ranks, counts, noise=noise, prior=prior, informations=informations), informations, prior
 
     def _jacobian(self, seed: int, sample: int, round_index: int) -> tuple[Any, Any, Any, Any]:
-        """Returns J (n, d) in float64 by the inputs that an attacker does not know, the update, its noise, and the prior's precision."""
+        """Returns J (n, d) in float64 by the inputs that an attacker does not know, the update, its noise, and the prior's precision.
+
+        Inputs are in the unit in which errors are measured, so that a bound and an attack's error can be compared however the model's inputs are normalised.
+        """
         setting, embedded = self._setting, self.require_possible()
         params = setting.weights(seed, round_index)
         own = jax.tree.map(lambda leaf: leaf[sample], setting.batches), setting.sent(seed, round_index, sample).grads
@@ -102,8 +105,9 @@ class Certifier:
         with devices.double_precision():
             arguments = jax.tree.map(widen, (params, batch, grads))
             matrix = np.asarray(setting.compiled("jacobian", every, *arguments)(*arguments))
-        unknown = setting.modality.unknown(batch, embedded.shape)
-        matrix = matrix if unknown.all() else matrix[:, unknown]
+        unknown, unit = setting.modality.unknown(batch, embedded.shape), setting.modality.unit(embedded.shape)
+        matrix, unit = (matrix, unit) if unknown.all() else (matrix[:, unknown], unit[unknown])
+        matrix = matrix if (unit == 1).all() else matrix / unit
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(grads)]
         flat: Any = np.concatenate([leaf.astype(np.float64).reshape(-1) for leaf in leaves])
         added = zip(jax.tree.leaves(setting.protection.noise(grads)), leaves, strict=True)

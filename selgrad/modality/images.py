@@ -150,11 +150,13 @@ class Images:
         """Returns True for every coordinate."""
         return np.ones(int(np.prod(shape)), bool)
 
+    def unit(self, shape: Sequence[int]) -> npt.NDArray[np.float64]:
+        """Returns the standard deviation by which each pixel was divided: errors are measured in pixels in [0, 1]."""
+        return np.broadcast_to(np.asarray(self.spec.std, np.float64), shape).reshape(-1)
+
     def prior(self, model: Model, params: Params, public: Batch | None) -> Any:
-        """Returns the precision of a Gaussian fitted to the public images, or of uniform pixels."""
-        if public is not None:
-            return gaussian_prior(np.asarray(public.inputs))
-        return 12 / float(np.mean([(high - low) ** 2 for low, high in zip(self.spec.low, self.spec.high, strict=True)]))
+        """Returns the precision of a Gaussian fitted to the pixels of the public images, or of uniform pixels in [0, 1]."""
+        return 12.0 if public is None else gaussian_prior(self.spec.pixels(np.asarray(public.inputs)))
 
     def columns(self, model: Model) -> dict[str, str]:
         """Returns an empty embedding, since images have none."""

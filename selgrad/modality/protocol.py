@@ -161,8 +161,12 @@ class Modality(Protocol):
         """Returns which coordinates of embedded inputs of this shape an attacker does not know, flattened."""
         ...
 
+    def unit(self, shape: Sequence[int]) -> npt.NDArray[np.float64]:
+        """Returns one unit of each coordinate of embedded inputs of this shape in the unit in which errors are measured, flattened."""
+        ...
+
     def prior(self, model: Model, params: Params, public: Batch | None) -> Any:
-        """Returns the precision of what an attacker knows about each coordinate beforehand."""
+        """Returns the precision of what an attacker knows about each coordinate beforehand, in the unit in which errors are measured."""
         ...
 
     def columns(self, model: Model) -> dict[str, str]:

@@ -181,6 +181,10 @@ class Text:
         unknown = unknown & ~np.isin(np.asarray(batch.inputs), self.spec.special_ids)
         return np.broadcast_to(unknown[..., None], shape).reshape(-1)
 
+    def unit(self, shape: Sequence[int]) -> npt.NDArray[np.float64]:
+        """Returns 1 for every coordinate of an embedding."""
+        return np.ones(int(np.prod(shape)))
+
     def prior(self, model: Model, params: Params, public: Batch | None) -> Any:
         """Returns the inverse variance of a random token's embedding."""
         words = jnp.arange(self.spec.vocabulary_size)[None]

@@ -208,8 +208,17 @@ def certificate_says_otherwise(table: pd.DataFrame) -> Iterator[Flag]:
             yield Flag("the certificate says otherwise", str(panel) or "all attacks", detail)
 
 
+def several_sources(table: pd.DataFrame) -> Iterator[Flag]:
+    """Flags records that more than one version of selgrad's code has made: a suite's hash covers its attacks' arguments, and not how they work."""
+    if "selgrad_source" not in table:
+        return
+    made = table["selgrad_source"].fillna("unknown").value_counts()
+    if len(made) > 1:
+        yield Flag("several versions of the code", "all attacks", ", ".join(f"{count} cells by {source}" for source, count in made.items()))
+
+
 CHECKS: tuple[_Check, ...] = (
     fails_plainly, weaker_rung_wins, doubling_helps, restarts_disagree, not_converged, zero_leaf_used, labels_wrong, no_better_than_the_mean,
-    certificate_says_otherwise,
+    certificate_says_otherwise, several_sources,
 )  # fmt: skip
 """The checks, one for each symptom."""

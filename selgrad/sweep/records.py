@@ -21,6 +21,7 @@ from selgrad.config import SweepConfig
 from selgrad.experiment import Certifier, Exposed, Lane, Setting, SuccessRule
 from selgrad.modality import LaneResult
 from selgrad.registry import Spec
+from selgrad.sources import own_hash
 from selgrad.sweep.plan import BlockPlan
 
 _KINDS = ("dataset", "model", "update", "metric", "selector", "attack", "protection")
@@ -85,6 +86,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "attack_seconds": ("float", "Seconds of the block without compilation, divided by its number of cells."),
     "attack_report": ("JSON or empty", "Report of an attack on the host: leaves that it used, did not use (with reasons), and used although they are 0."),
     "selgrad_version": ("text", "Version of selgrad that ran the cell."),
+    "selgrad_source": ("text", "Hash of selgrad's source files that ran the cell: 12 hexadecimal digits, which change with any edit."),
     "jax_version": ("text", "Version of JAX that ran the cell."),
     "jax_settings": ("text", "JAX's settings that change results and differed from their defaults, such as `jax_enable_x64=True`; empty if none did."),
     "device": ("text", "Kind of accelerator."),
@@ -233,6 +235,7 @@ def row(origin: Origin, spec: Spec, lane: Lane, result: LaneResult, report: str,
         "attack_seconds": attack_seconds,
         "attack_report": report,
         "selgrad_version": __version__,
+        "selgrad_source": own_hash(),
         "jax_version": jax.__version__,
         "jax_settings": devices.numerical_settings(),
         "device": jax.local_devices()[0].device_kind,

@@ -8,11 +8,11 @@ import pytest
 
 from selgrad import trees
 from selgrad.config import parse
-from selgrad.data import DATASETS
+from selgrad.data import DATASETS, from_arrays
 from selgrad.errors import UsageError
 from selgrad.experiment import Certifier, Setting, run_cell
 from selgrad.protections import PROTECTIONS
-from selgrad.registry import make_spec
+from selgrad.registry import Spec, make_spec
 from selgrad.report.page import make_report
 from selgrad.report.tables import protections, read_records
 from selgrad.report.verdicts import stopping_ratios
@@ -243,3 +243,34 @@ def test_noise_in_float32_is_no_differential_privacy_and_says_so():
         return ((candidate[:, None] + near).astype(np.float32) == noisy[:, None]).any(axis=1)
 
     assert possible(sent).all() and not possible(other).all()
+
+
+def test_certificates_are_in_pixels_however_the_models_inputs_are_normalised():
+    """The same network, with the normalisation inside of it or before it, has the same gradient and gives an attacker the same error in pixels."""
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.uniform(size=(4, 4, 4, 3)).astype(np.float32) * np.asarray([1.0, 0.5, 0.2], np.float32), np.arange(4)
+    plain, standardised = from_arrays(pixels, labels), from_arrays(pixels, labels, normalisation="channel")
+    assert max(standardised.spec.std) < 0.5 and standardised.spec.std[0] > 2 * standardised.spec.std[2]
+    mean, std = (jnp.asarray(each) for each in (standardised.spec.mean, standardised.spec.std))
+
+    def init(key):
+        return {"kernel": jax.random.normal(key, (48, 9)) / 7, "head": jax.random.normal(jax.random.fold_in(key, 1), (9, 4)) / 3}
+
+    def before(params, inputs):
+        return jnp.tanh(inputs.reshape(len(inputs), -1) @ params["kernel"]) @ params["head"]
+
+    def inside(params, inputs):
+        return before(params, (inputs - mean) / std)
+
+    metric, selector, counts = make_spec("metric", "random"), make_spec("selector", "global_top"), (0, 300, 440)
+    found = []
+    for dataset, apply in ((standardised, before), (plain, inside)):
+        # With noise of 1e-4 the smallest and the largest information differ by less than float64's digits.
+        specs, noise = [Spec.of("dataset", dataset), Spec.of("model", (init, apply)), make_spec("update", "gradient")], {"clip": 1e6, "noise": 1e-10}
+        setting = Setting(*specs, public=specs[0], protection=make_spec("protection", "dp_gaussian", noise))
+        found.append(Certifier(setting).certificates(metric, selector, 0, counts))
+    (outer, outer_bounds), (inner, inner_bounds) = found
+    np.testing.assert_allclose(outer_bounds, inner_bounds, rtol=1e-3)
+    assert [one.rank for one in outer[0]] == [one.rank for one in inner[0]] and outer[0][2].rank < 48
+    for field in ("posterior_mse", "influence_mse", "influence_bound"):
+        np.testing.assert_allclose([getattr(one, field) for one in outer[0]], [getattr(one, field) for one in inner[0]], rtol=1e-3)

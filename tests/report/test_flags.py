@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pandas as pd
 import pytest
 
-from selgrad import run_sweep
+from selgrad import read_records, run_sweep
 from selgrad.attacks import ATTACKS
 from selgrad.base import Attack, Reconstruction
 from selgrad.report.flags import CHECKS, flags
@@ -108,5 +108,16 @@ def test_what_a_certificate_determines_is_not_protected(names, tmp_path):
     assert "the certificate says otherwise" not in raised(tmp_path / "both", blind, able, certificates=True)
 
 
+def test_records_of_two_versions_of_the_code(names, tmp_path, monkeypatch):
+    assert raised(tmp_path, {"name": "closed"}, ratio=[0.05]) == set()
+    monkeypatch.setattr("selgrad.sweep.records.own_hash", lambda: "other")
+    assert raised(tmp_path, {"name": "closed"}, ratio=[0.05]) == set(), "nothing is computed again"
+    table = read_records(tmp_path)
+    half = table["sample"] < table["sample"].median()
+    assert {flag.name for flag in flags(table.assign(selgrad_source=table["selgrad_source"].where(half, "other")))} == {"several versions of the code"}
+    assert {flag.name for flag in flags(table.assign(selgrad_source=table["selgrad_source"].where(half, None)))} == {"several versions of the code"}
+    assert flags(table.drop(columns="selgrad_source")) == []
+
+
 def test_every_check_has_its_fault_here():
-    assert len(CHECKS) == 9 and flags(pd.DataFrame()) == []
+    assert len(CHECKS) == 10 and flags(pd.DataFrame()) == []
