@@ -4,6 +4,7 @@ Run: uv run python docs/generate.py   (a test says when it is due)
 """
 
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from typing import Any
 import click
 import jupytext
 import pandas as pd
+import scipy.stats
 
 from selgrad import measures
 from selgrad.cli.group import cli
@@ -530,6 +532,39 @@ def _claimed(row: Any) -> str:
     return "**refuted**" if leaks else "**holds**" if protects and not row["unresolved"] else "open"
 
 
+BOUND = """## The bound of arXiv 2509.20476
+
+The Bayesian Cramér-Rao bound of the visible entries bounds the error of any reconstruction (huang2025advancing). Tested on the images of the
+[attacker ladder](attackers.md), whose records hold the bound (`certificate_van_trees_mse`, section 5 of [../theory.md](../theory.md)): with the noise that
+float32's rounding leaves, and a Gaussian prior fitted to public images. A mask is one metric at one ratio, and only masks whose bound is above 1e-6 say anything.
+
+{table}
+
+**Refuted as a bound on any attacker where the network is a relu, not contradicted where it is smooth.** The attacker below the bound is a decoder trained on
+public images. The bound knows a Gaussian of the images' covariance, and of all densities with that covariance it is the one that tells least; and it is local: it does not see what
+the pattern of zeros of a relu network, or the choice of the entries that were encrypted, says about an image. So a large bound must not be read as protection.
+"""
+
+
+def _bounded() -> str:
+    """A table of how often an attack's mean error over the inputs of a mask lies below the bound that was published for it."""
+    ladder = pd.read_parquet(HERE.parent / "benchmarks" / "results" / "attacker_ladder.parquet")
+    ladder = ladder[(ladder["certificate_van_trees_mse"] > 1e-6) & ladder["mse"].notna()]
+    mask, cells = ["metric_label", "selector_label", "ratio"], []
+    for (dataset, model), records in ladder.groupby(["dataset_label", "model_label"], sort=True):
+        means = records.groupby([*mask, "attack_label"]).agg(
+            mse=("mse", "mean"), std=("mse", "std"), n=("mse", "size"), bound=("certificate_van_trees_mse", "mean")
+        )
+        lowest = means.loc[(means["mse"] / means["bound"]).idxmin()]
+        half = float(scipy.stats.t.ppf(0.975, lowest["n"] - 1)) * lowest["std"] / math.sqrt(lowest["n"])
+        attack = str(lowest.name[-1])
+        least = f"{lowest['mse']:.3g} ({lowest['mse'] - half:.2g} to {lowest['mse'] + half:.2g}), `{attack}`, n = {lowest['n']:.0f}"
+        below = f"{(means['mse'] < means['bound']).sum()} of {len(means)}"
+        cells.append([dataset, f"`{model}`", means.groupby(mask).ngroups, below, f"{lowest['bound']:.3g}", least])
+    head = ["images", "model", "masks", "attacks and masks with a mean error below the bound", "a bound", "least mean error in its unit there (95 %)"]
+    return _rows(head, cells)
+
+
 def claims() -> str:
     """The page of claims."""
     every: dict[str, list[Any]] = {}
@@ -542,7 +577,7 @@ def claims() -> str:
         first, said = rows[0], rows[0]["text"][0].upper() + rows[0]["text"][1:]
         parts.append(f"\n## {name}\n\n{said} ({first['source']}). {first['title']}; suite `{first['suite']}`, level {first['level']}.\n")
         parts.append(_rows(["encrypted", "share", "is said to", "read", "interval", "median input", ""], cells))
-    return "\n".join([*parts, UNTESTED.rstrip()]) + "\n"
+    return "\n".join([*parts, "\n" + BOUND.format(table=_bounded()), UNTESTED.strip()]) + "\n"
 
 
 MEMBERS = """# The suites: what each attack adds

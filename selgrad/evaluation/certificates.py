@@ -181,7 +181,10 @@ def verdict(size: int, rank: int, count: int, total: int, identified: float) -> 
 
 
 def van_trees(informations: Sequence[npt.NDArray[Any]], prior: npt.NDArray[Any] | float) -> float:
-    """Returns a lower bound on the MSE of any attacker, averaged over the data: tr(E[J_vis' Sigma^-1 J_vis] + Lambda)^-1 / d.
+    """Returns the Bayesian Cramer-Rao bound on the MSE, averaged over the data: tr(E[J_vis' Sigma^-1 J_vis] + Lambda)^-1 / d.
+
+    It holds for every attacker if Lambda is the information of the data's own density, and if nothing but the values of the visible entries is known. With a
+    Gaussian of the data's covariance, whose information is the least of all densities with that covariance, attackers who know the data better can err less.
 
     Args:
       informations: J_vis' Sigma^-1 J_vis at draws from the data, each (d, d), as returned by `grams`.

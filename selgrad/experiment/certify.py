@@ -1,4 +1,4 @@
-"""Certificates of a setting: what its masks leave identifiable, for any attacker, from the Jacobian of the update by the inputs.
+"""Certificates of a setting: what its masks leave identifiable to first order, from the Jacobian of the update by the inputs.
 
 `selgrad.evaluation.certificates` has the theory; this module combines the rows of all rounds, the noise and the prior of a setting.
 """
@@ -56,7 +56,7 @@ class Certifier:
         """Certifies masks of `counts` hidden entries (ascending); noise is float32's rounding and the protection's, and labels count as known.
 
         Returns:
-          Certificates by sample and count; and for each count a lower bound on the MSE of any attacker, averaged over the samples and their masks (NaN for
+          Certificates by sample and count; and for each count the Bayesian Cramer-Rao bound on the MSE, averaged over the samples and their masks (NaN for
           text, whose samples have different numbers of unknown coordinates, and where noise is not Gaussian).
 
         Raises:

@@ -43,7 +43,10 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "embedding": ("text", "For text, whether word embeddings are frozen, sent or always encrypted."),
     "objective": ("float", "The attack's own objective at the reconstruction; inf where it diverged."),
     "<measure>": ("float", "One column for each measure of the data, such as mse, psnr (dB), ssim, rouge1, rouge2, rougeL, label_correct."),
-    "certificate_<field>": ("float", "With `certificates`, a bound on what the mask leaves identifiable, for any attacker; see docs/theory.md."),
+    "certificate_<field>": (
+        "float",
+        "With `certificates`, what the values of the visible entries leave identifiable, to first order and for a Gaussian prior; see docs/theory.md.",
+    ),
     "objective_at_truth": ("float", "The attack's own objective at the truth perturbed by float32's rounding; NaN for an attack without one."),
     "best_mse": ("float", "Of images, the smallest mean squared error of one image of the batch; the level `exact` goes by it."),
     "misfit": ("float", "The objective at the reconstruction without regularisers such as total variation: how badly it explains the visible entries."),

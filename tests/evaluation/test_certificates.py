@@ -95,3 +95,14 @@ def test_gaussian_prior_is_the_inverse_of_a_shrunk_covariance():
     covariance = np.linalg.inv(gaussian_prior(x, shrinkage=0.5))
     assert np.diag(covariance) == pytest.approx([0.5 * v + 0.5 * 14 / 3 for v in (1, 4, 9)], rel=0.1)
     assert np.isfinite(gaussian_prior(x[:2])).all()
+
+
+def test_data_of_two_points_are_read_better_than_a_gaussian_of_their_variance():
+    """-1 and 1 have variance 1, and noise of 0.5 tells them apart better than it tells the draws of a Gaussian of that variance."""
+    rng = np.random.default_rng(1)
+    noise, truth = 0.5, rng.choice([-1.0, 1.0], 100_000)
+    seen = truth + noise * rng.normal(size=truth.size)
+    bound = van_trees([np.eye(1) / noise**2], 1.0)
+    linear, best = seen / (1 + noise**2), np.tanh(seen / noise**2)
+    assert bound == pytest.approx(0.2) and ((linear - truth) ** 2).mean() == pytest.approx(bound, rel=0.02)
+    assert ((best - truth) ** 2).mean() < bound / 2
