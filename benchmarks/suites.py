@@ -1,6 +1,6 @@
 """The ratio that protects, by metric and model, at each level: what README, docs/guidelines.md and the claims table rest on.
 
-Command: uv run python benchmarks/suites.py [--settings NAME ...] [--budget standard] [--levels LEVEL ...] [--check] --data DIR
+Command: uv run python benchmarks/suites.py [--settings NAME ...] [--budget standard] [--levels LEVEL ...] [--check [BUDGET]] --data DIR
   DIR holds fashion-mnist, cifar10, cola; without it SELGRAD_DATA.
 Time: hours a setting on 2 cores with the budget standard; each setting is a search in selgrad-runs/suites that goes on where it was interrupted.
 Expected: an interval of the protecting ratio of each metric at the levels recognisable and exact, pairs of metrics compared on the same inputs, what each attack adds;
@@ -110,7 +110,10 @@ def main() -> None:
     parser.add_argument("--settings", nargs="*", help="names; all of them by default")
     parser.add_argument("--budget", default="standard", choices=["quick", "standard", "full"])
     parser.add_argument("--levels", nargs="*", default=["recognisable", "exact"], help="that are asked for, one after the other")
-    parser.add_argument("--check", action="store_true", help="try each answer on the inputs after these, with other weights")
+    parser.add_argument(
+        "--check", nargs="?", const=True, default=False, choices=[True, "quick", "standard", "full"],
+        help="try each answer on the inputs after these, with other weights, by the same budget or by this one",
+    )  # fmt: skip
     parser.add_argument("--data", default=os.environ.get("SELGRAD_DATA"), help="folder of the data sets")
     parser.add_argument("--out", default="selgrad-runs/suites", type=Path)
     given = parser.parse_args()

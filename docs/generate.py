@@ -361,7 +361,8 @@ def _checked(found: Any) -> str:
         return ""
     left = f", {found['unresolved']} unresolved" if found["unresolved"] else ""
     read = f"{found['read']} of {found['num_cells']} read{left} (at most {found['bound']:.1%})"
-    return f" On other inputs and weights, at {found['ratio']:g}: {read}: {found['verdict']}."
+    by = f" by `{found['suite']}`" if "suite" in found else ""
+    return f" On other inputs and weights, at {found['ratio']:g}{by}: {read}: {found['verdict']}."
 
 
 def _everything(table: Any) -> str:
@@ -534,15 +535,16 @@ def _claimed(row: Any) -> str:
 
 BOUND = """## The bound of arXiv 2509.20476
 
-The Bayesian Cramér-Rao bound of the visible entries bounds the error of any reconstruction (huang2025advancing). Tested on the images of the
-[attacker ladder](attackers.md), whose records hold the bound (`certificate_van_trees_mse`, section 5 of [../theory.md](../theory.md)): with the noise that
-float32's rounding leaves, and a Gaussian prior fitted to public images. A mask is one metric at one ratio, and only masks whose bound is above 1e-6 say anything.
+The Bayesian Cramér-Rao bound of the visible entries bounds the error of any reconstruction (huang2025advancing). Tested on the images of the [attacker
+ladder](attackers.md), whose records hold the bound (`certificate_van_trees_mse`, section 5 of [../theory.md](../theory.md)): with the noise that float32's
+rounding leaves, and a Gaussian prior fitted to public images. A mask is one metric at one ratio, and only masks whose bound is above 1e-6 say anything.
 
 {table}
 
-**Refuted as a bound on any attacker where the network is a relu, not contradicted where it is smooth.** The attacker below the bound is a decoder trained on
-public images. The bound knows a Gaussian of the images' covariance, and of all densities with that covariance it is the one that tells least; and it is local: it does not see what
-the pattern of zeros of a relu network, or the choice of the entries that were encrypted, says about an image. So a large bound must not be read as protection.
+**Refuted as a bound on any attacker where the network is a relu, not contradicted where it is smooth.** The attacker below the bound is a decoder trained
+on public images. The bound knows a Gaussian of the images' covariance, and of all densities with that covariance it is the one that tells least; and it is
+local: it does not see what the pattern of zeros of a relu network, or the choice of the entries that were encrypted, says about an image. So a large bound
+must not be read as protection.
 """
 
 

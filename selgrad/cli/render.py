@@ -147,7 +147,7 @@ def print_recommendation(result: Any, out: Path) -> None:
     if result.checked is not None:
         checked = result.checked
         click.echo(
-            f"checked    {checked.verdict} on other inputs and weights: {checked.read} of {checked.num_cells} read, "
+            f"checked    {checked.verdict} on other inputs and weights, by {checked.suite}: {checked.read} of {checked.num_cells} read, "
             f"{checked.unresolved} unresolved, at most {checked.bound:.1%} (exact)"
         )
     for name, why in result.left_out.items():

@@ -16,9 +16,9 @@ from selgrad.cli.options import NAMED, PATH, Command, entry, json_option, wandb_
 from selgrad.cli.render import print_flags, print_levels
 from selgrad.errors import UsageError
 
-_BUDGETS = ("quick", "standard", "full")
+BUDGETS = ("quick", "standard", "full")
 budget_option = click.option(
-    "--budget", type=click.Choice(_BUDGETS), default="standard", show_default=True, help="How much each attack may spend; verdicts are given by standard."
+    "--budget", type=click.Choice(BUDGETS), default="standard", show_default=True, help="How much each attack may spend; verdicts are given by standard."
 )
 setting_options = [
     click.option("--config", "config", type=PATH, help="YAML file with keys of a sweep, without attack and ratio; the options below replace its keys."),
@@ -89,7 +89,7 @@ def suite(name: str | None, ratios: Sequence[float], budget: Any, out: Path | No
     from selgrad.suites import SUITES
     from selgrad.suites.members import Budget
 
-    assert get_args(Budget) == _BUDGETS
+    assert get_args(Budget) == BUDGETS
     if out is None:
         _show([SUITES[name]] if name else list(SUITES.values()), as_json)
         return
@@ -114,7 +114,7 @@ def _show(suites: Sequence[Any], as_json: bool) -> None:
         rows = [
             {"suite": current.label(budget), "attacks": [spec.label for member in current.members for spec in member.specs(budget)]}
             for current in suites
-            for budget in _BUDGETS
+            for budget in BUDGETS
         ]
         click.echo(json.dumps(rows))
         return
@@ -122,7 +122,7 @@ def _show(suites: Sequence[Any], as_json: bool) -> None:
         click.secho(f"\n{current.name}, version {current.version}", bold=True)
         for member in current.members:
             click.echo(f"  {click.style(member.attack, fg='cyan')}: {member.why}")
-            for budget in _BUDGETS:
+            for budget in BUDGETS:
                 specs = member.specs(budget)
                 click.echo(f"      {budget}: {', '.join(spec.label for spec in specs) or 'not run'}")
-        click.echo("  hashes: " + ", ".join(f"{budget} {current.hash(budget)}" for budget in _BUDGETS))
+        click.echo("  hashes: " + ", ".join(f"{budget} {current.hash(budget)}" for budget in BUDGETS))

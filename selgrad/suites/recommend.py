@@ -22,38 +22,18 @@ from selgrad.errors import UsageError, require_ratio
 from selgrad.experiment import Setting
 from selgrad.registry import Spec
 from selgrad.report.flags import Flag, flags
-from selgrad.report.statistics import upper_bound
-from selgrad.report.verdicts import contributions, reached, worst_at
+from selgrad.report.verdicts import contributions, reached
+from selgrad.suites.check import Checked, tried
 from selgrad.suites.costs import Alternative, costs_of
 from selgrad.suites.decide import Answer, Question, Wanted
 from selgrad.suites.members import Budget, Suite, suite_for
-from selgrad.suites.search import Arm, Runner, Search, answers, tried_by_all
+from selgrad.suites.search import Runner, Search, answers, tried_by_all
 from selgrad.sweep.executors.protocol import Executor
 from selgrad.sweep.run import OnEvent
 from selgrad.sweep.runner import run_sweep
 
 METRICS: tuple[Any, ...] = ("random", "magnitude", {"name": "sensitivity", "target": "inputs"}, "product")
 """The metrics that are compared where the configuration names none."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Checked:
-    """How a recommendation fared on inputs and weights that had no part in it.
-
-    Attributes:
-      ratio: the ratio that was tried.
-      read, num_cells: cells that an attack reads, of those on which one works at all.
-      unresolved: cells on which attacks ended too early.
-      bound: on the success rate, with unresolved cells counted as read, at the confidence of the question.
-      verdict: "held" where the bound lies at or below the tolerated rate, "did not hold" where a larger share of the cells is read, else "undecided".
-    """
-
-    ratio: float
-    read: int
-    num_cells: int
-    unresolved: int
-    bound: float
-    verdict: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +144,7 @@ def run_suite(
 
 def recommend(
     given: Mapping[str, Any], out: str | Path, *, question: Question | None = None, suite: str | None = None, budget: Budget = "standard",
-    check: bool = False, on_event: OnEvent = lambda _: None,
+    check: bool | Budget = False, on_event: OnEvent = lambda _: None,
 ) -> Recommendation:  # fmt: skip
     """Finds the cheapest metric and ratio that protect against the attacks of a suite, measured on one's own model and data.
 
@@ -175,7 +155,8 @@ def recommend(
       question: level, tolerated rate and confidence; by default whether at most 5 % of the inputs are recognisable, with a confidence of 95 %.
       suite: images or text; None selects that of the data.
       budget: quick, standard or full.
-      check: whether the answer is tried on as many inputs after these, with other weights.
+      check: whether the answer is tried on as many inputs after these, with other weights; a budget names one for this, such as standard after a search
+        with quick: that is many times fewer attacks than searching with standard.
       on_event: called with a line whenever something begins.
 
     Raises:
@@ -196,7 +177,8 @@ def recommend(
         checked = None
         if check and chosen is not None:
             arm = next(arm for arm in search.arms if arm.label == chosen)
-            checked = _check(config, search, arm, by_arm[chosen], asked, root / "check", executor, on_event)
+            again = config if check is True else configured({"gallery": 0, "name": "recommend", **given}, suite, check, asked.ratios)[0]
+            checked = tried(again, search, arm, by_arm[chosen], asked, root / "check", executor, on_event)
     judged = reached(records, asked.level)
     # Cells that one attack has read are not tried by the next, so attacks are compared where all of them are run.
     raised = flags(judged[tried_by_all(records, len(config.attack))])
@@ -257,43 +239,3 @@ def _searched(search: Search, question: Question, executor: Executor, on_event: 
         by_arm = answers(search, runner, question, on_round)
         search.folder.compact()
     return runner, by_arm
-
-
-def _check(
-    config: SweepConfig, search: Search, arm: Arm, answer: Answer, question: Question, out: Path, executor: Executor, on_event: OnEvent
-) -> Checked | None:
-    """Tries the answer on as many inputs as a claim needs, taken from after those of the search, with weights of other seeds."""
-    dataset = search.settings[0].specs[0]
-    if answer.ratio == 1.0:
-        return Checked(1.0, 0, 0, 0, 0.0, "held")
-    count = len(search.settings[0].dataset)
-    fresh = {"offset": int(dataset.get("offset") or 0) + count, "count": count}
-    if not set(fresh) <= set(dict(dataset.arguments)):
-        return None
-    seeds = [max(config.seeds) + 1 + i for i in range(len(config.seeds))]
-    changes = {
-        "dataset": (dataset.changed(**fresh),),
-        "seeds": tuple(seeds),
-        "ratio": (0.0, answer.ratio),
-        "metric": (arm.metric,),
-        "selector": (arm.selector,),
-    }
-    try:
-        dataset.changed(**fresh).build()
-    except UsageError as error:
-        on_event(f"no check: there are no fresh inputs ({error})")
-        return None
-    # Each answer has a check, and a folder, of its own.
-    other = Search(config.model_copy(update=changes), out / f"{arm.metric.name}-{search.arms.index(arm)}-{answer.ratio:g}-{question.level}")
-    with other.lock():
-        executor.plan(other, on_event)
-        runner = Runner(other, executor, question.level, on_event=lambda line: on_event(f"check: {line}"))
-        cells = range(min(other.num_cells, question.needed(0, answer.read + answer.unresolved)))
-        runner.run([other.lane(other.arms[0], answer.ratio, cell) for cell in cells])
-        worst = worst_at(other.records(), question.level)
-        other.folder.compact()
-    informative = worst[(worst["ratio"] == answer.ratio) & (worst["outcome"] != "attack failed")]
-    read, unresolved = int((informative["outcome"] == "read").sum()), int((informative["outcome"] == "unresolved").sum())
-    bound = upper_bound(read + unresolved, len(informative), 1 - question.error)
-    verdict = "held" if bound <= question.rate else "did not hold" if read > question.rate * len(informative) else "undecided"
-    return Checked(answer.ratio, read, len(informative), unresolved, bound, verdict)

@@ -169,6 +169,21 @@ def test_an_answer_is_tried_on_other_inputs_and_weights(monkeypatch, tmp_path):
     mine = pd.read_parquet(tmp_path / "search" / "records")
     assert not set(fresh["seed"]) & set(mine["seed"])
     assert {json.loads(text)["offset"] for text in fresh["dataset_arguments"]} == {24}, "the images after those of the search"
+    assert found.checked.suite == found.suite and set(fresh["suite"]) == {found.suite}
+
+
+def test_the_answer_of_a_small_budget_is_tried_by_the_attacks_of_a_larger_one(monkeypatch, tmp_path):
+    """What the search by a few steps calls protected is read by the attack that only the larger budget has, and the check says so."""
+    monkeypatch.setitem(ATTACKS, "thorough", thorough)
+    both = (Member("thorough", {budget: ({},) for budget in BUDGETS}, lambda _: "", ""), Member("candidates", {"standard": ({},)}, lambda _: "", ""))
+    monkeypatch.setitem(members.SUITES, "images", Suite("images", 1, both))
+    given = {**GIVEN, "metric": "magnitude", "encryption": "none", "public": {"name": "digits", "count": 48}}
+    same = recommend(given, tmp_path, question=QUESTION, budget="quick", check=True)
+    assert same.checked is not None and same.checked.verdict != "did not hold" and same.checked.read == 0
+    more = recommend(given, tmp_path, question=QUESTION, budget="quick", check="standard")
+    assert more.chosen == same.chosen and more.num_cells == same.num_cells, "the search is that of the small budget"
+    assert more.checked is not None and more.checked.verdict == "did not hold" and more.checked.read > 0
+    assert more.checked.suite.startswith("images-v1-standard") and len(list((tmp_path / "check").iterdir())) == 2
 
 
 @pytest.mark.skipif(unavailable() is not None, reason=f"OpenFHE does not load: {unavailable()}")
