@@ -644,7 +644,7 @@ def commands() -> str:
     """The page of all commands and their options."""
     parts = [COMMANDS]
     for name, command in cli.commands.items():
-        with click.Context(command, click.Context(cli, info_name="selgrad"), info_name=name, terminal_width=100) as context:
+        with click.Context(command, info_name=f"selgrad {name}", terminal_width=100, **command.context_settings) as context:
             parts.append(f"\n## selgrad {name}\n\n```text\n{command.get_help(context)}\n```")
     return "\n".join(parts) + "\n"
 

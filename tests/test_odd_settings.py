@@ -78,7 +78,7 @@ def test_an_option_stands_once(command, option):
 
     found = cli.commands[command]
     several = next(one for one in found.params if option in one.opts).multiple
-    context = click.Context(found, click.Context(cli), resilient_parsing=True)
+    context = click.Context(found, resilient_parsing=True, **found.context_settings)
     given = [*(["config.yaml"] if any(one.param_type_name == "argument" for one in found.params) else []), option, "1", option, "2"]
     if several:
         found.parse_args(context, given)

@@ -100,7 +100,13 @@ def test_configurations_are_read(block, place):
 
 
 @of("toml")
-def test_entry_points_are_of_groups_that_there_are(block):
+def test_entry_points_are_of_groups_that_there_are_and_flower_reads_the_link(block):
+    if "superlink" in block.code:
+        flower = pytest.importorskip("flwr.cli.flower_config", reason="Flower is not installed (extra federation)")
+        links = pytest.importorskip("tomli").loads(block.code)["superlink"]
+        (link,) = [flower.parse_superlink_connection(given, name) for name, given in links.items()]
+        assert (link.name, link.address) == ("mine", "HOST:9093") and link.root_certificates and not link.insecure
+        return
     groups = re.findall(r'entry-points\."selgrad\.(\w+)"', block.code)
     assert groups
     assert {group.removesuffix("s") for group in groups} <= set(REGISTRIES)

@@ -23,6 +23,7 @@ from selgrad.cli.quickstart import quickstart
 from selgrad.cli.recommend import recommend
 from selgrad.cli.report import report
 from selgrad.cli.suite import suite
+from selgrad.cli.supernode import supernode
 from selgrad.cli.sweep import sweep
 from selgrad.cli.train import train
 from selgrad.cli.train_lm import train_lm
@@ -43,7 +44,10 @@ Start here:
 """
 
 
-@click.group(epilog=_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(epilog=_EXAMPLES, context_settings={**_HELP, "max_content_width": 110})
 @click.version_option(__version__, prog_name="selgrad")
 def cli() -> None:
     """Which gradient entries should a federated-learning client encrypt?
@@ -65,15 +69,18 @@ _SUMMARIES = {
     "recommend": "The cheapest metric and ratio that protect.",
     "report": "Figures and a page from records.",
     "suite": "The frozen suite of attacks.",
+    "supernode": "A Flower node that runs one app alone.",
     "sweep": "The grid that a YAML file describes.",
     "train": "Trained weights of an image model.",
     "train-lm": "The language model of LAMP's attacker.",
 }
 """What the list of commands says of each: short enough for 80 columns."""
 
-for _command in (quickstart, sweep, suite, recommend, report, attack, audit, train, train_lm, catalogue, federate, key_holder, agent, profiles):
+for _command in (quickstart, sweep, suite, recommend, report, attack, audit, train, train_lm, catalogue, federate, key_holder, supernode, agent, profiles):
     # Click keeps the lines of a paragraph that a backspace opens; raw docstrings write it as two characters.
     _command.help = (_command.help or "").replace("\\b\n", "\b\n")
+    # Click keeps the help option of a command's first call, which need not be one of the group's.
+    _command.context_settings = {**_HELP, **_command.context_settings}
     _command.short_help = _SUMMARIES[_command.name or ""]
     cli.add_command(_command)
 

@@ -143,7 +143,7 @@ def print_recommendation(result: Any, out: Path) -> None:
     click.echo("instead    noise: `selgrad sweep` with protection: {name: dp_gaussian, noise: [...]} says how much stops the same attacks")
     if result.note:
         click.echo(f"costs      not measured: {result.note}")
-    click.echo(f"searched   {result.num_cells:,} attacks; the grid with as many inputs would have been {result.num_grid:,}")
+    click.echo(f"searched   {result.num_cells:,} attacks; every attack on as many inputs at every ratio would have been {result.num_grid:,}")
     if result.checked is not None:
         checked = result.checked
         click.echo(

@@ -52,7 +52,7 @@ class Recommendation:
       attacks: as `selgrad.report.verdicts.contributions` returns them; each is tried on what the ones before it did not read.
       left_out: attacks of the suite that cannot be run here, and why.
       flags: warnings.
-      num_cells, num_grid: number of attacks that were run, and that the whole grid with as many inputs would have taken.
+      num_cells, num_grid: number of attacks that were run, and that every attack on as many inputs at every ratio would have taken.
       checked: the check on fresh inputs; None where it was not requested, or nothing protects.
       note: a remark on the costs.
     """

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -118,7 +119,7 @@ def certificate(folder):
 class Deployment:
     """A SuperLink and SuperNodes, each a process of its own, over TLS on this machine's loopback."""
 
-    def __init__(self, folder, enrolled):
+    def __init__(self, folder, enrolled, *, node=("flower-supernode",)):
         sockets = [socket.socket() for _ in range(3)]
         for one in sockets:
             one.bind(("127.0.0.1", 0))
@@ -143,7 +144,7 @@ class Deployment:
         )  # fmt: skip
         for number, seat in enumerate(enrolled):
             self.start(
-                "flower-supernode", *common, "--root-certificates", self.root, "--superlink", f"127.0.0.1:{fleet}", "--clientappio-api-address", "127.0.0.1:0",
+                *node, *common, "--root-certificates", self.root, "--superlink", f"127.0.0.1:{fleet}", "--clientappio-api-address", "127.0.0.1:0",
                 "--node-config", f'partition-id={number} num-partitions={len(enrolled)} enrolment="{seat}"',
             )  # fmt: skip
 
@@ -157,18 +158,23 @@ class Deployment:
     def flwr(self, *command):
         return json.loads(program(str(self.tools / "flwr"), *command, "--format", "json", env=self.environment, cwd=self.folder).stdout or "{}")
 
-    def run(self, app, *options):
-        """Submits an app and waits until it has ended; returns what its server said."""
+    def submit(self, app, *options):
+        """Submits an app and returns the number of its run."""
         submitted, end = {}, time.monotonic() + 60
         while not submitted.get("success") and time.monotonic() < end:
             submitted = self.flwr("run", str(app), "loop", *options)
         assert submitted.get("success"), (submitted, self.said())
+        return submitted["run-id"]
+
+    def run(self, app, *options):
+        """Submits an app and waits until it has ended; returns what its server said."""
+        number = self.submit(app, *options)
         status, end = "", time.monotonic() + 400
         while not status.startswith("finished") and time.monotonic() < end:
             time.sleep(1)
-            status = self.flwr("list", "loop", "--run-id", submitted["run-id"])["runs"][0]["status"]
+            status = self.flwr("list", "loop", "--run-id", number)["runs"][0]["status"]
         assert status == "finished:completed", self.said()[-3000:]
-        return program(str(self.tools / "flwr"), "log", submitted["run-id"], "loop", "--show", env=self.environment, cwd=self.folder).stdout
+        return program(str(self.tools / "flwr"), "log", number, "loop", "--show", env=self.environment, cwd=self.folder).stdout
 
     def said(self):
         return (self.folder / "log").read_text()
@@ -203,10 +209,21 @@ def test_the_example_runs_on_nodes_with_a_key_holder_of_their_own(tmp_path):
     done = program(sys.executable, "-m", "selgrad", *enrol, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
     assert done.returncode == 0, done.stderr
     keys, example = tmp_path / "keys", Path(__file__).parents[2] / "examples" / "flower"
-    with Deployment(tmp_path, [keys / "0", keys / "1"]) as deployment:
+    node, other = ("selgrad", "supernode", str(example)), tmp_path / "other"
+    with Deployment(tmp_path, [keys / "0", keys / "1"], node=node) as deployment:
         address = f"127.0.0.1:{deployment.free}"
         deployment.start("selgrad", "key-holder", "keys", "--address", address, "--ssl-certfile", deployment.root, "--ssl-keyfile", deployment.key)
         given = f'enrolment="{keys / "server"}" key-holder="{address}" root-certificates="{deployment.root}"'
+        # The nodes run the app that they were started with; a server that sends another one gets no answer to what it asks.
+        shutil.copytree(example, other, ignore=shutil.ignore_patterns("__pycache__"))
+        stolen = other / "digits_app" / "client_app.py"
+        stolen.write_text(stolen.read_text() + f"\nopen({str(tmp_path / 'stolen')!r}, 'w').close()\n")
+        number, end = deployment.submit(other, "--run-config", given), time.monotonic() + 120
+        while deployment.said().count("FAB verification failed") < 2 and time.monotonic() < end:
+            time.sleep(1)
+        assert deployment.said().count("FAB verification failed") >= 2 and not (tmp_path / "stolen").exists(), deployment.said()[-3000:]
+        assert not list(keys.glob("[01]/answered-*")), "and the enrolment is as it was"
+        assert deployment.flwr("stop", number, "loop")["success"]
         said = [line for line in deployment.run(example, "--run-config", given).splitlines() if "accuracy after 3 rounds" in line]
     assert said and "20% of every update left its client encrypted" in said[0], said
     assert float(said[0].split("rounds: ")[1].split(";")[0]) > 0.7
