@@ -732,6 +732,20 @@ def robustness() -> str:
     return "\n".join([*parts, _FUZZ, _rows(["input", "tried", *names], given)]) + "\n"
 
 
+def costs() -> str:
+    """What encryption costs a federated round, for the page on federated averaging."""
+    cells = [
+        [
+            f"{row['dataset']}, {row['model']}", f"{row['num_parameters']:,}", row["setting"], f"{row['accuracy']:.1%}",
+            *(f"{1000 * row[f'{phase}_seconds']:.3g}" for phase in ("train", "encrypt", "add", "decrypt")),
+            f"{row['seconds_factor']:.2f}", f"{row['bytes_factor']:.2f}",
+        ]
+        for row in _result("federation")["rows"]
+    ]  # fmt: skip
+    head = ["data, model", "parameters", "encrypted", "accuracy after 10 rounds", "training, ms", "encryption, ms", "sum, ms", "decryption, ms"]
+    return _rows([*head, "seconds, times plain", "bytes, times plain"], cells)
+
+
 def hosted() -> str:
     """The notebook for hosted services as they open it: `.ipynb`, with fixed identities of cells so that it changes only where it is edited."""
     notebook = jupytext.read(HERE.parent / "notebooks" / "hosted.py")

@@ -50,6 +50,7 @@ def test_readme_is_short_and_its_table_is_what_was_measured():
     readme = (ROOT / "README.md").read_text()
     assert len(readme.splitlines()) <= 150
     assert generate.summary() in readme
+    assert generate.costs() in (ROOT / "docs" / "results" / "federated.md").read_text()
     for name in re.findall(r"\]\(([^)#]+)", readme):
         assert (ROOT / name).exists(), f"README links to {name}"
 
