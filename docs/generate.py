@@ -311,7 +311,8 @@ Models are untrained, under three weight initialisations, and clients send the g
 result of an adaptive search, which adds inputs until the answer is clear. The confidence is one over inputs, under these three initialisations. `(a, b]`
 means that encrypting a share *a* was shown not to protect. In bold, encrypting *b* was shown to protect; otherwise the attacks stopped too early or the
 inputs ran out first. A suite gives only a lower bound on what attackers can do: read "protects" as "no attack of this suite, with this budget, reads it". All
-searches used the budget `quick`: fewer steps than `standard`, and neither LAMP nor Gauss-Newton. The label of a suite names the version that was run.
+searches used the budget `quick`: fewer steps than `standard`, and neither LAMP nor Gauss-Newton; where an answer was then tried with the attacks of `standard`,
+the suite is named. The label of a suite names the version that was run.
 
 *Only zeros are visible*: every entry that is not 0 is encrypted, so that what protects is that nothing is left to see. Much of an update can be 0, such as
 rows of positions and words that do not occur: longer sentences or denser inputs have more entries that are not, and then the same share leaves some visible.
@@ -319,7 +320,8 @@ rows of positions and words that do not occur: longer sentences or denser inputs
 RULES = """
 ## How to use this
 
-- Ask for your own model: `selgrad recommend --dataset ... --model ...` runs the same search, measures the ciphertexts and checks the answer on other inputs.
+- Ask for your own model: `selgrad recommend --dataset ... --model ... --budget quick --check standard` runs the same search, measures the ciphertexts and tries
+  its answer on other inputs and weights, with the attacks of the larger budget.
 - Where two metrics do not differ significantly, take the one that is cheaper to compute, or `random`, whose choice reveals nothing.
 - Where the answer is that everything must be encrypted, send less instead: adapters, all of them encrypted, are listed as an alternative by `recommend`.
 - What is missing above has not been measured: batches, trained weights and other architectures may be easier or harder to read.
