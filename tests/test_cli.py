@@ -11,6 +11,9 @@ import pytest
 import yaml
 
 from selgrad.cli import main
+from selgrad.cli.group import cli
+from selgrad.cli.options import NAMED, Entry
+from selgrad.registry import names
 
 
 def process(*arguments, timeout=300):
@@ -331,3 +334,21 @@ def test_a_late_result_of_a_native_thread_is_no_line_and_another_error_is(capsys
     for error in (RuntimeError("Event loop is closed"), RuntimeError("something else")):
         hook(type(error), error, None)
     assert capsys.readouterr().err == "RuntimeError: something else\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [(["attack", "--attack"], "attack"), (["recommend", "--metric"], "metric"), (["train", "--test"], "dataset"), (["sweep", "c.yaml", "--engine"], "engine")],
+)
+def test_a_shell_completes_names(words, kind):
+    from click.shell_completion import ShellComplete
+
+    complete = lambda begun: [item.value for item in ShellComplete(cli, {}, "selgrad", "_SELGRAD_COMPLETE").get_completions(words, begun)]
+    assert complete("") == names(kind) and len(names(kind)) > 2
+    first = names(kind)[0]
+    assert complete(first[:2]) == [name for name in names(kind) if name.startswith(first[:2])] and complete("no such") == []
+
+
+def test_every_option_that_takes_a_name_completes_it():
+    options = [(name, option) for name, command in cli.commands.items() for option in command.params if (getattr(option, "help", None) or "").startswith(NAMED)]
+    assert len(options) > 25 and [(name, option.name) for name, option in options if not isinstance(option.type, Entry)] == []

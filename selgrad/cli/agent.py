@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from selgrad.cli.options import NAMED, PATH, Command, entry, json_option
+from selgrad.cli.options import NAMED, PATH, Command, Entry, entry, json_option
 from selgrad.cli.render import print_summary
 from selgrad.errors import BusyError, UsageError
 
@@ -75,13 +75,13 @@ def _computed(config: SweepConfig, folder: Path) -> pd.DataFrame:
 @click.argument("config", type=PATH)
 @click.option("--out", type=PATH, required=True, help="Folder under which each configuration has a folder of its own.")
 @click.option("--write", "sweep_file", type=PATH, default=None, help="Write the file that `wandb sweep` reads, and run nothing.")
-@click.option("--dataset", default=None, help=f"{NAMED} in place of the configuration's; so are the following.")
-@click.option("--model", default=None, help=NAMED)
-@click.option("--update", default=None, help=NAMED)
-@click.option("--protection", default=None, help=NAMED)
-@click.option("--metric", default=None, help=NAMED)
-@click.option("--selector", default=None, help=NAMED)
-@click.option("--attack", default=None, help=NAMED)
+@click.option("--dataset", type=Entry("dataset"), default=None, help=f"{NAMED} in place of the configuration's; so are the following.")
+@click.option("--model", type=Entry("model"), default=None, help=NAMED)
+@click.option("--update", type=Entry("update"), default=None, help=NAMED)
+@click.option("--protection", type=Entry("protection"), default=None, help=NAMED)
+@click.option("--metric", type=Entry("metric"), default=None, help=NAMED)
+@click.option("--selector", type=Entry("selector"), default=None, help=NAMED)
+@click.option("--attack", type=Entry("attack"), default=None, help=NAMED)
 @click.option("--ratio", type=float, default=None, help="Share of entries to encrypt.")
 @json_option
 def agent(config: Path, out: Path, sweep_file: Path | None, ratio: float | None, as_json: bool, **replaced: str | None) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from selgrad.cli.options import NAMED, PATH, Command, entry, json_option, model_option, named_option, protection_option, seed_option, update_option
+from selgrad.cli.options import NAMED, PATH, Command, Entry, entry, json_option, model_option, named_option, protection_option, seed_option, update_option
 from selgrad.cli.render import finite, progress, save_pair
 from selgrad.errors import UsageError, require_ratio
 
@@ -29,7 +29,7 @@ from selgrad.errors import UsageError, require_ratio
 @click.option("--sample", default=0, show_default=True, help="Which batch of the data set.")
 @seed_option
 @click.option("--known-labels", is_flag=True, help="Give the labels to the attacker.")
-@click.option("--public", help=f"{NAMED} of data that everybody has, for amortised metrics and learned attackers.")
+@click.option("--public", type=Entry("dataset"), help=f"{NAMED} of data that everybody has, for amortised metrics and learned attackers.")
 @click.option("--rounds", default=1, show_default=True, help="Updates of the same data that the attacker has, the global weights moving in between.")
 @protection_option
 @click.option("--num-clients", default=0, show_default=True, help="Encrypt the selection for so many clients and print what it cost; 0 leaves it out.")

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from selgrad.cli.options import NAMED, PATH, Command, entry, json_option, model_option, named_option, protection_option, seed_option, update_option
+from selgrad.cli.options import NAMED, PATH, Command, Entry, entry, json_option, model_option, named_option, protection_option, seed_option, update_option
 from selgrad.cli.render import finite, print_leaks, write_audit
 from selgrad.errors import UsageError, require_ratio
 
@@ -21,13 +21,24 @@ from selgrad.errors import UsageError, require_ratio
 @named_option("dataset", "digits:count=300")
 @model_option
 @update_option
-@click.option("--metric", multiple=True, default=("random", "magnitude", "sensitivity:target=inputs"), show_default=True, help="Repeat for several.")
-@click.option("--selector", multiple=True, default=("global_top",), show_default=True, help="Repeat for several; common, aligned and randomised say less.")
+@click.option(
+    "--metric", type=Entry("metric"), multiple=True, default=("random", "magnitude", "sensitivity:target=inputs"), show_default=True, help="Repeat for several."
+)
+@click.option(
+    "--selector",
+    type=Entry("selector"),
+    multiple=True,
+    default=("global_top",),
+    show_default=True,
+    help="Repeat for several; common, aligned and randomised say less.",
+)
 @click.option("--ratio", multiple=True, type=float, default=(0.1,), show_default=True, help="Repeat for several; shares of entries to encrypt, in [0, 1].")
 @click.option("--ordered", is_flag=True, help="Read each list in its order, as MaskCrypt's clients send it, and not as a set.")
 @click.option("--encrypt", multiple=True, metavar="PATTERN", help="Ask about these leaves instead: all their entries are encrypted, nothing else.")
-@click.option("--attack", multiple=True, help="With --encrypt: attacks to run, in the place of the strongest that fit the data; repeat for several.")
-@click.option("--public", help=f"{NAMED} of data that everybody has: a learned decoder joins the attacks.")
+@click.option(
+    "--attack", type=Entry("attack"), multiple=True, help="With --encrypt: attacks to run, in the place of the strongest that fit the data; repeat for several."
+)
+@click.option("--public", type=Entry("dataset"), help=f"{NAMED} of data that everybody has: a learned decoder joins the attacks.")
 @protection_option
 @click.option("--samples", default=2, show_default=True, help="With --encrypt: batches to attack.")
 @seed_option

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from selgrad.errors import UsageError
 
@@ -22,6 +23,21 @@ NAMED = "NAME or NAME:key=value,..."
 
 PATH: click.Path = click.Path(path_type=Path)
 """The type of files and folders, whether they exist or not."""
+
+
+class Entry(click.ParamType):
+    """The type of options that name an entry of a registry: text, of which a shell completes the names."""
+
+    name = "text"
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Returns the names that begin with what has been written."""
+        from selgrad.registry import names
+
+        return [CompletionItem(name) for name in names(self.kind) if name.startswith(incomplete)]
 
 
 class Command(click.Command):
@@ -42,7 +58,7 @@ class Command(click.Command):
 
 def named_option(kind: str, default: str, about: str = "") -> Callable[[Any], Any]:
     """Returns an option that names one entry of a registry."""
-    return click.option(f"--{kind}", default=default, show_default=True, help=f"{NAMED}{about}")
+    return click.option(f"--{kind}", type=Entry(kind), default=default, show_default=True, help=f"{NAMED}{about}")
 
 
 model_option = named_option("model", "lenet")

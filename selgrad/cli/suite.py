@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import click
 
-from selgrad.cli.options import NAMED, PATH, Command, entry, json_option, wandb_option
+from selgrad.cli.options import NAMED, PATH, Command, Entry, entry, json_option, wandb_option
 from selgrad.cli.render import print_flags, print_levels
 from selgrad.errors import UsageError
 
@@ -22,12 +22,18 @@ budget_option = click.option(
 )
 setting_options = [
     click.option("--config", "config", type=PATH, help="YAML file with keys of a sweep, without attack and ratio; the options below replace its keys."),
-    click.option("--dataset", help=NAMED),
-    click.option("--model", help=NAMED),
-    click.option("--update", help=NAMED),
-    click.option("--metric", "metrics", multiple=True, help=f"{NAMED}; several times for several; random, magnitude, sensitivity and product by default."),
-    click.option("--selector", "selectors", multiple=True, help=f"{NAMED}; several times for several."),
-    click.option("--public", help=f"{NAMED} of data that everybody has."),
+    click.option("--dataset", type=Entry("dataset"), help=NAMED),
+    click.option("--model", type=Entry("model"), help=NAMED),
+    click.option("--update", type=Entry("update"), help=NAMED),
+    click.option(
+        "--metric",
+        "metrics",
+        type=Entry("metric"),
+        multiple=True,
+        help=f"{NAMED}; several times for several; random, magnitude, sensitivity and product by default.",
+    ),
+    click.option("--selector", "selectors", type=Entry("selector"), multiple=True, help=f"{NAMED}; several times for several."),
+    click.option("--public", type=Entry("dataset"), help=f"{NAMED} of data that everybody has."),
     click.option("--seeds", type=int, help="How many draws of the weights; 3 by default."),
 ]
 

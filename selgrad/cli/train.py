@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from selgrad.cli.options import NAMED, PATH, SEED, Command, entry, json_option, model_option
+from selgrad.cli.options import NAMED, PATH, SEED, Command, Entry, entry, json_option, model_option
 from selgrad.cli.render import progress
 from selgrad.errors import UsageError
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.option("--dataset", default="digits", show_default=True, help=f"{NAMED} of images to train on.")
-@click.option("--test", "test_set", default=None, help=f"{NAMED} of images to measure on; without it a tenth of --dataset is held out.")
+@click.option("--dataset", type=Entry("dataset"), default="digits", show_default=True, help=f"{NAMED} of images to train on.")
+@click.option("--test", "test_set", type=Entry("dataset"), default=None, help=f"{NAMED} of images to measure on; without it a tenth of --dataset is held out.")
 @model_option
 @click.option("--epochs", default=20, show_default=True, help="Passes over the samples.")
 @click.option("--batch-size", default=64, show_default=True, help="Samples a step.")

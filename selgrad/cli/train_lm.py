@@ -10,13 +10,15 @@ from pathlib import Path
 
 import click
 
-from selgrad.cli.options import NAMED, PATH, SEED, Command, entry, json_option
+from selgrad.cli.options import NAMED, PATH, SEED, Command, Entry, entry, json_option
 from selgrad.cli.render import progress
 from selgrad.errors import UsageError
 
 
 @click.command(name="train-lm", cls=Command)
-@click.option("--dataset", default="sentences", show_default=True, help=f"{NAMED} of a text data set; its tokenizer becomes the model's.")
+@click.option(
+    "--dataset", type=Entry("dataset"), default="sentences", show_default=True, help=f"{NAMED} of a text data set; its tokenizer becomes the model's."
+)
 @click.option("--size", type=click.Choice(["tiny", "mini", "small", "base"]), default="tiny", show_default=True, help="Size of the GPT-2.")
 @click.option("--steps", default=1000, show_default=True, help="Steps of Adam.")
 @click.option("--batch-size", default=32, show_default=True, help="Samples per step.")
