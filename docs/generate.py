@@ -364,7 +364,7 @@ def _checked(found: Any) -> str:
     left = f", {found['unresolved']} unresolved" if found["unresolved"] else ""
     read = f"{found['read']} of {found['num_cells']} read{left} (at most {found['bound']:.1%})"
     by = f" by `{found['suite']}`" if "suite" in found else ""
-    return f" On other inputs and weights, at {found['ratio']:g}{by}: {read}: {found['verdict']}."
+    return f"on other inputs and weights, at {found['ratio']:g}{by}: {read}: {found['verdict']}."
 
 
 def _everything(table: Any) -> str:
@@ -480,7 +480,10 @@ def guidelines() -> str:
             if answer["chosen"] and tables[level][answer["chosen"]]["ratio"] == 1:
                 parts.append("\n" + _everything(answer["table"]))
             elif answer["chosen"]:
-                parts.append(f"\nThe cheapest that protects at this level: `{answer['chosen']}`.{_checked(answer['checked'])}")
+                tried = _checked(answer["checked"])
+                parts.append(f"\nThe cheapest that protects at this level: `{answer['chosen']}`.{f' {tried[0].upper()}{tried[1:]}' if tried else ''}")
+            elif answer["checked"]:
+                parts.append(f"\nNothing was shown to protect at this level. `{answer['checked']['arm']}`, left open, {_checked(answer['checked'])}")
         raised = dict.fromkeys(
             f"- {flag['panel'].split(',')[0]}, level {level}: {flag['name']}: {flag['detail'].removesuffix(f': level: {level}')}"
             for level, answer in answers.items()

@@ -127,6 +127,8 @@ def print_recommendation(result: Any, out: Path) -> None:
     wide(120).print(shown)
     if result.chosen is None:
         click.echo("answer     none: no metric was shown to protect; more inputs, more weight draws or a larger budget may show one")
+        if result.checked is None and (result.table["verdict"] == "unresolved").any():
+            click.echo("           `--check standard` tries the cheapest that is unresolved with the attacks of that budget, if it is larger")
     else:
         best = result.table.iloc[0]
         if best["ratio"] == 1:
@@ -147,7 +149,8 @@ def print_recommendation(result: Any, out: Path) -> None:
     if result.checked is not None:
         checked = result.checked
         click.echo(
-            f"checked    {checked.verdict} on other inputs and weights, by {checked.suite}: {checked.read} of {checked.num_cells} read, "
+            f"checked    {checked.arm} at {checked.ratio:.4g}: {checked.verdict} on other inputs and weights, by {checked.suite}: "
+            f"{checked.read} of {checked.num_cells} read, "
             f"{checked.unresolved} unresolved, at most {checked.bound:.1%} (exact)"
         )
     for name, why in result.left_out.items():

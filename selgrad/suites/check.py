@@ -23,6 +23,7 @@ class Checked:
     """How a recommendation fared on inputs and weights that had no part in it.
 
     Attributes:
+      arm: label of the metric and selector that were tried.
       ratio: the ratio that was tried.
       read, num_cells: cells that an attack reads, of those on which one works at all.
       unresolved: cells on which attacks ended too early.
@@ -31,6 +32,7 @@ class Checked:
       suite: label of the suite that attacked them, whose budget may be larger than that of the search.
     """
 
+    arm: str
     ratio: float
     read: int
     num_cells: int
@@ -46,7 +48,7 @@ def tried(
     """Tries the answer on as many inputs as a claim needs, taken from after those of the search, with weights of other seeds, by the attacks of `config`."""
     dataset = search.settings[0].specs[0]
     if answer.ratio == 1.0:
-        return Checked(1.0, 0, 0, 0, 0.0, "held", config.suite)
+        return Checked(arm.label, 1.0, 0, 0, 0, 0.0, "held", config.suite)
     count = len(search.settings[0].dataset)
     fresh = {"offset": int(dataset.get("offset") or 0) + count, "count": count}
     if not set(fresh) <= set(dict(dataset.arguments)):
@@ -78,4 +80,4 @@ def tried(
     read, unresolved = int((informative["outcome"] == "read").sum()), int((informative["outcome"] == "unresolved").sum())
     bound = upper_bound(read + unresolved, len(informative), 1 - question.error)
     verdict = "held" if bound <= question.rate else "did not hold" if read > question.rate * len(informative) else "undecided"
-    return Checked(answer.ratio, read, len(informative), unresolved, bound, verdict, config.suite)
+    return Checked(arm.label, answer.ratio, read, len(informative), unresolved, bound, verdict, config.suite)

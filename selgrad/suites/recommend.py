@@ -53,7 +53,7 @@ class Recommendation:
       left_out: attacks of the suite that cannot be run here, and why.
       flags: warnings.
       num_cells, num_grid: number of attacks that were run, and that every attack on as many inputs at every ratio would have taken.
-      checked: the check on fresh inputs; None where it was not requested, or nothing protects.
+      checked: the check on fresh inputs; None where it was not requested, or there is nothing to try.
       note: a remark on the costs.
     """
 
@@ -156,7 +156,8 @@ def recommend(
       suite: images or text; None selects that of the data.
       budget: quick, standard or full.
       check: whether the answer is tried on as many inputs after these, with other weights; a budget names one for this, such as standard after a search
-        with quick: that is many times fewer attacks than searching with standard.
+        with quick: that is many times fewer attacks than searching with standard. Where the search shows nothing to protect, such a check tries the cheapest
+        answer that it left unresolved.
       on_event: called with a line whenever something begins.
 
     Raises:
@@ -174,11 +175,13 @@ def recommend(
         table, instead, note = costs_of(search, by_arm, config.encryption, on_event)
         table = table.assign(visible_per_unknown=[_visible(records, search, row) for row in table.itertuples()])
         chosen = str(table["metric"].iloc[0]) if len(table) and table["protects"].iloc[0] else None
-        checked = None
-        if check and chosen is not None:
-            arm = next(arm for arm in search.arms if arm.label == chosen)
+        checked, candidate = None, chosen
+        if chosen is None and check not in (False, True, budget):
+            candidate = next(iter(table.loc[table["verdict"] == "unresolved", "metric"]), None)
+        if check and candidate is not None:
+            arm = next(arm for arm in search.arms if arm.label == candidate)
             again = config if check is True else configured({"gallery": 0, "name": "recommend", **given}, suite, check, asked.ratios)[0]
-            checked = tried(again, search, arm, by_arm[chosen], asked, root / "check", executor, on_event)
+            checked = tried(again, search, arm, by_arm[candidate], asked, root / "check", executor, on_event)
     judged = reached(records, asked.level)
     # Cells that one attack has read are not tried by the next, so attacks are compared where all of them are run.
     raised = flags(judged[tried_by_all(records, len(config.attack))])

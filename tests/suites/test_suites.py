@@ -83,6 +83,18 @@ def thorough(*, hidden: str = "ignore") -> Attack:
     return Attack(lambda key, _: key, lambda _, key, __: key, finish, 1, 1, rung=hidden, objective=lambda *_: jnp.ones(()))
 
 
+def early(*, hidden: str = "ignore") -> Attack:
+    """The same, which says wherever it does not read that its search has not ended."""
+    works = thorough()
+
+    def finish(observation, key):
+        mask = observation.mask["fc_0"]
+        ended = ~(mask["kernel"].any(axis=0) | mask["bias"]).all()
+        return Reconstruction.single(works.finish(observation, key).inputs, jnp.zeros(1, jnp.int32), jnp.where(ended, 0.0, 9.0))
+
+    return Attack(lambda key, _: key, lambda _, key, __: key, finish, 1, 1, rung=hidden, objective=lambda *_: jnp.ones(()))
+
+
 @pytest.fixture
 def closed_form(monkeypatch):
     """A suite of the one attack that takes no time."""
@@ -184,6 +196,22 @@ def test_the_answer_of_a_small_budget_is_tried_by_the_attacks_of_a_larger_one(mo
     assert more.chosen == same.chosen and more.num_cells == same.num_cells, "the search is that of the small budget"
     assert more.checked is not None and more.checked.verdict == "did not hold" and more.checked.read > 0
     assert more.checked.suite.startswith("images-v1-standard") and len(list((tmp_path / "check").iterdir())) == 2
+    assert more.checked.arm == more.chosen == "magnitude"
+
+
+def test_what_a_small_budget_leaves_open_is_tried_by_a_larger_one(monkeypatch, tmp_path):
+    """An attack that never ends its search above its reach leaves every answer unresolved; the larger budget's ends, and reads as little."""
+    monkeypatch.setitem(ATTACKS, "thorough", thorough)
+    monkeypatch.setitem(ATTACKS, "early", early)
+    small = Member("early", {"quick": ({},)}, lambda _: "", "")
+    large = Member("thorough", {"standard": ({},), "full": ({},)}, lambda _: "", "")
+    monkeypatch.setitem(members.SUITES, "images", Suite("images", 1, (small, large)))
+    given = {**GIVEN, "metric": "magnitude", "encryption": "none"}
+    alone = recommend(given, tmp_path, question=QUESTION, budget="quick", check=True)
+    assert alone.chosen is None and alone.checked is None and alone.table["verdict"].tolist() == ["unresolved"]
+    found = recommend(given, tmp_path, question=QUESTION, budget="quick", check="standard")
+    assert found.chosen is None and found.checked is not None and found.checked.arm == "magnitude"
+    assert found.checked.ratio == found.table["ratio"].iloc[0] < 1 and found.checked.verdict in ("held", "undecided") and found.checked.unresolved == 0
 
 
 @pytest.mark.skipif(unavailable() is not None, reason=f"OpenFHE does not load: {unavailable()}")
