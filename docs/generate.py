@@ -389,7 +389,12 @@ PICTURE = """
 Each line runs from the largest share that was shown not to protect to the smallest at which the search ended; a filled marker means that this share was shown
 to protect. An arrow means that no share that was tried was shown to protect.
 """
-_MODELS = {"bert": "BERT, 2 layers", "gpt2": "GPT-2, 2 layers", "lenet-10": "LeNet, 10 classes", "mlp": "MLP, sigmoid"}
+_MODELS = {
+    "bert": "BERT, 2 layers", "bert-lora": "BERT, LoRA of rank 32", "bert-fedavg": "BERT, 5 local steps", "gpt2": "GPT-2, 2 layers",
+    "lenet-10": "LeNet, 10 classes", "lenet-10-trained": "LeNet, trained", "lenet-100": "LeNet, 100 classes", "mlp": "MLP, sigmoid",
+    "mlp-fedavg": "MLP, sigmoid, 5 local steps", "mlp-trained": "MLP, sigmoid, trained", "mlp-relu-batch-8": "MLP, relu, batches of 8",
+    "cnn": "CNN", "resnet20-trained": "ResNet-20, trained", "vit": "ViT",
+}  # fmt: skip
 _DATA = {"cola": "CoLA", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 
 
