@@ -1,6 +1,7 @@
 """What selgrad makes of its own files when a bit of them is another, or their end is missing.
 
-Command: uv run --extra federation python benchmarks/damage.py [--count 1000]   (half an hour on 2 cores)
+Command: uv run --extra federation python benchmarks/damage.py [--count 1000] [--more]   (half an hour on 2 cores, and two hours for the federated run;
+  every 50 damages are kept, and --more goes on after them)
 Setting: the folders of a sweep over images and one over text with everything that a sweep writes, of a federated run with its participants' enrolments and what they
   have answered, of `train`, of `train-lm`, and the keys of the encryption. Each time one file of a kind is damaged (a bit at a random place, or a cut at one), and the
   folder is used as its owner would: the same sweep again and its report, the same run again, the weights read, the participant asked again. Then what comes out is
@@ -173,8 +174,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1000, help="damages of a folder, shared by its kinds of files")
     parser.add_argument("--folders", nargs="+", choices=FOLDERS, default=list(FOLDERS))
+    parser.add_argument("--more", action="store_true", help="go on after the damages that damage.json counts, up to COUNT")
     arguments = parser.parse_args()
-    file, draw = Path(__file__).parent / "results" / "damage.json", random.Random(0)
+    file = Path(__file__).parent / "results" / "damage.json"
     kept = json.loads(file.read_text())["rows"] if file.exists() else []
     for name in arguments.folders:
         folder = FOLDERS[name]
@@ -189,7 +191,11 @@ def main() -> None:
             for path in found:
                 kinds[kind_of(path)].append(path)
             counts: dict = {kind: collections.Counter() for kind in kinds}
-            for number in range(arguments.count):
+            done = next((row for row in kept if row["folder"] == name), None) if arguments.more else None
+            for kind, count in (done["kinds"] if done else {}).items():
+                counts.setdefault(kind, collections.Counter()).update(count)
+            for number in range(done["damages"] if done else 0, arguments.count):
+                draw = random.Random(f"{name} {number}")
                 kind = list(kinds)[number % len(kinds)]
                 path = draw.choice(kinds[kind])
                 shutil.rmtree(root)
@@ -200,14 +206,13 @@ def main() -> None:
                 counts[kind][what] += 1
                 if what in ("wrong and silent", "traceback"):
                     print(name, path, how, what, said[:300], flush=True)
-                if number % 100 == 99:
-                    print(name, number + 1, dict(sum(counts.values(), collections.Counter())), flush=True)
-        row = {"folder": name, "damages": arguments.count, "kinds": {kind: dict(count) for kind, count in counts.items()}}
-        row |= {"all": dict(sum(counts.values(), collections.Counter()))}
-        print(row["folder"], row["all"], flush=True)
-        kept = [old for old in kept if old["folder"] != name] + [row]
-        result = {"hardware": {"device": jax.local_devices()[0].device_kind, "cores": os.cpu_count()}, "rows": kept}
-        file.write_text(json.dumps(result, indent=1) + "\n")
+                if number % 50 == 49 or number + 1 == arguments.count:
+                    row = {"folder": name, "damages": number + 1, "kinds": {kind: dict(count) for kind, count in counts.items()}}
+                    row |= {"all": dict(sum(counts.values(), collections.Counter()))}
+                    print(name, number + 1, row["all"], flush=True)
+                    kept = [old for old in kept if old["folder"] != name] + [row]
+                    result = {"hardware": {"device": jax.local_devices()[0].device_kind, "cores": os.cpu_count()}, "rows": kept}
+                    file.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
