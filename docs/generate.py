@@ -315,7 +315,8 @@ searches used the budget `quick`: fewer steps than `standard`, and neither LAMP 
 the suite is named. The label of a suite names the version that was run.
 
 *Only zeros are visible*: every entry that is not 0 is encrypted, so that what protects is that nothing is left to see. Much of an update can be 0, such as
-rows of positions and words that do not occur: longer sentences or denser inputs have more entries that are not, and then the same share leaves some visible.
+rows of positions and words that do not occur, or one factor of every fresh adapter: longer sentences, denser inputs or adapters that have been trained have
+more entries that are not, and then the same share leaves some visible.
 """
 RULES = """
 ## How to use this
@@ -390,7 +391,7 @@ Each line runs from the largest share that was shown not to protect to the small
 to protect. An arrow means that no share that was tried was shown to protect.
 """
 _MODELS = {
-    "bert": "BERT, 2 layers", "bert-lora": "BERT, LoRA of rank 32", "bert-fedavg": "BERT, 5 local steps", "gpt2": "GPT-2, 2 layers",
+    "bert": "BERT, 2 layers", "bert-lora": "BERT, fresh LoRA of rank 32", "bert-fedavg": "BERT, 5 local steps", "gpt2": "GPT-2, 2 layers",
     "lenet-10": "LeNet, 10 classes", "lenet-10-trained": "LeNet, trained", "lenet-100": "LeNet, 100 classes", "mlp": "MLP, sigmoid",
     "mlp-fedavg": "MLP, sigmoid, 5 local steps", "mlp-trained": "MLP, sigmoid, trained", "mlp-relu-batch-8": "MLP, relu, batches of 8",
     "cnn": "CNN", "resnet20-trained": "ResNet-20, trained", "vit": "ViT",
@@ -517,7 +518,7 @@ UNTESTED = """
 Answered by the searches of [../guidelines.md](../guidelines.md), level recognisable (gu2025selective):
 
 - "Magnitude is generally effective against attacks that optimise": **partly**. Under magnitude, significantly fewer inputs are read than under random
-  selection on both transformers, and than under every other metric on the sigmoid MLP. On LeNet no metric was shown to protect.
+  selection on each of the transformers, and than under every other metric on the sigmoid MLP. On LeNet no metric was shown to protect.
 - "No single strategy is best everywhere": **holds**. Sensitivity to inputs does as well as magnitude on text and far worse on the MLP; where everything has
   to be encrypted, the choice makes no difference.
 
