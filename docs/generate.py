@@ -478,7 +478,7 @@ def guidelines() -> str:
         records = pd.read_parquet(_records(row), columns=["metric_label", "ratio", "visible_per_unknown"])
         cells = [[f"`{metric}`", *(_protecting(table[metric], records) if metric in table else "" for table in tables.values())] for metric in metrics]
         known = " The attacker knows the labels." if _knows_labels(row) else ""
-        parts.append(f"\n## {row['setting']}: {row['title']}\n\nSuite `{row['suite']}`.{known}\n")
+        parts.append(f"\n## {row['setting']}: {row['title']}\n\nSuite `{row['suite']}`, {row['attack_hours']:.1f} hours of attacks on 2 cores.{known}\n")
         parts.append(_rows(["metric", *tables], cells))
         for level, answer in answers.items():
             listed = "\n".join(_differences(answer)) or "- No two metrics differ significantly on these inputs."
