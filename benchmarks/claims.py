@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import platform
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,7 +146,6 @@ def measured(claim: Claim, out: Path, budget: Any) -> list[dict[str, Any]]:
         with search.lock():
             executor.plan(search, print)
             for choice in claim.choices:
-                started = time.perf_counter()
                 arm = Arm(Spec.of("metric", choice.metric), Spec.of("selector", choice.selector))
                 runner = Runner(search, executor, claim.level, on_event=print)
                 for first, last in ((0, FIRST), (FIRST, MOST)):
@@ -164,7 +162,8 @@ def measured(claim: Claim, out: Path, budget: Any) -> list[dict[str, Any]]:
                     {
                         "metric": arm.label, "ratio": choice.ratio, "says": choice.says, "read": read, "n": told,
                         "unresolved": int(counts.get("unresolved", 0)), "failed": int(counts.get("attack failed", 0)), "low": low, "high": high, "quality": quality(of_arm(records, arm, choice.ratio)),
-                        "title": search.settings[0].title, "suite": suite.label(budget), "left_out": left, "hours": (time.perf_counter() - started) / 3600,
+                        "title": search.settings[0].title, "suite": suite.label(budget), "left_out": left,
+                        "attack_hours": float(of_arm(records, arm, choice.ratio)["attack_seconds"].sum()) / 3600,
                     }
                 )  # fmt: skip
                 print(rows[-1], flush=True)
