@@ -293,7 +293,10 @@ def protecting(table: pd.DataFrame, folder: Path, stem: str = "protecting_ratios
     digest = _digest(table)
     if _is_drawn(folder, stem, digest):
         return stem
-    panels, levels = list(table.groupby("setting", sort=False)), list(dict.fromkeys(table["level"]))
+    # Each level keeps its place and its mark, whichever of them a setting was asked for first.
+    present = set(table["level"])
+    panels, levels = list(table.groupby("setting", sort=False)), [level for level in _LEVEL_COLOURS if level in present]
+    levels += sorted(present - set(levels))
     metrics = list(dict.fromkeys(table["metric"]))
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
