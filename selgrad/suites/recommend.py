@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
@@ -164,7 +164,8 @@ def recommend(
       UsageError: for an unknown name or key, more than one setting, or a folder that holds something else.
       SelgradError: if an attack, a file or the disk fails.
     """
-    config, which, left = configured({"gallery": 0, "name": "recommend", **given}, suite, budget, (question or Question()).ratios)
+    keys = {"gallery": 0, "name": "recommend", **given}
+    config, which, left = configured(keys, suite, budget, (question or Question()).ratios)
     root = Path(out)
     executor: Executor = Spec.of("engine", "local").build()
     with contextlib.closing(executor):
@@ -175,12 +176,12 @@ def recommend(
         table, instead, note = costs_of(search, by_arm, config.encryption, on_event)
         table = table.assign(visible_per_unknown=[_visible(records, search, row) for row in table.itertuples()])
         chosen = str(table["metric"].iloc[0]) if len(table) and table["protects"].iloc[0] else None
-        checked, candidate = None, chosen
-        if chosen is None and check not in (False, True, budget):
+        checked, candidate, elsewhere = None, chosen, check not in (False, True, budget)
+        if chosen is None and elsewhere:
             candidate = next(iter(table.loc[table["verdict"] == "unresolved", "metric"]), None)
         if check and candidate is not None:
             arm = next(arm for arm in search.arms if arm.label == candidate)
-            again = config if check is True else configured({"gallery": 0, "name": "recommend", **given}, suite, check, asked.ratios)[0]
+            again = configured(keys, suite, cast(Budget, check), asked.ratios)[0] if elsewhere else config
             checked = tried(again, search, arm, by_arm[candidate], asked, root / "check", executor, on_event)
     judged = reached(records, asked.level)
     # Cells that one attack has read are not tried by the next, so attacks are compared where all of them are run.
